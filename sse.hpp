@@ -1,0 +1,3119 @@
+// sse.hpp - Server-Sent Events for C++20 coroutines on standalone Asio. Version 0.1.0
+//
+// SPDX-License-Identifier: MIT
+//
+// Copy this file beside your program and compile with: g++ -std=c++20 app.cpp -pthread
+//
+//     #include "sse.hpp"
+//
+//     int main() {
+//         sse::server server;
+//         server.start("127.0.0.1:8080");
+//         for (int n = 0;; ++n) {
+//             server.broadcast({.event = "tick", .data = std::to_string(n)});
+//             std::this_thread::sleep_for(std::chrono::seconds(1));
+//         }
+//     }
+//
+// Contents, low to high; a section uses only what stands above it. Search for the marker.
+//
+//     >>config   compiler and Asio checks; the only place with macros
+//     >>error    errc: every failure by name, with its cause and remedy
+//     >>message  what a program publishes, and its wire format (WHATWG HTML 9.2)
+//     >>ring     lock-free broadcast ring: the one place where threads meet
+//     >>frame    a message as immutable bytes, shared by all clients
+//     >>head     HTTP/1.1 request head (RFC 9112), no I/O
+//     >>origin   origin matcher and the CORS decision (Fetch standard), no I/O
+//     >>topic    topic paths and the tree of subscribers, no I/O
+//     >>log      a worker's bounded history of frames, no I/O
+//     >>options  every setting with its default
+//     >>hub      what the threads share: options, routes, ring, counters, those who wait for room
+//     >>stream   one client
+//     >>worker   one thread: drains the ring, feeds its streams, keeps the deadlines
+//     >>server   accept, spread over the workers, publish, stop
+//
+// How a message travels:
+//
+//     any thread                        worker thread (one io_context each, no locks)
+//     publish(topic, message)           drain: ring -> log, a bounded history
+//       encode once -> frame            plan:  topic tree -> who is concerned
+//       claim a place in the ring  ==>  fan out: all that a stream has not had yet, in one write
+//       wake sleeping workers           would block? wait until writable; nothing is queued for it
+//
+// A subscription is a position in the log, not a queue: a slow client holds a number, not copies.
+
+#ifndef SSE_HPP
+#define SSE_HPP
+
+// >>config ////////////////////////////////////////////////////////////////////////////////////////
+// Compiler and Asio checks. Knows nothing of the rest. The only place with macros.
+
+#define SSE_VERSION_MAJOR 0
+#define SSE_VERSION_MINOR 1
+#define SSE_VERSION_PATCH 0
+
+#if (defined(_MSVC_LANG) ? _MSVC_LANG : __cplusplus) < 202002L
+#error "sse.hpp needs C++20: compile with -std=c++20 or later"
+#endif
+
+#if !__has_include(<asio/version.hpp>)
+#error "sse.hpp needs standalone Asio 1.22.1 or newer: install libasio-dev, or add its include path"
+#endif
+
+#include <asio/version.hpp>
+
+#if ASIO_VERSION < 102201
+#error "sse.hpp needs Asio 1.22.1 or newer"
+#endif
+
+// Asio before 1.26 does not see that clang with libstdc++ has coroutines.
+#if defined(__clang__) && ASIO_VERSION < 102600
+#if !defined(ASIO_HAS_CO_AWAIT)
+#define ASIO_HAS_CO_AWAIT 1
+#endif
+#if !defined(ASIO_HAS_STD_COROUTINE)
+#define ASIO_HAS_STD_COROUTINE 1
+#endif
+#endif
+
+#include <asio/awaitable.hpp>
+
+#if !defined(ASIO_HAS_CO_AWAIT) || (!defined(ASIO_HAS_STD_COROUTINE) && ASIO_VERSION < 102600)
+#error "Asio found no coroutines: include sse.hpp before Asio, or compile with -fcoroutines"
+#endif
+
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/buffer.hpp>
+#include <asio/cancellation_signal.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/dispatch.hpp>
+#include <asio/error.hpp>
+#include <asio/executor_work_guard.hpp>
+#include <asio/io_context.hpp>
+#include <asio/ip/tcp.hpp>
+#include <asio/ip/v6_only.hpp>
+#include <asio/post.hpp>
+#include <asio/prefer.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/signal_set.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <charconv>
+#include <chrono>
+#include <condition_variable>
+#include <csignal>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <ctime>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+// >>error /////////////////////////////////////////////////////////////////////////////////////////
+// Every failure by name. Needs nothing. Tests: tests/message.cpp, tests/server.cpp
+namespace sse {
+
+enum class errc {
+    closed = 1,      ///< The client is gone, or its stream was ended.
+    stopped,         ///< The server was stopped: the message was not published.
+    no_room,         ///< The ring is full, a worker's thread is held up: nothing was published.
+    bad_event,       ///< The event name contains CR, LF or NUL.
+    bad_id,          ///< The id contains CR, LF or NUL.
+    bad_retry,       ///< The retry time is negative.
+    empty_message,   ///< The message has no field at all.
+    bad_topic,       ///< The topic has an empty segment, a dot segment or a control character.
+    body_too_large,  ///< The request body is over options::max_body_bytes; the client gets 413.
+    length_required, ///< The request body has no Content-Length; the client gets 411.
+    body_timeout,    ///< The request body did not arrive in time; the client gets 408.
+    not_acceptable   ///< The client takes no event streams by its Accept header; it gets 406.
+};
+
+} // namespace sse
+
+template <>
+struct std::is_error_code_enum<sse::errc> : std::true_type {};
+
+namespace sse {
+
+inline const std::error_category& error_category() noexcept {
+    class category final : public std::error_category {
+        const char* name() const noexcept override { return "sse"; }
+        std::string message(int code) const override {
+            switch (static_cast<errc>(code)) {
+            case errc::closed: return "the client is gone or its stream was ended";
+            case errc::stopped: return "the server was stopped, nothing was published";
+            case errc::no_room:
+                return "no room in the ring, nothing was published: a worker's thread is held up; "
+                       "await room with async_publish, or do not block inside handlers";
+            case errc::bad_event:
+                return "the event name contains CR, LF or NUL, which would forge further fields; "
+                       "remove them or put the text into data";
+            case errc::bad_id:
+                return "the id contains CR, LF or NUL, which would forge further fields or make "
+                       "clients ignore it; encode it without them";
+            case errc::bad_retry: return "the retry time is negative; give 0 ms or more";
+            case errc::empty_message: return "the message has no field; set at least data";
+            case errc::bad_topic:
+                return "the topic has an empty segment, a segment '.' or '..' or a control "
+                       "character; write it like /prices/gold";
+            case errc::body_too_large: return "the request body is larger than max_body_bytes";
+            case errc::length_required: return "the request body needs a Content-Length";
+            case errc::body_timeout: return "the request body did not arrive in time";
+            case errc::not_acceptable: return "the client's Accept header excludes event streams";
+            }
+            return "unknown error " + std::to_string(code);
+        }
+    };
+    static const category instance;
+    return instance;
+}
+
+inline std::error_code make_error_code(errc code) noexcept {
+    return {static_cast<int>(code), error_category()};
+}
+
+// >>message ///////////////////////////////////////////////////////////////////////////////////////
+// What a program publishes, and its bytes in an event stream (WHATWG HTML 9.2.5 and 9.2.6).
+// Needs >>error. Knows nothing of rings, HTTP or Asio. Tests: tests/message.cpp
+
+/// One event, or one comment. A trivially destructible aggregate of views: it is encoded before the
+/// call that takes it returns or suspends, so temporaries may stand in it, also in `co_await`
+/// expressions, where g++ 11 and 12 destroy aggregates that own memory twice.
+///
+///     server.publish("/prices", {.event = "gold", .data = json});
+///     co_await client.send({.event = "line", .data = make_text()});
+struct message {
+    std::string_view event = {};               ///< Event type; empty: browsers see "message".
+    std::optional<std::string_view> data = {}; ///< Any text; its CR, LF and CRLF arrive as LF.
+    std::optional<std::string_view> id = {}; ///< Becomes the client's Last-Event-ID; "" resets it.
+    std::optional<std::chrono::milliseconds> retry = {}; ///< The client's new reconnection time.
+    std::string_view comment = {};                       ///< Ignored by clients.
+};
+static_assert(std::is_trivially_destructible_v<message> && std::is_aggregate_v<message>);
+
+/// What is wrong with the message, or a code that is false.
+inline std::error_code check(const message& m) noexcept {
+    constexpr std::string_view breakers("\r\n\0", 3);
+    if (m.event.find_first_of(breakers) != m.event.npos) return errc::bad_event;
+    if (m.id && m.id->find_first_of(breakers) != m.id->npos) return errc::bad_id;
+    if (m.retry && m.retry->count() < 0) return errc::bad_retry;
+    if (m.event.empty() && !m.data && !m.id && !m.retry && m.comment.empty()) {
+        return errc::empty_message;
+    }
+    return {};
+}
+
+namespace detail {
+
+/// Cuts a text at LF, CR and CRLF. A bare CR ends a line too (9.2.6): unsplit, data could forge a
+/// field. Each kind of break is searched for once, so a long line costs two passes of memchr.
+class line_splitter {
+public:
+    explicit line_splitter(std::string_view text) noexcept
+        : rest_(text), cr_(text.find('\r')), lf_(text.find('\n')) {}
+
+    /// The next line, or nothing after the last one. An empty text is one empty line.
+    std::optional<std::string_view> next() noexcept {
+        if (done_) return std::nullopt;
+        const std::size_t end = std::min(cr_, lf_);
+        if (end == rest_.npos) {
+            done_ = true;
+            return rest_.substr(at_);
+        }
+        const std::string_view line = rest_.substr(at_, end - at_);
+        at_ = end + (lf_ == end + 1 && cr_ == end ? 2 : 1);
+        if (cr_ < at_) cr_ = rest_.find('\r', at_);
+        if (lf_ < at_) lf_ = rest_.find('\n', at_);
+        return line;
+    }
+
+private:
+    std::string_view rest_;
+    std::size_t cr_;
+    std::size_t lf_;
+    std::size_t at_ = 0;
+    bool done_ = false;
+};
+
+struct size_sink {
+    std::size_t size = 0;
+    void operator()(std::string_view text) noexcept { size += text.size(); }
+};
+
+struct copy_sink {
+    char* at;
+    void operator()(std::string_view text) noexcept {
+        at = std::copy(text.begin(), text.end(), at);
+    }
+};
+
+template <class Sink>
+void write_lines(std::string_view field, std::string_view text, Sink& out) {
+    line_splitter lines(text);
+    while (const auto line = lines.next()) {
+        out(field);
+        out(*line);
+        out("\n");
+    }
+}
+
+/// The only description of the wire format; run once to measure and once to copy.
+template <class Sink>
+void write_message(const message& m, Sink& out) {
+    if (!m.comment.empty()) write_lines(": ", m.comment, out);
+    if (!m.event.empty()) write_lines("event: ", m.event, out);
+    if (m.id) write_lines("id: ", *m.id, out);
+    if (m.retry) {
+        char digits[24];
+        const auto end = std::to_chars(digits, digits + sizeof digits, m.retry->count()).ptr;
+        write_lines("retry: ", {digits, static_cast<std::size_t>(end - digits)}, out);
+    }
+    // Without a data line clients drop the whole event, so a named event always has one. The space
+    // is needed: clients eat one, which would otherwise be the first of the data's own.
+    if (m.data || !m.event.empty()) write_lines("data: ", m.data.value_or(""), out);
+    out("\n");
+}
+
+} // namespace detail
+
+/// The message as it stands in an event stream. Throws std::system_error with the code of `check`.
+inline std::string encode(const message& m) {
+    if (const auto wrong = check(m)) throw std::system_error(wrong, "sse::encode");
+    detail::size_sink measure;
+    detail::write_message(m, measure);
+    std::string bytes(measure.size, '\0');
+    detail::copy_sink copy{bytes.data()};
+    detail::write_message(m, copy);
+    return bytes;
+}
+
+// >>ring //////////////////////////////////////////////////////////////////////////////////////////
+// Broadcast ring: many publishers, every reader reads every value in one order, nothing is
+// overwritten unread. Needs nothing, knows nothing of frames, HTTP or Asio.
+// Tests: tests/ring.cpp, tests/ring_model.cpp (every interleaving). Bench: bench/ring.cpp
+//
+//     slot       0        1        2        3       capacity 4
+//     sequence   5        6        3        4       tail_ = 6: the next place to claim
+//     value    no. 4    no. 5    no. 2    no. 3     slowest reader at 2: no room until it moves on
+//
+// A publisher claims a place by moving tail_, stores the value, then the place's sequence, which
+// hands it to the readers. Readers take places in order and stop at the first that is not handed
+// over. Publishers may not pass the slowest reader by more than the capacity; gate_ remembers where
+// that reader was last seen, so that the readers' cursors are looked at once in a round, not each
+// time.
+//
+// Progress: no operation waits. A publisher that is stopped between claim and hand-over (two stores
+// apart, no user code) holds back the readers at its place, and nothing else, as in the Disruptor.
+//
+// The store and the load of a place's sequence are sequentially consistent, so that "publish, then
+// look who sleeps" and "announce sleep, then look once more" cannot miss each other. No fences:
+// ThreadSanitizer does not see them.
+
+inline constexpr std::size_t cache_line = 128; // two lines: adjacent lines are fetched in pairs
+
+/// `T` is trivially copyable. `Atomic` lets a test put an interleaving explorer underneath.
+template <class T, template <class> class Atomic = std::atomic>
+class broadcast_ring {
+    static_assert(std::is_trivially_copyable_v<T>);
+
+public:
+    /// Throws std::invalid_argument unless capacity is a power of two and there is a reader.
+    broadcast_ring(std::size_t capacity, std::size_t readers);
+    broadcast_ring(const broadcast_ring&) = delete;
+    broadcast_ring& operator=(const broadcast_ring&) = delete;
+
+    /// Publishes to all readers: the value's sequence, from 0, or nothing when there is no room.
+    /// Thread safety: any number of threads at once.
+    std::optional<std::uint64_t> try_publish(T value) noexcept;
+
+    /// The next value for this reader, or nothing yet. Thread safety: one thread for each reader.
+    std::optional<T> try_read(std::size_t reader) noexcept;
+
+    /// Whether a publisher would find no room now. Thread safety: any thread.
+    bool full() const noexcept { return published() - slowest() >= slots_.size(); }
+
+    /// How many places were claimed since the start. Thread safety: any thread.
+    std::uint64_t published() const noexcept { return tail_.load(std::memory_order_acquire); }
+
+    std::size_t capacity() const noexcept { return slots_.size(); }
+
+private:
+    struct slot {
+        Atomic<std::uint64_t> sequence{0}; ///< n + 1 when the value is the one of sequence n.
+        T value{};
+    };
+    struct alignas(cache_line) cursor {
+        Atomic<std::uint64_t> next{0};
+    };
+
+    static std::size_t checked(std::size_t capacity, std::size_t readers);
+    slot& at(std::uint64_t sequence) noexcept { return slots_[sequence & mask_]; }
+    std::uint64_t slowest() const noexcept;
+    void raise_gate(std::uint64_t to) noexcept;
+
+    std::vector<slot> slots_;
+    std::vector<cursor> cursors_;
+    std::uint64_t mask_;
+    alignas(cache_line) Atomic<std::uint64_t> tail_{0};
+    alignas(cache_line) Atomic<std::uint64_t> gate_{0};
+};
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free);
+
+template <class T, template <class> class Atomic>
+broadcast_ring<T, Atomic>::broadcast_ring(std::size_t capacity, std::size_t readers)
+    : slots_(checked(capacity, readers)), cursors_(readers), mask_(capacity - 1) {}
+
+template <class T, template <class> class Atomic>
+std::size_t broadcast_ring<T, Atomic>::checked(std::size_t capacity, std::size_t readers) {
+    if (capacity == 0 || (capacity & (capacity - 1)) != 0) {
+        throw std::invalid_argument("sse::broadcast_ring: capacity must be a power of two, not " +
+                                    std::to_string(capacity));
+    }
+    if (readers == 0) throw std::invalid_argument("sse::broadcast_ring: needs at least one reader");
+    return capacity;
+}
+
+template <class T, template <class> class Atomic>
+std::optional<std::uint64_t> broadcast_ring<T, Atomic>::try_publish(T value) noexcept {
+    std::uint64_t claimed = tail_.load(std::memory_order_relaxed);
+    for (;;) {
+        if (claimed - gate_.load(std::memory_order_acquire) >= capacity()) {
+            const std::uint64_t reached = slowest();
+            if (claimed - reached >= capacity()) {
+                // Full, unless `claimed` is an old view of the tail: then look again.
+                const std::uint64_t seen =
+                    std::exchange(claimed, tail_.load(std::memory_order_relaxed));
+                if (claimed == seen) return std::nullopt;
+                continue;
+            }
+            raise_gate(reached);
+        }
+        if (tail_.compare_exchange_weak(claimed, claimed + 1, std::memory_order_relaxed)) break;
+    }
+    slot& place = at(claimed);
+    place.value = value; // the acquire of the gate ordered this after the last read of the slot
+    place.sequence.store(claimed + 1, std::memory_order_seq_cst); // pairs with the load in try_read
+    return claimed;
+}
+
+template <class T, template <class> class Atomic>
+std::optional<T> broadcast_ring<T, Atomic>::try_read(std::size_t reader) noexcept {
+    auto& mine = cursors_[reader].next;
+    const std::uint64_t next = mine.load(std::memory_order_relaxed); // only this thread stores it
+    slot& place = at(next);
+    if (place.sequence.load(std::memory_order_seq_cst) != next + 1) return std::nullopt;
+    const T value = place.value;
+    mine.store(next + 1, std::memory_order_release); // pairs with the acquire in slowest()
+    return value;
+}
+
+template <class T, template <class> class Atomic>
+std::uint64_t broadcast_ring<T, Atomic>::slowest() const noexcept {
+    std::uint64_t least = cursors_.front().next.load(std::memory_order_acquire);
+    for (std::size_t i = 1; i < cursors_.size(); ++i) {
+        least = std::min(least, cursors_[i].next.load(std::memory_order_acquire));
+    }
+    return least;
+}
+
+template <class T, template <class> class Atomic>
+void broadcast_ring<T, Atomic>::raise_gate(std::uint64_t to) noexcept {
+    // acq_rel: publishers that see this gate have also seen the readers leave the slots below it,
+    // whichever publisher looked at the cursors.
+    std::uint64_t gate = gate_.load(std::memory_order_relaxed);
+    while (gate < to && !gate_.compare_exchange_weak(gate, to, std::memory_order_acq_rel)) {}
+}
+
+// >>frame /////////////////////////////////////////////////////////////////////////////////////////
+// A message as immutable bytes, encoded once, shared by all clients of all workers.
+// Needs >>message. Knows nothing of HTTP or Asio. Tests: tests/log.cpp
+namespace detail {
+
+/// Topic and bytes lie behind the object in the same allocation. The count of references is atomic
+/// because each worker drops its own; a delivery does not touch it.
+class frame {
+public:
+    enum class kind : std::uint8_t {
+        raw,      ///< Bytes of our own: a response head, a heartbeat.
+        topic,    ///< A message for the subscribers of a topic and of its parents.
+        everyone, ///< A message for all streams.
+    };
+
+    static frame* make(kind what, std::string_view topic, std::size_t size) {
+        void* memory = ::operator new(sizeof(frame) + topic.size() + size);
+        auto* made = new (memory) frame(what, topic.size(), size);
+        std::copy(topic.begin(), topic.end(), made->storage());
+        return made;
+    }
+    frame(const frame&) = delete;
+    frame& operator=(const frame&) = delete;
+
+    kind what() const noexcept { return kind_; }
+    std::string_view topic() const noexcept { return {storage(), topic_size_}; }
+    std::string_view bytes() const noexcept { return {storage() + topic_size_, size_}; }
+    char* writable() noexcept { return storage() + topic_size_; }
+
+    /// Only before the frame is shared.
+    void set_references(std::uint32_t count) noexcept {
+        references_.store(count, std::memory_order_relaxed);
+    }
+    void add_reference() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
+    void release() noexcept {
+        if (references_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+        this->~frame();
+        ::operator delete(this);
+    }
+
+private:
+    frame(kind what, std::size_t topic_size, std::size_t size) noexcept
+        : kind_(what), topic_size_(topic_size), size_(size) {}
+    ~frame() = default;
+    char* storage() noexcept { return reinterpret_cast<char*>(this + 1); }
+    const char* storage() const noexcept { return reinterpret_cast<const char*>(this + 1); }
+
+    std::atomic<std::uint32_t> references_{1};
+    kind kind_;
+    std::size_t topic_size_;
+    std::size_t size_;
+};
+
+/// Holds one reference.
+class frame_ref {
+public:
+    frame_ref() noexcept = default;
+    explicit frame_ref(frame* adopted) noexcept : frame_(adopted) {}
+    frame_ref(const frame_ref& other) noexcept : frame_(other.frame_) {
+        if (frame_) frame_->add_reference();
+    }
+    frame_ref(frame_ref&& other) noexcept : frame_(std::exchange(other.frame_, nullptr)) {}
+    frame_ref& operator=(frame_ref other) noexcept {
+        std::swap(frame_, other.frame_);
+        return *this;
+    }
+    ~frame_ref() {
+        if (frame_) frame_->release();
+    }
+
+    explicit operator bool() const noexcept { return frame_ != nullptr; }
+    frame* operator->() const noexcept { return frame_; }
+    frame& operator*() const noexcept { return *frame_; }
+    frame* get() const noexcept { return frame_; }
+    frame* release() noexcept { return std::exchange(frame_, nullptr); }
+
+private:
+    frame* frame_ = nullptr;
+};
+
+/// Encodes the message. Throws std::system_error with the code of `check`.
+inline frame_ref make_frame(frame::kind what, std::string_view topic, const message& m) {
+    if (const auto wrong = check(m)) throw std::system_error(wrong, "sse: bad message");
+    size_sink measure;
+    write_message(m, measure);
+    frame_ref made(frame::make(what, topic, measure.size));
+    copy_sink copy{made->writable()};
+    write_message(m, copy);
+    return made;
+}
+
+inline frame_ref make_raw_frame(std::string_view bytes) {
+    frame_ref made(frame::make(frame::kind::raw, {}, bytes.size()));
+    std::copy(bytes.begin(), bytes.end(), made->writable());
+    return made;
+}
+
+} // namespace detail
+
+// >>head //////////////////////////////////////////////////////////////////////////////////////////
+// HTTP/1.1 request head: bytes in, values out (RFC 9112, RFC 9110). Strict: what a proxy in front
+// could read in another way is refused. Needs nothing, does no I/O. Tests: tests/head.cpp
+} // namespace sse
+
+namespace sse {
+namespace detail {
+
+inline bool is_token_char(char c) noexcept { // RFC 9110 5.6.2
+    constexpr std::string_view others = "!#$%&'*+-.^_`|~";
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           others.find(c) != others.npos;
+}
+
+inline bool is_token(std::string_view text) noexcept {
+    return !text.empty() && std::all_of(text.begin(), text.end(), is_token_char);
+}
+
+inline bool is_digits(std::string_view text) noexcept {
+    return !text.empty() &&
+           std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+inline char lower(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; }
+
+inline bool equal_ignoring_case(std::string_view a, std::string_view b) noexcept {
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](char x, char y) { return lower(x) == lower(y); });
+}
+
+inline std::string_view trim(std::string_view text) noexcept { // optional whitespace, 9110 5.6.3
+    const std::size_t first = text.find_first_not_of(" \t");
+    if (first == text.npos) return {};
+    return text.substr(first, text.find_last_not_of(" \t") - first + 1);
+}
+
+/// Calls f with each element of a comma-separated list, trimmed, empty ones left out.
+template <class F>
+void for_each_element(std::string_view list, F&& f) {
+    while (!list.empty()) {
+        const std::size_t comma = list.find(',');
+        if (const auto element = trim(list.substr(0, comma)); !element.empty()) f(element);
+        list = comma == list.npos ? std::string_view{} : list.substr(comma + 1);
+    }
+}
+
+inline int hex_digit(char c) noexcept {
+    if (c >= '0' && c <= '9') return c - '0';
+    const char l = lower(c);
+    return l >= 'a' && l <= 'f' ? l - 'a' + 10 : -1;
+}
+
+/// Percent-decodes once, strictly: nothing for a broken escape or a decoded NUL.
+inline std::optional<std::string> percent_decode(std::string_view text) {
+    std::string out;
+    out.reserve(text.size());
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        if (text[i] != '%') {
+            out += text[i];
+            continue;
+        }
+        if (i + 2 >= text.size()) return std::nullopt;
+        const int high = hex_digit(text[i + 1]);
+        const int low = hex_digit(text[i + 2]);
+        if (high < 0 || low < 0 || high + low == 0) return std::nullopt;
+        out += static_cast<char>(high * 16 + low);
+        i += 2;
+    }
+    return out;
+}
+
+/// uri-host [":" port] of RFC 3986 by its characters; a name, an IPv4 or a bracketed IPv6 address.
+inline bool is_host(std::string_view text) noexcept {
+    std::size_t end = 0;
+    if (text.starts_with('[')) {
+        end = text.find(']');
+        if (end == text.npos || end < 3) return false;
+        const auto inside = text.substr(1, end - 1);
+        if (inside.find_first_not_of("0123456789abcdefABCDEF:.") != inside.npos) return false;
+        ++end;
+    } else {
+        end = std::min(text.find(':'), text.size());
+        const auto name = text.substr(0, end);
+        const auto allowed = [](char c) { // unreserved, sub-delims and "%" of RFC 3986
+            return (is_token_char(c) && c != '#' && c != '^' && c != '`' && c != '|') ||
+                   std::string_view("(),;=").find(c) != std::string_view::npos;
+        };
+        if (name.empty() || !std::all_of(name.begin(), name.end(), allowed)) return false;
+    }
+    const auto port = text.substr(end);
+    return port.empty() || port == ":" || (port[0] == ':' && is_digits(port.substr(1)));
+}
+
+} // namespace detail
+
+/// What a client asked for. Views are valid as long as the request itself.
+class request {
+public:
+    struct field {
+        std::string_view name;
+        std::string_view value;
+    };
+
+    request() = default;
+    request(const request&) = delete;
+    request& operator=(const request&) = delete;
+
+    std::string_view method;   ///< As sent; methods are case-sensitive (RFC 9110 9.1).
+    std::string_view target;   ///< As sent.
+    std::string_view path;     ///< Percent-decoded once, without the query.
+    std::string_view query;    ///< As sent, without the question mark.
+    std::string_view rest;     ///< What the star of a route's pattern stands for.
+    std::vector<field> fields; ///< Header fields in the order sent.
+    std::uint64_t content_length = 0;
+    bool chunked = false;    ///< Transfer-Encoding: chunked.
+    bool keep_alive = false; ///< The client would send another request after this one.
+    bool is_head() const noexcept { return method == "HEAD"; }
+
+    /// The first field of that name, in any case.
+    std::optional<std::string_view> header(std::string_view name) const noexcept {
+        for (const field& f : fields) {
+            if (detail::equal_ignoring_case(f.name, name)) return f.value;
+        }
+        return std::nullopt;
+    }
+
+    /// What to refuse a request with, and why; status 0 when it is right.
+    struct verdict {
+        int status = 0;
+        std::string_view reason = {};
+    };
+
+    /// Takes a whole head, with its last empty line, as head_parser delimits it.
+    verdict parse(std::string_view head);
+
+private:
+    verdict parse_request_line(std::string_view line);
+    verdict parse_target();
+    verdict parse_field(std::string_view line);
+    verdict check_host() const;
+    verdict check_framing();
+    bool connection_says(std::string_view option) const noexcept;
+
+    std::string text_;
+    std::string path_;
+    int minor_version_ = 1;
+};
+
+inline request::verdict request::parse(std::string_view head) {
+    text_ = head;
+    std::string_view left = text_;
+    bool first = true;
+    for (;;) {
+        const std::size_t end = left.find("\r\n");
+        const auto line = left.substr(0, end);
+        if (end == left.npos || line.empty()) break;
+        left.remove_prefix(end + 2);
+        const verdict v = first ? parse_request_line(line) : parse_field(line);
+        if (v.status != 0) return v;
+        first = false;
+    }
+    if (first) return {400, "the request line is missing"};
+    if (const verdict v = check_host(); v.status != 0) return v;
+    if (const verdict v = check_framing(); v.status != 0) return v;
+    keep_alive = minor_version_ == 0 ? connection_says("keep-alive") && !connection_says("close")
+                                     : !connection_says("close");
+    return {};
+}
+
+inline request::verdict request::parse_request_line(std::string_view line) {
+    const std::size_t a = line.find(' ');
+    const std::size_t b = line.rfind(' ');
+    if (a == line.npos || a == b) return {400, "the request line is not: method target version"};
+    method = line.substr(0, a);
+    target = line.substr(a + 1, b - a - 1);
+    const auto version = line.substr(b + 1);
+    if (!detail::is_token(method)) return {400, "the method is not a token"};
+    const auto visible = [](char c) { return c > ' ' && c < 0x7f; };
+    if (!std::all_of(target.begin(), target.end(), visible)) {
+        return {400, "the target has a character that must be percent-encoded"};
+    }
+    if (version.size() != 8 || !version.starts_with("HTTP/") || version[6] != '.' ||
+        !detail::is_digits(version.substr(5, 1)) || !detail::is_digits(version.substr(7))) {
+        return {400, "the version is not HTTP/1.1"};
+    }
+    if (version[5] != '1') return {505, "only HTTP/1.1 and HTTP/1.0 are spoken here"};
+    minor_version_ = version[7] == '0' ? 0 : 1;
+    return parse_target();
+}
+
+inline request::verdict request::parse_target() {
+    std::string_view origin_form = target;
+    if (target == "*") {
+        if (method != "OPTIONS") return {400, "the target * is for OPTIONS"};
+    } else if (!target.starts_with('/')) { // absolute-form, RFC 9112 3.2.2
+        const std::size_t colon = target.find("://");
+        const auto scheme = target.substr(0, colon);
+        if (colon == target.npos || !(detail::equal_ignoring_case(scheme, "http") ||
+                                      detail::equal_ignoring_case(scheme, "https"))) {
+            return {400, "the target is neither a path nor an http URI"};
+        }
+        const auto after = target.substr(colon + 3);
+        const std::size_t slash = std::min(after.find_first_of("/?"), after.size());
+        if (!detail::is_host(after.substr(0, slash)))
+            return {400, "the target's host is not valid"};
+        origin_form = after.substr(slash);
+    }
+    if (origin_form.find('#') != origin_form.npos) return {400, "the target has a fragment"};
+    const std::size_t question = std::min(origin_form.find('?'), origin_form.size());
+    if (question < origin_form.size()) query = origin_form.substr(question + 1);
+    auto decoded = detail::percent_decode(origin_form.substr(0, question));
+    if (!decoded) return {400, "the path has a broken percent escape"};
+    path_ = decoded->empty() ? "/" : *std::move(decoded);
+    path = path_;
+    return {};
+}
+
+inline request::verdict request::parse_field(std::string_view line) {
+    const std::size_t colon = line.find(':');
+    if (colon == line.npos) return {400, "a header line has no colon"};
+    const field f{line.substr(0, colon), detail::trim(line.substr(colon + 1))};
+    // Also refuses white space before the colon and folded lines (RFC 9112 5.1 and 5.2).
+    if (!detail::is_token(f.name)) return {400, "a header name is not a token"};
+    if (fields.size() == 100) return {431, "more than 100 header lines"};
+    fields.push_back(f);
+    return {};
+}
+
+inline request::verdict request::check_host() const {
+    const auto is_host_field = [](const field& f) {
+        return detail::equal_ignoring_case(f.name, "Host");
+    };
+    const auto count = std::count_if(fields.begin(), fields.end(), is_host_field);
+    if (count > 1) return {400, "more than one Host header"};
+    if (count == 0 && minor_version_ == 1) return {400, "HTTP/1.1 needs a Host header"};
+    if (count == 1) {
+        const auto host = *header("Host");
+        if (!host.empty() && !detail::is_host(host)) return {400, "the Host header is not valid"};
+    }
+    return {};
+}
+
+/// RFC 9112 6: whatever two parties could disagree on where the body ends is refused.
+inline request::verdict request::check_framing() {
+    bool has_length = false;
+    bool has_coding = false;
+    for (const field& f : fields) {
+        if (detail::equal_ignoring_case(f.name, "Content-Length")) {
+            if (!detail::is_digits(f.value) || f.value.size() > 18) {
+                return {400, "Content-Length is not a number"};
+            }
+            std::uint64_t length = 0;
+            std::from_chars(f.value.data(), f.value.data() + f.value.size(), length);
+            if (has_length && length != content_length) return {400, "two Content-Lengths differ"};
+            has_length = true;
+            content_length = length;
+        } else if (detail::equal_ignoring_case(f.name, "Transfer-Encoding")) {
+            if (has_coding) return {400, "more than one Transfer-Encoding"};
+            has_coding = true;
+            if (minor_version_ == 0) return {400, "HTTP/1.0 has no Transfer-Encoding"};
+            if (!detail::equal_ignoring_case(f.value, "chunked")) {
+                return {501, "the only Transfer-Encoding known here is chunked"};
+            }
+            chunked = true;
+        }
+    }
+    if (has_length && has_coding) return {400, "Content-Length and Transfer-Encoding together"};
+    return {};
+}
+
+inline bool request::connection_says(std::string_view option) const noexcept {
+    bool said = false;
+    for (const field& f : fields) {
+        if (!detail::equal_ignoring_case(f.name, "Connection")) continue;
+        detail::for_each_element(f.value, [&](std::string_view element) {
+            said = said || detail::equal_ignoring_case(element, option);
+        });
+    }
+    return said;
+}
+
+/// Finds the end of a request head in bytes that arrive in any pieces. The verdict on the same
+/// bytes is the same however they were cut.
+class head_parser {
+public:
+    enum class progress { need_more, complete, refused };
+
+    explicit head_parser(std::size_t max_bytes) noexcept : max_bytes_(max_bytes) {}
+
+    /// Takes all bytes received since the start of this request; looks only at the new ones.
+    progress feed(std::string_view received) noexcept;
+
+    std::string_view head(std::string_view received) const noexcept {
+        return received.substr(start_, at_ - start_);
+    }
+    std::size_t size() const noexcept { return at_; }
+    request::verdict why_refused() const noexcept { return refusal_; }
+
+private:
+    progress refuse(int status, std::string_view reason) noexcept {
+        refusal_ = {status, reason};
+        return progress::refused;
+    }
+
+    std::size_t max_bytes_;
+    std::size_t at_ = 0;    // the first byte not looked at
+    std::size_t start_ = 0; // of the request line
+    std::size_t line_start_ = 0;
+    bool in_request_line_ = true;
+    request::verdict refusal_{};
+};
+
+inline head_parser::progress head_parser::feed(std::string_view received) noexcept {
+    if (refusal_.status != 0) return progress::refused;
+    for (; at_ < received.size(); ++at_) {
+        if (at_ >= max_bytes_) {
+            return in_request_line_ ? refuse(414, "the request line is too long")
+                                    : refuse(431, "the request head is too large");
+        }
+        const char c = received[at_];
+        const bool after_cr = at_ > line_start_ && received[at_ - 1] == '\r';
+        if (after_cr != (c == '\n')) {
+            return refuse(400, "a line does not end in CR LF"); // RFC 9112 2.2: no bare CR or LF
+        }
+        if (c != '\n') {
+            const bool control = (c >= 0 && c < ' ' && c != '\t' && c != '\r') || c == 0x7f;
+            if (control) return refuse(400, "the head contains a control character");
+            continue;
+        }
+        const bool empty = at_ - line_start_ == 1;
+        line_start_ = at_ + 1;
+        if (!empty) {
+            in_request_line_ = false;
+        } else if (in_request_line_) {
+            start_ = line_start_; // empty lines before a request are skipped (RFC 9112 2.2)
+        } else {
+            ++at_;
+            return progress::complete;
+        }
+    }
+    return progress::need_more;
+}
+
+// >>origin ////////////////////////////////////////////////////////////////////////////////////////
+// Who may read the streams from another origin (Fetch standard 3.2). No I/O. Needs >>head.
+// Tests: tests/origin.cpp
+
+/// Answers for the value of an Origin header, a serialised origin such as "https://app.example".
+/// Called on worker threads, several at once.
+using origin_matcher = std::function<bool(std::string_view origin)>;
+
+/// Matches exactly the origins given. "*" among them matches every origin.
+/// Throws std::invalid_argument for what can never be an Origin header, such as a trailing slash.
+inline origin_matcher origins(std::vector<std::string> allowed) {
+    for (const std::string& origin : allowed) {
+        if (origin == "*" || origin == "null") continue;
+        const std::size_t scheme = origin.find("://");
+        if (scheme == origin.npos || scheme == 0 || !detail::is_host(origin.substr(scheme + 3))) {
+            throw std::invalid_argument("sse::origins: '" + origin +
+                                        "' is not an origin; write scheme://host or "
+                                        "scheme://host:port, without a path or a trailing slash");
+        }
+    }
+    return [allowed = std::move(allowed)](std::string_view origin) {
+        return std::any_of(allowed.begin(), allowed.end(),
+                           [&](const std::string& one) { return one == "*" || one == origin; });
+    };
+}
+
+struct cors_options {
+    origin_matcher origin; ///< Empty: every origin may read ("Access-Control-Allow-Origin: *").
+};
+
+/// What a request's origin means for its answer.
+struct cors_decision {
+    bool allowed = true; ///< False: the matcher refused the origin; the stream must not start.
+    std::string headers; ///< Header lines for the answer, each with its CR LF.
+};
+
+inline cors_decision decide_cors(const cors_options& cors, std::optional<std::string_view> origin) {
+    if (!cors.origin) return {true, "Access-Control-Allow-Origin: *\r\n"};
+    // Also without an Origin: a cache must not hand this answer to a request that has one.
+    cors_decision decision{true, "Vary: Origin\r\n"};
+    if (!origin) return decision;
+    decision.allowed = cors.origin(*origin);
+    if (decision.allowed) {
+        decision.headers.append("Access-Control-Allow-Origin: ").append(*origin).append("\r\n");
+    }
+    return decision;
+}
+
+// >>topic /////////////////////////////////////////////////////////////////////////////////////////
+// Topic paths, and who subscribes to which. No I/O, no threads. Needs nothing.
+// Tests: tests/topic.cpp
+
+namespace detail {
+
+/// "/a/b" for "a/b", "/a/b" and "/a/b/"; "" for the root. Nothing for what is no topic.
+inline std::optional<std::string> canonical_topic(std::string_view text) {
+    if (text.starts_with('/')) text.remove_prefix(1);
+    if (text.ends_with('/')) text.remove_suffix(1);
+    std::string out;
+    if (text.empty()) return out;
+    for (;;) {
+        const std::size_t end = std::min(text.find('/'), text.size());
+        const auto segment = text.substr(0, end);
+        const auto control = [](char c) { return (c >= 0 && c < ' ') || c == 0x7f; };
+        if (segment.empty() || segment == "." || segment == ".." ||
+            std::any_of(segment.begin(), segment.end(), control)) {
+            return std::nullopt;
+        }
+        out.append("/").append(segment);
+        if (end == text.size()) return out;
+        text.remove_prefix(end + 1);
+    }
+}
+
+inline std::string checked_topic(std::string_view text) {
+    auto topic = canonical_topic(text);
+    if (!topic) throw std::system_error(errc::bad_topic, "sse: '" + std::string(text) + "'");
+    return *std::move(topic);
+}
+
+/// Whether a subscriber of one topic sees what is published to another: by whole path segments.
+inline bool covers(std::string_view subscribed, std::string_view published) noexcept {
+    return published.starts_with(subscribed) &&
+           (published.size() == subscribed.size() || published[subscribed.size()] == '/');
+}
+
+/// Subscribers by topic. Ordered maps, not hashes: the names come from clients, who could choose
+/// them to collide.
+template <class Subscriber>
+class topic_tree {
+public:
+    struct node {
+        node* parent = nullptr;
+        std::string path;
+        std::map<std::string, std::unique_ptr<node>, std::less<>> children; ///< By segment.
+        std::vector<Subscriber*> subscribers; ///< Dense; removal moves the last one into the gap.
+        std::vector<std::uint64_t> pending;   ///< Frames of the pass in hand; keeps the node alive.
+        std::uint64_t newest = 0;             ///< One past the last frame that concerned this node.
+    };
+
+    /// The node of a canonical topic, made when there is none.
+    node& find_or_add(std::string_view topic) {
+        node* at = &root_;
+        for_each_segment(topic, [&](std::string_view segment, std::string_view path) {
+            auto found = at->children.find(segment);
+            if (found == at->children.end()) {
+                auto made = std::make_unique<node>();
+                made->parent = at;
+                made->path = path;
+                found = at->children.emplace(std::string(segment), std::move(made)).first;
+            }
+            at = found->second.get();
+            return true;
+        });
+        return *at;
+    }
+
+    /// Calls f for each node that sees what is published to a canonical topic, the root first.
+    template <class F>
+    void for_each_concerned(std::string_view topic, F&& f) {
+        node* at = &root_;
+        if (!at->subscribers.empty()) f(*at);
+        for_each_segment(topic, [&](std::string_view segment, std::string_view) {
+            const auto found = at->children.find(segment);
+            if (found == at->children.end()) return false;
+            at = found->second.get();
+            if (!at->subscribers.empty()) f(*at);
+            return true;
+        });
+    }
+
+    /// Frees the node, and its parents, as far as nothing hangs on them.
+    void prune(node* at) {
+        while (at->parent && at->subscribers.empty() && at->children.empty() &&
+               at->pending.empty()) {
+            node* const parent = at->parent;
+            parent->children.erase(parent->children.find(last_segment(at->path)));
+            at = parent;
+        }
+    }
+
+    bool empty() const noexcept { return root_.subscribers.empty() && root_.children.empty(); }
+
+private:
+    static std::string_view last_segment(std::string_view path) {
+        return path.substr(path.rfind('/') + 1);
+    }
+
+    /// f(segment, path up to and with it) until it returns false.
+    template <class F>
+    static void for_each_segment(std::string_view topic, F&& f) {
+        std::size_t at = 0;
+        while (at < topic.size()) {
+            const std::size_t end = std::min(topic.find('/', at + 1), topic.size());
+            if (!f(topic.substr(at + 1, end - at - 1), topic.substr(0, end))) return;
+            at = end;
+        }
+    }
+
+    node root_;
+};
+
+// >>log ///////////////////////////////////////////////////////////////////////////////////////////
+// A worker's bounded history: the frames of the sequences [begin, end). One thread. Needs >>frame.
+// Tests: tests/log.cpp
+
+class frame_log {
+public:
+    frame_log(std::size_t max_frames, std::size_t max_bytes) noexcept
+        : max_frames_(max_frames), max_bytes_(max_bytes) {}
+
+    std::uint64_t begin() const noexcept { return begin_; }
+    std::uint64_t end() const noexcept { return begin_ + frames_.size(); }
+    const frame& operator[](std::uint64_t sequence) const { return *ref(sequence); }
+    const frame_ref& ref(std::uint64_t sequence) const {
+        return frames_[static_cast<std::size_t>(sequence - begin_)];
+    }
+
+    void push(frame_ref f) {
+        bytes_ += f->bytes().size();
+        frames_.push_back(std::move(f));
+    }
+
+    /// Forgets the oldest frames over the bounds, but none from `keep` on.
+    void trim(std::uint64_t keep) {
+        while (begin_ < keep && (frames_.size() > max_frames_ || bytes_ > max_bytes_)) {
+            bytes_ -= frames_.front()->bytes().size();
+            frames_.pop_front();
+            ++begin_;
+        }
+    }
+
+private:
+    std::size_t max_frames_;
+    std::size_t max_bytes_;
+    std::uint64_t begin_ = 0;
+    std::size_t bytes_ = 0;
+    std::deque<frame_ref> frames_;
+};
+
+} // namespace detail
+
+// >>options ///////////////////////////////////////////////////////////////////////////////////////
+// Every setting with its default, and the counters. Needs >>origin.
+
+class stream;
+
+/// Serves one request of a route. Called on a worker's thread; must not block it. The server keeps
+/// the callable for as long as it lives, so a lambda may capture.
+using handler = std::function<asio::awaitable<void>(stream&)>;
+
+struct options {
+    /// Where streams are found: `<prefix>`, `<prefix>/` and `<prefix>/<topic>`.
+    std::string prefix = "/subscribe";
+    /// Worker threads, each with its share of the clients. 0: one for each core.
+    std::size_t threads = 0;
+    /// A stream that was silent for so long gets a comment line. 0: never.
+    std::chrono::milliseconds heartbeat{15'000};
+    /// From accept, or from the answer before, to the end of the request and its body; then 408.
+    std::chrono::milliseconds header_timeout{10'000};
+    /// A client that takes in nothing for so long, though bytes wait for it, is disconnected.
+    std::chrono::milliseconds stall_timeout{30'000};
+    /// How long publish() and broadcast() wait for room in the ring before they throw.
+    std::chrono::milliseconds publish_timeout{1'000};
+    /// How long handlers may go on after stop(); then their coroutines are destroyed.
+    std::chrono::milliseconds shutdown_timeout{5'000};
+    /// Open connections in all; one more is answered with 503. 0: no limit.
+    std::size_t max_connections = 10'000;
+    /// Open connections from one address; one more is answered with 429. 0: no limit.
+    std::size_t max_connections_per_ip = 0;
+    /// A larger request head is answered with 431 or 414.
+    std::size_t max_head_bytes = 16 * 1024;
+    /// A larger request body is answered with 413.
+    std::size_t max_body_bytes = 1024 * 1024;
+    /// Places in the ring between publishers and workers; a power of two.
+    std::size_t ring_capacity = 16 * 1024;
+    /// Frames that each worker keeps. A client that lags further behind is disconnected.
+    std::size_t history = 16 * 1024;
+    /// Bytes of these frames, likewise.
+    std::size_t history_bytes = 64 * 1024 * 1024;
+    /// Who may read from another origin. By default everyone.
+    cors_options cors;
+    /// SIGINT and SIGTERM call stop(). Off by default: a library takes no signals unasked.
+    bool handle_signals = false;
+    /// Gets what a handler threw. Called on the worker's thread; must not throw.
+    std::function<void(std::exception_ptr)> on_error;
+};
+
+/// A snapshot of what happened, summed over the workers.
+struct counters {
+    std::uint64_t connections = 0; ///< Open now.
+    std::uint64_t streams = 0;     ///< Open event streams now.
+    std::uint64_t accepted = 0;    ///< Connections accepted since the start.
+    std::uint64_t refused = 0;     ///< Connections refused by a limit.
+    std::uint64_t published = 0;   ///< Messages that entered the ring.
+    std::uint64_t no_room = 0;     ///< Attempts to publish that found no room.
+    std::uint64_t delivered = 0;   ///< Messages written whole to a client.
+    std::uint64_t bytes = 0;       ///< Bytes written to streams, heads and heartbeats included.
+    std::uint64_t lagged = 0;      ///< Streams ended because the client fell behind or stalled.
+};
+
+// >>hub ///////////////////////////////////////////////////////////////////////////////////////////
+// What the threads of a server share. Needs >>ring, >>frame, >>options. Tests: tests/server.cpp
+namespace detail {
+
+using io_executor = asio::io_context::executor_type;
+using tcp_socket = asio::basic_stream_socket<asio::ip::tcp, io_executor>;
+using tcp_acceptor = asio::basic_socket_acceptor<asio::ip::tcp, io_executor>;
+using steady_timer =
+    asio::basic_waitable_timer<std::chrono::steady_clock,
+                               asio::wait_traits<std::chrono::steady_clock>, io_executor>;
+
+// Our own coroutines name the executor: type-erased ones cost 200 bytes and 25 ns for each step.
+template <class T>
+using io_awaitable = asio::awaitable<T, io_executor>;
+inline constexpr asio::use_awaitable_t<io_executor> use_io_awaitable{};
+
+struct route {
+    std::string method;
+    std::string pattern; ///< A path, or one that ends in "/*".
+    handler run;
+
+    /// Whether the pattern fits; `rest` becomes what the star stands for.
+    bool matches(std::string_view path, std::string_view& rest) const noexcept {
+        std::string_view fixed = pattern;
+        if (!fixed.ends_with("/*")) return path == fixed;
+        fixed.remove_suffix(1);
+        if (!path.starts_with(fixed)) return false;
+        rest = path.substr(fixed.size());
+        return true;
+    }
+    bool serves(std::string_view asked) const noexcept {
+        return method == asked || (method == "GET" && asked == "HEAD");
+    }
+};
+
+/// A number that one thread adds to and any thread reads.
+class tally {
+public:
+    void add(std::uint64_t n) noexcept {
+        value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+    }
+    std::uint64_t get() const noexcept { return value_.load(std::memory_order_relaxed); }
+
+private:
+    std::atomic<std::uint64_t> value_{0};
+};
+
+/// Open connections by address, for the limit on them.
+class address_book {
+public:
+    /// False when the address has as many already.
+    bool enter(const asio::ip::address& address, std::size_t limit) {
+        const std::lock_guard lock(mutex_);
+        std::size_t& open = open_[address];
+        if (open >= limit) return false;
+        ++open;
+        return true;
+    }
+    void leave(const asio::ip::address& address) {
+        const std::lock_guard lock(mutex_);
+        const auto found = open_.find(address);
+        if (--found->second == 0) open_.erase(found);
+    }
+
+private:
+    std::mutex mutex_;
+    std::map<asio::ip::address, std::size_t> open_;
+};
+
+/// Those who wait for room in the ring. Workers never wait for clients, so the wait is short unless
+/// the program holds up a worker's thread. Only this slow path takes a lock: a worker once for each
+/// batch that it takes from the ring, a publisher only when the ring was full.
+class room {
+public:
+    /// A worker has taken from the ring, or the server was stopped.
+    void notify() {
+        std::vector<std::unique_ptr<waiter>> woken;
+        {
+            const std::lock_guard lock(mutex_);
+            woken.swap(waiters_);
+        }
+        changed_.notify_all();
+        for (auto& w : woken) w->complete();
+    }
+
+    /// Blocks until `attempt` is true or the deadline has passed; the last attempt's outcome.
+    template <class Attempt>
+    bool wait_until(std::chrono::steady_clock::time_point deadline, Attempt attempt) {
+        std::unique_lock lock(mutex_);
+        return changed_.wait_until(lock, deadline, attempt);
+    }
+
+    /// Suspends a coroutine until the next notify(), or not at all unless `must_wait` is true.
+    /// `must_wait` is asked under the lock, so a notify() in between is not missed.
+    template <class MustWait>
+    asio::awaitable<void> async_wait(MustWait must_wait) {
+        return asio::async_initiate<const asio::use_awaitable_t<>&, void()>(
+            [this, must_wait](auto done) { this->enlist(std::move(done), must_wait); },
+            asio::use_awaitable);
+    }
+
+private:
+    struct waiter {
+        virtual ~waiter() = default;
+        virtual void complete() = 0;
+    };
+
+    template <class Handler>
+    struct waiting_handler final : waiter {
+        explicit waiting_handler(Handler h) : work(asio::make_work_guard(h)), done(std::move(h)) {}
+        void complete() override { asio::post(std::move(done)); }
+        asio::executor_work_guard<asio::associated_executor_t<Handler>> work;
+        Handler done;
+    };
+
+    template <class Handler, class MustWait>
+    void enlist(Handler done, MustWait must_wait) {
+        auto w = std::make_unique<waiting_handler<Handler>>(std::move(done));
+        {
+            const std::lock_guard lock(mutex_);
+            if (must_wait()) {
+                waiters_.push_back(std::move(w));
+                return;
+            }
+        }
+        w->complete();
+    }
+
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::vector<std::unique_ptr<waiter>> waiters_;
+};
+
+struct hub {
+    explicit hub(sse::options o)
+        : options(std::move(o)), ring(options.ring_capacity, options.threads) {}
+
+    sse::options options;
+    std::vector<route> routes; ///< Fixed once the server runs.
+    broadcast_ring<frame*> ring;
+    detail::room room;
+    address_book addresses;
+    std::atomic<bool> stopped{false};
+    std::atomic<std::uint64_t> accepted{0};
+    std::atomic<std::uint64_t> refused{0};
+    std::atomic<std::uint64_t> no_room{0};
+};
+
+/// Room for one pending operation inside an object that lives as long as it: a waiting client then
+/// costs no further allocation. What does not fit, in some Asio of the future, goes to the heap.
+class operation_memory {
+public:
+    void* allocate(std::size_t size) {
+        if (used_ || size > sizeof storage_) return ::operator new(size);
+        used_ = true;
+        return storage_;
+    }
+    void deallocate(void* memory) noexcept {
+        if (memory == storage_) {
+            used_ = false;
+        } else {
+            ::operator delete(memory);
+        }
+    }
+
+private:
+    alignas(std::max_align_t) std::byte storage_[112];
+    bool used_ = false;
+};
+
+template <class T>
+class operation_allocator {
+public:
+    using value_type = T;
+    explicit operation_allocator(operation_memory& memory) noexcept : memory_(&memory) {}
+    template <class U>
+    operation_allocator(const operation_allocator<U>& other) noexcept : memory_(other.memory_) {}
+    T* allocate(std::size_t n) { return static_cast<T*>(memory_->allocate(n * sizeof(T))); }
+    void deallocate(T* p, std::size_t) noexcept { memory_->deallocate(p); }
+    template <class U>
+    bool operator==(const operation_allocator<U>& other) const noexcept {
+        return memory_ == other.memory_;
+    }
+
+private:
+    template <class>
+    friend class operation_allocator;
+    operation_memory* memory_;
+};
+
+// >>stream ////////////////////////////////////////////////////////////////////////////////////////
+// One client: what its handler sees, and what its worker knows of it. Needs >>hub.
+// Tests: tests/stream.cpp
+
+class worker;
+struct session;
+
+/// Counts references within one thread.
+template <class T>
+class local_ref {
+public:
+    local_ref() noexcept = default;
+    explicit local_ref(T* object) noexcept : object_(object) {
+        if (object_) object_->add_reference();
+    }
+    local_ref(const local_ref& other) noexcept : local_ref(other.object_) {}
+    local_ref(local_ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+    local_ref& operator=(local_ref other) noexcept {
+        std::swap(object_, other.object_);
+        return *this;
+    }
+    ~local_ref() {
+        if (object_) object_->release();
+    }
+    T* operator->() const noexcept { return object_; }
+    T& operator*() const noexcept { return *object_; }
+
+private:
+    T* object_ = nullptr;
+};
+
+} // namespace detail
+
+/// One client's connection: the request it made and the answer it gets, a plain one or an event
+/// stream. All calls belong on the stream's own thread, where its handler runs. A handler that
+/// returns after subscribe() leaves a stream that lives on until the client goes, without a
+/// coroutine.
+class stream {
+public:
+    using executor_type = detail::io_executor;
+
+    stream(const stream&) = delete;
+    stream& operator=(const stream&) = delete;
+
+    /// The request. Only while the handler runs.
+    const sse::request& request() const;
+
+    /// The whole request body. Errors: errc::body_too_large, errc::length_required,
+    /// errc::body_timeout, errc::closed; left unhandled, they answer 413, 411 or 408.
+    asio::awaitable<std::string> body();
+
+    /// Makes this an event stream, and from now on everything published to the topic or below it,
+    /// and every broadcast, goes to the client. The subscription holds before the client sees the
+    /// head of the answer. Errors: errc::bad_topic. After respond(): std::logic_error.
+    void subscribe(std::string_view topic);
+
+    /// Makes this an event stream and sends one message to this client alone; completes when the
+    /// socket has taken it. The message is encoded before the call returns.
+    /// Errors: errc::closed when the client is gone, what `check` finds. Cancellation: terminal; a
+    /// message that was not written yet may still be.
+    asio::awaitable<void> send(const message& m);
+
+    /// Answers with a whole body instead of a stream; the connection may serve further requests.
+    asio::awaitable<void> respond(int status, std::string_view content_type, std::string_view body);
+
+    /// False once the client is gone or the stream was ended.
+    bool open() const noexcept { return open_; }
+
+    executor_type get_executor() noexcept { return socket_.get_executor(); }
+
+private:
+    friend class detail::worker;
+    friend struct detail::session;
+    friend class detail::local_ref<stream>;
+    using node = detail::topic_tree<stream>::node;
+
+    enum class phase : std::uint8_t {
+        head,      ///< A request head is awaited.
+        body,      ///< A request body is awaited.
+        handling,  ///< A handler runs and has sent nothing yet, or a plain answer.
+        streaming, ///< The head of an event stream is out.
+        lingering, ///< All is sent; the client's own end is awaited.
+    };
+
+    struct subscription {
+        node* where = nullptr;
+        std::uint32_t index = 0; ///< In the node's subscribers.
+    };
+
+    static constexpr std::uint32_t nowhere = ~std::uint32_t{0};
+
+    stream(detail::worker& w, detail::tcp_socket socket) noexcept
+        : socket_(std::move(socket)), worker_(&w) {}
+    ~stream() = default;
+
+    void add_reference() noexcept { ++references_; }
+    void release() noexcept {
+        if (--references_ == 0) delete this;
+    }
+
+    void begin_streaming(const std::string* topic);
+    template <class Executor>
+    asio::awaitable<void, Executor> write(detail::frame_ref f);
+    asio::awaitable<std::string> read_body();
+    template <class F>
+    void for_each_subscription(F&& f);
+
+    // First what a delivery touches.
+    std::uint64_t next_ = 0; // the first sequence of the log that it may not have had yet
+    detail::tcp_socket socket_;
+    std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
+    bool open_ = true;
+    bool busy_ = false; // something is unfinished: flush() goes on, fan-out passes it over
+    bool awaits_write_ = false;
+    bool cut_is_own_ = false;
+    phase phase_ = phase::head;
+    subscription first_;
+    std::unique_ptr<std::vector<subscription>> more_;
+    std::uint32_t index_ = nowhere;        // in the worker's connections
+    std::uint32_t stream_index_ = nowhere; // in the worker's subscribed streams
+    detail::frame_ref cut_;                // the frame that a short write cut
+    std::size_t cut_at_ = 0;               // how much of it is written
+    detail::worker* worker_;
+    detail::session* session_ = nullptr;         // while a coroutine serves it
+    std::unique_ptr<asio::ip::address> counted_; // where the limit by address counts it
+    std::uint32_t references_ = 0;
+    detail::operation_memory read_memory_;
+};
+
+namespace detail {
+
+using stream_ref = local_ref<stream>;
+
+/// What a stream has only while a coroutine serves it; lives in that coroutine.
+struct session {
+    session(stream& s, asio::io_context& io, std::size_t max_input)
+        : owner(s), changed(io, steady_timer::time_point::max()), input_limit(max_input) {
+        owner.session_ = this;
+    }
+    ~session() { owner.session_ = nullptr; }
+    session(const session&) = delete;
+    session& operator=(const session&) = delete;
+
+    /// Suspends until wake(): input came or ended, a frame was written, a deadline passed. Spurious
+    /// wakes happen, so callers look again at what they wait for.
+    template <class Executor>
+    asio::awaitable<void, Executor> change() {
+        asio::error_code ignored; // cancelling the timer is how it is woken
+        co_await changed.async_wait(
+            asio::redirect_error(asio::use_awaitable_t<Executor>{}, ignored));
+    }
+    void wake() { changed.cancel(); }
+
+    bool body_is_left() const noexcept {
+        return !body_taken && (request->content_length > 0 || request->chunked);
+    }
+    bool may_serve_another() const noexcept {
+        return request->keep_alive && !body_is_left() && !end_of_input;
+    }
+
+    stream& owner;
+    steady_timer changed;
+    std::string input;       // received, not yet consumed
+    std::size_t input_limit; // stop reading while there is so much
+    bool paused = false;     // reading stopped for that reason
+    bool end_of_input = false;
+    bool timed_out = false;
+    sse::request* request = nullptr;
+    std::string answer_headers; // from the CORS decision
+    bool answered = false;
+    bool body_taken = false;
+    std::vector<frame_ref> own;       // the stream's own frames, in order, not yet begun
+    std::uint64_t queued = 0;         // own frames so far
+    std::uint64_t written = 0;        // those of them that are written whole
+    asio::cancellation_signal cancel; // ends the handler
+};
+
+inline std::string_view reason_phrase(int status) noexcept {
+    switch (status) {
+    case 100: return "Continue";
+    case 200: return "OK";
+    case 201: return "Created";
+    case 202: return "Accepted";
+    case 204: return "No Content";
+    case 301: return "Moved Permanently";
+    case 302: return "Found";
+    case 303: return "See Other";
+    case 304: return "Not Modified";
+    case 307: return "Temporary Redirect";
+    case 308: return "Permanent Redirect";
+    case 400: return "Bad Request";
+    case 401: return "Unauthorized";
+    case 403: return "Forbidden";
+    case 404: return "Not Found";
+    case 405: return "Method Not Allowed";
+    case 406: return "Not Acceptable";
+    case 408: return "Request Timeout";
+    case 409: return "Conflict";
+    case 411: return "Length Required";
+    case 413: return "Content Too Large";
+    case 414: return "URI Too Long";
+    case 415: return "Unsupported Media Type";
+    case 422: return "Unprocessable Content";
+    case 429: return "Too Many Requests";
+    case 431: return "Request Header Fields Too Large";
+    case 500: return "Internal Server Error";
+    case 501: return "Not Implemented";
+    case 503: return "Service Unavailable";
+    case 505: return "HTTP Version Not Supported";
+    default: return "Status"; // the phrase carries no meaning (RFC 9112 4)
+    }
+}
+
+/// A date as RFC 9110 5.6.7 writes it. By hand, since strftime follows the program's locale.
+inline std::string http_date(std::time_t at) {
+    using namespace std::chrono;
+    static constexpr const char* days[] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
+    static constexpr const char* months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                             "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    const auto point = sys_seconds(seconds(at));
+    const auto day = floor<std::chrono::days>(point);
+    const year_month_day date(day);
+    const hh_mm_ss time(point - day);
+    const auto two = [](long n) { return std::string(n < 10 ? "0" : "") + std::to_string(n); };
+    return std::string(days[weekday(day).c_encoding()]) + ", " +
+           two(static_cast<long>(unsigned(date.day()))) + " " + months[unsigned(date.month()) - 1] +
+           " " + std::to_string(int(date.year())) + " " + two(time.hours().count()) + ":" +
+           two(time.minutes().count()) + ":" + two(time.seconds().count()) + " GMT";
+}
+
+/// The head of an answer. `headers` are whole lines.
+inline std::string answer_head(int status, std::string_view headers) {
+    std::string head = "HTTP/1.1 " + std::to_string(status) + " ";
+    head.append(reason_phrase(status)).append("\r\nDate: ");
+    head.append(http_date(std::time(nullptr))).append("\r\n").append(headers).append("\r\n");
+    return head;
+}
+
+/// Whether the client takes event streams, by its Accept header (RFC 9110 12.5.1).
+inline bool accepts_event_stream(const request& r) {
+    const auto accept = r.header("Accept");
+    if (!accept || trim(*accept).empty()) return true;
+    bool accepted = false;
+    for_each_element(*accept, [&](std::string_view range) {
+        const auto type = trim(range.substr(0, range.find(';')));
+        accepted = accepted || type == "*/*" || equal_ignoring_case(type, "text/*") ||
+                   equal_ignoring_case(type, "text/event-stream");
+    });
+    return accepted;
+}
+
+// >>worker ////////////////////////////////////////////////////////////////////////////////////////
+// One thread with its io_context and its share of the streams: drains the ring into its log, writes
+// to its streams, keeps their deadlines, runs their coroutines. Nothing of it is shared, so nothing
+// is locked. Needs >>stream. Tests: tests/stream.cpp, tests/fanout.cpp
+
+class worker {
+public:
+    worker(hub& shared, std::size_t index);
+    worker(const worker&) = delete;
+    worker& operator=(const worker&) = delete;
+
+    // From any thread.
+    void wake();        ///< Something was published.
+    void wake_always(); ///< Also when no stream is here: the ring must not fill up.
+    void shut_down();
+    std::size_t load() const noexcept { return load_.load(std::memory_order_relaxed); }
+    void reserve() noexcept { load_.fetch_add(1, std::memory_order_relaxed); }
+    void count(counters& sum) const noexcept;
+    asio::io_context& context() noexcept { return io_; }
+    static worker* current() noexcept { return current_; }
+    bool is_of(const hub& shared) const noexcept { return &hub_ == &shared; }
+
+    // On the worker's own thread.
+    void run();
+    void adopt(tcp_socket socket, int refusal, std::unique_ptr<asio::ip::address> counted);
+    bool drain(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
+    void make_room();
+
+    // For streams, on the worker's own thread.
+    void subscribe(stream& s, const std::string& topic);
+    void enqueue(stream& s, frame_ref f);
+    void resume_reading(stream& s);
+    void enter(stream& s, stream::phase next) noexcept;
+    void close(stream& s);
+
+private:
+    friend class sse::stream;
+    using node = topic_tree<stream>::node;
+
+    struct block { ///< Frames of one pass for the same streams, in one piece of memory.
+        struct end {
+            std::uint64_t sequence;
+            std::size_t offset; ///< Where the frame ends in the block.
+        };
+        std::string_view bytes;
+        std::vector<end> ends;
+    };
+    struct job {     ///< A block and who gets it, from the last to the first.
+        node* where; ///< Null: every subscribed stream.
+        std::size_t next = 0;
+        bool started = false;
+    };
+    struct piece { ///< What one buffer of a gathered write stands for.
+        enum class origin : std::uint8_t { cut, own, log } from;
+        std::uint64_t sequence;
+    };
+    struct input_ready;
+
+    static constexpr std::size_t slice_writes = 64;         // then others get a turn
+    static constexpr std::size_t batch_frames = 4096;       // of one pass
+    static constexpr std::size_t batch_bytes = 256 * 1024;  // of one pass, and of one write
+    static constexpr std::size_t flush_bytes = 1024 * 1024; // of one stream's turn
+    static constexpr std::size_t max_buffers = 64;          // what Asio gives to one call
+    static constexpr std::size_t max_discarded = 64 * 1024; // read from a client in one turn
+    static constexpr std::uint32_t linger_ms = 2'000;
+
+    // Fan-out
+    void fan_out();
+    bool plan();
+    void work_on(job& j, std::size_t& budget);
+    void finish(job& j);
+    void assemble(const job& j);
+    void deliver(stream& s);
+    void cut(stream& s, std::size_t written);
+    void settle(stream& s) const noexcept;
+
+    // One stream
+    void flush(stream& s);
+    std::size_t gather(stream& s);
+    bool advance(stream& s, std::size_t count, std::size_t written);
+    bool wants(stream& s, const frame& f) const;
+    bool missed_something(stream& s) const;
+    void await_writable(stream& s);
+    void watch(stream& s);
+    void on_input(stream& s);
+    void unsubscribe(stream& s);
+    void remove_from(node& where, std::uint32_t index);
+
+    // Deadlines
+    void arm_sweep();
+    void sweep();
+    std::size_t check_deadlines(stream& s);
+    std::size_t send_heartbeat(stream& s);
+
+    // Coroutines
+    io_awaitable<void> serve(stream_ref s, int refusal);
+    io_awaitable<bool> serve_request(stream& s, session& state);
+    io_awaitable<void> answer_request(stream& s, session& state);
+    io_awaitable<void> run_handler(stream& s, session& state, const handler& run);
+    io_awaitable<void> answer(stream& s, int status, std::string_view text,
+                              std::string_view headers = {});
+    io_awaitable<void> linger(stream& s, session& state);
+    void report(std::exception_ptr failure) noexcept;
+
+    std::uint32_t milliseconds_now() const noexcept;
+    std::uint32_t age(const stream& s) const noexcept { return now_ - s.stamp_; }
+
+    static inline thread_local worker* current_ = nullptr;
+
+    asio::io_context io_{1}; // first, so that it is destroyed last: operations refer to it
+    asio::executor_work_guard<io_executor> guard_;
+    hub& hub_;
+    const std::size_t index_;
+    const std::chrono::steady_clock::time_point birth_ = std::chrono::steady_clock::now();
+    std::uint32_t now_ = 0; // milliseconds since birth, refreshed each turn; wraps after 49 days
+    bool stopping_ = false;
+
+    // Raised: somebody will look into the ring, no wake is needed. A worker without streams keeps
+    // it raised, so that publishing costs it nothing; wake_always() then empties its ring.
+    alignas(cache_line) std::atomic<bool> awake_{true};
+    alignas(cache_line) std::atomic<std::size_t> load_{0};
+
+    frame_log log_;
+    topic_tree<stream> topics_;
+    std::vector<stream*> connections_;   // all; holds a reference to each
+    std::vector<stream*> streams_;       // those with a subscription
+    std::uint64_t fanned_ = 0;           // every frame before it went to all who were ready
+    std::uint64_t planned_ = 0;          // and the pass in hand covers those before this
+    std::uint64_t newest_broadcast_ = 0; // one past it
+    bool fanning_ = false;
+    std::vector<std::uint64_t> broadcasts_; // of the pass in hand
+    std::vector<job> jobs_;                 // of the pass in hand, done from the back
+    block block_;
+    std::string joined_; // the memory of a block of several frames
+
+    std::array<asio::const_buffer, max_buffers> buffers_;
+    std::array<piece, max_buffers> pieces_;
+    std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
+    const frame_ref heartbeat_ = make_raw_frame(":\n\n");
+    steady_timer sweep_timer_;
+    std::size_t sweep_at_ = 0;
+
+    tally delivered_;
+    tally bytes_;
+    tally lagged_;
+    std::atomic<std::uint64_t> streaming_{0};
+};
+
+// Handlers of the two waits that a stream has pending. Their operations live in the stream, or, for
+// the rare wait for writability, on the heap.
+
+struct worker::input_ready {
+    using allocator_type = operation_allocator<void>;
+    worker* self;
+    stream_ref s;
+    allocator_type get_allocator() const noexcept { return allocator_type(s->read_memory_); }
+    void operator()(const asio::error_code& failed) {
+        if (!failed && s->open_) self->on_input(*s);
+    }
+};
+
+inline worker::worker(hub& shared, std::size_t index)
+    : guard_(io_.get_executor()), hub_(shared), index_(index),
+      log_(shared.options.history, shared.options.history_bytes),
+      scratch_(std::make_unique<std::array<char, 64 * 1024>>()), sweep_timer_(io_) {}
+
+inline std::uint32_t worker::milliseconds_now() const noexcept {
+    return static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
+                                          std::chrono::steady_clock::now() - birth_)
+                                          .count());
+}
+
+inline void worker::count(counters& sum) const noexcept {
+    sum.connections += load();
+    sum.streams += streaming_.load(std::memory_order_relaxed);
+    sum.delivered += delivered_.get();
+    sum.bytes += bytes_.get();
+    sum.lagged += lagged_.get();
+}
+
+// --- life of the thread
+
+inline void worker::run() {
+    current_ = this;
+    const auto guarded = [this](auto&& loop) {
+        for (;;) {
+            try {
+                return loop();
+            } catch (...) {
+                report(std::current_exception()); // from a handler that others gave to our context
+            }
+        }
+    };
+    arm_sweep();
+    guarded([this] { io_.run(); }); // until shut_down() stops it
+    io_.restart();
+    const auto deadline = std::chrono::steady_clock::now() + hub_.options.shutdown_timeout;
+    guarded([&] { io_.run_until(deadline); }); // until the handlers have ended
+    current_ = nullptr;
+}
+
+inline void worker::report(std::exception_ptr failure) noexcept {
+    if (hub_.options.on_error) hub_.options.on_error(failure);
+}
+
+/// What was published before reaches the clients as far as their sockets take it at once.
+inline void worker::shut_down() {
+    asio::post(io_, [this] {
+        stopping_ = true;
+        now_ = milliseconds_now();
+        if (!fanning_) fan_out();
+        while (fanning_) fan_out();
+        while (!connections_.empty()) close(*connections_.back());
+        sweep_timer_.cancel();
+        guard_.reset();
+        io_.stop();
+    });
+}
+
+inline void worker::adopt(tcp_socket socket, int refusal,
+                          std::unique_ptr<asio::ip::address> counted) {
+    now_ = milliseconds_now();
+    stream* const s = new stream(*this, std::move(socket));
+    s->counted_ = std::move(counted);
+    s->index_ = static_cast<std::uint32_t>(connections_.size());
+    connections_.push_back(s);
+    s->add_reference();
+    s->stamp_ = now_;
+    if (stopping_) return close(*s);
+    asio::error_code ignored; // a socket that is dead already shows it at the first read
+    s->socket_.non_blocking(true, ignored);
+    s->socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+    const stream_ref held(s);
+    asio::co_spawn(io_, serve(held, refusal), [this, held](std::exception_ptr failure) {
+        if (!failure) return;
+        report(failure);
+        close(*held);
+    });
+}
+
+// --- the ring
+
+inline void worker::wake() {
+    // Sequentially consistent: see >>ring.
+    if (awake_.load(std::memory_order_seq_cst)) return;
+    if (!awake_.exchange(true, std::memory_order_seq_cst)) wake_always();
+}
+
+inline void worker::wake_always() {
+    asio::post(io_, [this] {
+        if (!fanning_) fan_out();
+    });
+}
+
+/// Moves frames from the ring into the log. False when there was none.
+inline bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
+    std::size_t frames = 0;
+    for (std::size_t bytes = 0; frames < max_frames && bytes < max_bytes; ++frames) {
+        const auto taken = hub_.ring.try_read(index_);
+        if (!taken) break;
+        bytes += (*taken)->bytes().size();
+        log_.push(frame_ref(*taken));
+    }
+    if (frames == 0) return false;
+    log_.trim(fanned_); // what the pass in hand covers must stay
+    hub_.room.notify();
+    return true;
+}
+
+/// For a handler that publishes while the ring is full.
+inline void worker::make_room() {
+    drain();
+    wake_always(); // what was drained is not planned yet
+}
+
+// --- fan-out
+//
+// A pass takes what the ring holds, up to a bound, finds the topics concerned, and writes to their
+// streams in slices, so that accepts, reads, timers and stops get their turn. What is published
+// meanwhile goes out in the next pass, together: latency when calm, throughput when busy.
+
+inline void worker::fan_out() {
+    now_ = milliseconds_now();
+    std::size_t budget = stopping_ ? ~std::size_t{0} : slice_writes;
+    while (budget > 0) {
+        if (!jobs_.empty()) {
+            work_on(jobs_.back(), budget);
+        } else if (plan()) {
+            --budget;
+        } else {
+            return; // asleep
+        }
+    }
+    asio::post(io_, [this] {
+        if (fanning_) fan_out();
+    });
+}
+
+/// Starts a pass over what is new. False, and the worker sleeps, when nothing is.
+inline bool worker::plan() {
+    fanned_ = planned_;
+    fanning_ = true;
+    if (streams_.empty()) {
+        while (drain()) {}
+        fanned_ = planned_ = log_.end();
+        fanning_ = false;
+        return false;
+    }
+    drain(batch_frames, batch_bytes);
+    if (planned_ == log_.end()) {
+        awake_.store(false, std::memory_order_seq_cst); // first lie down, then look once more
+        if (!drain(batch_frames, batch_bytes)) {
+            fanning_ = false;
+            return false;
+        }
+        awake_.store(true, std::memory_order_seq_cst);
+    }
+    broadcasts_.clear();
+    for (; planned_ != log_.end(); ++planned_) {
+        const frame& f = log_[planned_];
+        if (f.what() == frame::kind::everyone) {
+            broadcasts_.push_back(planned_);
+            newest_broadcast_ = planned_ + 1;
+            continue;
+        }
+        topics_.for_each_concerned(f.topic(), [this](node& where) {
+            where.newest = planned_ + 1;
+            if (where.pending.empty()) jobs_.push_back({&where});
+            where.pending.push_back(planned_);
+        });
+    }
+    // Done last: those who also get topic frames had the broadcasts merged into them by then.
+    if (!broadcasts_.empty()) jobs_.insert(jobs_.begin(), job{nullptr});
+    return true;
+}
+
+inline void worker::work_on(job& j, std::size_t& budget) {
+    auto& receivers = j.where ? j.where->subscribers : streams_;
+    if (!std::exchange(j.started, true)) {
+        assemble(j);
+        j.next = receivers.size();
+    }
+    // From the last to the first: one that leaves is replaced by the last, which had its turn, or,
+    // if it had not, is met again in its new place. Whoever comes meanwhile starts behind the pass.
+    j.next = std::min(j.next, receivers.size());
+    while (j.next > 0 && budget > 0) {
+        --budget;
+        deliver(*receivers[--j.next]);
+        j.next = std::min(j.next, receivers.size());
+    }
+    if (j.next == 0) finish(j);
+}
+
+inline void worker::finish(job& j) {
+    if (j.where) {
+        j.where->pending.clear();
+        topics_.prune(j.where);
+    }
+    jobs_.pop_back();
+}
+
+/// The frames of a job one behind the other, once for all who get them.
+inline void worker::assemble(const job& j) {
+    block_.ends.clear();
+    const auto& own = j.where ? j.where->pending : broadcasts_;
+    const auto& more = j.where ? broadcasts_ : own;
+    std::vector<std::uint64_t> merged;
+    if (j.where && !more.empty()) {
+        std::merge(own.begin(), own.end(), more.begin(), more.end(), std::back_inserter(merged));
+    }
+    const auto& sequences = merged.empty() ? own : merged;
+    if (sequences.size() == 1) {
+        block_.bytes = log_[sequences.front()].bytes();
+        block_.ends.push_back({sequences.front(), block_.bytes.size()});
+        return;
+    }
+    joined_.clear();
+    for (const std::uint64_t sequence : sequences) {
+        joined_.append(log_[sequence].bytes());
+        block_.ends.push_back({sequence, joined_.size()});
+    }
+    block_.bytes = joined_;
+}
+
+/// One stream's share of a pass: usually one system call and nothing else.
+inline void worker::deliver(stream& s) {
+    if (s.busy_ || s.next_ >= planned_) return; // goes on by itself; or has it, or came later
+    if (s.more_ || s.next_ > fanned_) { // several topics, or began within the pass: not the block
+        s.busy_ = true;
+        settle(s);
+        return flush(s);
+    }
+    asio::error_code failed;
+    const std::size_t n = s.socket_.write_some(asio::buffer(block_.bytes), failed);
+    if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
+        return close(s);
+    }
+    s.stamp_ = n > 0 ? now_ : s.stamp_;
+    bytes_.add(n);
+    if (n < block_.bytes.size()) return cut(s, n);
+    delivered_.add(block_.ends.size());
+    s.next_ = planned_;
+}
+
+/// The socket took only a part of the block: from here on flush() continues from the log.
+inline void worker::cut(stream& s, std::size_t written) {
+    settle(s);
+    s.busy_ = true;
+    s.stamp_ = now_; // stalled from now on
+    std::size_t begin = 0;
+    for (const block::end& end : block_.ends) {
+        if (end.offset > written) {
+            if (written > begin) {
+                s.cut_ = log_.ref(end.sequence);
+                s.cut_at_ = written - begin;
+                s.next_ = end.sequence + 1;
+            }
+            break;
+        }
+        delivered_.add(1);
+        s.next_ = end.sequence + 1;
+        begin = end.offset;
+    }
+    await_writable(s);
+}
+
+/// A stream that had everything so far may not have been concerned for long: what lies before the
+/// pass in hand is not waiting for it.
+inline void worker::settle(stream& s) const noexcept { s.next_ = std::max(s.next_, fanned_); }
+
+// --- one stream's output
+//
+// In this order: the frame that a short write cut, the stream's own frames, the log from its
+// position on. So whole frames never mix.
+
+inline void worker::flush(stream& s) {
+    for (std::size_t budget = flush_bytes; budget > 0;) {
+        if (s.next_ < log_.begin() && s.stream_index_ != stream::nowhere) {
+            if (missed_something(s)) {
+                lagged_.add(1);
+                return close(s);
+            }
+            s.next_ = log_.begin();
+        }
+        const std::size_t count = gather(s);
+        if (count == 0) {
+            s.busy_ = false;
+            return;
+        }
+        asio::error_code failed;
+        const std::size_t n = s.socket_.write_some(std::span(buffers_.data(), count), failed);
+        if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
+            return close(s);
+        }
+        bytes_.add(n);
+        if (n > 0) s.stamp_ = now_;
+        const bool whole = advance(s, count, n);
+        if (s.session_ && n > 0) s.session_->wake();
+        if (!whole) return await_writable(s);
+        budget -= std::min(budget, n);
+    }
+    // Others get a turn before the rest of a long catch-up.
+    asio::post(io_, [this, held = stream_ref(&s)] {
+        if (held->open_) flush(*held);
+    });
+}
+
+/// Puts into buffers_ and pieces_ what the stream is to be sent next. How many there are.
+inline std::size_t worker::gather(stream& s) {
+    std::size_t count = 0;
+    std::size_t bytes = 0;
+    const auto add = [&](std::string_view text, piece p) {
+        buffers_[count] = asio::buffer(text);
+        pieces_[count++] = p;
+        bytes += text.size();
+    };
+    const auto room_left = [&] { return count < max_buffers && bytes < batch_bytes; };
+    if (s.cut_) add(s.cut_->bytes().substr(s.cut_at_), {piece::origin::cut, 0});
+    if (s.session_) {
+        for (std::size_t i = 0; i < s.session_->own.size() && room_left(); ++i) {
+            add(s.session_->own[i]->bytes(), {piece::origin::own, 0});
+        }
+    }
+    if (s.stream_index_ == stream::nowhere) return count;
+    std::uint64_t at = s.next_;
+    for (; at != log_.end() && room_left(); ++at) {
+        if (wants(s, log_[at])) add(log_[at].bytes(), {piece::origin::log, at});
+    }
+    if (count == 0) s.next_ = at;
+    return count;
+}
+
+inline bool worker::wants(stream& s, const frame& f) const {
+    if (f.what() == frame::kind::everyone) return true;
+    bool wanted = false;
+    s.for_each_subscription([&](const stream::subscription& one) {
+        wanted = wanted || covers(one.where->path, f.topic());
+    });
+    return wanted;
+}
+
+/// Books what a write has taken. False when it was not everything.
+inline bool worker::advance(stream& s, std::size_t count, std::size_t written) {
+    for (std::size_t i = 0; i < count; ++i) {
+        const piece p = pieces_[i];
+        if (written < buffers_[i].size()) {
+            if (p.from == piece::origin::cut) {
+                s.cut_at_ += written;
+            } else if (written > 0) {
+                s.cut_at_ = written;
+                s.cut_is_own_ = p.from == piece::origin::own;
+                if (s.cut_is_own_) {
+                    s.cut_ = std::move(s.session_->own.front());
+                    s.session_->own.erase(s.session_->own.begin());
+                } else {
+                    s.cut_ = log_.ref(p.sequence);
+                    s.next_ = p.sequence + 1;
+                }
+            }
+            return false;
+        }
+        written -= buffers_[i].size();
+        switch (p.from) {
+        case piece::origin::cut: {
+            const frame_ref f = std::exchange(s.cut_, frame_ref());
+            if (s.cut_is_own_ && s.session_) ++s.session_->written;
+            s.cut_is_own_ = false;
+            if (f->what() != frame::kind::raw) delivered_.add(1);
+            break;
+        }
+        case piece::origin::own: {
+            const frame_ref f = std::move(s.session_->own.front());
+            s.session_->own.erase(s.session_->own.begin());
+            ++s.session_->written;
+            if (f->what() != frame::kind::raw) delivered_.add(1);
+            break;
+        }
+        case piece::origin::log:
+            s.next_ = p.sequence + 1;
+            delivered_.add(1);
+            break;
+        }
+    }
+    return true;
+}
+
+/// Whether frames that the log has forgotten were meant for a stream behind it.
+inline bool worker::missed_something(stream& s) const {
+    bool missed = newest_broadcast_ > s.next_;
+    s.for_each_subscription(
+        [&](const stream::subscription& one) { missed = missed || one.where->newest > s.next_; });
+    return missed;
+}
+
+inline void worker::await_writable(stream& s) {
+    if (std::exchange(s.awaits_write_, true)) return;
+    s.socket_.async_wait(tcp_socket::wait_write,
+                         [this, held = stream_ref(&s)](const asio::error_code&) {
+                             held->awaits_write_ = false;
+                             now_ = milliseconds_now();
+                             if (held->open_) flush(*held);
+                         });
+}
+
+/// Sends a frame of the stream's own.
+inline void worker::enqueue(stream& s, frame_ref f) {
+    s.session_->own.push_back(std::move(f));
+    ++s.session_->queued;
+    if (std::exchange(s.busy_, true)) return;
+    now_ = milliseconds_now();
+    s.stamp_ = now_;
+    settle(s);
+    flush(s);
+}
+
+// --- one stream's input: always one wait pending, the only prompt sign that a client has left
+
+inline void worker::watch(stream& s) {
+    s.socket_.async_wait(tcp_socket::wait_read, input_ready{this, stream_ref(&s)});
+}
+
+inline void worker::on_input(stream& s) {
+    session* const state = s.session_;
+    const bool keep =
+        state && (s.phase_ == stream::phase::head || s.phase_ == stream::phase::body ||
+                  s.phase_ == stream::phase::handling);
+    for (std::size_t discarded = 0; discarded < max_discarded;) {
+        asio::error_code failed;
+        const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
+        if (failed == asio::error::would_block || failed == asio::error::try_again) break;
+        if (failed == asio::error::eof && state && s.phase_ != stream::phase::streaming) {
+            state->end_of_input = true; // what was asked before may still be answered
+            return state->wake();
+        }
+        if (failed) return close(s);
+        if (!keep) {
+            discarded += n;
+        } else {
+            state->input.append(scratch_->data(), n);
+            if (state->input.size() >= state->input_limit) {
+                state->paused = true;
+                return state->wake();
+            }
+        }
+        if (n < scratch_->size()) break;
+    }
+    if (state) state->wake();
+    watch(s);
+}
+
+inline void worker::resume_reading(stream& s) {
+    if (s.session_->input.size() >= s.session_->input_limit) return;
+    if (s.open_ && std::exchange(s.session_->paused, false)) watch(s);
+}
+
+// --- subscriptions
+
+inline void worker::subscribe(stream& s, const std::string& topic) {
+    if (streams_.empty() && !fanning_) {
+        awake_.store(false, std::memory_order_seq_cst); // publishers wake us from now on
+        while (drain()) {}
+        fanned_ = planned_ = log_.end();
+    }
+    if (s.stream_index_ == stream::nowhere) {
+        s.next_ = log_.end();
+        s.stream_index_ = static_cast<std::uint32_t>(streams_.size());
+        streams_.push_back(&s);
+    }
+    node& where = topics_.find_or_add(topic);
+    const stream::subscription made{&where, static_cast<std::uint32_t>(where.subscribers.size())};
+    bool known = false;
+    s.for_each_subscription([&](const stream::subscription& one) { known |= one.where == &where; });
+    if (known) return;
+    if (!s.first_.where) {
+        s.first_ = made;
+    } else {
+        if (!s.more_) s.more_ = std::make_unique<std::vector<stream::subscription>>();
+        s.more_->push_back(made);
+    }
+    where.subscribers.push_back(&s);
+}
+
+inline void worker::unsubscribe(stream& s) {
+    if (s.stream_index_ == stream::nowhere) return;
+    stream* const last = streams_.back();
+    last->stream_index_ = s.stream_index_;
+    streams_[s.stream_index_] = last;
+    streams_.pop_back();
+    s.stream_index_ = stream::nowhere;
+    s.for_each_subscription(
+        [this](const stream::subscription& one) { remove_from(*one.where, one.index); });
+    s.first_ = {};
+    s.more_.reset();
+}
+
+inline void worker::remove_from(node& where, std::uint32_t index) {
+    stream* const last = where.subscribers.back();
+    last->for_each_subscription([&](stream::subscription& one) {
+        if (one.where == &where) one.index = index;
+    });
+    where.subscribers[index] = last;
+    where.subscribers.pop_back();
+    topics_.prune(&where);
+}
+
+// --- phases, deadlines, end
+
+inline void worker::enter(stream& s, stream::phase next) noexcept {
+    if (next == stream::phase::streaming) streaming_.fetch_add(1, std::memory_order_relaxed);
+    if (s.phase_ == stream::phase::streaming) streaming_.fetch_sub(1, std::memory_order_relaxed);
+    s.phase_ = next;
+    s.stamp_ = milliseconds_now();
+}
+
+/// Ends a connection now. The stream may be gone after this unless the caller holds a reference.
+inline void worker::close(stream& s) {
+    if (!std::exchange(s.open_, false)) return;
+    unsubscribe(s);
+    enter(s, stream::phase::lingering);
+    asio::error_code ignored; // there is nobody left to tell
+    s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    s.socket_.close(ignored);
+    s.cut_ = {};
+    if (s.session_) {
+        s.session_->own.clear();
+        s.session_->wake();
+        // Posted, since the handler may be what called us.
+        asio::post(io_, [held = stream_ref(&s)] {
+            if (held->session_) held->session_->cancel.emit(asio::cancellation_type::terminal);
+        });
+    }
+    if (s.counted_) hub_.addresses.leave(*s.counted_);
+    load_.fetch_sub(1, std::memory_order_relaxed);
+    stream* const last = connections_.back();
+    last->index_ = s.index_;
+    connections_[s.index_] = last;
+    connections_.pop_back();
+    s.release();
+}
+
+inline void worker::arm_sweep() {
+    const auto& o = hub_.options;
+    auto shortest = std::min(o.header_timeout, o.stall_timeout);
+    if (o.heartbeat.count() > 0) shortest = std::min(shortest, o.heartbeat);
+    const auto period =
+        std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(1'000));
+    sweep_timer_.expires_after(period);
+    sweep_timer_.async_wait([this](const asio::error_code& failed) {
+        if (failed || stopping_) return;
+        sweep_at_ = connections_.size();
+        sweep();
+    });
+}
+
+/// Looks at every connection, in slices: one timer for all of them.
+inline void worker::sweep() {
+    now_ = milliseconds_now();
+    sweep_at_ = std::min(sweep_at_, connections_.size());
+    for (std::size_t writes = 0; sweep_at_ > 0;) {
+        if (writes >= slice_writes) {
+            return asio::post(io_, [this] {
+                if (!stopping_) sweep();
+            });
+        }
+        writes += check_deadlines(*connections_[--sweep_at_]);
+        sweep_at_ = std::min(sweep_at_, connections_.size());
+    }
+    arm_sweep();
+}
+
+/// Does what is due for a connection. How many writes it took.
+inline std::size_t worker::check_deadlines(stream& s) {
+    const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
+    const auto& o = hub_.options;
+    if (s.busy_) {
+        const bool behind = s.stream_index_ != stream::nowhere && s.next_ < log_.begin();
+        if (!over(o.stall_timeout) && !(behind && missed_something(s))) return 0;
+        if (s.phase_ == stream::phase::streaming) lagged_.add(1);
+        close(s);
+        return 1;
+    }
+    switch (s.phase_) {
+    case stream::phase::head:
+    case stream::phase::body:
+        if (over(o.header_timeout) && s.session_) {
+            s.session_->timed_out = true;
+            s.session_->wake();
+        }
+        return 0;
+    case stream::phase::handling: return 0;
+    case stream::phase::streaming:
+        return o.heartbeat.count() > 0 && over(o.heartbeat) ? send_heartbeat(s) : 0;
+    case stream::phase::lingering:
+        if (age(s) >= linger_ms) close(s);
+        return 0;
+    }
+    return 0;
+}
+
+inline std::size_t worker::send_heartbeat(stream& s) {
+    asio::error_code failed;
+    const auto bytes = heartbeat_->bytes();
+    const std::size_t n = s.socket_.write_some(asio::buffer(bytes), failed);
+    if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
+        close(s);
+        return 1;
+    }
+    bytes_.add(n);
+    s.stamp_ = now_;
+    if (n < bytes.size()) {
+        settle(s);
+        s.busy_ = true;
+        s.cut_ = heartbeat_;
+        s.cut_at_ = n;
+        await_writable(s);
+    }
+    return 1;
+}
+
+// --- coroutines: from accept to the end, or until a stream goes on without one
+
+/// References, not values, where a coroutine is awaited by its caller at once.
+inline io_awaitable<void> worker::serve(stream_ref s, int refusal) {
+    session state(*s, io_, hub_.options.max_head_bytes);
+    watch(*s);
+    bool again = refusal == 0;
+    if (refusal != 0) {
+        const std::string_view why =
+            refusal == 429 ? "Too many connections from this address\n" : "Too many connections\n";
+        co_await answer(*s, refusal, why, "Retry-After: 5\r\n");
+    }
+    while (again) {
+        const bool another = co_await serve_request(*s, state);
+        again = another;
+    }
+    // The stream's own frames go first; live ones need no coroutine.
+    while (s->open_ && state.written < state.queued) co_await state.change<io_executor>();
+    const bool lives_on = s->stream_index_ != stream::nowhere;
+    if (s->open_ && !lives_on) {
+        co_await linger(*s, state);
+        close(*s);
+    }
+}
+
+/// Reads one request and answers it. Whether the connection may bring another.
+inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
+    enter(s, stream::phase::head);
+    head_parser parser(hub_.options.max_head_bytes);
+    auto progress = parser.feed(state.input);
+    while (progress == head_parser::progress::need_more && s.open_ && !state.end_of_input &&
+           !state.timed_out) {
+        co_await state.change<io_executor>();
+        progress = parser.feed(state.input);
+    }
+    if (!s.open_) co_return false;
+    sse::request request;
+    request::verdict verdict = parser.why_refused();
+    if (progress == head_parser::progress::need_more) {
+        if (state.input.empty() || !state.timed_out) co_return false;
+        verdict = {408, "the request head did not arrive in time"};
+    } else if (progress == head_parser::progress::complete) {
+        verdict = request.parse(parser.head(state.input));
+        state.input.erase(0, parser.size());
+    }
+    state.request = &request;
+    state.answered = false;
+    state.body_taken = false;
+    state.answer_headers.clear();
+    enter(s, stream::phase::handling);
+    bool another = false;
+    if (verdict.status != 0) {
+        request.keep_alive = false;
+        co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
+    } else {
+        resume_reading(s);
+        co_await answer_request(s, state);
+        another = s.open_ && s.phase_ != stream::phase::streaming && state.may_serve_another();
+    }
+    state.request = nullptr;
+    co_return another;
+}
+
+/// Whether a page of the server's own sends the request: then no permission is needed.
+inline bool is_same_origin(const request& r, std::string_view origin) noexcept {
+    const std::size_t scheme = origin.find("://");
+    const auto host = r.header("Host");
+    return host && scheme != origin.npos && equal_ignoring_case(origin.substr(scheme + 3), *host);
+}
+
+inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
+    request& r = *state.request;
+    const auto origin = r.header("Origin");
+    cors_decision cors = decide_cors(hub_.options.cors, origin);
+    state.answer_headers = std::move(cors.headers);
+    if (!cors.allowed && !is_same_origin(r, *origin)) {
+        co_await answer(s, 403, "This origin is not allowed here\n");
+        co_return;
+    }
+    std::string allow = "OPTIONS";
+    const handler* found = nullptr;
+    for (const route& one : hub_.routes) {
+        std::string_view rest;
+        if (!one.matches(r.path, rest)) continue;
+        if (one.serves(r.method)) {
+            r.rest = rest;
+            found = &one.run;
+            break;
+        }
+        allow = one.method + (one.method == "GET" ? ", HEAD, " : ", ") + allow;
+    }
+    const bool known = found || allow != "OPTIONS" || r.target == "*";
+    if (found) {
+        co_await run_handler(s, state, *found);
+    } else if (!known) {
+        co_await answer(s, 404, "Nothing here\n");
+    } else if (r.method != "OPTIONS") {
+        co_await answer(s, 405, "Method not allowed here\n", "Allow: " + allow + "\r\n");
+    } else if (origin && r.header("Access-Control-Request-Method")) {
+        co_await answer(s, 204, {},
+                        "Access-Control-Allow-Methods: " + allow +
+                            "\r\nAccess-Control-Allow-Headers: Authorization, Cache-Control, "
+                            "Content-Type, Last-Event-ID\r\nAccess-Control-Max-Age: 7200\r\n");
+    } else {
+        co_await answer(s, 204, {}, "Allow: " + allow + "\r\n");
+    }
+}
+
+/// The status that answers what a handler threw.
+inline int status_of(std::error_code code) noexcept {
+    if (code == errc::body_too_large) return 413;
+    if (code == errc::length_required) return 411;
+    if (code == errc::body_timeout) return 408;
+    if (code == errc::not_acceptable) return 406;
+    return code == errc::bad_topic ? 400 : 500;
+}
+
+inline io_awaitable<void> worker::run_handler(stream& s, session& state, const handler& run) {
+    std::exception_ptr failure;
+    std::error_code code;
+    try {
+        co_await asio::co_spawn(
+            io_.get_executor(), run(s),
+            asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
+    } catch (const std::system_error& e) {
+        failure = std::current_exception();
+        code = e.code();
+    } catch (...) { failure = std::current_exception(); }
+    const int status = failure ? status_of(code) : 204;
+    const bool client_left =
+        code == errc::closed || (code == asio::error::operation_aborted && !s.open_);
+    if (status == 500 && !client_left) report(failure);
+    if (!s.open_ || state.answered) co_return;
+    if (s.phase_ == stream::phase::streaming) {
+        if (failure) unsubscribe(s);
+        co_return;
+    }
+    // 204 tells an EventSource that there is nothing more to come, for good (HTML 9.2.3).
+    co_await answer(s, status, failure ? "The request could not be served\n" : "");
+}
+
+inline frame_ref make_answer(const session& state, int status, std::string_view type,
+                             std::string_view text, std::string_view headers) {
+    const bool bodiless = status == 204 || status == 304 || status < 200;
+    std::string lines(headers);
+    if (!bodiless) {
+        lines.append("Content-Type: ").append(type).append("\r\nContent-Length: ");
+        lines.append(std::to_string(text.size())).append("\r\n");
+    }
+    lines.append("Cache-Control: no-store\r\n").append(state.answer_headers);
+    if (!state.request || !state.may_serve_another()) lines.append("Connection: close\r\n");
+    std::string bytes = answer_head(status, lines);
+    if (!bodiless && !(state.request && state.request->is_head())) bytes.append(text);
+    return make_raw_frame(bytes);
+}
+
+inline io_awaitable<void> worker::answer(stream& s, int status, std::string_view text,
+                                         std::string_view headers) {
+    session& state = *s.session_;
+    state.answered = true;
+    enqueue(s, make_answer(state, status, "text/plain; charset=utf-8", text, headers));
+    while (s.open_ && state.written < state.queued) co_await state.change<io_executor>();
+}
+
+/// Our end is closed; the client's is awaited, lest unread input turns the close into a reset that
+/// takes the answer away from it (RFC 9112 9.6).
+inline io_awaitable<void> worker::linger(stream& s, session& state) {
+    enter(s, stream::phase::lingering);
+    asio::error_code ignored; // a connection that is gone is noticed by its read
+    s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    state.input.clear();
+    resume_reading(s);
+    while (s.open_ && !state.end_of_input) co_await state.change<io_executor>();
+}
+
+} // namespace detail
+
+// --- what handlers call
+
+inline const sse::request& stream::request() const {
+    if (!session_ || !session_->request) {
+        throw std::logic_error("sse::stream::request: only while the handler runs");
+    }
+    return *session_->request;
+}
+
+template <class F>
+void stream::for_each_subscription(F&& f) {
+    if (first_.where) f(first_);
+    if (!more_) return;
+    for (subscription& one : *more_) f(one);
+}
+
+/// Sends the head of an event stream, once, after the subscription holds: what is published once
+/// the client knows of its stream reaches it.
+inline void stream::begin_streaming(const std::string* topic) {
+    const bool first = phase_ != phase::streaming;
+    if (!open_) throw std::system_error(errc::closed, "sse::stream");
+    if (first && (!session_ || session_->answered)) {
+        throw std::logic_error("sse::stream: this request has its answer already");
+    }
+    if (first && !detail::accepts_event_stream(request())) {
+        throw std::system_error(errc::not_acceptable, "sse::stream");
+    }
+    const bool head_only = first && request().is_head();
+    if (topic && !head_only) worker_->subscribe(*this, *topic);
+    if (!first) return;
+    worker_->enter(*this, phase::streaming);
+    session_->input.clear();
+    worker_->resume_reading(*this);
+    // The end of the connection ends the body: one encoding serves HTTP/1.0 and HTTP/1.1.
+    worker_->enqueue(*this, detail::make_raw_frame(detail::answer_head(
+                                200, "Content-Type: text/event-stream\r\n"
+                                     "Cache-Control: no-cache, no-transform\r\n"
+                                     "X-Accel-Buffering: no\r\nConnection: close\r\n" +
+                                         session_->answer_headers)));
+    if (head_only) throw std::system_error(errc::closed, "sse::stream: HEAD has no body");
+}
+
+inline void stream::subscribe(std::string_view topic) {
+    const std::string canonical = detail::checked_topic(topic);
+    begin_streaming(&canonical);
+}
+
+template <class Executor>
+asio::awaitable<void, Executor> stream::write(detail::frame_ref f) {
+    if (!open_) throw std::system_error(errc::closed, "sse::stream");
+    detail::session& state = *session_;
+    worker_->enqueue(*this, std::move(f));
+    const std::uint64_t mine = state.queued;
+    // A handler that never has to wait would keep its thread to itself.
+    if (mine % 64 == 0)
+        co_await asio::post(socket_.get_executor(), asio::use_awaitable_t<Executor>{});
+    while (open_ && state.written < mine) co_await state.change<Executor>();
+    if (state.written < mine) throw std::system_error(errc::closed, "sse::stream");
+}
+
+inline asio::awaitable<void> stream::send(const message& m) {
+    detail::frame_ref f = detail::make_frame(detail::frame::kind::topic, {}, m);
+    begin_streaming(nullptr);
+    return write<asio::any_io_executor>(std::move(f));
+}
+
+inline asio::awaitable<void> stream::respond(int status, std::string_view content_type,
+                                             std::string_view text) {
+    if (status < 200 || status > 599) {
+        throw std::invalid_argument("sse::stream::respond: status must be 200 to 599, not " +
+                                    std::to_string(status));
+    }
+    if (content_type.find_first_of("\r\n") != content_type.npos) {
+        throw std::invalid_argument("sse::stream::respond: the content type contains a line break");
+    }
+    if (!open_) throw std::system_error(errc::closed, "sse::stream");
+    if (session_->answered || phase_ == phase::streaming) {
+        throw std::logic_error("sse::stream::respond: this request has its answer already");
+    }
+    session_->answered = true;
+    return write<asio::any_io_executor>(
+        detail::make_answer(*session_, status, content_type, text, {}));
+}
+
+inline asio::awaitable<std::string> stream::body() {
+    if (request().chunked) throw std::system_error(errc::length_required, "sse::stream::body");
+    if (request().content_length > worker_->hub_.options.max_body_bytes) {
+        throw std::system_error(errc::body_too_large, "sse::stream::body");
+    }
+    return read_body();
+}
+
+inline asio::awaitable<std::string> stream::read_body() {
+    detail::session& state = *session_;
+    const auto size = static_cast<std::size_t>(request().content_length);
+    if (state.body_taken) co_return std::string();
+    state.body_taken = true;
+    state.input_limit = std::max(worker_->hub_.options.max_head_bytes, size);
+    worker_->resume_reading(*this);
+    const auto expect = request().header("Expect");
+    if (expect && state.input.empty() && detail::equal_ignoring_case(*expect, "100-continue")) {
+        worker_->enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
+    }
+    worker_->enter(*this, phase::body);
+    while (open_ && state.input.size() < size && !state.end_of_input && !state.timed_out) {
+        co_await state.change<asio::any_io_executor>();
+    }
+    if (!open_) throw std::system_error(errc::closed, "sse::stream::body");
+    worker_->enter(*this, phase::handling);
+    if (state.input.size() < size) {
+        state.body_taken = false;
+        throw std::system_error(state.timed_out ? errc::body_timeout : errc::closed,
+                                "sse::stream::body");
+    }
+    std::string body = state.input.substr(0, size);
+    state.input.erase(0, size);
+    co_return body;
+}
+
+// >>server ////////////////////////////////////////////////////////////////////////////////////////
+// Accepts, spreads connections over the workers, publishes, stops. Needs all of the above.
+// Tests: tests/server.cpp
+
+/// An event-stream server with its own threads. Publishing and stop() are safe from any thread,
+/// also from handlers. One server runs once; several may run in one program.
+class server {
+public:
+    /// Throws std::invalid_argument for an option that cannot work.
+    explicit server(sse::options o = {});
+
+    /// Stops and joins. Not from a handler: that thread would wait for itself.
+    ~server();
+    server(const server&) = delete;
+    server& operator=(const server&) = delete;
+
+    /// Serves a path of the program's own, before the server starts: an exact path, or one ending
+    /// in
+    /// "/*". GET serves HEAD too. Earlier routes win, and all win over the built-in ones, which are
+    /// GET `<prefix>`, `<prefix>/*` and `/health`. Throws std::invalid_argument, std::logic_error.
+    void route(std::string method, std::string pattern, handler run);
+
+    /// Listens on "127.0.0.1:8080", "[::1]:0", "localhost:8080" or ":8080" (every address; port 0:
+    /// any free one) and returns at once. Throws std::invalid_argument for what is no address,
+    /// std::system_error when it cannot be listened on, std::logic_error when started before.
+    void start(const std::string& address);
+
+    /// The same with a socket that listens already.
+    void start(asio::ip::tcp::acceptor listener);
+
+    /// start() and join(): returns once the server was stopped.
+    void serve(const std::string& address);
+    void serve(asio::ip::tcp::acceptor listener);
+
+    /// Ends it: no more connections, what was published is written as far as the clients take it at
+    /// once, handlers are cancelled, connections closed. Returns before that is done; join() waits.
+    /// Thread safety: any thread, any number of times; not from a signal handler.
+    void stop() noexcept;
+
+    /// Waits for the end, at most options::shutdown_timeout after stop(). Throws std::system_error
+    /// (resource_deadlock_would_occur) on a thread of the server itself.
+    void join();
+
+    /// Where it listens. Throws std::logic_error before start().
+    asio::ip::tcp::endpoint endpoint() const;
+    std::uint16_t port() const { return endpoint().port(); }
+
+    /// Publishes to the subscribers of a topic and of its parents, by whole path segments: who
+    /// follows /pets sees /pets/cats, not /petshop. broadcast() reaches every subscriber. All
+    /// publishing is in one total order, which every client sees; the number is the place in it.
+    ///
+    /// Waits for room in the ring at most options::publish_timeout, which happens only while a
+    /// worker's thread is held up. Errors, thrown as std::system_error: errc::no_room,
+    /// errc::stopped, errc::bad_topic, what `check` finds; nothing was published then.
+    /// Thread safety: any thread.
+    std::uint64_t publish(std::string_view topic, const message& m);
+    std::uint64_t broadcast(const message& m);
+
+    /// The same without waiting. The code is false when the message was published.
+    [[nodiscard]] std::error_code try_publish(std::string_view topic, const message& m);
+    [[nodiscard]] std::error_code try_broadcast(const message& m);
+
+    /// The same for coroutines of any executor: suspends until there is room. The message is
+    /// encoded before the call returns. Cancellation: none; stop() ends the wait with
+    /// errc::stopped.
+    asio::awaitable<std::uint64_t> async_publish(std::string_view topic, const message& m);
+    asio::awaitable<std::uint64_t> async_broadcast(const message& m);
+
+    /// Thread safety: any thread.
+    sse::counters counters() const;
+
+private:
+    using frame = detail::frame;
+    using frame_ref = detail::frame_ref;
+
+    static sse::options checked(sse::options o);
+    void add_builtin_routes();
+    void listen(const std::string& address);
+    void launch();
+    detail::io_awaitable<void> accept_loop();
+    asio::error_code accept_one();
+    int admit(const detail::tcp_socket& socket, std::unique_ptr<asio::ip::address>& counted);
+    detail::worker& least_loaded() noexcept;
+
+    std::error_code try_push(frame_ref& f, std::uint64_t& sequence);
+    std::uint64_t push(frame_ref f);
+    asio::awaitable<std::uint64_t> async_push(frame_ref f);
+
+    detail::hub hub_;
+    std::vector<std::unique_ptr<detail::worker>> workers_;
+    std::optional<detail::tcp_acceptor> acceptor_;
+    std::optional<asio::basic_signal_set<detail::io_executor>> signals_;
+    asio::ip::tcp::endpoint endpoint_;
+    mutable std::mutex state_; // guards what follows, and start against stop
+    bool started_ = false;
+    bool stop_begun_ = false;
+    std::mutex joining_;
+    std::vector<std::thread> threads_;
+};
+
+inline sse::options server::checked(sse::options o) {
+    const auto require = [](bool right, const std::string& what) {
+        if (!right) throw std::invalid_argument("sse::options::" + what);
+    };
+    const auto positive = [&](std::chrono::milliseconds value, const char* name) {
+        require(value.count() > 0, std::string(name) + " must be more than 0 ms");
+    };
+    const auto prefix = detail::canonical_topic(o.prefix);
+    require(prefix && o.prefix.starts_with('/'),
+            "prefix must be a path such as /subscribe, not '" + o.prefix + "'");
+    o.prefix = *prefix;
+    require(o.threads <= 1024, "threads must be at most 1024");
+    if (o.threads == 0) o.threads = std::max(1u, std::thread::hardware_concurrency());
+    require(o.heartbeat.count() >= 0, "heartbeat must not be negative; 0 turns it off");
+    positive(o.header_timeout, "header_timeout");
+    positive(o.stall_timeout, "stall_timeout");
+    require(o.publish_timeout.count() >= 0, "publish_timeout must not be negative");
+    require(o.shutdown_timeout.count() >= 0, "shutdown_timeout must not be negative");
+    require(o.max_head_bytes >= 256, "max_head_bytes must be at least 256");
+    require(o.history > 0, "history must be at least 1 frame");
+    require(o.history_bytes > 0, "history_bytes must be at least 1");
+    const std::size_t ring = o.ring_capacity;
+    require(ring >= 2 && (ring & (ring - 1)) == 0,
+            "ring_capacity must be a power of two from 2 on, not " + std::to_string(ring));
+    return o;
+}
+
+inline server::server(sse::options o) : hub_(checked(std::move(o))) {
+    for (std::size_t i = 0; i < hub_.options.threads; ++i) {
+        workers_.push_back(std::make_unique<detail::worker>(hub_, i));
+    }
+}
+
+inline server::~server() {
+    stop();
+    join();
+    for (auto& w : workers_) {
+        while (w->drain()) {} // frames that nobody will read hold a reference for each worker
+    }
+}
+
+inline void server::route(std::string method, std::string pattern, handler run) {
+    if (!detail::is_token(method)) {
+        throw std::invalid_argument("sse::server::route: '" + method + "' is not a method");
+    }
+    const std::size_t star = pattern.find('*');
+    if (!pattern.starts_with('/') ||
+        (star != pattern.npos && (star + 1 != pattern.size() || pattern[star - 1] != '/'))) {
+        throw std::invalid_argument("sse::server::route: the pattern must be a path such as /news, "
+                                    "or end in /*, not '" +
+                                    pattern + "'");
+    }
+    if (!run) throw std::invalid_argument("sse::server::route: the handler is empty");
+    const std::lock_guard lock(state_);
+    if (started_) throw std::logic_error("sse::server::route: add routes before the start");
+    hub_.routes.push_back({std::move(method), std::move(pattern), std::move(run)});
+}
+
+inline void server::add_builtin_routes() {
+    hub_.routes.push_back({"GET", "/health", [this](stream& s) -> asio::awaitable<void> {
+                               const std::string text =
+                                   "Active connections: " + std::to_string(counters().streams) +
+                                   "\n";
+                               co_await s.respond(200, "text/plain; charset=utf-8", text);
+                           }});
+    const handler subscribe = [](stream& s) -> asio::awaitable<void> {
+        s.subscribe(s.request().rest);
+        co_return;
+    };
+    if (!hub_.options.prefix.empty())
+        hub_.routes.push_back({"GET", hub_.options.prefix, subscribe});
+    hub_.routes.push_back({"GET", hub_.options.prefix + "/*", subscribe});
+}
+
+// --- start and stop
+
+inline void server::start(const std::string& address) {
+    const std::lock_guard lock(state_);
+    listen(address);
+    launch();
+}
+
+inline void server::start(asio::ip::tcp::acceptor listener) {
+    const std::lock_guard lock(state_);
+    const auto protocol = listener.local_endpoint().protocol();
+    acceptor_.emplace(workers_.front()->context(), protocol, listener.release());
+    launch();
+}
+
+inline void server::serve(const std::string& address) {
+    start(address);
+    join();
+}
+
+inline void server::serve(asio::ip::tcp::acceptor listener) {
+    start(std::move(listener));
+    join();
+}
+
+inline void server::listen(const std::string& address) {
+    const std::size_t colon = address.rfind(':');
+    std::string host = address.substr(0, colon);
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    std::uint16_t port = 0;
+    const char* const end = address.data() + address.size();
+    const char* const digits = colon == address.npos ? end : address.data() + colon + 1;
+    const auto parsed = std::from_chars(digits, end, port);
+    if (digits == end || parsed.ec != std::errc() || parsed.ptr != end) {
+        throw std::invalid_argument("sse::server: '" + address +
+                                    "' is no address to listen on; write host:port, such as "
+                                    "127.0.0.1:8080, [::1]:8080 or :8080");
+    }
+    detail::tcp_acceptor acceptor(workers_.front()->context());
+    asio::ip::tcp::endpoint where;
+    if (host.empty()) { // every address: IPv6 takes IPv4 in, unless this machine has no IPv6
+        where = {asio::ip::tcp::v6(), port};
+        asio::error_code failed;
+        acceptor.open(where.protocol(), failed);
+        if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
+        if (failed) {
+            where = {asio::ip::tcp::v4(), port};
+            acceptor.close();
+            acceptor.open(where.protocol());
+        }
+    } else {
+        asio::ip::tcp::resolver resolver(workers_.front()->context());
+        where = *resolver.resolve(host, std::to_string(port)).begin();
+        acceptor.open(where.protocol());
+    }
+#if !defined(_WIN32) // there it would let another program take the port over
+    acceptor.set_option(asio::socket_base::reuse_address(true));
+#endif
+    acceptor.bind(where);
+    acceptor.listen(4096); // a whole crowd that reconnects; the kernel lowers it to its own limit
+    acceptor_.emplace(std::move(acceptor));
+}
+
+inline void server::launch() {
+    if (started_) throw std::logic_error("sse::server::start: a server runs once");
+    if (hub_.stopped) throw std::system_error(errc::stopped, "sse::server::start");
+    acceptor_->non_blocking(true);
+    endpoint_ = acceptor_->local_endpoint();
+    add_builtin_routes();
+    auto& first = workers_.front()->context();
+    if (hub_.options.handle_signals) {
+        signals_.emplace(first, SIGINT, SIGTERM);
+        signals_->async_wait([this](const asio::error_code& failed, int) {
+            if (!failed) stop();
+        });
+    }
+    asio::co_spawn(first, accept_loop(), [this](std::exception_ptr failure) {
+        if (failure && hub_.options.on_error) hub_.options.on_error(failure);
+    });
+    started_ = true;
+    for (auto& w : workers_) {
+        w->wake_always(); // for what was published before
+        threads_.emplace_back([worker = w.get()] { worker->run(); });
+    }
+}
+
+inline void server::stop() noexcept {
+    hub_.stopped = true;
+    hub_.room.notify();
+    const std::lock_guard lock(state_);
+    if (!started_ || std::exchange(stop_begun_, true)) return;
+    asio::post(workers_.front()->context(), [this] {
+        asio::error_code ignored; // nothing is left to do with it
+        acceptor_->close(ignored);
+        if (signals_) signals_->cancel(ignored);
+    });
+    for (auto& w : workers_) w->shut_down();
+}
+
+inline void server::join() {
+    const detail::worker* const here = detail::worker::current();
+    if (here && here->is_of(hub_)) {
+        throw std::system_error(std::make_error_code(std::errc::resource_deadlock_would_occur),
+                                "sse::server::join: called on a thread of the server");
+    }
+    const std::lock_guard lock(joining_);
+    for (std::thread& t : threads_) {
+        if (t.joinable()) t.join();
+    }
+}
+
+inline asio::ip::tcp::endpoint server::endpoint() const {
+    const std::lock_guard lock(state_);
+    if (!started_) throw std::logic_error("sse::server::endpoint: not started");
+    return endpoint_;
+}
+
+// --- accept: one listener hands its sockets to the workers, since closing one of several that
+// share a port resets what waits in its queue
+
+inline detail::io_awaitable<void> server::accept_loop() {
+    asio::error_code failed;
+    detail::steady_timer pause(workers_.front()->context());
+    while (acceptor_->is_open()) {
+        co_await acceptor_->async_wait(detail::tcp_acceptor::wait_read,
+                                       asio::redirect_error(detail::use_io_awaitable, failed));
+        for (int i = 0; i < 64 && !failed; ++i) failed = accept_one();
+        const bool passing =
+            !failed || failed == asio::error::would_block || failed == asio::error::try_again ||
+            failed == asio::error::connection_aborted || failed == asio::error::interrupted ||
+            failed == asio::error::operation_aborted;
+        if (passing || !acceptor_->is_open()) continue;
+        // Out of descriptors or memory: wait for some to be given back instead of spinning.
+        pause.expires_after(std::chrono::milliseconds(100));
+        co_await pause.async_wait(asio::redirect_error(detail::use_io_awaitable, failed));
+    }
+}
+
+inline asio::error_code server::accept_one() {
+    detail::worker& w = least_loaded();
+    detail::tcp_socket socket(w.context());
+    asio::error_code failed;
+    acceptor_->accept(socket, failed);
+    if (failed) return failed;
+    hub_.accepted.fetch_add(1, std::memory_order_relaxed);
+    std::unique_ptr<asio::ip::address> counted;
+    const int refusal = admit(socket, counted);
+    if (refusal != 0) hub_.refused.fetch_add(1, std::memory_order_relaxed);
+    if (refusal < 0) return failed;
+    w.reserve();
+    asio::dispatch(w.context(), [&w, socket = std::move(socket), refusal,
+                                 counted = std::move(counted)]() mutable {
+        w.adopt(std::move(socket), refusal, std::move(counted));
+    });
+    return failed;
+}
+
+/// 0, or the status that refuses the connection, or -1: too many even to be answered.
+inline int server::admit(const detail::tcp_socket& socket,
+                         std::unique_ptr<asio::ip::address>& counted) {
+    const auto& o = hub_.options;
+    std::size_t open = 0;
+    for (const auto& w : workers_) open += w->load();
+    if (o.max_connections != 0 && open >= o.max_connections) {
+        return open < o.max_connections + 256 ? 503 : -1;
+    }
+    if (o.max_connections_per_ip == 0) return 0;
+    asio::error_code failed;
+    auto address = socket.remote_endpoint(failed).address();
+    if (failed) return 0; // gone already
+    if (address.is_v6() && address.to_v6().is_v4_mapped()) {
+        address = asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6());
+    }
+    if (!hub_.addresses.enter(address, o.max_connections_per_ip)) return 429;
+    counted = std::make_unique<asio::ip::address>(address);
+    return 0;
+}
+
+inline detail::worker& server::least_loaded() noexcept {
+    return **std::min_element(workers_.begin(), workers_.end(),
+                              [](const auto& a, const auto& b) { return a->load() < b->load(); });
+}
+
+// --- publish
+
+inline std::error_code server::try_push(frame_ref& f, std::uint64_t& sequence) {
+    if (hub_.stopped) return errc::stopped;
+    f->set_references(static_cast<std::uint32_t>(workers_.size()));
+    const auto place = hub_.ring.try_publish(f.get());
+    if (!place) {
+        f->set_references(1);
+        hub_.no_room.fetch_add(1, std::memory_order_relaxed);
+        return errc::no_room;
+    }
+    f.release(); // each worker drops one reference
+    sequence = *place;
+    // Workers without a stream are not woken, but must empty their ring before it is full.
+    const std::uint64_t quarter = std::max<std::uint64_t>(1, hub_.ring.capacity() / 4);
+    const bool round = (sequence & (quarter - 1)) == 0;
+    for (auto& w : workers_) round ? w->wake_always() : w->wake();
+    return {};
+}
+
+inline std::uint64_t server::push(frame_ref f) {
+    using namespace std::chrono_literals;
+    std::uint64_t sequence = 0;
+    std::error_code failed = try_push(f, sequence);
+    const auto deadline = std::chrono::steady_clock::now() + hub_.options.publish_timeout;
+    detail::worker* const here = detail::worker::current();
+    const bool on_worker = here && here->is_of(hub_);
+    while (failed == errc::no_room && std::chrono::steady_clock::now() < deadline) {
+        if (on_worker) here->make_room(); // else this thread would wait for itself
+        const auto until =
+            on_worker ? std::min(deadline, std::chrono::steady_clock::now() + 1ms) : deadline;
+        hub_.room.wait_until(until, [&] {
+            failed = try_push(f, sequence);
+            return failed != errc::no_room;
+        });
+    }
+    if (failed) throw std::system_error(failed, "sse::server::publish");
+    return sequence;
+}
+
+inline asio::awaitable<std::uint64_t> server::async_push(frame_ref f) {
+    std::uint64_t sequence = 0;
+    const auto full = [this] { return hub_.ring.full() && !hub_.stopped; };
+    for (;;) {
+        const std::error_code failed = try_push(f, sequence);
+        if (!failed) co_return sequence;
+        if (failed != errc::no_room) throw std::system_error(failed, "sse::server::publish");
+        co_await hub_.room.async_wait(full);
+    }
+}
+
+inline std::uint64_t server::publish(std::string_view topic, const message& m) {
+    return push(detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
+}
+
+inline std::uint64_t server::broadcast(const message& m) {
+    return push(detail::make_frame(frame::kind::everyone, {}, m));
+}
+
+inline std::error_code server::try_publish(std::string_view topic, const message& m) {
+    const auto canonical = detail::canonical_topic(topic);
+    if (!canonical) return errc::bad_topic;
+    if (const auto wrong = check(m)) return wrong;
+    frame_ref f = detail::make_frame(frame::kind::topic, *canonical, m);
+    std::uint64_t sequence = 0;
+    return try_push(f, sequence);
+}
+
+inline std::error_code server::try_broadcast(const message& m) {
+    if (const auto wrong = check(m)) return wrong;
+    frame_ref f = detail::make_frame(frame::kind::everyone, {}, m);
+    std::uint64_t sequence = 0;
+    return try_push(f, sequence);
+}
+
+inline asio::awaitable<std::uint64_t> server::async_publish(std::string_view topic,
+                                                            const message& m) {
+    return async_push(detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
+}
+
+inline asio::awaitable<std::uint64_t> server::async_broadcast(const message& m) {
+    return async_push(detail::make_frame(frame::kind::everyone, {}, m));
+}
+
+inline sse::counters server::counters() const {
+    sse::counters sum;
+    sum.accepted = hub_.accepted.load(std::memory_order_relaxed);
+    sum.refused = hub_.refused.load(std::memory_order_relaxed);
+    sum.published = hub_.ring.published();
+    sum.no_room = hub_.no_room.load(std::memory_order_relaxed);
+    for (const auto& w : workers_) w->count(sum);
+    return sum;
+}
+
+} // namespace sse
+
+#endif // SSE_HPP
