@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets up, builds and starts the hub with its live page and a demo feed. Arguments go to the hub:
+#   ./examples/run.sh --port 9000
+#   ./examples/run.sh --help
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. examples/setup.sh
+
+need_to_build
+install_missing
+configure build --buildtype=release
+say "building (the first time takes a minute)"
+ninja -C build --quiet examples bench
+exec build/examples/hub --demo "$@"

@@ -1,0 +1,526 @@
+// browser.mjs - the example programs in a real browser. Run it, in this directory:
+//
+//   npm install && node browser.mjs ../../build/examples/hub ../../build/examples/sysenv
+//   ... --screenshots DIR     also writes pictures of the pages
+//
+// Drives Chromium (/usr/bin/chromium, or what CHROMIUM names) through playwright-core. Only
+// loopback: every name but 127.0.0.1 is unknown to the browser. One line per check, a last line
+// with the sum; status 1 when a check failed.
+
+import { spawn } from "node:child_process";
+import { mkdirSync } from "node:fs";
+import { createServer } from "node:http";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { parseArgs } from "node:util";
+import { chromium } from "playwright-core";
+
+const { values: given, positionals: programs } = parseArgs({
+    allowPositionals: true, options: { screenshots: { type: "string" } },
+});
+if (programs.length !== 2) {
+    console.error("usage: node browser.mjs HUB SYSENV [--screenshots DIR]");
+    process.exit(2);
+}
+const [hubProgram, sysenvProgram] = programs;
+const patience = 20_000;    // ms; a browser waits 3 s before it reconnects
+const token = "browser-test";
+const desktop = { viewport: { width: 1280, height: 900 } };
+const phone = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true,
+                hasTouch: true };
+
+// >>checks
+let passed = 0, failed = 0;
+
+async function check(sentence, body) {
+    try {
+        await body();
+        passed += 1;
+        console.log(`ok ${sentence}`);
+    } catch (error) {
+        failed += 1;
+        console.log(`not ok ${sentence}: ${String(error.message).split("\n")[0]}`);
+    }
+}
+
+function expect(condition, otherwise) {
+    if (!condition) throw new Error(otherwise);
+}
+
+function equal(actual, wanted, what) {
+    expect(actual === wanted, `${what}: ${JSON.stringify(actual)} instead of ` +
+                              JSON.stringify(wanted));
+}
+
+async function within(time, promise, what) {
+    let timer;
+    const late = new Promise((unused, reject) => {
+        timer = setTimeout(() => reject(new Error(`${what}: not within ${time} ms`)), time);
+    });
+    return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+// >>programs
+const running = new Set();
+
+// Starts a program that prints the URL it listens on, and waits for that line.
+async function start(program, ...args) {
+    const child = spawn(program, args, { stdio: ["ignore", "pipe", "inherit"] });
+    const output = [];
+    const ended = new Promise(resolve => child.once("exit", (code, signal) => {
+        running.delete(child);
+        resolve({ code, signal });
+    }));
+    running.add(child);
+    const url = new Promise((resolve, reject) => {
+        child.once("error", reject);
+        child.once("exit", code => reject(new Error(`${program} ended with ${code}`)));
+        createInterface({ input: child.stdout }).on("line", line => {
+            output.push(line);
+            const found = line.match(/http:\/\/[^/]*:(\d+)\//);
+            if (found) resolve(found[1]);
+        });
+    });
+    const port = await within(patience, url, `${program} prints its URL`);
+    return {
+        port, output, url: `http://127.0.0.1:${port}/`,
+        end: signal => (child.kill(signal), within(patience, ended, `${program} ends`)),
+    };
+}
+
+const startHub = port => start(hubProgram, "--port", port, "--demo", "--publish-token", token);
+const startSysenv = port => start(sysenvProgram, `127.0.0.1:${port}`);
+
+async function publish(hub, topic, body, type = "application/x-www-form-urlencoded") {
+    const answer = await fetch(hub.url + "publish" + topic, {
+        method: "POST", headers: { Authorization: `Bearer ${token}`, "Content-Type": type }, body,
+        signal: AbortSignal.timeout(patience),
+    });
+    equal(answer.status, 202, `POST /publish${topic}`);
+    return answer.json();
+}
+
+// >>pages
+const requested = [], complaints = [];
+
+async function open(browser, url, options) {
+    const context = await browser.newContext(options);
+    const page = await context.newPage();
+    page.setDefaultTimeout(patience);
+    page.on("request", request => requested.push(request.url()));
+    page.on("pageerror", error => complaints.push(error.message));
+    await page.goto(url);
+    return page;
+}
+
+const until = (page, condition, argument) => page.waitForFunction(condition, argument);
+const state = (page, wanted) => page.locator(`#state[data-state="${wanted}"]`).waitFor();
+const row = (page, text) => page.locator("#feed li", { hasText: text }).first();
+const number = async (page, selector) => Number(await page.locator(selector).textContent());
+
+// How often a listened name arrived: the figure on its button, which the page brings up to date
+// once a second.
+const arrived = (page, name) => page.evaluate(wanted => {
+    const chips = [...document.querySelectorAll("#names button")];
+    const chip = chips.find(each => each.firstChild.textContent.trim() === wanted);
+    return Number(chip?.querySelector("small").textContent.replaceAll(",", ""));
+}, name);
+
+const more = async (page, name, than) => until(page, ([wanted, least]) => {
+    const chips = [...document.querySelectorAll("#names button")];
+    const chip = chips.find(each => each.firstChild.textContent.trim() === wanted);
+    return Number(chip?.querySelector("small").textContent.replaceAll(",", "")) > least;
+}, [name, than]);
+
+// Pixels of the chart in the pen of the named lane.
+const inked = (page, pen) => page.evaluate(which => {
+    const canvas = document.getElementById("chart");
+    const wanted = getComputedStyle(document.documentElement).getPropertyValue(`--pen-${which}`);
+    const rgb = [1, 3, 5].map(at => parseInt(wanted.trim().slice(at, at + 2), 16));
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let count = 0;
+    for (let at = 0; at < data.length; at += 4)
+        count += rgb.every((part, index) => Math.abs(part - data[at + index]) < 3);
+    return count;
+}, pen);
+
+// An origin of its own with an empty page. A real server, since a browser takes the address of a
+// page that a test made up for a public one, and keeps it from loopback.
+async function emptyOrigin() {
+    const server = createServer((request, response) => {
+        response.writeHead(200, { "Content-Type": "text/html", Connection: "close" });
+        response.end("<!doctype html><title>empty</title>");
+    });
+    await new Promise(resolve => server.listen(0, "127.0.0.1", resolve));
+    return { origin: `http://127.0.0.1:${server.address().port}`, close: () => server.close() };
+}
+
+// Reads a stream on a page of another origin: "open", or "error" when the browser refuses.
+async function readFrom(browser, origin, stream) {
+    const page = await open(browser, origin + "/", desktop);
+    const outcome = await within(patience, page.evaluate(address => new Promise(resolve => {
+        const events = new EventSource(address);
+        for (const type of ["open", "error"])
+            events.addEventListener(type, () => (events.close(), resolve(type)));
+    }), stream), "the stream opens or fails");
+    await page.context().close();
+    return outcome;
+}
+
+async function expectNoMarkup(page) {
+    equal(await page.locator("img, iframe, b.forged").count(), 0, "forged elements");
+    equal(await page.locator("script").count(), 1, "scripts");
+    equal(await page.evaluate(() => window.forged), undefined, "a forged script's mark");
+}
+
+async function expectNoOverflow(page) {
+    const [content, view] = await page.evaluate(
+        () => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
+    expect(content <= view, `the page is ${content} wide in a view of ${view}`);
+}
+
+// Four views at once: desktop and phone, light and dark.
+async function openViews(browser, url) {
+    const views = [];
+    for (const [device, options] of Object.entries({ desktop, phone }))
+        for (const colorScheme of ["light", "dark"])
+            views.push({ device, colorScheme,
+                         page: await open(browser, url, { ...options, colorScheme }) });
+    return views;
+}
+
+// The background is the root's own, or else the body's, which then fills the view.
+async function expectScheme(page, colorScheme) {
+    const bright = await page.evaluate(() => {
+        const colors = [document.documentElement, document.body].map(
+            element => getComputedStyle(element).backgroundColor);
+        const rgb = colors.find(color => color !== "rgba(0, 0, 0, 0)").match(/\d+/g);
+        return rgb.reduce((sum, part) => sum + Number(part), 0) / 3;
+    });
+    expect(colorScheme === "dark" ? bright < 64 : bright > 192, `the background has ${bright}`);
+}
+
+async function picture(page, name) {
+    if (!given.screenshots) return;
+    mkdirSync(given.screenshots, { recursive: true });
+    await page.screenshot({ path: join(given.screenshots, name + ".png") });
+}
+
+// >>hub
+async function hubShowsEvents(page) {
+    await check("hub: the page says that it is connected", () => state(page, "open"));
+    await check("hub: events of the demo appear", async () => {
+        for (const name of ["price", "chat", "build", "sensor"])
+            await page.locator("#feed .name", { hasText: name }).first().waitFor();
+    });
+    await check("hub: the newest event stands first", async () => {
+        const times = await page.locator("#feed time").evaluateAll(
+            all => all.map(each => each.dateTime));
+        expect(times.length > 3, "too few events");
+        equal(times.join(), [...times].sort().reverse().join(), "the order of times");
+    });
+    await check("hub: the chart has a line, and a mark for each pen that wrote", async () => {
+        for (const pen of [2, 3, 4, 5])
+            expect(await inked(page, pen) > 20, `pen ${pen} drew nothing`);
+        await until(page, () => Number(document.getElementById("rate").textContent) > 0);
+    });
+    await check("hub: the chart moves", async () => {
+        const before = await page.locator("#chart").screenshot();
+        await until(page, () => new Promise(done => requestAnimationFrame(
+            () => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))));
+        await more(page, "sensor", await arrived(page, "sensor"));
+        expect(!before.equals(await page.locator("#chart").screenshot()), "two equal pictures");
+    });
+    await check("hub: the hub's own counters are shown", async () => {
+        await until(page, () => document.querySelectorAll("#counters dd:not(.per)").length === 6 &&
+            ![...document.querySelectorAll("#counters dd")].some(dd => dd.textContent === "–"));
+        expect(await number(page, "#connections") >= 1, "no connection counted");
+    });
+}
+
+async function hubKeepsTextText(hub, page) {
+    const forged = `<img src=x onerror="window.forged = 1"><b class="forged">bold</b>`;
+    await check("hub: markup in plain data stays text", async () => {
+        await publish(hub, "/test", forged, "text/plain");
+        await row(page, forged).waitFor();
+        await expectNoMarkup(page);
+    });
+    await check("hub: markup in JSON names and values stays text", async () => {
+        const data = { [`<script>window.forged = 2</script>`]: `${forged} in JSON` };
+        await publish(hub, "/test", JSON.stringify({ event: "chat", id: `<b>9</b>`, data }),
+                      "application/json");
+        await row(page, `${forged} in JSON`).waitFor();
+        await row(page, "id <b>9</b>").waitFor();
+        await expectNoMarkup(page);
+    });
+    await check("hub: markup in an event name and in a topic stays text", async () => {
+        const name = `<img src=x onerror="window.forged=3">`;
+        await page.fill("#follow-event", name);
+        await page.click("#follow button");
+        await publish(hub, "/test", new URLSearchParams({ event: name, data: "named" }));
+        await row(page, name).waitFor();
+        await page.fill("#follow-topic", "/test/<img src=x>");
+        await page.click("#follow button");
+        await page.locator("#topics", { hasText: "<img src=x>" }).waitFor();
+        await expectNoMarkup(page);
+        await page.fill("#follow-topic", "/");
+        await page.click("#follow button");
+        await state(page, "open");
+    });
+    await check("hub: the browser refuses HTML from any later edit", async () => {
+        const thrown = await page.evaluate(() => {
+            try { document.body.innerHTML = "<b>x</b>"; } catch (error) { return error.name; }
+        });
+        equal(thrown, "TypeError", "an assignment to innerHTML");
+    });
+}
+
+async function hubFollows(hub, page) {
+    await check("hub: events called open and error do not touch the state", async () => {
+        for (const event of ["open", "error"]) {
+            await page.fill("#follow-event", event);
+            await page.click("#follow button");
+            await publish(hub, "/test", new URLSearchParams({ event, data: `I am ${event}` }));
+            await row(page, `I am ${event}`).waitFor();
+        }
+        equal(await page.locator("#state").getAttribute("data-state"), "open", "the state");
+        equal(await number(page, "#reconnects"), 0, "reconnects");
+    });
+    await check("hub: a further event name is heard", async () => {
+        await page.fill("#follow-event", "deploy");
+        await page.click("#follow button");
+        await publish(hub, "/test", new URLSearchParams({ event: "deploy", data: "to moon" }));
+        await row(page, "to moon").waitFor();
+    });
+    await check("hub: following a topic leaves the others out, statistics go on", async () => {
+        await page.fill("#follow-topic", "/test");
+        await page.click("#follow button");
+        await state(page, "open");
+        await more(page, "stats", await arrived(page, "stats"));
+        const prices = await arrived(page, "price");
+        await more(page, "stats", await arrived(page, "stats") + 1);
+        await publish(hub, "/test/below", "only here", "text/plain");
+        await row(page, "only here").waitFor();
+        equal(await arrived(page, "price"), prices, "prices arrived");
+        await page.locator("#topics button").click();
+        await more(page, "price", prices);
+    });
+    await check("hub: what is followed stands in the address", async () => {
+        equal(new URL(page.url()).searchParams.getAll("event").at(-1), "deploy", "the address");
+    });
+    await check("hub: a paused list stands still, resuming shows what came", async () => {
+        await page.click("#pause");
+        await publish(hub, "/test", "while paused", "text/plain");
+        await page.locator("#pause", { hasText: "new" }).waitFor();
+        equal(await row(page, "while paused").count(), 0, "rows drawn while paused");
+        await page.click("#pause");
+        await row(page, "while paused").waitFor();
+    });
+    await check("hub: a name switched off leaves the list", async () => {
+        const chip = page.locator("#names button", { hasText: "price" });
+        await chip.click();
+        equal(await chip.getAttribute("aria-pressed"), "false", "aria-pressed");
+        await more(page, "price", await arrived(page, "price"));
+        equal(await page.locator("#feed .name", { hasText: "price" }).count(), 0, "prices listed");
+        await chip.click();
+    });
+    await check("hub: the list is bounded", async () => {
+        for (let sent = 0; sent < 260; sent += 10)
+            await Promise.all(Array.from({ length: 10 }, (unused, index) =>
+                publish(hub, "/test", `bulk ${sent + index}`, "text/plain")));
+        await row(page, "bulk 259").waitFor();
+        expect(await page.locator("#feed li").count() <= 200, "more than 200 rows");
+    });
+}
+
+async function hubComesBack(hub, page) {
+    await check("hub: the page shows the loss when the hub is killed", async () => {
+        await hub.end("SIGKILL");
+        await state(page, "lost");
+        await until(page, () => document.title.startsWith("offline"));
+    });
+    let again = hub;
+    await check("hub: the page reconnects by itself and counts it", async () => {
+        again = await startHub(hub.port);
+        await state(page, "open");
+        equal(await number(page, "#reconnects"), 1, "reconnects");
+    });
+    await check("hub: events flow again", async () => {
+        await publish(again, "/test", "after the restart", "text/plain");
+        await row(page, "after the restart").waitFor();
+        await more(page, "price", await arrived(page, "price"));
+    });
+    return again;
+}
+
+async function hubFits(browser, hub) {
+    const views = await openViews(browser, hub.url);
+    const unbroken = "unbroken".repeat(500);
+    for (const { device, colorScheme, page } of views) {
+        await check(`hub: on a ${device} in ${colorScheme} mode nothing overflows`, async () => {
+            await state(page, "open");
+            await publish(hub, "/test", unbroken, "text/plain");
+            await row(page, unbroken.slice(0, 1000)).waitFor();
+            await page.locator("#feed li").nth(15).waitFor();
+            await expectNoOverflow(page);
+            await expectScheme(page, colorScheme);
+            expect(await inked(page, 2) > 20, "the chart is empty");
+        });
+    }
+    if (given.screenshots) await showHub(hub, views);
+    for (const { page } of views) await page.context().close();
+}
+
+// For the pictures: half a minute of paper, with a loss in it.
+async function showHub(hub, views) {
+    const stats = count => Promise.all(views.map(({ page }) => more(page, "stats", count)));
+    for (const { page } of views) page.setDefaultTimeout(90_000);
+    await stats(25);
+    await hub.end("SIGKILL");
+    await Promise.all(views.map(({ page }) => state(page, "lost")));
+    Object.assign(hub, await startHub(hub.port));
+    await stats(55);
+    for (const { device, colorScheme, page } of views)
+        await picture(page, `hub-${device}-${colorScheme}`);
+}
+
+async function hubObeysItsFlags(browser) {
+    const [allowed, other] = [await emptyOrigin(), await emptyOrigin()];
+    const hub = await start(hubProgram, "--port=0", "--prefix", "/live/a b", "--demo",
+                            "--allow-origin", allowed.origin);
+    await check("hub: the page follows another prefix and is no foreign origin", async () => {
+        const page = await open(browser, hub.url, desktop);
+        await state(page, "open");
+        await page.locator("#feed .name", { hasText: "price" }).first().waitFor();
+        await page.context().close();
+    });
+    await check("hub: a page of an allowed origin may read, another may not", async () => {
+        const stream = hub.url + "live/a%20b/";
+        equal(await readFrom(browser, allowed.origin, stream), "open", "the allowed");
+        equal(await readFrom(browser, other.origin, stream), "error", "the other");
+    });
+    await check("hub: publishing is off without a token", async () => {
+        const answer = await fetch(hub.url + "publish/x", { method: "POST", body: "data=x" });
+        equal(answer.status, 404, "POST /publish/x");
+        expect((await answer.text()).includes("--publish-token"), "no remedy is named");
+    });
+    await hub.end("SIGTERM");
+    for (const origin of [allowed, other]) origin.close();
+}
+
+async function hubIsAccessible(page) {
+    await check("hub: controls have names, the page has landmarks", async () => {
+        const unnamed = await page.locator("button, input, [role=img]").evaluateAll(all =>
+            all.filter(each => !(each.labels?.[0]?.textContent ?? each.textContent).trim() &&
+                               !each.getAttribute("aria-label")).map(each => each.outerHTML));
+        equal(unnamed.join(), "", "controls without a name");
+        for (const role of ["main", "banner"])
+            equal(await page.getByRole(role).count(), 1, `landmark ${role}`);
+        equal(await page.getByRole("heading", { level: 1 }).count(), 1, "first headings");
+    });
+}
+
+async function testHub(browser) {
+    let hub = await startHub("0");
+    const page = await open(browser, hub.url, desktop);
+    await hubShowsEvents(page);
+    await hubIsAccessible(page);
+    await hubKeepsTextText(hub, page);
+    await hubFollows(hub, page);
+    hub = await hubComesBack(hub, page);
+    await hubFits(browser, hub);
+    await hubObeysItsFlags(browser);
+    await check("hub: SIGTERM lets the clients go and ends with status 0", async () => {
+        equal((await hub.end("SIGTERM")).code, 0, "exit status");
+        expect(/let go of [1-9]/.test(hub.output.join("\n")), hub.output.join(" / "));
+    });
+    await page.context().close();
+}
+
+// >>sysenv
+const valuesAppear = page => until(page, () => {
+    const values = [...document.querySelectorAll(".value")].map(each => each.textContent);
+    return values.length === 4 && values.every(value => /^\d/.test(value));
+});
+
+async function sysenvFits(browser, sysenv) {
+    for (const { device, colorScheme, page } of await openViews(browser, sysenv.url)) {
+        await check(`sysenv: on a ${device} in ${colorScheme} mode nothing overflows`, async () => {
+            await valuesAppear(page);
+            await expectNoOverflow(page);
+            await expectScheme(page, colorScheme);
+        });
+        if (given.screenshots) {
+            await page.waitForFunction(least => document.querySelector("path").getAttribute("d")
+                .split("L").length > least, 40, { timeout: 90_000 });
+            await picture(page, `sysenv-${device}-${colorScheme}`);
+        }
+        await page.context().close();
+    }
+}
+
+async function sysenvKeepsTextText(browser, sysenv) {
+    await check("sysenv: markup in readings makes no element", async () => {
+        const forged = `<img src=x onerror="window.forged = 1">`;
+        const env = Object.fromEntries(["load_1", "load_5", "load_15", "busy", "cores", "uptime",
+            "memory_total", "memory_available"].map(name => [name, forged]));
+        const context = await browser.newContext(desktop);
+        await context.route("**/subscribe/sysenv", route => route.fulfill({
+            contentType: "text/event-stream", body: `event: env\ndata: ${JSON.stringify(env)}\n\n`,
+        }));
+        const page = await context.newPage();
+        await page.goto(sysenv.url);
+        await page.locator(".note", { hasText: "not to be read" }).first().waitFor();
+        await expectNoMarkup(page);
+        await context.close();
+    });
+}
+
+async function testSysenv(browser) {
+    let sysenv = await startSysenv("0");
+    const page = await open(browser, sysenv.url, desktop);
+    await check("sysenv: the values appear", async () => {
+        await state(page, "open");
+        await valuesAppear(page);
+    });
+    await check("sysenv: the values change", async () => {
+        const seen = await page.locator("main").textContent();
+        await until(page, before => document.querySelector("main").textContent !== before, seen);
+    });
+    await sysenvKeepsTextText(browser, sysenv);
+    await sysenvFits(browser, sysenv);
+    await check("sysenv: the page shows the loss when the program is killed", async () => {
+        await sysenv.end("SIGKILL");
+        await state(page, "lost");
+    });
+    await check("sysenv: the page reconnects by itself and the values go on", async () => {
+        sysenv = await startSysenv(sysenv.port);
+        await state(page, "open");
+        const seen = await page.locator("main").textContent();
+        await until(page, before => document.querySelector("main").textContent !== before, seen);
+    });
+    await check("sysenv: Ctrl-C ends it", () => sysenv.end("SIGINT"));
+    await page.context().close();
+}
+
+// >>run
+const browser = await chromium.launch({
+    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+    args: ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+           "--disable-background-networking", "--disable-component-update", "--disable-sync",
+           "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
+});
+try {
+    for (const test of [testHub, testSysenv])
+        await test(browser).catch(error => check(test.name, () => { throw error; }));
+    await check("all: the pages asked nobody but their own server", () => {
+        const foreign = requested.filter(url => !/^(http:\/\/127\.0\.0\.1:\d+\/|data:)/.test(url));
+        equal(foreign.join(), "", "foreign requests");
+    });
+    await check("all: no script failed", () => equal(complaints.join(), "", "errors"));
+} finally {
+    await browser.close();
+    for (const child of running) child.kill("SIGKILL");
+}
+console.log(`browser: ${passed} passed, ${failed} failed`);
+process.exit(failed ? 1 : 0);
