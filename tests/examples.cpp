@@ -1,0 +1,197 @@
+// The examples as a user starts them, and the hub with curl and with 10,000 clients.
+#include "support/client.hpp"
+#include "support/swarm.hpp"
+
+#include <doctest/doctest.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <map>
+
+using namespace std::chrono_literals;
+using namespace support;
+
+namespace {
+
+std::string example(const std::string& name) {
+    const char* const directory = std::getenv("EXAMPLES");
+    REQUIRE_MESSAGE(directory, "EXAMPLES must name the directory of the built examples");
+    return std::string(directory) + "/" + name;
+}
+
+/// A hub on a free port, with the flags given.
+struct running_hub : process {
+    explicit running_hub(std::vector<std::string> flags = {})
+        : process(with_port(std::move(flags))), port(port_in(read_line())) {}
+
+    static std::vector<std::string> with_port(std::vector<std::string> flags) {
+        std::vector<std::string> command{example("hub"), "--port", "0"};
+        command.insert(command.end(), flags.begin(), flags.end());
+        return command;
+    }
+    response publish(const std::string& topic, const std::string& type, const std::string& body,
+                     const std::string& token = "secret") {
+        return http_request(port, "POST", "/publish/" + topic,
+                            {{"Authorization", "Bearer " + token}, {"Content-Type", type}}, body);
+    }
+
+    const std::uint16_t port;
+};
+
+const std::string form = "application/x-www-form-urlencoded";
+
+/// Runs a program that must end by itself: its status, and what it says with stderr joined.
+std::pair<int, std::string> run(const std::string& command) {
+    process shell({"/bin/sh", "-c", command + " 2>&1"});
+    std::string text = shell.read_to_end();
+    return {shell.wait_for_exit().code.value_or(-1), text};
+}
+
+bool has(const std::string& text, std::string_view part) {
+    return text.find(part) != text.npos;
+}
+
+} // namespace
+
+TEST_SUITE("examples") {
+    TEST_CASE("clock tells the time to everyone and ends on Ctrl-C") {
+        process clock({example("clock"), "127.0.0.1:0"});
+        event_client client(port_in(clock.read_line()));
+        const auto event = client.next();
+        CHECK(event.type == "tick");
+        CHECK(event.data.size() == 24);
+        clock.signal(SIGINT);
+        CHECK(clock.wait_for_exit().signal == SIGINT);
+    }
+
+    TEST_CASE("sysenv publishes env on a topic below the one that its page follows") {
+        process sysenv({example("sysenv"), "127.0.0.1:0"});
+        const auto port = port_in(sysenv.read_line());
+        event_client client(port, "/subscribe/sysenv");
+        const auto event = client.next();
+        CHECK(event.type == "env");
+        CHECK(event.data.starts_with("{"));
+        const auto page = http_get(port, "/");
+        CHECK(page.header("Content-Type") == "text/html; charset=utf-8");
+        CHECK(has(page.body, "/subscribe/sysenv"));
+        CHECK_FALSE(has(page.body, "innerHTML"));
+    }
+
+    TEST_CASE("the hub names every option in its help") {
+        const auto [status, help] = run(example("hub") + " --help");
+        CHECK(status == 0);
+        for (const char* flag :
+             {"--address", "--port", "--threads", "--prefix", "--heartbeat", "--allow-origin",
+              "--header-timeout", "--stall-timeout", "--publish-timeout", "--shutdown-timeout",
+              "--max-connections", "--max-connections-per-ip", "--max-head-bytes",
+              "--max-body-bytes", "--ring-capacity", "--history", "--history-bytes",
+              "--publish-token", "--demo"}) {
+            CAPTURE(flag);
+            CHECK(has(help, flag));
+        }
+    }
+
+    TEST_CASE("a bad flag says what is wrong and ends with status 2") {
+        const auto check_refused = [](const std::string& flags, std::string_view reason) {
+            CAPTURE(flags);
+            const auto [status, text] = run(example("hub") + " " + flags);
+            CHECK(status == 2);
+            CHECK_MESSAGE(has(text, reason), text);
+        };
+        check_refused("--treads 2", "did you mean --threads?");
+        check_refused("--port 70000", "--port cannot be '70000'");
+        check_refused("--port", "--port needs a value");
+        check_refused("--ring-capacity 1000", "power of two");
+        check_refused("--heartbeat soon", "--heartbeat cannot be 'soon'");
+        check_refused("--allow-origin https://app.example/", "without a path");
+        check_refused("--demo=yes", "switch");
+        check_refused("demo", "flags begin with --");
+    }
+
+    TEST_CASE("the hub does what its flags say") {
+        running_hub hub({"--prefix=/events", "--heartbeat", "0.02", "--allow-origin",
+                         "https://app.example", "--max-connections-per-ip", "3"});
+        event_client client(hub.port, "/events/", {{"Origin", "https://app.example"}});
+        CHECK(client.head().header("Access-Control-Allow-Origin") == "https://app.example");
+        CHECK(client.next_comment().empty());
+        CHECK(http_get(hub.port, "/events/", {{"Origin", "https://evil.example"}}).status == 403);
+        event_client second(hub.port, "/events/x"), third(hub.port, "/events/y");
+        CHECK(http_get(hub.port, "/health").status == 429);
+        hub.signal(SIGTERM);
+        CHECK(has(hub.read_to_end(), "let go of 3 clients"));
+        CHECK(hub.wait_for_exit().code == 0);
+    }
+
+    TEST_CASE("the hub publishes what is posted with the token: form, JSON and text") {
+        running_hub hub({"--publish-token", "secret"});
+        event_client client(hub.port, "/subscribe/room");
+        CHECK(hub.publish("room", form, "event=chat&data=2+%2B+2&id=7").status == 202);
+        auto event = client.next();
+        CHECK(event.type == "chat");
+        CHECK(event.data == "2 + 2");
+        CHECK(event.id == "7");
+        CHECK(hub.publish("room/a", "application/json", R"({"data":{"n":[1,2]}})").status == 202);
+        CHECK(client.next().data == R"({"n":[1,2]})");
+        CHECK(hub.publish("room", "text/plain", "one\ntwo").status == 202);
+        CHECK(client.next().data == "one\ntwo");
+        CHECK(hub.publish("room", form, "event=a%0Ab&data=x").status == 400);
+        CHECK(hub.publish("room", form, "event=x").status == 400);
+        CHECK(hub.publish("room", "application/json", "{broken").status == 400);
+        CHECK(hub.publish("a//b", "text/plain", "x").status == 400);
+        CHECK(hub.publish("room", "image/png", "x").status == 415);
+        const auto wrong = hub.publish("room", form, "data=x", "guess");
+        CHECK(wrong.status == 401);
+        CHECK(wrong.header("WWW-Authenticate") == "Bearer");
+    }
+
+    TEST_CASE("without a token publishing over HTTP is off") {
+        running_hub hub;
+        CHECK(hub.publish("room", form, "data=x").status == 404);
+    }
+
+    TEST_CASE("curl -N shows events as they come") {
+        running_hub hub({"--publish-token", "secret"});
+        process curl({"/usr/bin/curl", "-sN",
+                      "http://127.0.0.1:" + std::to_string(hub.port) + "/subscribe/room"});
+        REQUIRE(eventually([&] {
+            return has(http_get(hub.port, "/health").body, "connections: 1");
+        }));
+        CHECK(hub.publish("room", form, "event=chat&data=hello").status == 202);
+        CHECK(curl.read_line() == "event: chat");
+        CHECK(curl.read_line() == "data: hello");
+        hub.signal(SIGINT);
+        CHECK(curl.wait_for_exit().code == 0);
+    }
+
+    TEST_CASE("the demo feed is lively: several event names within seconds") {
+        running_hub hub({"--demo"});
+        event_client client(hub.port);
+        std::map<std::string, int> names;
+        while (names.size() < 4) ++names[client.next().type];
+        CHECK(names.size() == 4);
+    }
+
+    TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
+        if (raise_descriptor_limit() < 10'200) {
+            MESSAGE("skipped: this process may not open 10,200 files");
+            return;
+        }
+        running_hub hub({"--publish-token", "secret", "--max-connections", "0"});
+        const auto wave = [&](const std::string& number, std::uint64_t value) {
+            swarm clients(hub.port, {.clients = 10'000, .target = "/subscribe/wave", .sources = 4});
+            REQUIRE(clients.connect(120s));
+            CHECK(hub.publish("wave", "text/plain", number).status == 202);
+            REQUIRE(clients.run_until_all_saw(value, 120s));
+            CHECK(clients.all_saw_exactly(value, value));
+            clients.leave(true);
+            REQUIRE(eventually(
+                [&] { return has(http_get(hub.port, "/health").body, "connections: 0\n"); }, 60s));
+        };
+        wave("1", 1);
+        const std::size_t descriptors = open_descriptors(hub.pid());
+        const std::size_t memory = resident_bytes(hub.pid());
+        wave("2", 2);
+        CHECK(eventually([&] { return open_descriptors(hub.pid()) <= descriptors; }));
+        CHECK(resident_bytes(hub.pid()) < memory + 8 * 1024 * 1024);
+    }
+}

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Writes each whole program of the README (a ```cpp block with a main) to DIRECTORY/NN.cpp and
+# prints the files' names.
+set -euo pipefail
+directory=$1
+mkdir -p "$directory"
+rm -f "$directory"/*.cpp
+awk -v directory="$directory" '
+    /^```cpp$/ { inside = 1; text = ""; next }
+    /^```$/ && inside {
+        inside = 0
+        if (text ~ /int main\(/) {
+            file = sprintf("%s/%02d.cpp", directory, ++count)
+            printf "%s", text > file
+            close(file)
+            print file
+        }
+        next
+    }
+    inside { text = text $0 "\n" }
+' README.md

@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# Sets up, builds and runs the tests.
+#   ./tests/run.sh                 all tests in an optimized build, with curl and a real browser
+#   ./tests/run.sh all             these, then the test program once more for each variant below
+#   ./tests/run.sh VARIANT...      of: release asan tsan clang
+# ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. examples/setup.sh
+
+passed=0
+failed=0
+
+# check NAME COMMAND...: one test; its output is shown when it fails.
+check() {
+    local name=$1 output
+    shift
+    if output=$("$@" 2>&1); then
+        passed=$((passed + 1))
+        printf 'ok      %s\n' "$name"
+    else
+        failed=$((failed + 1))
+        printf 'not ok  %s\n%s\n' "$name" "$output"
+    fi
+}
+
+# Adds what a program's closing line counts: "N <word> passed", "N failed" in some form.
+add_counts() {
+    passed=$((passed + $1))
+    failed=$((failed + $2))
+}
+
+run_doctest() { # BUILD_DIRECTORY
+    local log="$1/tests.log" status=0 cases
+    say "running $1/tests/tests"
+    EXAMPLES=$PWD/$1/examples "$1/tests/tests" 2>&1 | tee "$log" || status=$?
+    cases=$(sed -n 's/^\[doctest\] test cases: *//p' "$log" | tr -d ' ')
+    if [ -z "$cases" ]; then
+        say "$1/tests/tests died"
+        add_counts 0 1
+        return
+    fi
+    add_counts "$(cut -d'|' -f2 <<<"$cases" | tr -dc 0-9)" "$(cut -d'|' -f3 <<<"$cases" | tr -dc 0-9)"
+    # A sanitizer's report makes the status bad though every case passed.
+    if [ $status -ne 0 ] && grep -q '^\[doctest\] Status: SUCCESS' "$log"; then add_counts 0 1; fi
+}
+
+build() { # BUILD_DIRECTORY
+    say "building $1"
+    ninja -C "$1" --quiet
+}
+
+run_browser() {
+    local log=build/browser.log status=0 line
+    say "running a real browser"
+    (cd tests/browser && { [ -d node_modules/playwright-core ] || npm install --silent --no-audit \
+        --no-fund --no-package-lock; })
+    node tests/browser/browser.mjs build/examples/hub build/examples/sysenv 2>&1 | tee "$log" ||
+        status=$?
+    line=$(grep -E '^browser: [0-9]+ passed, [0-9]+ failed$' "$log" | tail -n 1 || true)
+    if [ -z "$line" ]; then
+        add_counts 0 1
+    else
+        add_counts "$(cut -d' ' -f2 <<<"$line")" "$(cut -d' ' -f4 <<<"$line")"
+    fi
+}
+
+# The command of the README, the way a user types it; curl as the client.
+run_script_starts_the_hub() {
+    local log pid url page events
+    log=$(mktemp)
+    ./examples/run.sh --port 0 >"$log" 2>&1 &
+    pid=$!
+    while ! url=$(grep -oE 'http://[^ ]+' "$log"); do
+        kill -0 $pid 2>/dev/null || { cat "$log"; return 1; }
+        sleep 0.1
+    done
+    page=$(curl -fsS "$url")
+    events=$(curl -sN --max-time 2 "$url"subscribe/ || true) # it would go on for ever
+    kill -INT $pid
+    wait $pid && grep -q 'let go of' "$log" && grep -qi '<!doctype html>' <<<"$page" &&
+        grep -q '^data: ' <<<"$events"
+}
+
+run_release() {
+    configure build --buildtype=release
+    build build
+    run_doctest build
+    say "running the rest"
+    check "the header alone" build/tests/header_alone
+    while read -r program; do
+        check "README: $(basename "$program") compiles as it stands there" \
+            "${CXX:-g++}" -std=c++20 -Wall -Wextra -I. "$program" -o "${program%.cpp}" -pthread
+    done < <(tests/readme.sh build/readme)
+    check "README: the first program is examples/clock.cpp" \
+        diff build/readme/01.cpp examples/clock.cpp
+    check "examples/run.sh starts the hub, curl sees its page and events" run_script_starts_the_hub
+    run_browser
+}
+
+run_asan() {
+    configure build-asan -Db_sanitize=address,undefined -Doptimization=1 \
+        -Dcpp_args=-D_GLIBCXX_ASSERTIONS
+    build build-asan
+    ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 \
+        run_doctest build-asan
+}
+
+run_tsan() { # g++ warns that it does not follow Asio's fences
+    configure build-tsan -Db_sanitize=thread -Db_lundef=false -Doptimization=1 \
+        -Dcpp_args=-Wno-tsan
+    build build-tsan
+    run_doctest build-tsan
+}
+
+run_clang() {
+    CXX=clang++-19 configure build-clang --buildtype=release
+    build build-clang
+    run_doctest build-clang
+}
+
+variants=("$@")
+[ ${#variants[@]} -eq 0 ] && variants=(release)
+[ "${variants[0]}" = all ] && variants=(release asan tsan clang)
+
+need_to_build
+need curl have curl
+for variant in "${variants[@]}"; do
+    case $variant in
+    release)
+        need nodejs have node
+        need npm have npm
+        need chromium test -x /usr/bin/chromium
+        ;;
+    clang) need clang-19 have clang++-19 ;;
+    asan | tsan) ;;
+    *)
+        say "no variant '$variant'; give all, or some of: release asan tsan clang" >&2
+        exit 2
+        ;;
+    esac
+done
+install_missing
+ulimit -n "$(ulimit -Hn)" # the tests open 10,000 connections
+for variant in "${variants[@]}"; do run_"$variant"; done
+
+printf '%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,783 @@
+// The server from outside: start and stop, endpoints, publishing, limits. "fault N" names the fault
+// of the library that we succeed which the case keeps out.
+#include "support/server.hpp"
+
+#include <doctest/doctest.h>
+
+#include <csignal>
+#include <set>
+#include <thread>
+
+using namespace std::chrono_literals;
+using namespace support;
+
+namespace {
+
+template <class Change>
+std::string refusal_of(Change&& change) {
+    sse::options o;
+    change(o);
+    try {
+        const sse::server refused(std::move(o));
+    } catch (const std::invalid_argument& e) {
+        return e.what();
+    }
+    return "accepted";
+}
+
+bool has(const std::string& text, std::string_view part) {
+    return text.find(part) != text.npos;
+}
+
+void check_code(sse::errc expected, const std::function<void()>& call) {
+    try {
+        call();
+        FAIL_CHECK("nothing was thrown");
+    } catch (const std::system_error& e) {
+        CHECK(e.code() == expected);
+    }
+}
+
+} // namespace
+
+TEST_SUITE("start and stop") {
+    TEST_CASE("options that cannot work are refused at construction, by name") {
+        CHECK(has(refusal_of([](auto& o) { o.ring_capacity = 1000; }), "ring_capacity must be a power"));
+        CHECK(has(refusal_of([](auto& o) { o.ring_capacity = 0; }), "ring_capacity"));
+        CHECK(has(refusal_of([](auto& o) { o.ring_capacity = 1ull << 60; }), "ring_capacity"));
+        CHECK(has(refusal_of([](auto& o) { o.prefix = "events"; }), "prefix must be a path"));
+        CHECK(has(refusal_of([](auto& o) { o.prefix = "/a//b"; }), "'/a//b'"));
+        CHECK(has(refusal_of([](auto& o) { o.heartbeat = -1ms; }), "heartbeat"));
+        CHECK(has(refusal_of([](auto& o) { o.header_timeout = 0ms; }), "header_timeout"));
+        CHECK(has(refusal_of([](auto& o) { o.stall_timeout = 0ms; }), "stall_timeout"));
+        CHECK(has(refusal_of([](auto& o) { o.publish_timeout = -1ms; }), "publish_timeout"));
+        CHECK(has(refusal_of([](auto& o) { o.shutdown_timeout = -1ms; }), "shutdown_timeout"));
+        CHECK(has(refusal_of([](auto& o) { o.max_head_bytes = 10; }), "max_head_bytes"));
+        CHECK(has(refusal_of([](auto& o) { o.history = 0; }), "history"));
+        CHECK(has(refusal_of([](auto& o) { o.history_bytes = 0; }), "history_bytes"));
+        CHECK(has(refusal_of([](auto& o) { o.threads = 5000; }), "threads"));
+        CHECK(refusal_of([](auto&) {}) == "accepted");
+    }
+
+    TEST_CASE("port 0 takes a free port, which can be asked") {
+        const running_server server;
+        CHECK(server.port() != 0);
+        CHECK(server.endpoint().address().to_string() == "127.0.0.1");
+        CHECK(http_get(server.port(), "/health").status == 200);
+    }
+
+    TEST_CASE("a server listens on IPv6, on a name and on every address") {
+        sse::server six(with_threads(1)), name(with_threads(1)), all(with_threads(1));
+        six.start("[::1]:0");
+        connection peer(six.port(), {.host = "::1"});
+        CHECK(peer.request("GET", "/health").status == 200);
+        name.start("localhost:0");
+        CHECK(name.endpoint().address().is_loopback());
+        all.start(":0");
+        CHECK(http_get(all.port(), "/health").status == 200);
+    }
+
+    TEST_CASE("what is no address is refused with the way to write one") {
+        for (const char* wrong : {"", "8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", ":99999"}) {
+            CAPTURE(wrong);
+            sse::server server(with_threads(1));
+            try {
+                server.start(wrong);
+                FAIL_CHECK("accepted");
+            } catch (const std::invalid_argument& e) {
+                CHECK(has(e.what(), "write host:port"));
+            }
+        }
+    }
+
+    TEST_CASE("a port in use is reported, and the server can still be destroyed") {
+        const running_server first;
+        sse::server second(with_threads(1));
+        const std::string taken = "127.0.0.1:" + std::to_string(first.port());
+        try {
+            second.start(taken);
+            FAIL_CHECK("accepted");
+        } catch (const std::system_error& e) {
+            CHECK(e.code() == std::errc::address_in_use);
+            CHECK(has(e.what(), taken));
+        }
+    }
+
+    TEST_CASE("a listening socket of the program's own is served") {
+        asio::io_context io;
+        asio::ip::tcp::acceptor listener(io, {asio::ip::address_v4::loopback(), 0});
+        const auto port = listener.local_endpoint().port();
+        sse::server server(with_threads(1));
+        server.start(std::move(listener));
+        CHECK(server.port() == port);
+        CHECK(http_get(port, "/health").status == 200);
+    }
+
+    TEST_CASE("a server runs once") {
+        running_server server;
+        CHECK_THROWS_AS(server.start("127.0.0.1:0"), std::logic_error);
+        CHECK_THROWS_AS(server.route("GET", "/late", [](sse::stream&) -> asio::awaitable<void> {
+            co_return;
+        }), std::logic_error);
+        sse::server unstarted(with_threads(1));
+        CHECK_THROWS_AS(unstarted.port(), std::logic_error);
+        unstarted.stop();
+        check_code(sse::errc::stopped, [&] { unstarted.start("127.0.0.1:0"); });
+    }
+
+    TEST_CASE("fault 5: stop ends while clients connect, called twice and from several threads") {
+        for (int round = 0; round < 5; ++round) {
+            running_server server(with_threads(2));
+            const auto port = server.port();
+            std::atomic<bool> go_on{true};
+            std::vector<std::thread> clients;
+            for (int i = 0; i < 4; ++i) {
+                clients.emplace_back([&] {
+                    while (go_on) {
+                        try {
+                            event_client client(port);
+                        } catch (const std::exception&) {
+                            // refused or cut: what a stopping server does
+                        }
+                    }
+                });
+            }
+            CHECK(eventually([&] { return server.counters().accepted >= 50; }));
+            std::thread other([&] { server.stop(); });
+            server.stop();
+            server.stop();
+            other.join();
+            server.join();
+            go_on = false;
+            for (auto& c : clients) c.join();
+            CHECK(server.counters().streams == 0);
+        }
+    }
+
+    TEST_CASE("fault 5: what was published before stop reaches the clients") {
+        running_server server(with_threads(2));
+        std::vector<event_client> clients;
+        for (int i = 0; i < 10; ++i) clients.emplace_back(server.port());
+        for (int n = 0; n < 1000; ++n) server.broadcast({.data = std::to_string(n)});
+        server.stop();
+        for (auto& client : clients) {
+            for (int n = 0; n < 1000; ++n) REQUIRE(client.next().data == std::to_string(n));
+            CHECK(client.wait_for_close() == ending::fin);
+        }
+    }
+
+    TEST_CASE("fault 6: after stop nothing is accepted and publishers are told at once") {
+        running_server server;
+        const auto port = server.port();
+        server.stop();
+        check_code(sse::errc::stopped, [&] { server.broadcast({.data = "x"}); });
+        check_code(sse::errc::stopped, [&] { server.publish("/t", {.data = "x"}); });
+        CHECK(server.try_broadcast({.data = "x"}) == sse::errc::stopped);
+        server.join();
+        CHECK_THROWS(connection(port));
+        server.stop();
+        server.join();
+    }
+
+    TEST_CASE("stop and join from a handler: stop works, join says that it would wait for itself") {
+        std::atomic<bool> told{false};
+        running_server server(with_threads(1), [&](sse::server& s) {
+            s.route("POST", "/stop", [&](sse::stream& client) -> asio::awaitable<void> {
+                try {
+                    s.join();
+                } catch (const std::system_error& e) {
+                    told = e.code() == std::errc::resource_deadlock_would_occur;
+                }
+                co_await client.respond(202, "text/plain", "stopping\n");
+                s.stop();
+            });
+        });
+        CHECK(http_request(server.port(), "POST", "/stop").status == 202);
+        server.join();
+        CHECK(told);
+    }
+
+    TEST_CASE("SIGTERM ends serve() when the program asks for it") {
+        sse::options o = with_threads(2);
+        o.handle_signals = true;
+        sse::server server(o);
+        std::thread main_thread([&] { server.serve("127.0.0.1:0"); });
+        REQUIRE(eventually([&] {
+            try {
+                return server.port() != 0;
+            } catch (const std::logic_error&) {
+                return false;
+            }
+        }));
+        event_client client(server.port());
+        ::kill(::getpid(), SIGTERM);
+        CHECK(client.wait_for_close() == ending::fin);
+        main_thread.join();
+    }
+
+    TEST_CASE("a handler that ignores its cancellation is destroyed after the shutdown time") {
+        sse::options o = with_threads(1);
+        o.shutdown_timeout = 20ms;
+        auto alive = std::make_shared<int>(0);
+        {
+            running_server server(o, [&](sse::server& s) {
+                s.route("GET", "/stubborn", [alive](sse::stream& client) -> asio::awaitable<void> {
+                    const auto held = alive;
+                    asio::steady_timer timer(client.get_executor(), 1h);
+                    for (;;) {
+                        asio::error_code ignored;
+                        co_await asio::this_coro::throw_if_cancelled(false);
+                        co_await timer.async_wait(
+                            asio::redirect_error(asio::use_awaitable, ignored));
+                        timer.expires_after(1h);
+                        *held += 1;
+                        if (ignored) co_await client.send({.data = "started"});
+                    }
+                });
+            });
+            connection peer(server.port());
+            peer.send("GET /stubborn HTTP/1.1\r\nHost: a\r\n\r\n");
+            CHECK(eventually([&] { return alive.use_count() > 2; }));
+        }
+        CHECK(alive.use_count() == 1);
+    }
+
+    TEST_CASE("two servers live in one program and know nothing of each other") {
+        running_server a, b;
+        event_client to_a(a.port()), to_b(b.port());
+        a.broadcast({.data = "a"});
+        b.broadcast({.data = "b"});
+        CHECK(to_a.next().data == "a");
+        CHECK(to_b.next().data == "b");
+        a.stop();
+        a.join();
+        b.broadcast({.data = "c"});
+        CHECK(to_b.next().data == "c");
+    }
+}
+
+TEST_SUITE("endpoints") {
+    TEST_CASE("fault 24: the head of a stream keeps proxies from buffering, caching and changing it") {
+        running_server server;
+        event_client client(server.port(), "/subscribe/a");
+        CHECK(client.head().header("Content-Type") == "text/event-stream");
+        CHECK(client.head().header("Cache-Control") == "no-cache, no-transform");
+        CHECK(client.head().header("X-Accel-Buffering") == "no");
+        CHECK(client.head().header_lines("Access-Control-Allow-Origin") == 1);
+    }
+
+    TEST_CASE("health counts the open streams") {
+        running_server server;
+        CHECK(http_get(server.port(), "/health").body == "Active connections: 0\n");
+        event_client a(server.port()), b(server.port(), "/subscribe/");
+        CHECK(http_get(server.port(), "/health").body == "Active connections: 2\n");
+    }
+
+    TEST_CASE("anything else is 404") {
+        running_server server;
+        for (const char* path : {"/", "/subscriber", "/healthy", "/health/", "/favicon.ico"}) {
+            CAPTURE(path);
+            CHECK(http_get(server.port(), path).status == 404);
+        }
+    }
+
+    TEST_CASE("fault 21: other methods get 405 with Allow and hold no slot; HEAD has no body") {
+        running_server server;
+        for (const char* method : {"POST", "PUT", "DELETE", "PATCH", "BREW"}) {
+            CAPTURE(method);
+            const auto answer = http_request(server.port(), method, "/subscribe/a");
+            CHECK(answer.status == 405);
+            CHECK(answer.header("Allow") == "GET, HEAD, OPTIONS");
+        }
+        connection peer(server.port());
+        peer.send("HEAD /subscribe/a HTTP/1.1\r\nHost: a\r\n\r\n");
+        const auto head = peer.read_head();
+        CHECK(head.status == 200);
+        CHECK(head.header("Content-Type") == "text/event-stream");
+        CHECK(peer.read_to_end().empty());
+        CHECK(eventually([&] { return server.counters().streams == 0; }));
+    }
+
+    TEST_CASE("fault 21: a client whose Accept excludes event streams gets 406, others a stream") {
+        running_server server;
+        const auto with = [&](const char* accept) {
+            connection peer(server.port());
+            peer.send("GET /subscribe HTTP/1.1\r\nHost: a\r\nAccept: " + std::string(accept) +
+                      "\r\n\r\n");
+            return peer.read_head().status;
+        };
+        CHECK(with("application/json") == 406);
+        CHECK(with("text/html, image/*;q=0.5") == 406);
+        CHECK(with("text/event-stream") == 200);
+        CHECK(with("TEXT/*") == 200);
+        CHECK(with("application/json, */*;q=0.1") == 200);
+        CHECK(with("") == 200);
+    }
+
+    TEST_CASE("OPTIONS names the methods, and answers a preflight") {
+        running_server server;
+        const auto plain = http_request(server.port(), "OPTIONS", "/subscribe/a");
+        CHECK(plain.status == 204);
+        CHECK(plain.header("Allow") == "GET, HEAD, OPTIONS");
+        const auto preflight = http_request(server.port(), "OPTIONS", "/subscribe/a",
+                                            {{"Origin", "https://app.example"},
+                                             {"Access-Control-Request-Method", "GET"},
+                                             {"Access-Control-Request-Headers", "Last-Event-ID"}});
+        CHECK(preflight.status == 204);
+        CHECK(preflight.header("Access-Control-Allow-Origin") == "*");
+        CHECK(preflight.header("Access-Control-Allow-Methods") == "GET, HEAD, OPTIONS");
+        CHECK(has(preflight.header("Access-Control-Allow-Headers").value_or(""), "Last-Event-ID"));
+        CHECK(http_request(server.port(), "OPTIONS", "*").status == 204);
+        CHECK(http_request(server.port(), "OPTIONS", "/nothing").status == 404);
+    }
+
+    TEST_CASE("the prefix is an option, at the root too") {
+        sse::options o = with_threads(1);
+        o.prefix = "/events/live/";
+        running_server server(o);
+        event_client client(server.port(), "/events/live/pets");
+        CHECK(http_get(server.port(), "/subscribe/pets").status == 404);
+        server.publish("pets", {.data = "cat"});
+        CHECK(client.next().data == "cat");
+
+        o.prefix = "/";
+        running_server root(o);
+        event_client all(root.port(), "/"), one(root.port(), "/pets/cats");
+        CHECK(http_get(root.port(), "/health").status == 200);
+        root.publish("pets/cats", {.data = "tom"});
+        CHECK(all.next().data == "tom");
+        CHECK(one.next().data == "tom");
+    }
+
+    TEST_CASE("CORS: everyone by default; a matcher echoes, refuses before the stream, and varies") {
+        sse::options o = with_threads(1);
+        o.cors.origin = [](std::string_view origin) { return origin == "https://app.example"; };
+        running_server server(o);
+        const auto head_for = [&](const header_list& headers) {
+            connection peer(server.port());
+            peer.send_request("GET", "/subscribe/a", headers);
+            return peer.read_head();
+        };
+        const auto friendly = head_for({{"Origin", "https://app.example"}});
+        CHECK(friendly.status == 200);
+        CHECK(friendly.header("Access-Control-Allow-Origin") == "https://app.example");
+        CHECK(friendly.header("Vary") == "Origin");
+        const auto foreign = head_for({{"Origin", "https://evil.example"}});
+        CHECK(foreign.status == 403);
+        CHECK(foreign.header("Vary") == "Origin");
+        CHECK_FALSE(foreign.header("Access-Control-Allow-Origin"));
+        const auto without = head_for({});
+        CHECK(without.status == 200);
+        CHECK(without.header("Vary") == "Origin");
+        const auto own_page = head_for({{"Host", "me.example"}, {"Origin", "http://me.example"}});
+        CHECK(own_page.status == 200);
+        CHECK(eventually([&] { return server.counters().streams == 0; }));
+    }
+
+    TEST_CASE("a topic of the path is decoded once; what is no topic is 400") {
+        running_server server;
+        event_client client(server.port(), "/subscribe/caf%C3%A9/a%20b");
+        server.publish("/caf\xC3\xA9/a b", {.data = "hot"});
+        CHECK(client.next().data == "hot");
+        for (const char* path : {"/subscribe/../x", "/subscribe/a//b", "/subscribe/%0a",
+                                 "/subscribe/%zz", "/subscribe/%00"}) {
+            CAPTURE(path);
+            CHECK(http_get(server.port(), path).status == 400);
+        }
+    }
+
+    TEST_CASE("two requests in one packet are answered in their order on one connection") {
+        running_server server;
+        connection peer(server.port());
+        peer.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /none HTTP/1.1\r\nHost: a\r\n\r\n");
+        CHECK(peer.read_response().status == 200);
+        CHECK(peer.read_response().status == 404);
+        CHECK(peer.request("GET", "/health").status == 200);
+        CHECK(server.counters().accepted == 1);
+    }
+
+    TEST_CASE("a broken request gets one answer that says why, then the end") {
+        running_server server;
+        connection peer(server.port());
+        peer.send("GET /health HTTP/1.1\r\nHost : a\r\n\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+        const auto answer = peer.read_response();
+        CHECK(answer.status == 400);
+        CHECK(answer.header("Connection") == "close");
+        CHECK(has(answer.body, "header name"));
+        CHECK(peer.read_to_end().empty());
+    }
+
+    TEST_CASE("bytes that arrive on an open stream are thrown away") {
+        running_server server;
+        event_client client(server.port());
+        client.socket().send(std::string(100'000, 'x'));
+        server.broadcast({.data = "still here"});
+        CHECK(client.next().data == "still here");
+    }
+}
+
+TEST_SUITE("publishing") {
+    TEST_CASE("broadcast reaches every subscriber, whatever it follows") {
+        running_server server(with_threads(2));
+        event_client root(server.port(), "/subscribe/"), a(server.port(), "/subscribe/a"),
+            deep(server.port(), "/subscribe/x/y/z");
+        server.broadcast({.event = "hello", .data = "all", .id = "7"});
+        for (auto* client : {&root, &a, &deep}) {
+            const auto event = client->next();
+            CHECK(event.type == "hello");
+            CHECK(event.data == "all");
+            CHECK(event.id == "7");
+        }
+    }
+
+    TEST_CASE("fault 13: topics route by whole path segments and do not show on the wire") {
+        running_server server(with_threads(2));
+        event_client pets(server.port(), "/subscribe/pets");
+        event_client cats(server.port(), "/subscribe/pets/cats");
+        event_client shop(server.port(), "/subscribe/petshop");
+        event_client root(server.port(), "/subscribe");
+        connection raw(server.port());
+        raw.send_request("GET", "/subscribe/pets");
+        raw.read_head();
+        server.publish("/pets/cats", {.data = "1"});
+        server.publish("pets", {.data = "2"});
+        server.publish("/petshop/", {.data = "3"});
+        server.publish("/pets/cats/tom", {.data = "4"});
+        server.publish("/", {.data = "5"});
+        server.broadcast({.data = "end"});
+        const auto all_of = [](event_client& client) {
+            std::string seen;
+            for (auto e = client.next(); e.data != "end"; e = client.next()) seen += e.data;
+            return seen;
+        };
+        CHECK(all_of(pets) == "124");
+        CHECK(all_of(cats) == "14");
+        CHECK(all_of(shop) == "3");
+        CHECK(all_of(root) == "12345");
+        CHECK(raw.read_through("end\n\n") == "data: 1\n\ndata: 2\n\ndata: 4\n\ndata: end\n\n");
+    }
+
+    TEST_CASE("fault 1: many publishers, one order, the same for every client on every worker") {
+        running_server server(with_threads(2));
+        std::vector<event_client> clients;
+        for (int i = 0; i < 6; ++i) clients.emplace_back(server.port());
+        constexpr int publishers = 4, each = 1000;
+        std::vector<std::thread> threads;
+        for (int p = 0; p < publishers; ++p) {
+            threads.emplace_back([&server, p] {
+                for (int n = 0; n < each; ++n) {
+                    server.broadcast({.data = std::to_string(p) + " " + std::to_string(n)});
+                }
+            });
+        }
+        for (auto& t : threads) t.join();
+        std::vector<std::string> first;
+        for (auto& client : clients) {
+            std::vector<std::string> seen;
+            for (int i = 0; i < publishers * each; ++i) seen.push_back(client.next().data);
+            if (first.empty()) first = seen;
+            CHECK(seen == first);
+        }
+        std::vector<int> next(publishers, 0);
+        for (const auto& one : first) {
+            const int p = one[0] - '0';
+            CHECK(std::stoi(one.substr(2)) == next[static_cast<std::size_t>(p)]++);
+        }
+    }
+
+    TEST_CASE("fault 2: a burst of 2000 messages loses and disconnects no client that reads") {
+        running_server server(with_threads(2));
+        std::vector<event_client> clients;
+        for (int i = 0; i < 20; ++i) clients.emplace_back(server.port());
+        for (int n = 0; n < 2000; ++n) server.broadcast({.data = std::to_string(n)});
+        for (auto& client : clients) {
+            for (int n = 0; n < 2000; ++n) REQUIRE(client.next().data == std::to_string(n));
+        }
+        CHECK(server.counters().lagged == 0);
+    }
+
+    TEST_CASE("fault 11: a message that would forge fields is refused and nothing is sent") {
+        running_server server;
+        event_client client(server.port());
+        check_code(sse::errc::bad_event, [&] { server.broadcast({.event = "a\revent: evil"}); });
+        check_code(sse::errc::bad_event, [&] { server.publish("/t", {.event = "a\nb", .data = "x"}); });
+        check_code(sse::errc::bad_id, [&] { server.broadcast({.data = "x", .id = "1\n2"}); });
+        CHECK(server.try_broadcast({.data = "x", .id = std::string_view("\0", 1)}) == sse::errc::bad_id);
+        check_code(sse::errc::empty_message, [&] { server.broadcast({}); });
+        check_code(sse::errc::bad_topic, [&] { server.publish("/a/../b", {.data = "x"}); });
+        CHECK(server.try_publish("a//b", {.data = "x"}) == sse::errc::bad_topic);
+        CHECK(server.counters().published == 0);
+        server.broadcast({.data = "a\revent: evil\r\nid: 9"});
+        const auto event = client.next();
+        CHECK(event.type == "message");
+        CHECK(event.data == "a\nevent: evil\nid: 9");
+        CHECK(event.id.empty());
+    }
+
+    TEST_CASE("fault 12: a leading space of the data arrives") {
+        running_server server;
+        event_client client(server.port());
+        server.broadcast({.data = " indented\n  more"});
+        CHECK(client.next().data == " indented\n  more");
+    }
+
+    TEST_CASE("fault 14: a silent stream gets heartbeats and stays open") {
+        sse::options o = with_threads(1);
+        o.heartbeat = 20ms;
+        o.header_timeout = 30ms;
+        running_server server(o);
+        event_client client(server.port());
+        for (int i = 0; i < 10; ++i) CHECK(client.next_comment().empty());
+        server.broadcast({.data = "after the silence"});
+        CHECK(client.next().data == "after the silence");
+    }
+
+    TEST_CASE("without a heartbeat nothing is sent into the silence") {
+        sse::options o = with_threads(1);
+        o.heartbeat = 0ms;
+        o.header_timeout = 20ms; // its 408 shows that several sweeps went by
+        running_server server(o);
+        connection client(server.port());
+        client.send_request("GET", "/subscribe/");
+        CHECK(client.read_head().status == 200);
+        connection slow(server.port());
+        slow.send("GET ");
+        CHECK(slow.read_response().status == 408);
+        server.broadcast({.data = "x"});
+        CHECK(client.read_through("\n\n") == "data: x\n\n");
+    }
+
+    TEST_CASE("fault 19: a full ring is told to the publisher, and nothing is lost of what it took") {
+        sse::options o = with_threads(1);
+        o.ring_capacity = 4;
+        o.publish_timeout = 10ms;
+        gate entered, leave;
+        running_server server(o, [&](sse::server& s) {
+            s.route("POST", "/block", [&](sse::stream& client) -> asio::awaitable<void> {
+                entered.open();
+                const bool opened = leave.wait(); // what a program must not do: hold up the thread
+                co_await client.respond(opened ? 200 : 500, "text/plain", "\n");
+            });
+        });
+        event_client client(server.port());
+        connection blocker(server.port());
+        blocker.send("POST /block HTTP/1.1\r\nHost: a\r\n\r\n");
+        REQUIRE(entered.wait());
+        std::uint64_t accepted = 0;
+        while (!server.try_broadcast({.data = std::to_string(accepted)})) ++accepted;
+        CHECK(accepted == 4);
+        CHECK(server.try_broadcast({.data = "x"}) == sse::errc::no_room);
+        check_code(sse::errc::no_room, [&] { server.broadcast({.data = "x"}); });
+        CHECK(server.counters().no_room >= 3);
+        asio::io_context io; // one that waits in a coroutine of the program's own
+        std::exception_ptr failure;
+        asio::co_spawn(io, server.async_broadcast({.data = std::string("4")}),
+                       [&](std::exception_ptr e, std::uint64_t) { failure = e; });
+        std::thread waiter([&] { io.run(); });
+        leave.open();
+        waiter.join();
+        CHECK_FALSE(failure);
+        for (int n = 0; n < 5; ++n) CHECK(client.next().data == std::to_string(n));
+        CHECK(blocker.read_response().status == 200);
+    }
+
+    TEST_CASE("stop wakes those who wait for room") {
+        sse::options o = with_threads(1);
+        o.ring_capacity = 2;
+        o.publish_timeout = 1h;
+        sse::server server(o); // never started, so nobody makes room
+        server.broadcast({.data = "0"});
+        server.broadcast({.data = "1"});
+        gate blocked;
+        std::thread publisher([&] {
+            blocked.open();
+            check_code(sse::errc::stopped, [&] { server.broadcast({.data = "2"}); });
+        });
+        asio::io_context io;
+        std::error_code code;
+        asio::co_spawn(io, server.async_publish("/t", {.data = "3"}),
+                       [&](std::exception_ptr e, std::uint64_t) {
+                           try {
+                               if (e) std::rethrow_exception(e);
+                           } catch (const std::system_error& error) {
+                               code = error.code();
+                           }
+                       });
+        CHECK(io.poll() > 0);
+        CHECK(blocked.wait());
+        CHECK(eventually([&] { return server.counters().no_room >= 2; }));
+        server.stop();
+        publisher.join();
+        io.run();
+        CHECK(code == sse::errc::stopped);
+    }
+
+    TEST_CASE("a handler may publish more than the ring holds without waiting for itself") {
+        sse::options o = with_threads(2);
+        o.ring_capacity = 4;
+        running_server server(o, [](sse::server& s) {
+            s.route("POST", "/flood", [&s](sse::stream& client) -> asio::awaitable<void> {
+                for (int n = 0; n < 200; ++n) s.broadcast({.data = std::to_string(n)});
+                for (int n = 200; n < 400; ++n) {
+                    co_await s.async_broadcast({.data = std::to_string(n)});
+                }
+                co_await client.respond(200, "text/plain", "\n");
+            });
+        });
+        event_client a(server.port()), b(server.port()), c(server.port());
+        CHECK(http_request(server.port(), "POST", "/flood").status == 200);
+        for (auto* client : {&a, &b, &c}) {
+            for (int n = 0; n < 400; ++n) REQUIRE(client->next().data == std::to_string(n));
+        }
+    }
+
+    TEST_CASE("a server without clients takes any number of messages") {
+        sse::options o = with_threads(2);
+        o.ring_capacity = 16;
+        running_server server(o);
+        for (int n = 0; n < 10'000; ++n) server.broadcast({.data = "nobody hears it"});
+        CHECK(server.counters().published == 10'000);
+        event_client late(server.port());
+        server.broadcast({.data = "now"});
+        CHECK(late.next().data == "now");
+    }
+
+    TEST_CASE("fault 20: what is published once a client has its head reaches it") {
+        running_server server(with_threads(2));
+        for (int n = 0; n < 300; ++n) {
+            event_client client(server.port(), "/subscribe/now");
+            server.publish("/now", {.data = std::to_string(n)});
+            REQUIRE(client.next().data == std::to_string(n));
+        }
+    }
+
+    TEST_CASE("fault 22: counters are read from any thread while the server works") {
+        running_server server(with_threads(2));
+        std::atomic<bool> go_on{true};
+        std::thread reader([&] {
+            std::uint64_t last = 0;
+            while (go_on) {
+                const auto now = server.counters();
+                CHECK(now.published >= last);
+                last = now.published;
+            }
+        });
+        event_client client(server.port());
+        for (int n = 0; n < 2000; ++n) server.broadcast({.data = std::to_string(n)});
+        for (int n = 0; n < 2000; ++n) client.next();
+        go_on = false;
+        reader.join();
+        const auto sum = server.counters();
+        CHECK(sum.published == 2000);
+        CHECK(sum.delivered == 2000);
+        CHECK(sum.streams == 1);
+        CHECK(sum.bytes > 2000 * std::string("data: 1\n\n").size());
+    }
+}
+
+TEST_SUITE("clients that come and go") {
+    TEST_CASE("faults 3 and 4: after any churn no stranger is removed and no ghost stays") {
+        running_server server(with_threads(2));
+        event_client steady(server.port());
+        for (int round = 0; round < 200; ++round) {
+            event_client passing(server.port(), round % 2 ? "/subscribe/x" : "/subscribe/");
+            if (round % 3 == 0) server.broadcast({.data = std::to_string(round)});
+            if (round % 4 == 0) passing.reset();
+        }
+        CHECK(eventually([&] { return server.counters().connections == 1; }));
+        CHECK(server.counters().streams == 1);
+        for (int round = 0; round < 200; round += 3) {
+            CHECK(steady.next().data == std::to_string(round));
+        }
+    }
+
+    TEST_CASE("a client that leaves is noticed at once, though nothing is written") {
+        sse::options o = with_threads(1);
+        o.heartbeat = 1h;
+        running_server server(o);
+        event_client a(server.port()), b(server.port());
+        CHECK(server.counters().streams == 2);
+        a.close();
+        CHECK(eventually([&] { return server.counters().streams == 1; }));
+        b.reset();
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+    }
+
+    TEST_CASE("a client that stops reading is cut when the history has moved past it, others are not") {
+        sse::options o = with_threads(1);
+        o.history = 64;
+        running_server server(o);
+        event_client good(server.port());
+        connection stuck(server.port(), {.receive_buffer = 4096});
+        stuck.send_request("GET", "/subscribe/");
+        CHECK(stuck.read_head().status == 200);
+        const std::string payload(10'000, 'x');
+        int sent = 0;
+        while (server.counters().lagged == 0 && sent < 20'000) {
+            server.broadcast({.data = payload});
+            CHECK(good.next().data == payload);
+            ++sent;
+        }
+        CHECK(server.counters().lagged == 1);
+        CHECK(eventually([&] { return server.counters().streams == 1; }));
+        server.broadcast({.data = "good goes on"});
+        CHECK(good.next().data == "good goes on");
+    }
+
+    TEST_CASE("a client that takes in nothing is cut after the stall time") {
+        sse::options o = with_threads(1);
+        o.stall_timeout = 50ms;
+        running_server server(o);
+        connection stuck(server.port(), {.receive_buffer = 4096});
+        stuck.send_request("GET", "/subscribe/");
+        CHECK(stuck.read_head().status == 200);
+        server.broadcast({.data = std::string(8 * 1024 * 1024, 'x')});
+        CHECK(eventually([&] { return server.counters().lagged == 1; }));
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+    }
+
+    TEST_CASE("a head that does not come in time is answered with 408, silence with the end") {
+        sse::options o = with_threads(1);
+        o.header_timeout = 40ms;
+        running_server server(o);
+        connection half(server.port()), silent(server.port());
+        half.send("GET /health HTTP/1.1\r\nHost:");
+        const auto answer = half.read_response();
+        CHECK(answer.status == 408);
+        CHECK(answer.header("Connection") == "close");
+        CHECK(silent.read_to_end().empty());
+    }
+
+    TEST_CASE("over the limit of connections: 503 with Retry-After, until one leaves") {
+        sse::options o = with_threads(2);
+        o.max_connections = 3;
+        running_server server(o);
+        std::vector<event_client> three;
+        for (int i = 0; i < 3; ++i) three.emplace_back(server.port());
+        const auto refused = http_get(server.port(), "/subscribe/");
+        CHECK(refused.status == 503);
+        CHECK(refused.header("Retry-After"));
+        CHECK(server.counters().refused == 1);
+        three.pop_back();
+        CHECK(eventually([&] { return server.counters().connections == 2; }));
+        CHECK_NOTHROW(event_client(server.port()));
+    }
+
+    TEST_CASE("over the limit for an address: 429, while another address gets in") {
+        sse::options o = with_threads(2);
+        o.max_connections_per_ip = 2;
+        running_server server(o);
+        event_client a(server.port()), b(server.port());
+        CHECK(http_get(server.port(), "/subscribe/").status == 429);
+        CHECK_NOTHROW(event_client(server.port(), "/subscribe/", {}, {.source = "127.0.0.2"}));
+        a.close();
+        CHECK(eventually([&] {
+            try {
+                event_client again(server.port());
+                return true;
+            } catch (const std::exception&) {
+                return false;
+            }
+        }));
+    }
+}

@@ -1,0 +1,449 @@
+// Handlers: what a route's coroutine can do with its client, and what happens to it.
+#include "support/server.hpp"
+
+#include <doctest/doctest.h>
+
+#include <thread>
+
+using namespace std::chrono_literals;
+using namespace support;
+
+namespace {
+
+using handler_result = asio::awaitable<void>;
+
+/// A server with one route, GET /route unless told otherwise.
+struct route_server : running_server {
+    explicit route_server(sse::handler run, sse::options o = with_threads(1),
+                          std::string method = "GET", std::string pattern = "/route")
+        : running_server(std::move(o), [&](sse::server& s) {
+              s.route(std::move(method), std::move(pattern), std::move(run));
+          }) {}
+};
+
+asio::awaitable<void> wait_for(sse::stream& client, std::chrono::milliseconds time) {
+    asio::steady_timer timer(client.get_executor(), time);
+    co_await timer.async_wait(asio::use_awaitable);
+}
+
+std::string code_of(std::exception_ptr failure) {
+    try {
+        std::rethrow_exception(failure);
+    } catch (const std::system_error& e) {
+        return e.code().message();
+    } catch (const std::exception& e) {
+        return e.what();
+    }
+}
+
+/// Collects what handlers threw.
+struct error_log {
+    std::mutex mutex;
+    std::vector<std::string> texts;
+
+    void attach(sse::options& o) {
+        o.on_error = [this](std::exception_ptr failure) {
+            const std::lock_guard lock(mutex);
+            texts.push_back(code_of(failure));
+        };
+    }
+    std::size_t size() {
+        const std::lock_guard lock(mutex);
+        return texts.size();
+    }
+};
+
+} // namespace
+
+TEST_SUITE("routes") {
+    TEST_CASE("a handler answers with a status, a type and a body, and sees the request") {
+        route_server server([](sse::stream& client) -> handler_result {
+            const auto& r = client.request();
+            std::string seen(r.method);
+            seen.append(" ").append(r.path).append(" ").append(r.query).append(" ");
+            seen.append(r.header("x-colour").value_or("none"));
+            co_await client.respond(201, "text/css", seen);
+        });
+        const auto answer = http_get(server.port(), "/route?a=%20b", {{"X-Colour", "red"}});
+        CHECK(answer.status == 201);
+        CHECK(answer.header("Content-Type") == "text/css");
+        CHECK(answer.body == "GET /route a=%20b red");
+        CHECK(http_request(server.port(), "HEAD", "/route").body.empty());
+        CHECK(http_request(server.port(), "POST", "/route").status == 405);
+    }
+
+    TEST_CASE("a pattern that ends in a star tells what the star stands for; earlier routes win") {
+        running_server server(with_threads(1), [](sse::server& s) {
+            const auto say = [](std::string text) {
+                return [text](sse::stream& client) -> handler_result {
+                    const std::string all = text + ":" + std::string(client.request().rest);
+                    co_await client.respond(200, "text/plain", all);
+                };
+            };
+            s.route("GET", "/a/special", say("special"));
+            s.route("GET", "/a/*", say("star"));
+            s.route("GET", "/health", say("mine"));
+        });
+        CHECK(http_get(server.port(), "/a/special").body == "special:");
+        CHECK(http_get(server.port(), "/a/b/c").body == "star:b/c");
+        CHECK(http_get(server.port(), "/a/").body == "star:");
+        CHECK(http_get(server.port(), "/a").status == 404);
+        CHECK(http_get(server.port(), "/health").body == "mine:");
+    }
+
+    TEST_CASE("routes that cannot work are refused when they are added") {
+        sse::server server(with_threads(1));
+        const sse::handler nothing = [](sse::stream&) -> handler_result { co_return; };
+        CHECK_THROWS_AS(server.route("GET", "no-slash", nothing), std::invalid_argument);
+        CHECK_THROWS_AS(server.route("GET", "/a*", nothing), std::invalid_argument);
+        CHECK_THROWS_AS(server.route("GET", "/a/*/b", nothing), std::invalid_argument);
+        CHECK_THROWS_AS(server.route("G T", "/a", nothing), std::invalid_argument);
+        CHECK_THROWS_AS(server.route("GET", "/a", nullptr), std::invalid_argument);
+    }
+
+    TEST_CASE("a body is read whole, also in pieces, also when the client asks first") {
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                const std::string text = co_await client.body();
+                co_await client.respond(200, "text/plain", text);
+            },
+            with_threads(1), "POST");
+        CHECK(http_request(server.port(), "POST", "/route", {}, "hello").body == "hello");
+        CHECK(http_request(server.port(), "POST", "/route").body.empty());
+        const std::string large(700'000, 'y');
+        CHECK(http_request(server.port(), "POST", "/route", {}, large).body == large);
+        connection peer(server.port());
+        peer.send("POST /route HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n");
+        CHECK(peer.read_head().status == 100);
+        for (const char* piece : {"a", "b", "c"}) peer.send(piece);
+        CHECK(peer.read_response().body == "abc");
+        CHECK(peer.request("POST", "/route", {}, "again").body == "again"); // the same connection
+    }
+
+    TEST_CASE("a body that is too large, without length or too late gets 413, 411 or 408") {
+        sse::options o = with_threads(1);
+        o.max_body_bytes = 10;
+        o.header_timeout = 100ms;
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                const std::string text = co_await client.body();
+                co_await client.respond(200, "text/plain", text);
+            },
+            o, "POST");
+        CHECK(http_request(server.port(), "POST", "/route", {}, "0123456789").status == 200);
+        CHECK(http_request(server.port(), "POST", "/route", {}, "01234567890").status == 413);
+        connection chunked(server.port());
+        chunked.send("POST /route HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+        CHECK(chunked.read_response().status == 411);
+        connection late(server.port());
+        late.send("POST /route HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nab");
+        CHECK(late.read_response().status == 408);
+    }
+
+    TEST_CASE("a body that the handler leaves unread ends the connection") {
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                co_await client.respond(200, "text/plain", "done\n");
+            },
+            with_threads(1), "POST");
+        connection peer(server.port());
+        const auto answer = peer.request("POST", "/route", {}, "GET /health HTTP/1.1\r\n\r\n");
+        CHECK(answer.status == 200);
+        CHECK(answer.header("Connection") == "close");
+        CHECK(peer.read_to_end().empty());
+    }
+
+    TEST_CASE("a handler that says nothing is answered with 204, which ends an EventSource") {
+        route_server server([](sse::stream&) -> handler_result { co_return; });
+        CHECK(http_get(server.port(), "/route").status == 204);
+    }
+
+    TEST_CASE("answering twice is an error of the program") {
+        error_log errors;
+        sse::options o = with_threads(1);
+        errors.attach(o);
+        route_server server([](sse::stream& client) -> handler_result {
+            co_await client.respond(200, "text/plain", "one\n");
+            co_await client.respond(200, "text/plain", "two\n");
+        }, o);
+        CHECK(http_get(server.port(), "/route").body == "one\n");
+        REQUIRE(eventually([&] { return errors.size() == 1; }));
+        CHECK(errors.texts.front().find("answer already") != std::string::npos);
+    }
+}
+
+TEST_SUITE("streams") {
+    TEST_CASE("a handler sends messages, temporaries and all, and its return ends the stream") {
+        route_server server([](sse::stream& client) -> handler_result {
+            for (int n = 0; n < 3; ++n) {
+                co_await client.send({.event = "n", .data = std::to_string(n), .id = std::to_string(n)});
+            }
+            co_await client.send({.retry = 1500ms, .comment = "bye"});
+        });
+        event_client client(server.port(), "/route");
+        for (int n = 0; n < 3; ++n) {
+            const auto event = client.next();
+            CHECK(event.type == "n");
+            CHECK(event.data == std::to_string(n));
+            CHECK(event.id == std::to_string(n));
+        }
+        CHECK(client.next_comment() == " bye");
+        CHECK(client.wait_for_close() == ending::fin);
+        client.close();
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+    }
+
+    TEST_CASE("a handler that subscribes and returns leaves a stream that lives on") {
+        route_server server([](sse::stream& client) -> handler_result {
+            client.subscribe("/news");
+            co_await client.send({.data = "welcome"});
+        });
+        event_client client(server.port(), "/route");
+        CHECK(client.next().data == "welcome");
+        server.publish("/news/today", {.data = "rain"});
+        server.publish("/weather", {.data = "not for it"});
+        server.broadcast({.data = "all"});
+        CHECK(client.next().data == "rain");
+        CHECK(client.next().data == "all");
+    }
+
+    TEST_CASE("a stream of several topics gets each message once, in order") {
+        route_server server([](sse::stream& client) -> handler_result {
+            client.subscribe("/a");
+            client.subscribe("/a/b");
+            client.subscribe("/c");
+            client.subscribe("/c");
+            co_return;
+        });
+        event_client client(server.port(), "/route"), other(server.port(), "/subscribe/c");
+        std::string expected;
+        for (int n = 0; n < 400; ++n) {
+            const char* topics[] = {"/a", "/a/b", "/c", "/d"};
+            const auto* topic = topics[n % 4];
+            if (n % 5 == 0) {
+                server.broadcast({.data = std::to_string(n)});
+            } else {
+                server.publish(topic, {.data = std::to_string(n)});
+            }
+            if (n % 5 == 0 || n % 4 != 3) expected += std::to_string(n) + ",";
+        }
+        server.broadcast({.data = "end"});
+        std::string seen;
+        for (auto e = client.next(); e.data != "end"; e = client.next()) seen += e.data + ",";
+        CHECK(seen == expected);
+    }
+
+    TEST_CASE("own and published messages never mix, however large and however slowly read") {
+        const std::string own(300'000, 'o'), live(200'000, 'l');
+        route_server server([&](sse::stream& client) -> handler_result {
+            client.subscribe("/live");
+            for (int n = 0; n < 20; ++n) co_await client.send({.event = "own", .data = own});
+            co_await client.send({.event = "own", .data = "end"});
+        });
+        event_client client(server.port(), "/route", {}, {.receive_buffer = 4096});
+        for (int n = 0; n < 20; ++n) server.publish("/live", {.event = "live", .data = live});
+        server.publish("/live", {.event = "live", .data = "end"});
+        int own_seen = 0, live_seen = 0, ends = 0;
+        while (ends < 2) {
+            const auto event = client.next();
+            if (event.data == "end") {
+                ++ends;
+            } else if (event.type == "own") {
+                CHECK(event.data == own);
+                ++own_seen;
+            } else {
+                CHECK(event.data == live);
+                ++live_seen;
+            }
+        }
+        CHECK(own_seen == 20);
+        CHECK(live_seen == 20);
+    }
+
+    TEST_CASE("send waits for a client that does not read") {
+        std::atomic<int> sent{0};
+        const std::string large(100'000, 'x');
+        route_server server([&](sse::stream& client) -> handler_result {
+            for (; sent < 1000; ++sent) co_await client.send({.data = large});
+        });
+        event_client client(server.port(), "/route", {}, {.receive_buffer = 4096});
+        // The handler stops by itself long before its end: 1,000 of these do not fit into sockets.
+        int before = -1;
+        CHECK(eventually([&] {
+            http_get(server.port(), "/health"); // the worker has had a turn in between
+            return std::exchange(before, sent.load()) == sent.load();
+        }));
+        CHECK(sent < 1000);
+        CHECK(http_get(server.port(), "/health").status == 200);
+        for (int n = 0; n < 1000; ++n) REQUIRE(client.next(60s).data.size() == large.size());
+    }
+
+    TEST_CASE("a handler that never has to wait leaves turns to the others") {
+        std::atomic<bool> enough{false};
+        route_server server([&](sse::stream& client) -> handler_result {
+            for (std::uint64_t n = 0; !enough; ++n) co_await client.send({.comment = "x"});
+        });
+        event_client greedy(server.port(), "/route");
+        std::thread reader([&] {
+            try {
+                greedy.wait_for_close(60s);
+            } catch (const std::exception&) {
+            }
+        });
+        CHECK(http_get(server.port(), "/health").status == 200);
+        enough = true;
+        reader.join();
+    }
+
+    TEST_CASE("when the client leaves, its handler is cancelled in whatever it waits for") {
+        std::atomic<int> ended{0};
+        route_server server([&](sse::stream& client) -> handler_result {
+            struct on_end {
+                std::atomic<int>& count;
+                ~on_end() { ++count; }
+            } guard{ended};
+            co_await client.send({.data = "hello"});
+            co_await wait_for(client, 1h);
+        });
+        event_client by_fin(server.port(), "/route"), by_reset(server.port(), "/route");
+        by_fin.next();
+        by_reset.next();
+        by_fin.close();
+        CHECK(eventually([&] { return ended == 1; }));
+        by_reset.reset();
+        CHECK(eventually([&] { return ended == 2; }));
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+    }
+
+    TEST_CASE("stop cancels the handlers") {
+        std::atomic<int> ended{0};
+        route_server server([&](sse::stream& client) -> handler_result {
+            struct on_end {
+                std::atomic<int>& count;
+                ~on_end() { ++count; }
+            } guard{ended};
+            co_await client.send({.data = "hello"});
+            co_await wait_for(client, 1h);
+        });
+        event_client a(server.port(), "/route"), b(server.port(), "/route");
+        a.next();
+        b.next();
+        server.stop();
+        server.join();
+        CHECK(ended == 2);
+    }
+
+    TEST_CASE("sending to a client that is gone throws errc::closed, which is nobody's error") {
+        error_log errors;
+        sse::options o = with_threads(1);
+        errors.attach(o);
+        std::atomic<bool> told{false};
+        route_server server([&](sse::stream& client) -> handler_result {
+            co_await asio::this_coro::throw_if_cancelled(false);
+            try {
+                for (;;) {
+                    co_await client.send({.data = "x"});
+                    asio::error_code ignored;
+                    asio::steady_timer timer(client.get_executor(), 1h);
+                    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+                }
+            } catch (const std::system_error& e) {
+                told = e.code() == sse::errc::closed && !client.open();
+                throw;
+            }
+        }, o);
+        event_client client(server.port(), "/route");
+        client.next();
+        client.close();
+        CHECK(eventually([&] { return told.load(); }));
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+        CHECK(errors.size() == 0);
+    }
+
+    TEST_CASE("fault 23: what a handler throws ends that client only, and is reported") {
+        error_log errors;
+        sse::options o = with_threads(1);
+        errors.attach(o);
+        running_server server(o, [](sse::server& s) {
+            s.route("GET", "/before", [](sse::stream&) -> handler_result {
+                throw std::runtime_error("broken before the head");
+                co_return;
+            });
+            s.route("GET", "/after", [](sse::stream& client) -> handler_result {
+                co_await client.send({.data = "one"});
+                throw std::runtime_error("broken in the stream");
+            });
+            s.route("GET", "/loop", [](sse::stream& client) -> handler_result {
+                asio::post(client.get_executor(), [] { throw std::runtime_error("in the loop"); });
+                co_await client.respond(200, "text/plain", "\n");
+            });
+        });
+        event_client steady(server.port());
+        CHECK(http_get(server.port(), "/before").status == 500);
+        event_client broken(server.port(), "/after");
+        CHECK(broken.next().data == "one");
+        CHECK(broken.wait_for_close() == ending::fin);
+        CHECK(http_get(server.port(), "/loop").status == 200);
+        CHECK(eventually([&] { return errors.size() == 3; }));
+        CHECK(errors.texts[0] == "broken before the head");
+        CHECK(errors.texts[1] == "broken in the stream");
+        CHECK(errors.texts[2] == "in the loop");
+        server.broadcast({.data = "we go on"});
+        CHECK(steady.next().data == "we go on");
+    }
+
+    TEST_CASE("a bad message in send is told to the handler, and nothing of it is sent") {
+        std::atomic<bool> told{false};
+        route_server server([&](sse::stream& client) -> handler_result {
+            try {
+                co_await client.send({.event = "a\nb", .data = "x"});
+            } catch (const std::system_error& e) {
+                told = e.code() == sse::errc::bad_event;
+            }
+            co_await client.send({.data = "good"});
+        });
+        event_client client(server.port(), "/route");
+        CHECK(client.next().data == "good");
+        CHECK(told);
+    }
+
+    TEST_CASE("HEAD of a streaming route gets the head only, and the handler is told") {
+        std::atomic<bool> told{false};
+        route_server server([&](sse::stream& client) -> handler_result {
+            try {
+                co_await client.send({.data = "x"});
+            } catch (const std::system_error& e) {
+                told = e.code() == sse::errc::closed;
+            }
+        });
+        connection peer(server.port());
+        peer.send_request("HEAD", "/route");
+        CHECK(peer.read_head().header("Content-Type") == "text/event-stream");
+        CHECK(peer.read_to_end().empty());
+        CHECK(told);
+    }
+
+    TEST_CASE("HTTP/1.0 clients get a stream that ends with the connection") {
+        running_server server;
+        connection peer(server.port());
+        peer.send("GET /subscribe/ HTTP/1.0\r\n\r\n");
+        const auto head = peer.read_head();
+        CHECK(head.status == 200);
+        CHECK_FALSE(head.header("Transfer-Encoding"));
+        server.broadcast({.data = "old"});
+        CHECK(peer.read_through("\n\n") == "data: old\n\n");
+    }
+
+    TEST_CASE("a heartbeat reaches a handler's silent stream too") {
+        sse::options o = with_threads(1);
+        o.heartbeat = 20ms;
+        route_server server([](sse::stream& client) -> handler_result {
+            co_await client.send({.data = "thinking"});
+            co_await wait_for(client, 1h);
+        }, o);
+        event_client client(server.port(), "/route");
+        CHECK(client.next().data == "thinking");
+        CHECK(client.next_comment().empty());
+        CHECK(client.next_comment().empty());
+    }
+}

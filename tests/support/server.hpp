@@ -1,0 +1,49 @@
+// What the end-to-end tests say about servers.
+#pragma once
+
+#include "sse.hpp"
+
+#include "client.hpp"
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+
+namespace support {
+
+inline sse::options with_threads(std::size_t threads) {
+    sse::options o;
+    o.threads = threads;
+    return o;
+}
+
+/// A server on a free loopback port. Routes are added before the start, by `prepare`.
+struct running_server : sse::server {
+    explicit running_server(sse::options o = with_threads(1),
+                            const std::function<void(sse::server&)>& prepare = {})
+        : sse::server(std::move(o)) {
+        if (prepare) prepare(*this);
+        start("127.0.0.1:0");
+    }
+};
+
+/// One thread waits until another has opened it.
+class gate {
+public:
+    void open() {
+        const std::lock_guard lock(mutex_);
+        open_ = true;
+        changed_.notify_all();
+    }
+    [[nodiscard]] bool wait(std::chrono::seconds limit = patience) {
+        std::unique_lock lock(mutex_);
+        return changed_.wait_for(lock, limit, [this] { return open_; });
+    }
+
+private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    bool open_ = false;
+};
+
+} // namespace support
