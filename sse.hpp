@@ -82,6 +82,7 @@
 #error "Asio found no coroutines: include sse.hpp before Asio, or compile with -fcoroutines"
 #endif
 
+#include <asio/any_io_executor.hpp>
 #include <asio/bind_cancellation_slot.hpp>
 #include <asio/buffer.hpp>
 #include <asio/cancellation_signal.hpp>
@@ -349,8 +350,12 @@ public:
     /// The next value for this reader, or nothing yet. Thread safety: one thread for each reader.
     std::optional<T> try_read(std::size_t reader) noexcept;
 
-    /// Whether a publisher would find no room now. Thread safety: any thread.
-    bool full() const noexcept { return published() - slowest() >= slots_.size(); }
+    /// Whether a publisher would have found no room during the call. Thread safety: any thread.
+    bool full() const noexcept {
+        const std::uint64_t claimed = published();
+        const std::uint64_t reached = slowest(); // meanwhile it may have passed `claimed`
+        return reached <= claimed && claimed - reached >= slots_.size();
+    }
 
     /// How many places were claimed since the start. Thread safety: any thread.
     std::uint64_t published() const noexcept { return tail_.load(std::memory_order_acquire); }
@@ -479,15 +484,19 @@ public:
     }
     void add_reference() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
     void release() noexcept {
-        if (references_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-        this->~frame();
-        ::operator delete(this);
+        if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) destroy();
     }
 
 private:
     frame(kind what, std::size_t topic_size, std::size_t size) noexcept
         : kind_(what), topic_size_(topic_size), size_(size) {}
     ~frame() = default;
+
+    // Inlined, g++ 12 takes the last of two references for a use after free.
+    [[gnu::noinline]] void destroy() noexcept {
+        this->~frame();
+        ::operator delete(this);
+    }
     char* storage() noexcept { return reinterpret_cast<char*>(this + 1); }
     const char* storage() const noexcept { return reinterpret_cast<const char*>(this + 1); }
 
@@ -545,10 +554,8 @@ inline frame_ref make_raw_frame(std::string_view bytes) {
 
 // >>head //////////////////////////////////////////////////////////////////////////////////////////
 // HTTP/1.1 request head: bytes in, values out (RFC 9112, RFC 9110). Strict: what a proxy in front
-// could read in another way is refused. Needs nothing, does no I/O. Tests: tests/head.cpp
-} // namespace sse
-
-namespace sse {
+// could read in another way is refused. Needs nothing, does no I/O (of Asio it uses the reader of
+// IPv6 addresses). Tests: tests/head.cpp
 namespace detail {
 
 inline bool is_token_char(char c) noexcept { // RFC 9110 5.6.2
@@ -614,26 +621,34 @@ inline std::optional<std::string> percent_decode(std::string_view text) {
     return out;
 }
 
-/// uri-host [":" port] of RFC 3986 by its characters; a name, an IPv4 or a bracketed IPv6 address.
-inline bool is_host(std::string_view text) noexcept {
-    std::size_t end = 0;
-    if (text.starts_with('[')) {
-        end = text.find(']');
-        if (end == text.npos || end < 3) return false;
-        const auto inside = text.substr(1, end - 1);
-        if (inside.find_first_not_of("0123456789abcdefABCDEF:.") != inside.npos) return false;
-        ++end;
-    } else {
-        end = std::min(text.find(':'), text.size());
-        const auto name = text.substr(0, end);
-        const auto allowed = [](char c) { // unreserved, sub-delims and "%" of RFC 3986
-            return (is_token_char(c) && c != '#' && c != '^' && c != '`' && c != '|') ||
-                   std::string_view("(),;=").find(c) != std::string_view::npos;
-        };
-        if (name.empty() || !std::all_of(name.begin(), name.end(), allowed)) return false;
+/// The host of RFC 3986 3.2.2: a name, an IPv4 address, or an IPv6 address in brackets.
+inline bool is_host_name(std::string_view text) {
+    if (text.starts_with('[') && text.ends_with(']')) {
+        const std::string inside(text.substr(1, text.size() - 2));
+        asio::error_code failed;
+        asio::ip::make_address_v6(inside, failed); // takes a zone too, which has no place here
+        return !failed && inside.find('%') == inside.npos;
     }
-    const auto port = text.substr(end);
-    return port.empty() || port == ":" || (port[0] == ':' && is_digits(port.substr(1)));
+    const auto allowed = [](char c) { // unreserved, sub-delims and "%" of RFC 3986
+        return (is_token_char(c) && c != '#' && c != '^' && c != '`' && c != '|') ||
+               std::string_view("(),;=").find(c) != std::string_view::npos;
+    };
+    return !text.empty() && std::all_of(text.begin(), text.end(), allowed) && percent_decode(text);
+}
+
+/// Cuts "host:port" before the colon of the port; what is behind begins with that colon or is
+/// empty.
+inline std::pair<std::string_view, std::string_view> split_port(std::string_view authority) {
+    const std::size_t bracket = authority.find(']');
+    const std::size_t from = bracket == authority.npos ? 0 : bracket;
+    const std::size_t colon = std::min(authority.find(':', from), authority.size());
+    return {authority.substr(0, colon), authority.substr(colon)};
+}
+
+/// uri-host [":" port] of RFC 9110 7.2.
+inline bool is_host(std::string_view text) {
+    const auto [name, port] = split_port(text);
+    return is_host_name(name) && (port.size() < 2 || is_digits(port.substr(1)));
 }
 
 } // namespace detail
@@ -682,12 +697,13 @@ private:
     verdict parse_request_line(std::string_view line);
     verdict parse_target();
     verdict parse_field(std::string_view line);
-    verdict check_host() const;
+    verdict check_host();
     verdict check_framing();
     bool connection_says(std::string_view option) const noexcept;
 
     std::string text_;
     std::string path_;
+    std::string_view authority_; // of a target in absolute-form
     int minor_version_ = 1;
 };
 
@@ -745,9 +761,9 @@ inline request::verdict request::parse_target() {
             return {400, "the target is neither a path nor an http URI"};
         }
         const auto after = target.substr(colon + 3);
-        const std::size_t slash = std::min(after.find_first_of("/?"), after.size());
-        if (!detail::is_host(after.substr(0, slash)))
-            return {400, "the target's host is not valid"};
+        const std::size_t slash = std::min(after.find_first_of("/?#"), after.size());
+        authority_ = after.substr(0, slash);
+        if (!detail::is_host(authority_)) return {400, "the target's host is not valid"};
         origin_form = after.substr(slash);
     }
     if (origin_form.find('#') != origin_form.npos) return {400, "the target has a fragment"};
@@ -771,24 +787,25 @@ inline request::verdict request::parse_field(std::string_view line) {
     return {};
 }
 
-inline request::verdict request::check_host() const {
-    const auto is_host_field = [](const field& f) {
-        return detail::equal_ignoring_case(f.name, "Host");
-    };
-    const auto count = std::count_if(fields.begin(), fields.end(), is_host_field);
-    if (count > 1) return {400, "more than one Host header"};
-    if (count == 0 && minor_version_ == 1) return {400, "HTTP/1.1 needs a Host header"};
-    if (count == 1) {
-        const auto host = *header("Host");
-        if (!host.empty() && !detail::is_host(host)) return {400, "the Host header is not valid"};
+inline request::verdict request::check_host() {
+    field* host = nullptr;
+    for (field& f : fields) {
+        if (!detail::equal_ignoring_case(f.name, "Host")) continue;
+        if (host) return {400, "more than one Host header"};
+        host = &f;
     }
+    if (!host) return {minor_version_ == 1 ? 400 : 0, "HTTP/1.1 needs a Host header"};
+    if (!host->value.empty() && !detail::is_host(host->value)) {
+        return {400, "the Host header is not valid"};
+    }
+    if (!authority_.empty()) host->value = authority_; // RFC 9112 3.2.2: the target's host wins
     return {};
 }
 
 /// RFC 9112 6: whatever two parties could disagree on where the body ends is refused.
 inline request::verdict request::check_framing() {
     bool has_length = false;
-    bool has_coding = false;
+    std::optional<std::string_view> coding;
     for (const field& f : fields) {
         if (detail::equal_ignoring_case(f.name, "Content-Length")) {
             if (!detail::is_digits(f.value) || f.value.size() > 18) {
@@ -800,16 +817,21 @@ inline request::verdict request::check_framing() {
             has_length = true;
             content_length = length;
         } else if (detail::equal_ignoring_case(f.name, "Transfer-Encoding")) {
-            if (has_coding) return {400, "more than one Transfer-Encoding"};
-            has_coding = true;
-            if (minor_version_ == 0) return {400, "HTTP/1.0 has no Transfer-Encoding"};
-            if (!detail::equal_ignoring_case(f.value, "chunked")) {
-                return {501, "the only Transfer-Encoding known here is chunked"};
-            }
-            chunked = true;
+            if (coding) return {400, "more than one Transfer-Encoding"};
+            coding = f.value;
         }
     }
-    if (has_length && has_coding) return {400, "Content-Length and Transfer-Encoding together"};
+    if (!coding) return {};
+    if (minor_version_ == 0) return {400, "HTTP/1.0 has no Transfer-Encoding"};
+    if (has_length) return {400, "Content-Length and Transfer-Encoding together"};
+    const auto final_coding = detail::trim(coding->substr(coding->rfind(',') + 1));
+    if (!detail::equal_ignoring_case(final_coding, "chunked")) {
+        return {400, "the final Transfer-Encoding is not chunked"};
+    }
+    if (final_coding.size() != coding->size()) {
+        return {501, "the only Transfer-Encoding known here is chunked"};
+    }
+    chunked = true;
     return {};
 }
 
@@ -894,17 +916,40 @@ inline head_parser::progress head_parser::feed(std::string_view received) noexce
 /// Called on worker threads, several at once.
 using origin_matcher = std::function<bool(std::string_view origin)>;
 
+namespace detail {
+
+/// Whether a browser can send this as an Origin: a scheme, a host and at most a port that is not
+/// the scheme's own, in lower case, nothing behind (HTML 7.1.1, URL standard).
+inline bool is_serialised_origin(std::string_view text) {
+    const std::size_t end = text.find("://");
+    if (end == text.npos || end == 0 || !(text[0] >= 'a' && text[0] <= 'z')) return false;
+    const auto scheme = text.substr(0, end);
+    const auto in_scheme = [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' || c == '-' || c == '.';
+    };
+    if (!std::all_of(scheme.begin(), scheme.end(), in_scheme)) return false;
+    const auto [host, port] = split_port(text.substr(end + 3));
+    const auto odd = [](char c) { return c == '%' || c == '*' || lower(c) != c; };
+    if (!is_host_name(host) || std::any_of(host.begin(), host.end(), odd)) return false;
+    if (port.empty()) return true;
+    const auto number = port.substr(1);
+    const bool is_port = is_digits(number) && number[0] != '0' &&
+                         (number.size() < 5 || (number.size() == 5 && number <= "65535"));
+    return is_port && !(scheme == "http" && number == "80") &&
+           !(scheme == "https" && number == "443");
+}
+
+} // namespace detail
+
 /// Matches exactly the origins given. "*" among them matches every origin.
 /// Throws std::invalid_argument for what can never be an Origin header, such as a trailing slash.
 inline origin_matcher origins(std::vector<std::string> allowed) {
     for (const std::string& origin : allowed) {
-        if (origin == "*" || origin == "null") continue;
-        const std::size_t scheme = origin.find("://");
-        if (scheme == origin.npos || scheme == 0 || !detail::is_host(origin.substr(scheme + 3))) {
-            throw std::invalid_argument("sse::origins: '" + origin +
-                                        "' is not an origin; write scheme://host or "
-                                        "scheme://host:port, without a path or a trailing slash");
-        }
+        if (origin == "*" || origin == "null" || detail::is_serialised_origin(origin)) continue;
+        throw std::invalid_argument("sse::origins: '" + origin +
+                                    "' is not an origin as browsers send it; write scheme://host "
+                                    "or scheme://host:port in lower case, without the scheme's own "
+                                    "port, a path, a trailing slash or a pattern");
     }
     return [allowed = std::move(allowed)](std::string_view origin) {
         return std::any_of(allowed.begin(), allowed.end(),
@@ -913,7 +958,8 @@ inline origin_matcher origins(std::vector<std::string> allowed) {
 }
 
 struct cors_options {
-    origin_matcher origin; ///< Empty: every origin may read ("Access-Control-Allow-Origin: *").
+    origin_matcher origin =
+        {}; ///< Empty: every origin may read ("Access-Control-Allow-Origin: *").
 };
 
 /// What a request's origin means for its answer.
@@ -942,10 +988,10 @@ namespace detail {
 
 /// "/a/b" for "a/b", "/a/b" and "/a/b/"; "" for the root. Nothing for what is no topic.
 inline std::optional<std::string> canonical_topic(std::string_view text) {
+    std::string out;
+    if (text.empty() || text == "/") return out;
     if (text.starts_with('/')) text.remove_prefix(1);
     if (text.ends_with('/')) text.remove_suffix(1);
-    std::string out;
-    if (text.empty()) return out;
     for (;;) {
         const std::size_t end = std::min(text.find('/'), text.size());
         const auto segment = text.substr(0, end);
@@ -1127,11 +1173,11 @@ struct options {
     /// Bytes of these frames, likewise.
     std::size_t history_bytes = 64 * 1024 * 1024;
     /// Who may read from another origin. By default everyone.
-    cors_options cors;
+    cors_options cors = {};
     /// SIGINT and SIGTERM call stop(). Off by default: a library takes no signals unasked.
     bool handle_signals = false;
     /// Gets what a handler threw. Called on the worker's thread; must not throw.
-    std::function<void(std::exception_ptr)> on_error;
+    std::function<void(std::exception_ptr)> on_error = {};
 };
 
 /// A snapshot of what happened, summed over the workers.
@@ -1143,7 +1189,7 @@ struct counters {
     std::uint64_t published = 0;   ///< Messages that entered the ring.
     std::uint64_t no_room = 0;     ///< Attempts to publish that found no room.
     std::uint64_t delivered = 0;   ///< Messages written whole to a client.
-    std::uint64_t bytes = 0;       ///< Bytes written to streams, heads and heartbeats included.
+    std::uint64_t bytes = 0;       ///< Bytes written to clients, of every kind of answer.
     std::uint64_t lagged = 0;      ///< Streams ended because the client fell behind or stalled.
 };
 
@@ -1399,7 +1445,12 @@ public:
     /// message that was not written yet may still be.
     asio::awaitable<void> send(const message& m);
 
+    /// Adds a header line to the answer, before it begins. Throws std::invalid_argument for a name
+    /// that is no token or a value with a line break, std::logic_error once the answer has begun.
+    void add_header(std::string_view name, std::string_view value);
+
     /// Answers with a whole body instead of a stream; the connection may serve further requests.
+    /// Errors: errc::closed. After an answer or a stream has begun: std::logic_error.
     asio::awaitable<void> respond(int status, std::string_view content_type, std::string_view body);
 
     /// False once the client is gone or the stream was ended.
@@ -1777,7 +1828,8 @@ inline void worker::run() {
             try {
                 return loop();
             } catch (...) {
-                report(std::current_exception()); // from a handler that others gave to our context
+                report(std::current_exception());
+                asio::post(io_, [this] { fan_out(); }); // whatever it was, publishing goes on
             }
         }
     };
@@ -2505,7 +2557,8 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, const h
         co_return;
     }
     // 204 tells an EventSource that there is nothing more to come, for good (HTML 9.2.3).
-    co_await answer(s, status, failure ? "The request could not be served\n" : "");
+    const std::string text = status == 500 ? "The request could not be served" : code.message();
+    co_await answer(s, status, text + "\n");
 }
 
 inline frame_ref make_answer(const session& state, int status, std::string_view type,
@@ -2564,6 +2617,7 @@ void stream::for_each_subscription(F&& f) {
 /// the client knows of its stream reaches it.
 inline void stream::begin_streaming(const std::string* topic) {
     const bool first = phase_ != phase::streaming;
+    if (first && session_ && session_->end_of_input) worker_->close(*this); // it does not listen
     if (!open_) throw std::system_error(errc::closed, "sse::stream");
     if (first && (!session_ || session_->answered)) {
         throw std::logic_error("sse::stream: this request has its answer already");
@@ -2608,6 +2662,18 @@ inline asio::awaitable<void> stream::send(const message& m) {
     detail::frame_ref f = detail::make_frame(detail::frame::kind::topic, {}, m);
     begin_streaming(nullptr);
     return write<asio::any_io_executor>(std::move(f));
+}
+
+inline void stream::add_header(std::string_view name, std::string_view value) {
+    if (!detail::is_token(name) ||
+        value.find_first_of(std::string_view("\r\n\0", 3)) != value.npos) {
+        throw std::invalid_argument("sse::stream::add_header: '" + std::string(name) +
+                                    "' is no header name, or its value contains CR, LF or NUL");
+    }
+    if (!session_ || session_->answered || phase_ == phase::streaming) {
+        throw std::logic_error("sse::stream::add_header: the answer has begun already");
+    }
+    session_->answer_headers.append(name).append(": ").append(value).append("\r\n");
 }
 
 inline asio::awaitable<void> stream::respond(int status, std::string_view content_type,
@@ -2740,6 +2806,7 @@ private:
 
     static sse::options checked(sse::options o);
     void add_builtin_routes();
+    void check_unused() const;
     void listen(const std::string& address);
     void launch();
     detail::io_awaitable<void> accept_loop();
@@ -2785,8 +2852,8 @@ inline sse::options server::checked(sse::options o) {
     require(o.history > 0, "history must be at least 1 frame");
     require(o.history_bytes > 0, "history_bytes must be at least 1");
     const std::size_t ring = o.ring_capacity;
-    require(ring >= 2 && (ring & (ring - 1)) == 0,
-            "ring_capacity must be a power of two from 2 on, not " + std::to_string(ring));
+    require(ring >= 2 && ring <= (1u << 24) && (ring & (ring - 1)) == 0,
+            "ring_capacity must be a power of two from 2 to 16777216, not " + std::to_string(ring));
     return o;
 }
 
@@ -2841,12 +2908,18 @@ inline void server::add_builtin_routes() {
 
 inline void server::start(const std::string& address) {
     const std::lock_guard lock(state_);
-    listen(address);
+    check_unused();
+    try {
+        listen(address);
+    } catch (const std::system_error& e) {
+        throw std::system_error(e.code(), "sse::server: cannot listen on '" + address + "'");
+    }
     launch();
 }
 
 inline void server::start(asio::ip::tcp::acceptor listener) {
     const std::lock_guard lock(state_);
+    check_unused();
     const auto protocol = listener.local_endpoint().protocol();
     acceptor_.emplace(workers_.front()->context(), protocol, listener.release());
     launch();
@@ -2900,9 +2973,12 @@ inline void server::listen(const std::string& address) {
     acceptor_.emplace(std::move(acceptor));
 }
 
-inline void server::launch() {
+inline void server::check_unused() const {
     if (started_) throw std::logic_error("sse::server::start: a server runs once");
     if (hub_.stopped) throw std::system_error(errc::stopped, "sse::server::start");
+}
+
+inline void server::launch() {
     acceptor_->non_blocking(true);
     endpoint_ = acceptor_->local_endpoint();
     add_builtin_routes();
