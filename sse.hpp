@@ -794,11 +794,13 @@ inline request::verdict request::check_host() {
         if (host) return {400, "more than one Host header"};
         host = &f;
     }
-    if (!host) return {minor_version_ == 1 ? 400 : 0, "HTTP/1.1 needs a Host header"};
-    if (!host->value.empty() && !detail::is_host(host->value)) {
+    if (!host && minor_version_ == 1) return {400, "HTTP/1.1 needs a Host header"};
+    if (host && !host->value.empty() && !detail::is_host(host->value)) {
         return {400, "the Host header is not valid"};
     }
-    if (!authority_.empty()) host->value = authority_; // RFC 9112 3.2.2: the target's host wins
+    if (authority_.empty()) return {};
+    if (!host) host = &fields.emplace_back(field{"Host", {}});
+    host->value = authority_; // RFC 9112 3.2.2: the target's host wins
     return {};
 }
 

@@ -685,6 +685,9 @@ TEST_CASE("the host of a target in absolute-form wins over the Host header") {
     CHECK(request.parse("GET http://real.example:8080/a HTTP/1.1\r\nHost: other.example\r\n\r\n")
               .status == 0);
     CHECK(request.header("Host") == std::optional("real.example:8080"sv));
+    sse::request old;
+    CHECK(old.parse("GET http://real.example/a HTTP/1.0\r\n\r\n").status == 0);
+    CHECK(old.header("Host") == std::optional("real.example"sv));
 }
 
 TEST_CASE("HEAD is told from other methods") {

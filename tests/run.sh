@@ -45,9 +45,9 @@ run_doctest() { # BUILD_DIRECTORY
     if [ $status -ne 0 ] && grep -q '^\[doctest\] Status: SUCCESS' "$log"; then add_counts 0 1; fi
 }
 
-build() { # BUILD_DIRECTORY
+build() { # BUILD_DIRECTORY TARGET...
     say "building $1"
-    ninja -C "$1" --quiet
+    ninja -C "$1" --quiet "${@:2}"
 }
 
 run_browser() {
@@ -101,7 +101,7 @@ run_release() {
 run_asan() {
     configure build-asan -Db_sanitize=address,undefined -Doptimization=1 \
         -Dcpp_args=-D_GLIBCXX_ASSERTIONS
-    build build-asan
+    build build-asan tests/tests examples
     ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 \
         run_doctest build-asan
 }
@@ -109,13 +109,13 @@ run_asan() {
 run_tsan() { # g++ warns that it does not follow Asio's fences
     configure build-tsan -Db_sanitize=thread -Db_lundef=false -Doptimization=1 \
         -Dcpp_args=-Wno-tsan
-    build build-tsan
+    build build-tsan tests/tests examples
     run_doctest build-tsan
 }
 
 run_clang() {
     CXX=clang++-19 configure build-clang --buildtype=release
-    build build-clang
+    build build-clang # all of it: a second compiler's warnings
     run_doctest build-clang
 }
 
