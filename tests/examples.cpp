@@ -192,6 +192,8 @@ TEST_SUITE("examples") {
         const std::size_t memory = resident_bytes(hub.pid());
         wave("2", 2);
         CHECK(eventually([&] { return open_descriptors(hub.pid()) <= descriptors; }));
-        CHECK(resident_bytes(hub.pid()) < memory + 8 * 1024 * 1024);
+        if (memory_is_meaningful) {
+            CHECK(resident_bytes(hub.pid()) < memory + 8 * 1024 * 1024);
+        }
     }
 }

@@ -102,9 +102,9 @@ TEST_SUITE("many clients") {
         }
     }
 
-    TEST_CASE("10,000 clients connect, get one broadcast and leave: nothing stays behind") {
-        // The server runs in this process, the clients too: under a limit of 20,000 descriptors
-        // they come in two waves of 5,000 beside 4,000 that stay.
+    TEST_CASE("9,000 clients in one process connect, get one broadcast and leave: nothing stays behind") {
+        // A client costs two descriptors here, its own and the server's, of 20,000 at most. The hub is
+        // given 10,000 in tests/examples.cpp.
         if (raise_descriptor_limit() < 19'000) {
             MESSAGE("skipped: this process may not open 19,000 files");
             return;
@@ -127,7 +127,7 @@ TEST_SUITE("many clients") {
         const std::size_t memory = resident_bytes();
         wave(9'000, 2);
         CHECK(open_descriptors() == descriptors);
-        CHECK(resident_bytes() < memory + 8 * 1024 * 1024);
+        if (memory_is_meaningful) CHECK(resident_bytes() < memory + 8 * 1024 * 1024);
         CHECK(server.counters().streams == 0);
         CHECK(http_get(server.port(), "/health").body == "Active connections: 0\n");
     }
