@@ -1,0 +1,513 @@
+// bench.hpp - what the benchmark programs share: flags, clocks, cores, the stamped line, a steady
+// tick, medians, table, JSON, the machine in words. Linux only; knows nothing of sse.hpp.
+#pragma once
+
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/timerfd.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace bench {
+
+[[noreturn]] inline void throw_errno(const char* what) {
+    throw std::system_error(errno, std::generic_category(), what);
+}
+
+inline int checked(int result, const char* what) {
+    if (result < 0) throw_errno(what);
+    return result;
+}
+
+// Flags ///////////////////////////////////////////////////////////////////////////////////////////
+
+/// `--name value`, `--name=value` and switches. A bad flag says what is wrong and exits with 2.
+class flags {
+public:
+    flags(std::string program, std::string summary)
+        : program_(std::move(program)), summary_(std::move(summary)) {}
+
+    template <class Number>
+    void number(std::string name, Number& target, Number least, Number most, std::string help);
+    void text(std::string name, std::string& target, std::string help);
+    void toggle(std::string name, bool& target, bool value, std::string help);
+
+    void parse(int count, char** values) const;
+    [[noreturn]] void reject(const std::string& reason) const;
+
+private:
+    struct flag {
+        std::string name;
+        std::string help;
+        bool takes_value;
+        std::function<bool(std::string_view)> set;
+        std::string wanted;
+    };
+
+    const flag& find(std::string_view name) const;
+    [[noreturn]] void print_help() const;
+
+    std::string program_;
+    std::string summary_;
+    std::vector<flag> flags_;
+};
+
+template <class Number>
+std::string shortest(Number value) {
+    std::array<char, 64> text;
+    const auto end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
+    return std::string(text.data(), end);
+}
+
+template <class Number>
+void flags::number(std::string name, Number& target, Number least, Number most, std::string help) {
+    auto set = [&target, least, most](std::string_view text) {
+        Number value{};
+        const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+        if (error != std::errc{} || end != text.data() + text.size()) return false;
+        if (!(value >= least && value <= most)) return false; // so written that NaN is refused
+        target = value;
+        return true;
+    };
+    const char* kind = std::is_floating_point_v<Number> ? "a number" : "a whole number";
+    help += " (" + shortest(target) + ")";
+    flags_.push_back({std::move(name), std::move(help), true, std::move(set),
+                      std::string(kind) + " from " + shortest(least) + " to " + shortest(most)});
+}
+
+inline void flags::text(std::string name, std::string& target, std::string help) {
+    auto set = [&target](std::string_view value) {
+        target = value;
+        return !value.empty();
+    };
+    flags_.push_back({std::move(name), std::move(help), true, std::move(set), "a value"});
+}
+
+inline void flags::toggle(std::string name, bool& target, bool value, std::string help) {
+    auto set = [&target, value](std::string_view) {
+        target = value;
+        return true;
+    };
+    flags_.push_back({std::move(name), std::move(help), false, std::move(set), {}});
+}
+
+inline const flags::flag& flags::find(std::string_view name) const {
+    for (const flag& each : flags_)
+        if (each.name == name) return each;
+    reject("there is no flag '" + std::string(name) + "'");
+}
+
+inline void flags::parse(int count, char** values) const {
+    for (int at = 1; at < count; ++at) {
+        const std::string_view word = values[at];
+        if (word == "--help" || word == "-h") print_help();
+        const auto equals = word.find('=');
+        const bool joined = equals != word.npos;
+        const flag& found = find(word.substr(0, equals));
+        if (joined && !found.takes_value) reject(found.name + " takes no value");
+        if (found.takes_value && !joined && at + 1 == count)
+            reject(found.name + " wants " + found.wanted);
+        const std::string_view value = joined              ? word.substr(equals + 1)
+                                       : found.takes_value ? std::string_view(values[++at])
+                                                           : std::string_view();
+        if (!found.set(value))
+            reject(found.name + " wants " + found.wanted + ", not '" + std::string(value) + "'");
+    }
+}
+
+inline void flags::reject(const std::string& reason) const {
+    std::fprintf(stderr, "%s: %s; see --help\n", program_.c_str(), reason.c_str());
+    std::exit(2);
+}
+
+inline void flags::print_help() const {
+    std::printf("%s: %s\n\n", program_.c_str(), summary_.c_str());
+    for (const flag& each : flags_) {
+        const std::string shape = each.name + (each.takes_value ? " X" : "");
+        std::printf("  %-14s %s\n", shape.c_str(), each.help.c_str());
+    }
+    std::exit(0);
+}
+
+// Clocks, processor time, memory //////////////////////////////////////////////////////////////////
+
+inline std::uint64_t clock_ns(clockid_t clock) {
+    timespec time{};
+    clock_gettime(clock, &time);
+    return static_cast<std::uint64_t>(time.tv_sec) * 1'000'000'000u +
+           static_cast<std::uint64_t>(time.tv_nsec);
+}
+
+inline std::uint64_t now_ns() { return clock_ns(CLOCK_MONOTONIC); }
+inline std::uint64_t thread_cpu_ns() { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
+
+struct processor_time {
+    double user_us = 0;
+    double system_us = 0;
+};
+
+inline processor_time operator-(const processor_time& a, const processor_time& b) {
+    return {a.user_us - b.user_us, a.system_us - b.system_us};
+}
+
+/// Of this process with all its threads. The sum is exact, the kernel splits it by clock ticks.
+inline processor_time process_time() {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    const auto microseconds = [](const timeval& time) {
+        return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_usec);
+    };
+    return {microseconds(usage.ru_utime), microseconds(usage.ru_stime)};
+}
+
+/// Resident bytes of this process. smaps_rollup walks the pages; the counter in statm is kept per
+/// core and may be off by hundreds of kilobytes, which is a lot over 1,000 clients.
+inline std::uint64_t resident_bytes() {
+    std::ifstream rollup("/proc/self/smaps_rollup");
+    std::string word;
+    std::uint64_t kilobytes = 0;
+    while (rollup >> word)
+        if (word == "Rss:" && rollup >> kilobytes) return kilobytes * 1024;
+    std::ifstream statm("/proc/self/statm");
+    std::uint64_t size = 0, pages = 0;
+    statm >> size >> pages;
+    return pages * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+/// As many open files as the hard limit allows; returns that number.
+inline std::uint64_t raise_file_limit() {
+    rlimit limit{};
+    checked(getrlimit(RLIMIT_NOFILE, &limit), "getrlimit");
+    limit.rlim_cur = limit.rlim_max;
+    checked(setrlimit(RLIMIT_NOFILE, &limit), "setrlimit");
+    return limit.rlim_cur;
+}
+
+// Cores ///////////////////////////////////////////////////////////////////////////////////////////
+
+inline std::vector<int> allowed_cores() {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    checked(sched_getaffinity(0, sizeof set, &set), "sched_getaffinity");
+    std::vector<int> cores;
+    for (int core = 0; core < CPU_SETSIZE; ++core)
+        if (CPU_ISSET(static_cast<unsigned>(core), &set)) cores.push_back(core);
+    return cores;
+}
+
+inline void pin(const std::vector<int>& cores) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (int core : cores) CPU_SET(static_cast<unsigned>(core), &set);
+    checked(sched_setaffinity(0, sizeof set, &set), "sched_setaffinity");
+}
+
+/// Microseconds for which these cores were not idle, whoever used them; by clock ticks.
+inline double busy_us(const std::vector<int>& cores) {
+    std::ifstream stat("/proc/stat");
+    double ticks = 0;
+    for (std::string line; std::getline(stat, line);) {
+        std::istringstream words(line);
+        std::string name;
+        words >> name;
+        const auto is_name = [&](int core) { return name == "cpu" + std::to_string(core); };
+        if (std::none_of(cores.begin(), cores.end(), is_name)) continue;
+        double user = 0, nice = 0, system = 0, idle = 0, wait = 0, irq = 0, softirq = 0, steal = 0;
+        words >> user >> nice >> system >> idle >> wait >> irq >> softirq >> steal;
+        ticks += user + nice + system + irq + softirq + steal;
+    }
+    return ticks * 1e6 / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
+constexpr double tolerable = 10; // percent of a core that other programs may have used
+
+/// How much of these cores others used, in percent of one. NaN without cores, that is when nothing
+/// is pinned. Ticks are coarse, hence the 0.
+inline double used_by_others(double busy_us, const processor_time& own, double seconds,
+                             std::size_t cores) {
+    if (cores == 0) return std::nan("");
+    const double used = busy_us - own.user_us - own.system_us;
+    return std::max(0.0, used / (seconds * 1e4 * static_cast<double>(cores)));
+}
+
+inline void print_disturbed() {
+    std::printf("DISTURBED: other programs used more than %.0f %% of a core. Run it again when the "
+                "machine\nis quiet.\n",
+                tolerable);
+}
+
+// What is published ///////////////////////////////////////////////////////////////////////////////
+
+/// Makes `<seq> <send_ns> <padding>` in place: the padding is written once, the numbers before it.
+class stamped_line {
+public:
+    explicit stamped_line(std::size_t padding) : text_(numbers + padding, 'x') {}
+
+    /// Stamps now. The view is good until the next call.
+    std::string_view make(std::uint64_t seq) {
+        char* at = text_.data() + numbers;
+        *--at = ' ';
+        at = write_before(at, now_ns());
+        *--at = ' ';
+        at = write_before(at, seq);
+        return {at, static_cast<std::size_t>(text_.data() + text_.size() - at)};
+    }
+
+private:
+    static constexpr std::size_t numbers = 2 * (20 + 1); // 20 digits are the longest 64-bit number
+
+    static char* write_before(char* at, std::uint64_t number) {
+        do *--at = static_cast<char>('0' + number % 10);
+        while ((number /= 10) != 0);
+        return at;
+    }
+
+    std::string text_;
+};
+
+/// Says how many messages are due at a steady rate; its descriptor is readable when some are.
+/// What could not be published in time stays due, so a slow server does not lower the rate asked.
+class ticker {
+public:
+    ticker()
+        : fd_(checked(timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC), "timerfd")) {}
+    ~ticker() { close(fd_); }
+    ticker(const ticker&) = delete;
+    ticker& operator=(const ticker&) = delete;
+
+    int descriptor() const noexcept { return fd_; }
+
+    void start(std::uint64_t rate) {
+        set(rate == 0 ? 0 : std::max<std::uint64_t>(1, second / rate));
+    }
+    void stop() { set(0); }
+
+    std::uint64_t due() {
+        std::uint64_t count = 0;
+        return read(fd_, &count, sizeof count) == sizeof count ? count : 0;
+    }
+
+private:
+    static constexpr std::uint64_t second = 1'000'000'000;
+
+    void set(std::uint64_t period) {
+        timespec time{};
+        time.tv_sec = static_cast<time_t>(period / second);
+        time.tv_nsec = static_cast<long>(period % second);
+        const itimerspec timer{time, time};
+        checked(timerfd_settime(fd_, 0, &timer, nullptr), "timerfd_settime");
+    }
+
+    int fd_;
+};
+
+// Figures /////////////////////////////////////////////////////////////////////////////////////////
+
+inline double median(std::vector<double> values) {
+    if (values.empty()) return std::nan("");
+    std::sort(values.begin(), values.end());
+    const std::size_t half = values.size() / 2;
+    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+/// 1234567.891 with two digits is "1,234,567.89"; what is not a number is "-".
+inline std::string grouped(double value, int digits) {
+    if (!std::isfinite(value)) return "-";
+    std::array<char, 64> text;
+    std::snprintf(text.data(), text.size(), "%.*f", digits, value);
+    std::string result = text.data();
+    const auto is_digit = [](char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; };
+    std::size_t at = std::min(result.find('.'), result.size());
+    while (at > 3 && is_digit(result[at - 4])) result.insert(at -= 3, 1, ',');
+    return result;
+}
+
+/// Rows of cells; the first column stands left, the others right.
+class table {
+public:
+    void row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+
+    void print() const {
+        std::vector<std::size_t> widths;
+        for (const auto& cells : rows_) {
+            widths.resize(std::max(widths.size(), cells.size()));
+            for (std::size_t at = 0; at < cells.size(); ++at)
+                widths[at] = std::max(widths[at], cells[at].size());
+        }
+        for (const auto& cells : rows_) print(cells, widths);
+    }
+
+private:
+    using row_type = std::vector<std::string>;
+
+    static void print(const row_type& cells, const std::vector<std::size_t>& widths) {
+        std::string line;
+        for (std::size_t at = 0; at < cells.size(); ++at) {
+            const std::string space(widths[at] - cells[at].size(), ' ');
+            line += at == 0 ? cells[at] + space : "  " + space + cells[at];
+        }
+        line.erase(line.find_last_not_of(' ') + 1);
+        std::printf("%s\n", line.c_str());
+    }
+
+    std::vector<row_type> rows_;
+};
+
+/// Writes JSON in the order of the calls. Inside an array keys are empty.
+class json {
+public:
+    json() { text_ = "{"; }
+
+    json& open(std::string_view key, char bracket = '{') {
+        start(key);
+        text_ += bracket;
+        fresh_ = true;
+        closers_.push_back(bracket == '{' ? '}' : ']');
+        return *this;
+    }
+
+    json& close() {
+        text_ += closers_.back();
+        closers_.pop_back();
+        fresh_ = false;
+        return *this;
+    }
+
+    json& field(std::string_view key, double value) {
+        return raw(key, std::isfinite(value) ? shortest(value) : "null");
+    }
+    json& field(std::string_view key, std::uint64_t value) { return raw(key, shortest(value)); }
+    json& field(std::string_view key, bool value) { return raw(key, value ? "true" : "false"); }
+    json& field(std::string_view key, std::string_view value) { return raw(key, quoted(value)); }
+    json& field(std::string_view key, const char* value) {
+        return field(key, std::string_view(value)); // or a literal would be taken for a bool
+    }
+
+    /// Ends the document; an empty path writes nothing.
+    void write(const std::string& path) {
+        if (path.empty()) return;
+        std::ofstream file(path);
+        file << text_ << "}\n";
+        file.flush();
+        if (!file) throw std::runtime_error("cannot write " + path);
+    }
+
+private:
+    void start(std::string_view key) {
+        if (!fresh_) text_ += ',';
+        fresh_ = false;
+        text_ += "\n";
+        text_.append(2 * (closers_.size() + 1), ' ');
+        if (!key.empty()) text_ += quoted(key) + ": ";
+    }
+
+    json& raw(std::string_view key, const std::string& value) {
+        start(key);
+        text_ += value;
+        return *this;
+    }
+
+    static std::string quoted(std::string_view value) {
+        std::string result = "\"";
+        for (char c : value) {
+            if (c == '"' || c == '\\') result += '\\';
+            result += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
+        }
+        return result + '"';
+    }
+
+    std::string text_;
+    std::string closers_;
+    bool fresh_ = true;
+};
+
+// The machine /////////////////////////////////////////////////////////////////////////////////////
+
+using fact = std::pair<std::string, std::string>;
+
+inline std::string processor_name() {
+    std::ifstream info("/proc/cpuinfo");
+    for (std::string line; std::getline(info, line);)
+        if (line.starts_with("model name")) {
+            const auto colon = line.find(": ");
+            if (colon != line.npos) return line.substr(colon + 2);
+        }
+    return "unknown processor";
+}
+
+inline std::string build_description() {
+#ifdef __clang__
+    std::string build = __VERSION__;
+#else
+    std::string build = "GCC " __VERSION__;
+#endif
+#ifdef __OPTIMIZE__
+    build += ", optimised";
+#else
+    build += ", NOT OPTIMISED: figures of our code mean little";
+#endif
+#ifndef NDEBUG
+    build += ", with assert()";
+#endif
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+    build += ", SANITIZER";
+#endif
+#ifdef BENCH_FLAGS // the build may tell its flags: -DBENCH_FLAGS='"-O2 -march=native"'
+    build += ", " BENCH_FLAGS;
+#endif
+    return build;
+}
+
+inline std::vector<fact> describe_machine() {
+    utsname name{};
+    uname(&name);
+    return {{"machine", processor_name() + ", " +
+                            std::to_string(std::thread::hardware_concurrency()) + " cores"},
+            {"kernel", std::string(name.sysname) + " " + name.release + " " + name.machine},
+            {"build", build_description()}};
+}
+
+inline void print_facts(const std::vector<fact>& facts) {
+    for (const auto& [name, value] : facts)
+        std::printf("# %-10s %s\n", name.c_str(), value.c_str());
+}
+
+inline void write_facts(json& out, const std::vector<fact>& facts) {
+    out.open("facts");
+    for (const auto& [name, value] : facts) out.field(name, value);
+    out.close();
+}
+
+/// On a terminal one line that is written over; elsewhere, say in a log, a line each.
+inline void progress(const std::string& text) {
+    const bool terminal = isatty(STDERR_FILENO) == 1;
+    std::fprintf(stderr, terminal ? "\r\033[K%s" : "%s\n", text.c_str());
+    std::fflush(stderr);
+}
+
+inline void end_progress() {
+    if (isatty(STDERR_FILENO) == 1) std::fprintf(stderr, "\r\033[K");
+}
+
+} // namespace bench
