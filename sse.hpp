@@ -23,7 +23,8 @@
 //     >>ring     lock-free broadcast ring: the one place where threads meet
 //     >>frame    a message as immutable bytes, shared by all clients
 //     >>head     HTTP/1.1 request head (RFC 9112), no I/O
-//     >>origin   origin matcher and the CORS decision (Fetch standard), no I/O
+//     >>origin   origin matcher and the CORS decision (Fetch standard)
+//     >>peer     who a client is behind trusted proxies, no I/O
 //     >>topic    topic paths and the tree of subscribers, no I/O
 //     >>log      a worker's bounded history of frames, no I/O
 //     >>options  every setting with its default
@@ -120,6 +121,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <random>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -135,18 +137,18 @@
 namespace sse {
 
 enum class errc {
-    closed = 1,      ///< The client is gone, or its stream was ended.
-    stopped,         ///< The server was stopped: the message was not published.
-    no_room,         ///< The ring is full, a worker's thread is held up: nothing was published.
-    bad_event,       ///< The event name contains CR, LF or NUL.
-    bad_id,          ///< The id contains CR, LF or NUL.
-    bad_retry,       ///< The retry time is negative.
-    empty_message,   ///< The message has no field at all.
-    bad_topic,       ///< The topic has an empty segment, a dot segment or a control character.
-    body_too_large,  ///< The request body is over options::max_body_bytes; the client gets 413.
-    length_required, ///< The request body has no Content-Length; the client gets 411.
-    body_timeout,    ///< The request body did not arrive in time; the client gets 408.
-    not_acceptable   ///< The client takes no event streams by its Accept header; it gets 406.
+    closed = 1,     ///< The client is gone, or its stream was ended.
+    stopped,        ///< The server was stopped: the message was not published.
+    no_room,        ///< The ring is full, a worker's thread is held up: nothing was published.
+    bad_event,      ///< The event name contains CR, LF or NUL.
+    bad_id,         ///< The id contains CR, LF or NUL.
+    bad_retry,      ///< The retry time is negative.
+    empty_message,  ///< The message has no field at all.
+    bad_topic,      ///< The topic has an empty or dot segment, a control character, or over 32.
+    body_too_large, ///< The request body is over options::max_body_bytes; the client gets 413.
+    bad_body,      ///< The request body is cut short or its chunks are broken; the client gets 400.
+    body_timeout,  ///< The request body did not arrive in time; the client gets 408.
+    not_acceptable ///< The client takes no event streams by its Accept header; it gets 406.
 };
 
 } // namespace sse
@@ -175,10 +177,10 @@ inline const std::error_category& error_category() noexcept {
             case errc::bad_retry: return "the retry time is negative; give 0 ms or more";
             case errc::empty_message: return "the message has no field; set at least data";
             case errc::bad_topic:
-                return "the topic has an empty segment, a segment '.' or '..' or a control "
-                       "character; write it like /prices/gold";
+                return "the topic has an empty segment, a segment '.' or '..', a control character "
+                       "or more than 32 segments; write it like /prices/gold";
             case errc::body_too_large: return "the request body is larger than max_body_bytes";
-            case errc::length_required: return "the request body needs a Content-Length";
+            case errc::bad_body: return "the request body is cut short or its chunks are broken";
             case errc::body_timeout: return "the request body did not arrive in time";
             case errc::not_acceptable: return "the client's Accept header excludes event streams";
             }
@@ -555,7 +557,7 @@ inline frame_ref make_raw_frame(std::string_view bytes) {
 // >>head //////////////////////////////////////////////////////////////////////////////////////////
 // HTTP/1.1 request head: bytes in, values out (RFC 9112, RFC 9110). Strict: what a proxy in front
 // could read in another way is refused. Needs nothing, does no I/O (of Asio it uses the reader of
-// IPv6 addresses). Tests: tests/head.cpp
+// addresses). Tests: tests/head.cpp, tests/body.cpp
 namespace detail {
 
 inline bool is_token_char(char c) noexcept { // RFC 9110 5.6.2
@@ -621,6 +623,23 @@ inline std::optional<std::string> percent_decode(std::string_view text) {
     return out;
 }
 
+/// Decodes application/x-www-form-urlencoded text (URL standard 5.1).
+inline std::string form_decode(std::string_view text) {
+    std::string out;
+    out.reserve(text.size());
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const bool escape = text[i] == '%' && i + 2 < text.size() && hex_digit(text[i + 1]) >= 0 &&
+                            hex_digit(text[i + 2]) >= 0;
+        if (escape) {
+            out += static_cast<char>(hex_digit(text[i + 1]) * 16 + hex_digit(text[i + 2]));
+            i += 2;
+        } else {
+            out += text[i] == '+' ? ' ' : text[i];
+        }
+    }
+    return out;
+}
+
 /// The host of RFC 3986 3.2.2: a name, an IPv4 address, or an IPv6 address in brackets.
 inline bool is_host_name(std::string_view text) {
     if (text.starts_with('[') && text.ends_with(']')) {
@@ -670,11 +689,26 @@ public:
     std::string_view path;     ///< Percent-decoded once, without the query.
     std::string_view query;    ///< As sent, without the question mark.
     std::string_view rest;     ///< What the star of a route's pattern stands for.
+    asio::ip::address client;  ///< Who asks: the peer, or whom trusted proxies name.
     std::vector<field> fields; ///< Header fields in the order sent.
     std::uint64_t content_length = 0;
     bool chunked = false;    ///< Transfer-Encoding: chunked.
     bool keep_alive = false; ///< The client would send another request after this one.
     bool is_head() const noexcept { return method == "HEAD"; }
+
+    /// The target as sent, without the query: for logs, since it has no control characters, and
+    /// what is secret stands in queries.
+    std::string_view target_path() const noexcept { return target.substr(0, target.find('?')); }
+
+    /// The values of a name in the query, in order, decoded as the URL standard decodes forms: "+"
+    /// is a space, a broken escape stands for itself.
+    std::vector<std::string> query_values(std::string_view name) const;
+
+    /// The first of them.
+    std::optional<std::string> query_value(std::string_view name) const {
+        auto all = query_values(name);
+        return all.empty() ? std::nullopt : std::optional(std::move(all.front()));
+    }
 
     /// The first field of that name, in any case.
     std::optional<std::string_view> header(std::string_view name) const noexcept {
@@ -691,7 +725,7 @@ public:
     };
 
     /// Takes a whole head, with its last empty line, as head_parser delimits it.
-    verdict parse(std::string_view head);
+    verdict parse(std::string_view head, std::size_t max_fields = 100);
 
 private:
     verdict parse_request_line(std::string_view line);
@@ -704,11 +738,13 @@ private:
     std::string text_;
     std::string path_;
     std::string_view authority_; // of a target in absolute-form
+    std::size_t max_fields_ = 0;
     int minor_version_ = 1;
 };
 
-inline request::verdict request::parse(std::string_view head) {
+inline request::verdict request::parse(std::string_view head, std::size_t max_fields) {
     text_ = head;
+    max_fields_ = max_fields;
     std::string_view left = text_;
     bool first = true;
     for (;;) {
@@ -782,7 +818,7 @@ inline request::verdict request::parse_field(std::string_view line) {
     const field f{line.substr(0, colon), detail::trim(line.substr(colon + 1))};
     // Also refuses white space before the colon and folded lines (RFC 9112 5.1 and 5.2).
     if (!detail::is_token(f.name)) return {400, "a header name is not a token"};
-    if (fields.size() == 100) return {431, "more than 100 header lines"};
+    if (fields.size() == max_fields_) return {431, "too many header lines"};
     fields.push_back(f);
     return {};
 }
@@ -835,6 +871,18 @@ inline request::verdict request::check_framing() {
     }
     chunked = true;
     return {};
+}
+
+inline std::vector<std::string> request::query_values(std::string_view name) const {
+    std::vector<std::string> found;
+    for (std::string_view left = query; !left.empty();) {
+        const std::string_view pair = left.substr(0, left.find('&'));
+        left.remove_prefix(std::min(left.size(), pair.size() + 1));
+        const std::size_t equals = std::min(pair.find('='), pair.size());
+        if (pair.empty() || detail::form_decode(pair.substr(0, equals)) != name) continue;
+        found.push_back(detail::form_decode(pair.substr(std::min(equals + 1, pair.size()))));
+    }
+    return found;
 }
 
 inline bool request::connection_says(std::string_view option) const noexcept {
@@ -910,77 +958,597 @@ inline head_parser::progress head_parser::feed(std::string_view received) noexce
     return progress::need_more;
 }
 
-// >>origin ////////////////////////////////////////////////////////////////////////////////////////
-// Who may read the streams from another origin (Fetch standard 3.2). No I/O. Needs >>head.
-// Tests: tests/origin.cpp
-
-/// Answers for the value of an Origin header, a serialised origin such as "https://app.example".
-/// Called on worker threads, several at once.
-using origin_matcher = std::function<bool(std::string_view origin)>;
-
 namespace detail {
 
-/// Whether a browser can send this as an Origin: a scheme, a host and at most a port that is not
-/// the scheme's own, in lower case, nothing behind (HTML 7.1.1, URL standard).
-inline bool is_serialised_origin(std::string_view text) {
-    const std::size_t end = text.find("://");
-    if (end == text.npos || end == 0 || !(text[0] >= 'a' && text[0] <= 'z')) return false;
-    const auto scheme = text.substr(0, end);
-    const auto in_scheme = [](char c) {
-        return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' || c == '-' || c == '.';
-    };
-    if (!std::all_of(scheme.begin(), scheme.end(), in_scheme)) return false;
-    const auto [host, port] = split_port(text.substr(end + 3));
-    const auto odd = [](char c) { return c == '%' || c == '*' || lower(c) != c; };
-    if (!is_host_name(host) || std::any_of(host.begin(), host.end(), odd)) return false;
-    if (port.empty()) return true;
-    const auto number = port.substr(1);
-    const bool is_port = is_digits(number) && number[0] != '0' &&
-                         (number.size() < 5 || (number.size() == 5 && number <= "65535"));
-    return is_port && !(scheme == "http" && number == "80") &&
-           !(scheme == "https" && number == "443");
+/// Decodes a chunked body (RFC 9112 7.1) that arrives in any pieces. Strict: sizes are hexadecimal
+/// digits alone, lines end in CR LF, extensions and trailers are bounded and thrown away.
+class chunked_decoder {
+public:
+    enum class progress { need_more, complete, refused };
+
+    explicit chunked_decoder(std::size_t max_body) noexcept : max_body_(max_body) {}
+
+    /// Takes from the front of `input` what belongs to the body.
+    progress feed(std::string& input);
+
+    std::string take_body() noexcept { return std::move(body_); }
+    request::verdict why_refused() const noexcept { return refusal_; }
+
+private:
+    enum class part : std::uint8_t { size, data, data_end, trailer, end };
+
+    static constexpr std::size_t max_line = 1024;      // a size with its extensions, a trailer
+    static constexpr std::size_t max_overhead = 16384; // all of them together, per 64 KiB of body
+
+    progress refuse(int status, std::string_view reason) noexcept {
+        refusal_ = {status, reason};
+        return progress::refused;
+    }
+    progress take_line(std::string_view line);
+    progress take_size(std::string_view line);
+
+    std::size_t max_body_;
+    part part_ = part::size;
+    std::size_t left_ = 0; // of the chunk in hand
+    std::size_t overhead_ = 0;
+    std::string body_;
+    request::verdict refusal_{};
+};
+
+inline chunked_decoder::progress chunked_decoder::feed(std::string& input) {
+    if (refusal_.status != 0) return progress::refused;
+    std::size_t at = 0;
+    progress outcome = progress::need_more;
+    while (part_ != part::end && outcome == progress::need_more && at < input.size()) {
+        if (part_ == part::data) {
+            const std::size_t n = std::min(left_, input.size() - at);
+            body_.append(input, at, n);
+            at += n;
+            left_ -= n;
+            if (left_ == 0) part_ = part::data_end;
+            continue;
+        }
+        const std::size_t limit = std::min(input.size(), at + max_line);
+        std::size_t end = at;
+        while (end < limit && input[end] != '\n' && (end == at || input[end - 1] != '\r')) ++end;
+        if (end == input.size()) break;
+        if (end == limit) {
+            outcome = refuse(400, "a line of the chunked body is too long");
+        } else if (end == at || input[end] != '\n' || input[end - 1] != '\r') {
+            outcome = refuse(400, "a line of the chunked body does not end in CR LF");
+        } else {
+            outcome = take_line(std::string_view(input).substr(at, end - 1 - at));
+        }
+        at = end + 1;
+    }
+    input.erase(0, std::min(at, input.size()));
+    return part_ == part::end && refusal_.status == 0 ? progress::complete : outcome;
+}
+
+inline chunked_decoder::progress chunked_decoder::take_line(std::string_view line) {
+    overhead_ += line.size() + 2;
+    if (overhead_ > max_overhead + body_.size() / 4) {
+        return refuse(400, "the chunked body is mostly framing");
+    }
+    const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
+    if (std::any_of(line.begin(), line.end(), control)) {
+        return refuse(400, "the chunked body's framing contains a control character");
+    }
+    switch (part_) {
+    case part::size: return take_size(line);
+    case part::data_end:
+        if (!line.empty()) return refuse(400, "a chunk is longer than its size");
+        part_ = part::size;
+        return progress::need_more;
+    default: // trailers are never merged into the head (RFC 9110 6.5.1)
+        if (line.empty()) {
+            part_ = part::end;
+        } else if (const auto colon = line.find(':');
+                   colon == line.npos || !is_token(line.substr(0, colon))) {
+            return refuse(400, "a trailer of the chunked body is not a header line");
+        }
+        return progress::need_more;
+    }
+}
+
+inline chunked_decoder::progress chunked_decoder::take_size(std::string_view line) {
+    const auto digits = line.substr(0, line.find_first_not_of("0123456789abcdefABCDEF"));
+    const auto extension = line.substr(digits.size());
+    if (digits.empty() || digits.size() > 15) return refuse(400, "a chunk size is not a number");
+    if (!extension.empty() && !trim(extension).starts_with(';')) {
+        return refuse(400, "a chunk size is followed by something else than an extension");
+    }
+    std::uint64_t size = 0;
+    std::from_chars(digits.data(), digits.data() + digits.size(), size, 16);
+    if (size > max_body_ - body_.size()) return refuse(413, "the request body is too large");
+    left_ = static_cast<std::size_t>(size);
+    part_ = left_ == 0 ? part::trailer : part::data;
+    return progress::need_more;
 }
 
 } // namespace detail
 
-/// Matches exactly the origins given. "*" among them matches every origin.
-/// Throws std::invalid_argument for what can never be an Origin header, such as a trailing slash.
-inline origin_matcher origins(std::vector<std::string> allowed) {
-    for (const std::string& origin : allowed) {
-        if (origin == "*" || origin == "null" || detail::is_serialised_origin(origin)) continue;
-        throw std::invalid_argument("sse::origins: '" + origin +
-                                    "' is not an origin as browsers send it; write scheme://host "
-                                    "or scheme://host:port in lower case, without the scheme's own "
-                                    "port, a path, a trailing slash or a pattern");
+// >>origin ////////////////////////////////////////////////////////////////////////////////////////
+// Who may read answers from another origin (Fetch standard 3.2). Needs >>head. No I/O of its own; a
+// matcher may be a coroutine. Tests: tests/origin.cpp
+
+/// Decides for the value of an Origin header, such as "https://app.example", whether its pages may
+/// read. Made from any callable `(std::string_view origin)` or `(std::string_view origin, const
+/// sse::request&)` that returns bool or, to ask a database say, asio::awaitable<bool>. It is called
+/// on worker threads, several at once; what it throws answers 500. One made of nothing matches
+/// every origin.
+class origin_matcher {
+public:
+    origin_matcher() = default;
+
+    template <class F>
+    requires(!std::is_same_v<std::remove_cvref_t<F>, origin_matcher> &&
+             (std::is_invocable_v<F&, std::string_view> ||
+              std::is_invocable_v<F&, std::string_view, const request&>)) origin_matcher(F f) {
+        // One form inside: what is simpler is wrapped.
+        auto call = [f = std::move(f)](std::string_view origin, const request& r) mutable {
+            if constexpr (std::is_invocable_v<F&, std::string_view, const request&>) {
+                return f(origin, r);
+            } else {
+                static_cast<void>(r);
+                return f(origin);
+            }
+        };
+        using result = decltype(call(std::string_view(), std::declval<const request&>()));
+        if constexpr (std::is_convertible_v<result, bool>) {
+            test_ = std::move(call);
+        } else {
+            ask_ = std::move(call);
+        }
     }
-    return [allowed = std::move(allowed)](std::string_view origin) {
-        return std::any_of(allowed.begin(), allowed.end(),
-                           [&](const std::string& one) { return one == "*" || one == origin; });
+
+    bool matches_any() const noexcept { return !test_ && !ask_; }
+    bool is_coroutine() const noexcept { return static_cast<bool>(ask_); }
+
+    /// For a matcher that is no coroutine.
+    bool test(std::string_view origin, const request& r) const {
+        return matches_any() || test_(origin, r);
+    }
+    /// For one that is.
+    asio::awaitable<bool> ask(std::string_view origin, const request& r) const {
+        return ask_(origin, r);
+    }
+
+private:
+    std::function<bool(std::string_view, const request&)> test_;
+    std::function<asio::awaitable<bool>(std::string_view, const request&)> ask_;
+};
+
+namespace detail {
+
+struct origin_parts {
+    std::string_view scheme;
+    std::string_view host;
+    std::string_view port; ///< With its colon; empty: the scheme's own.
+};
+
+/// The parts of what a browser can send as an Origin: a scheme, a host and at most a port that is
+/// not the scheme's own, in lower case, nothing behind (HTML 7.1.1, URL standard).
+inline std::optional<origin_parts> split_origin(std::string_view text) {
+    const std::size_t end = text.find("://");
+    if (end == text.npos || end == 0 || !(text[0] >= 'a' && text[0] <= 'z')) return std::nullopt;
+    const auto scheme = text.substr(0, end);
+    const auto in_scheme = [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' || c == '-' || c == '.';
+    };
+    if (!std::all_of(scheme.begin(), scheme.end(), in_scheme)) return std::nullopt;
+    const auto [host, port] = split_port(text.substr(end + 3));
+    const auto odd = [](char c) { return c == '%' || c == '*' || lower(c) != c; };
+    if (!is_host_name(host) || std::any_of(host.begin(), host.end(), odd)) return std::nullopt;
+    const origin_parts parts{scheme, host, port};
+    if (port.empty()) return parts;
+    const auto number = port.substr(1);
+    const bool is_port = is_digits(number) && number[0] != '0' &&
+                         (number.size() < 5 || (number.size() == 5 && number <= "65535"));
+    const bool own = (scheme == "http" && number == "80") || (scheme == "https" && number == "443");
+    return is_port && !own ? std::optional(parts) : std::nullopt;
+}
+
+/// One entry of a list: an origin, or one whose host begins with "*.", with or without a scheme.
+class origin_pattern {
+public:
+    /// Throws std::invalid_argument for what can match nothing.
+    explicit origin_pattern(std::string_view text) : text_(text) {
+        const std::size_t star = text_.find("*.");
+        any_scheme_ = star == 0;
+        suffix_ = star != text_.npos && star + 2 < text_.size() && text_[star + 2] != ':' &&
+                  (any_scheme_ || text_.substr(0, star).ends_with("://"));
+        std::string plain = any_scheme_ ? "https://" + text_ : text_; // an origin to be checked
+        if (suffix_) plain.replace(plain.find("*."), 1, "x");
+        if (text_ != "null" && !split_origin(plain)) {
+            throw std::invalid_argument(
+                "sse::origins: '" + text_ +
+                "' is not an origin as browsers send it; write scheme://host or "
+                "scheme://host:port in lower case, without the scheme's own port, a path or a "
+                "trailing slash; *.example.com and https://*.example.com stand for sub-domains");
+        }
+    }
+
+    bool matches(std::string_view origin) const {
+        if (!suffix_) return origin == text_;
+        const auto parts = split_origin(origin);
+        if (!parts) return false;
+        const std::string own = any_scheme_ ? "https://" + text_ : text_;
+        const std::size_t at = own.find("://");
+        const auto [host, port] = split_port(std::string_view(own).substr(at + 3));
+        const bool scheme = any_scheme_ ? parts->scheme == "https" || parts->scheme == "http"
+                                        : parts->scheme == std::string_view(own).substr(0, at);
+        const auto tail = host.substr(1); // ".example.com": whole labels, at least one before it
+        return scheme && parts->port == port && parts->host.size() > tail.size() &&
+               parts->host.ends_with(tail);
+    }
+
+private:
+    std::string text_;
+    bool any_scheme_ = false;
+    bool suffix_ = false;
+};
+
+} // namespace detail
+
+/// Every origin. Answers then say "*", so they cannot carry credentials.
+inline origin_matcher any_origin() { return {}; }
+
+/// The origins given: exactly, or by "*.example.com" (http and https) or
+/// "https://*.example.com:8443" every sub-domain, by whole labels, without example.com itself. "*"
+/// among them is any_origin(). Throws std::invalid_argument for what can never be an Origin header,
+/// such as a trailing slash.
+inline origin_matcher origins(const std::vector<std::string>& allowed) {
+    std::vector<detail::origin_pattern> patterns;
+    bool any = false;
+    for (const std::string& one : allowed) {
+        if (one == "*") {
+            any = true;
+        } else {
+            patterns.emplace_back(one);
+        }
+    }
+    if (any) return any_origin();
+    return [patterns = std::move(patterns)](std::string_view origin) {
+        return std::any_of(patterns.begin(), patterns.end(),
+                           [&](const auto& one) { return one.matches(origin); });
     };
 }
 
-struct cors_options {
-    origin_matcher origin =
-        {}; ///< Empty: every origin may read ("Access-Control-Allow-Origin: *").
-};
-
-/// What a request's origin means for its answer.
-struct cors_decision {
-    bool allowed = true; ///< False: the matcher refused the origin; the stream must not start.
-    std::string headers; ///< Header lines for the answer, each with its CR LF.
-};
-
-inline cors_decision decide_cors(const cors_options& cors, std::optional<std::string_view> origin) {
-    if (!cors.origin) return {true, "Access-Control-Allow-Origin: *\r\n"};
-    // Also without an Origin: a cache must not hand this answer to a request that has one.
-    cors_decision decision{true, "Vary: Origin\r\n"};
-    if (!origin) return decision;
-    decision.allowed = cors.origin(*origin);
-    if (decision.allowed) {
-        decision.headers.append("Access-Control-Allow-Origin: ").append(*origin).append("\r\n");
-    }
-    return decision;
+/// Pages that this machine serves itself, on any port: for development.
+inline origin_matcher localhost_origins() {
+    return [](std::string_view origin) {
+        const auto parts = detail::split_origin(origin);
+        return parts && (parts->scheme == "http" || parts->scheme == "https") &&
+               (parts->host == "localhost" || parts->host == "127.0.0.1" || parts->host == "[::1]");
+    };
 }
+
+/// Cross-origin reading, by the Fetch standard.
+struct cors_options {
+    /// Who may read. By default every origin.
+    origin_matcher origin = {};
+    /// What a request of another origin gets: true, 403 before a stream begins; false, an answer
+    /// without permission, which its browser keeps from the page, though the stream costs a slot.
+    bool refuse = true;
+    /// Methods that a preflight allows. Empty: those that the path serves.
+    std::vector<std::string> methods = {};
+    /// Request headers that a preflight allows.
+    std::vector<std::string> headers = {"Authorization", "Cache-Control", "Content-Type",
+                                        "Last-Event-ID"};
+    /// Answer headers that pages may read beside the ones that they always may.
+    std::vector<std::string> exposed = {};
+    /// Whether cookies may come along. Needs a matcher: never together with every origin.
+    bool credentials = false;
+    /// How long a browser may keep a preflight's answer. 0: it decides.
+    std::chrono::seconds max_age{7200};
+};
+
+namespace detail {
+
+inline std::string join(const std::vector<std::string>& list) {
+    std::string joined;
+    for (const std::string& one : list) joined.append(joined.empty() ? "" : ", ").append(one);
+    return joined;
+}
+
+/// Throws std::invalid_argument for options that cannot work.
+inline void check_cors(const cors_options& cors) {
+    const auto require = [](bool right, const std::string& what) {
+        if (!right) throw std::invalid_argument("sse::options::cors." + what);
+    };
+    require(!cors.credentials || !cors.origin.matches_any(),
+            "credentials cannot go to every origin: name the origins that may have them");
+    for (const auto& [list, name] :
+         {std::pair(&cors.methods, "methods"), std::pair(&cors.headers, "headers"),
+          std::pair(&cors.exposed, "exposed")}) {
+        for (const std::string& one : *list) {
+            require(is_token(one), std::string(name) + ": '" + one + "' is not a name");
+            require(one != "*" || !cors.credentials,
+                    std::string(name) + ": * means nothing when credentials are sent");
+        }
+    }
+    require(cors.max_age.count() >= 0, "max_age must not be negative");
+}
+
+/// The lines about CORS of an answer. `granted`: what the matcher said of the origin.
+inline std::string cors_headers(const cors_options& cors, std::optional<std::string_view> origin,
+                                bool granted) {
+    std::string lines;
+    if (cors.origin.matches_any()) {
+        lines = "Access-Control-Allow-Origin: *\r\n";
+    } else {
+        // Also without an Origin: a cache must not hand this answer to a request that has one.
+        lines = "Vary: Origin\r\n";
+        if (!origin || !granted) return lines;
+        lines.append("Access-Control-Allow-Origin: ").append(*origin).append("\r\n");
+        if (cors.credentials) lines.append("Access-Control-Allow-Credentials: true\r\n");
+    }
+    if (!cors.exposed.empty()) {
+        lines.append("Access-Control-Expose-Headers: ").append(join(cors.exposed)).append("\r\n");
+    }
+    return lines;
+}
+
+/// The further lines of a preflight's answer. `served`: the methods of the path.
+inline std::string preflight_headers(const cors_options& cors, const std::string& served) {
+    std::string lines = "Access-Control-Allow-Methods: ";
+    lines.append(cors.methods.empty() ? served : join(cors.methods)).append("\r\n");
+    if (!cors.headers.empty()) {
+        lines.append("Access-Control-Allow-Headers: ").append(join(cors.headers)).append("\r\n");
+    }
+    if (cors.max_age.count() > 0) {
+        lines.append("Access-Control-Max-Age: " + std::to_string(cors.max_age.count()) + "\r\n");
+    }
+    return lines;
+}
+
+} // namespace detail
+
+// >>peer //////////////////////////////////////////////////////////////////////////////////////////
+// Who a client is behind the proxies that the program trusts, and whether a host is this machine.
+// Text in, values out, no I/O. Needs >>head. Tests: tests/peer.cpp
+
+/// Where a trusted proxy writes the address of its client. One source at a time: whoever may choose
+/// between several chooses the one that the proxy does not overwrite.
+enum class forwarded_by : std::uint8_t {
+    x_forwarded_for, ///< The usual one: a list, read from its end.
+    forwarded,       ///< RFC 7239.
+    x_real_ip,       ///< One address.
+};
+
+namespace detail {
+
+using address = asio::ip::address;
+
+/// IPv4 in IPv6 becomes plain IPv4, so that one client has one name.
+inline address unmapped(const address& a) {
+    if (!a.is_v6() || !a.to_v6().is_v4_mapped()) return a;
+    return asio::ip::make_address_v4(asio::ip::v4_mapped, a.to_v6());
+}
+
+/// What limits by address count as one: an IPv4 address, or the /64 that one IPv6 customer has.
+inline address counted_as(const address& a) {
+    if (!a.is_v6()) return a;
+    auto bytes = a.to_v6().to_bytes();
+    std::fill(bytes.begin() + 8, bytes.end(), static_cast<unsigned char>(0));
+    return asio::ip::address_v6(bytes);
+}
+
+/// A block of addresses, such as 10.0.0.0/8 or fd00::/8; one address is a block too.
+class address_block {
+public:
+    /// Throws std::invalid_argument for what is none.
+    explicit address_block(const std::string& text) {
+        const std::size_t slash = std::min(text.find('/'), text.size());
+        asio::error_code failed;
+        address_ = asio::ip::make_address(text.substr(0, slash), failed);
+        const unsigned most = address_.is_v4() ? 32 : 128;
+        bits_ = most;
+        bool right = !failed && unmapped(address_) == address_; // clients count as IPv4
+        if (slash < text.size()) {
+            const char* const end = text.data() + text.size();
+            const auto read = std::from_chars(text.data() + slash + 1, end, bits_);
+            right = right && read.ec == std::errc() && read.ptr == end && bits_ <= most;
+        }
+        if (!right) {
+            throw std::invalid_argument("sse::options::trusted_proxies: '" + text +
+                                        "' is no address or block; write 10.0.0.0/8 or ::1");
+        }
+    }
+
+    bool contains(const address& a) const {
+        if (a.is_v4() != address_.is_v4()) return false;
+        return a.is_v4() ? same_bits(a.to_v4().to_bytes(), address_.to_v4().to_bytes())
+                         : same_bits(a.to_v6().to_bytes(), address_.to_v6().to_bytes());
+    }
+
+private:
+    template <class Bytes>
+    bool same_bits(const Bytes& a, const Bytes& b) const {
+        for (unsigned bit = 0; bit < bits_; ++bit) {
+            const unsigned mask = 0x80u >> (bit % 8);
+            if ((a[bit / 8] & mask) != (b[bit / 8] & mask)) return false;
+        }
+        return true;
+    }
+
+    address address_;
+    unsigned bits_ = 0;
+};
+
+inline bool contained(const std::vector<address_block>& blocks, const address& a) {
+    return std::any_of(blocks.begin(), blocks.end(),
+                       [&](const address_block& one) { return one.contains(a); });
+}
+
+/// The address in "1.2.3.4", "1.2.3.4:80", "::1", "[::1]" or "[::1]:80".
+inline std::optional<address> read_address(std::string_view text) {
+    if (text.find('\0') != text.npos) return std::nullopt; // Asio's reader takes a C string
+    asio::error_code failed;
+    auto whole = asio::ip::make_address(std::string(text), failed);
+    if (!failed) return text.find('%') == text.npos ? std::optional(unmapped(whole)) : std::nullopt;
+    auto [host, port] = split_port(text);
+    if (!port.empty() && !is_digits(port.substr(1))) return std::nullopt;
+    const bool bracketed = host.starts_with('[') && host.ends_with(']');
+    if (bracketed) host = host.substr(1, host.size() - 2);
+    whole = asio::ip::make_address(std::string(host), failed);
+    if (failed || host.find('%') != host.npos || bracketed != whole.is_v6()) return std::nullopt;
+    return unmapped(whole);
+}
+
+/// Takes what stands before the first separator outside quotes from the front of a list. Nothing: a
+/// quote is never closed.
+inline std::optional<std::string_view> take_unquoted(std::string_view& list, char separator) {
+    bool quoted = false;
+    std::size_t at = 0;
+    for (; at < list.size() && (quoted || list[at] != separator); ++at) {
+        if (quoted && list[at] == '\\') {
+            ++at;
+        } else if (list[at] == '"') {
+            quoted = !quoted;
+        }
+    }
+    const auto taken = list.substr(0, at);
+    list.remove_prefix(std::min(list.size(), at + 1));
+    return quoted ? std::nullopt : std::optional(taken);
+}
+
+/// The "for" of one element of a Forwarded header (RFC 7239 4).
+inline std::string_view forwarded_for(std::string_view element) {
+    while (!element.empty()) {
+        const auto pair = take_unquoted(element, ';').value_or("");
+        const std::size_t equals = std::min(pair.find('='), pair.size());
+        if (!equal_ignoring_case(trim(pair.substr(0, equals)), "for")) continue;
+        auto value = trim(pair.substr(std::min(equals + 1, pair.size())));
+        if (value.size() >= 2 && value.starts_with('"') && value.ends_with('"')) {
+            value = value.substr(1, value.size() - 2);
+        }
+        return value;
+    }
+    return {};
+}
+
+/// The client's address: the peer, unless that is a trusted proxy; then the nearest hop that is
+/// not, walking the header from its end. What cannot be read ends the walk at the hop before.
+inline address client_address(const request& r, const address& peer,
+                              const std::vector<address_block>& trusted, forwarded_by source) {
+    address nearest = unmapped(peer);
+    const std::string_view name = source == forwarded_by::forwarded   ? "Forwarded"
+                                  : source == forwarded_by::x_real_ip ? "X-Real-IP"
+                                                                      : "X-Forwarded-For";
+    std::vector<std::string_view> hops;
+    for (const request::field& f : r.fields) {
+        if (!equal_ignoring_case(f.name, name)) continue;
+        if (source != forwarded_by::forwarded) {
+            for_each_element(f.value, [&](std::string_view hop) { hops.push_back(hop); });
+            continue;
+        }
+        // A client's own text stands in quotes there, such as its Host: it must part nothing.
+        for (std::string_view left = f.value; !left.empty();) {
+            const auto element = take_unquoted(left, ',');
+            if (!element || !trim(*element).empty()) hops.push_back(trim(element.value_or("")));
+        }
+    }
+    if (source == forwarded_by::x_real_ip && hops.size() > 1) return nearest;
+    while (!hops.empty() && contained(trusted, nearest)) {
+        const auto text =
+            source == forwarded_by::forwarded ? forwarded_for(hops.back()) : hops.back();
+        const auto hop = read_address(text);
+        if (!hop) break;
+        nearest = *hop;
+        hops.pop_back();
+    }
+    return nearest;
+}
+
+/// The head that a proxy puts before a connection's first byte (PROXY protocol 1 and 2, 2.1
+/// and 2.2).
+struct proxy_head {
+    enum class progress { need_more, complete, refused } outcome = progress::need_more;
+    std::size_t size = 0;        ///< Of the head, when complete.
+    std::optional<address> from; ///< Nothing: the proxy speaks for itself, or cannot tell.
+};
+
+inline proxy_head read_proxy_head_v1(std::string_view received) {
+    using progress = proxy_head::progress;
+    const std::size_t end = received.substr(0, 107).find("\r\n"); // at most 107 bytes, by the rule
+    if (end == received.npos) {
+        return {received.size() < 107 ? progress::need_more : progress::refused, 0, {}};
+    }
+    std::array<std::string_view, 6> word{};
+    std::string_view line = received.substr(0, end);
+    std::size_t count = 0;
+    while (count < word.size() && !line.empty()) {
+        word[count] = line.substr(0, line.find(' '));
+        line.remove_prefix(std::min(line.size(), word[count++].size() + 1));
+    }
+    if (count >= 2 && word[1] == "UNKNOWN") return {progress::complete, end + 2, {}};
+    const auto read = [&](std::string_view text) { // neither port nor brackets
+        asio::error_code failed;
+        const auto a = asio::ip::make_address(std::string(text), failed);
+        const bool right = !failed && word[1] == (a.is_v6() ? "TCP6" : "TCP4");
+        return right ? read_address(text) : std::nullopt;
+    };
+    const auto is_port = [](std::string_view text) {
+        return is_digits(text) && (text[0] != '0' || text.size() == 1) &&
+               (text.size() < 5 || (text.size() == 5 && text <= "65535"));
+    };
+    const auto from = read(word[2]);
+    const bool right = count == 6 && received[end - 1] != ' ' && line.empty() && from &&
+                       read(word[3]) && is_port(word[4]) && is_port(word[5]);
+    if (!right) return {progress::refused, 0, {}};
+    return {progress::complete, end + 2, from};
+}
+
+inline proxy_head read_proxy_head_v2(std::string_view received) {
+    using progress = proxy_head::progress;
+    if (received.size() < 16) return {};
+    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(received[i]); };
+    const std::size_t length = byte(14) * 256u + byte(15);
+    const unsigned command = byte(12);
+    if ((command != 0x20 && command != 0x21) || length > 1024) return {progress::refused, 0, {}};
+    if (command == 0x21) {
+        const unsigned family = byte(13) >> 4, protocol = byte(13) & 15;
+        const std::size_t least = byte(13) == 0x11 ? 12 : byte(13) == 0x21 ? 36 : 0;
+        if (family > 3 || protocol > 2 || length < least) return {progress::refused, 0, {}};
+    }
+    if (received.size() < 16 + length) return {};
+    proxy_head head{progress::complete, 16 + length, {}};
+    if (command == 0x20) return head; // LOCAL: a health check of the proxy's own
+    if (byte(13) == 0x11 && length >= 12) {
+        asio::ip::address_v4::bytes_type bytes{};
+        std::copy_n(received.begin() + 16, bytes.size(), bytes.begin());
+        head.from = asio::ip::address_v4(bytes);
+    } else if (byte(13) == 0x21 && length >= 36) {
+        asio::ip::address_v6::bytes_type bytes{};
+        std::copy_n(received.begin() + 16, bytes.size(), bytes.begin());
+        head.from = unmapped(asio::ip::address_v6(bytes));
+    }
+    return head;
+}
+
+inline proxy_head read_proxy_head(std::string_view received) {
+    constexpr std::string_view v2("\r\n\r\n\0\r\nQUIT\n", 12);
+    constexpr std::string_view v1 = "PROXY ";
+    const auto begins_with = [&](std::string_view sign) {
+        return received.substr(0, sign.size()) == sign.substr(0, received.size());
+    };
+    if (begins_with(v1))
+        return received.size() < v1.size() ? proxy_head{} : read_proxy_head_v1(received);
+    if (begins_with(v2)) return read_proxy_head_v2(received);
+    return {proxy_head::progress::refused, 0, {}};
+}
+
+/// Whether a Host header names one of the hosts, on any port. Compared whole: localhost.evil is not
+/// localhost.
+inline bool is_one_of_hosts(const std::vector<std::string>& hosts, std::string_view header) {
+    const std::string_view host = split_port(header).first;
+    return std::any_of(hosts.begin(), hosts.end(),
+                       [&](const std::string& one) { return equal_ignoring_case(one, host); });
+}
+
+} // namespace detail
 
 // >>topic /////////////////////////////////////////////////////////////////////////////////////////
 // Topic paths, and who subscribes to which. No I/O, no threads. Needs nothing.
@@ -990,6 +1558,8 @@ namespace detail {
 
 /// "/a/b" for "a/b", "/a/b" and "/a/b/"; "" for the root. Nothing for what is no topic.
 inline std::optional<std::string> canonical_topic(std::string_view text) {
+    constexpr int max_depth = 32; // of a client's choosing: each segment costs a node of the tree
+    int depth = 0;
     std::string out;
     if (text.empty() || text == "/") return out;
     if (text.starts_with('/')) text.remove_prefix(1);
@@ -998,7 +1568,7 @@ inline std::optional<std::string> canonical_topic(std::string_view text) {
         const std::size_t end = std::min(text.find('/'), text.size());
         const auto segment = text.substr(0, end);
         const auto control = [](char c) { return (c >= 0 && c < ' ') || c == 0x7f; };
-        if (segment.empty() || segment == "." || segment == ".." ||
+        if (segment.empty() || segment == "." || segment == ".." || ++depth > max_depth ||
             std::any_of(segment.begin(), segment.end(), control)) {
             return std::nullopt;
         }
@@ -1027,7 +1597,8 @@ class topic_tree {
 public:
     struct node {
         node* parent = nullptr;
-        std::string path;
+        std::string_view segment; ///< The parent's key for it.
+        std::string path;         ///< Whole, where somebody subscribed.
         std::map<std::string, std::unique_ptr<node>, std::less<>> children; ///< By segment.
         std::vector<Subscriber*> subscribers; ///< Dense; removal moves the last one into the gap.
         std::vector<std::uint64_t> pending;   ///< Frames of the pass in hand; keeps the node alive.
@@ -1037,17 +1608,17 @@ public:
     /// The node of a canonical topic, made when there is none.
     node& find_or_add(std::string_view topic) {
         node* at = &root_;
-        for_each_segment(topic, [&](std::string_view segment, std::string_view path) {
+        for_each_segment(topic, [&](std::string_view segment) {
             auto found = at->children.find(segment);
             if (found == at->children.end()) {
-                auto made = std::make_unique<node>();
-                made->parent = at;
-                made->path = path;
-                found = at->children.emplace(std::string(segment), std::move(made)).first;
+                found = at->children.emplace(std::string(segment), std::make_unique<node>()).first;
+                found->second->parent = at;
+                found->second->segment = found->first;
             }
             at = found->second.get();
             return true;
         });
+        at->path = topic;
         return *at;
     }
 
@@ -1056,7 +1627,7 @@ public:
     void for_each_concerned(std::string_view topic, F&& f) {
         node* at = &root_;
         if (!at->subscribers.empty()) f(*at);
-        for_each_segment(topic, [&](std::string_view segment, std::string_view) {
+        for_each_segment(topic, [&](std::string_view segment) {
             const auto found = at->children.find(segment);
             if (found == at->children.end()) return false;
             at = found->second.get();
@@ -1070,7 +1641,7 @@ public:
         while (at->parent && at->subscribers.empty() && at->children.empty() &&
                at->pending.empty()) {
             node* const parent = at->parent;
-            parent->children.erase(parent->children.find(last_segment(at->path)));
+            parent->children.erase(parent->children.find(at->segment));
             at = parent;
         }
     }
@@ -1078,17 +1649,13 @@ public:
     bool empty() const noexcept { return root_.subscribers.empty() && root_.children.empty(); }
 
 private:
-    static std::string_view last_segment(std::string_view path) {
-        return path.substr(path.rfind('/') + 1);
-    }
-
-    /// f(segment, path up to and with it) until it returns false.
+    /// f(segment) until it returns false.
     template <class F>
     static void for_each_segment(std::string_view topic, F&& f) {
         std::size_t at = 0;
         while (at < topic.size()) {
             const std::size_t end = std::min(topic.find('/', at + 1), topic.size());
-            if (!f(topic.substr(at + 1, end - at - 1), topic.substr(0, end))) return;
+            if (!f(topic.substr(at + 1, end - at - 1))) return;
             at = end;
         }
     }
@@ -1108,30 +1675,56 @@ public:
     std::uint64_t begin() const noexcept { return begin_; }
     std::uint64_t end() const noexcept { return begin_ + frames_.size(); }
     const frame& operator[](std::uint64_t sequence) const { return *ref(sequence); }
-    const frame_ref& ref(std::uint64_t sequence) const {
-        return frames_[static_cast<std::size_t>(sequence - begin_)];
+    const frame_ref& ref(std::uint64_t sequence) const { return at(sequence).what; }
+
+    /// The bytes of all frames from this sequence on.
+    std::uint64_t bytes_from(std::uint64_t sequence) const {
+        return sequence >= end() ? 0 : end_offset_ - at(std::max(sequence, begin_)).offset;
+    }
+
+    /// Appends what take() returns, unless that is null. Memory is found first, so that nothing is
+    /// taken that could then not be kept. The bytes appended, or nothing.
+    template <class Take>
+    std::optional<std::size_t> push_from(Take&& take) {
+        frames_.emplace_back();
+        const frame_ref taken(take());
+        if (!taken) {
+            frames_.pop_back();
+            return std::nullopt;
+        }
+        const std::size_t size = taken->bytes().size();
+        frames_.back() = {taken, end_offset_};
+        end_offset_ += size;
+        return size;
     }
 
     void push(frame_ref f) {
-        bytes_ += f->bytes().size();
-        frames_.push_back(std::move(f));
+        push_from([&] { return f.release(); });
     }
 
     /// Forgets the oldest frames over the bounds, but none from `keep` on.
     void trim(std::uint64_t keep) {
-        while (begin_ < keep && (frames_.size() > max_frames_ || bytes_ > max_bytes_)) {
-            bytes_ -= frames_.front()->bytes().size();
+        while (begin_ < keep && (frames_.size() > max_frames_ || bytes_from(begin_) > max_bytes_)) {
             frames_.pop_front();
             ++begin_;
         }
     }
 
 private:
+    struct entry {
+        frame_ref what = {};
+        std::uint64_t offset = 0; ///< The bytes of all frames before it.
+    };
+
+    const entry& at(std::uint64_t sequence) const {
+        return frames_[static_cast<std::size_t>(sequence - begin_)];
+    }
+
     std::size_t max_frames_;
     std::size_t max_bytes_;
     std::uint64_t begin_ = 0;
-    std::size_t bytes_ = 0;
-    std::deque<frame_ref> frames_;
+    std::uint64_t end_offset_ = 0; // of all frames ever
+    std::deque<entry> frames_;
 };
 
 } // namespace detail
@@ -1145,27 +1738,82 @@ class stream;
 /// the callable for as long as it lives, so a lambda may capture.
 using handler = std::function<asio::awaitable<void>(stream&)>;
 
+/// What an authorize hook says: by default, let the request in.
+struct access {
+    int status = 0;        ///< 0: let in. Else the status to refuse with; 204 ends it for good.
+    std::string text = {}; ///< Of the refusal.
+    std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of either answer.
+    std::vector<std::string> topics = {};   ///< What to follow instead of the path's topic.
+    std::chrono::milliseconds valid_for{0}; ///< Then the stream ends. 0: no end.
+
+    static access refuse(int status, std::string text = {}) {
+        access a;
+        a.status = status;
+        a.text = std::move(text);
+        return a;
+    }
+};
+
+enum class log_level : std::uint8_t { debug, info, warning, error };
+
+/// One thing that happened. Views are valid during the call. A path is as it was sent, without its
+/// query: what is secret in a target never reaches a log.
+struct log_entry {
+    log_level level;
+    std::string_view what; ///< "request", "stream closed", "refused", "handler failed", ...
+    std::string_view method = {};
+    std::string_view path = {};
+    int status = 0;
+    asio::ip::address client = {};
+    std::chrono::milliseconds duration{0}; ///< Of a stream.
+    std::string_view detail = {};          ///< Why, where there is more to say.
+};
+
+/// What happens over a limit of connections.
+enum class refusal : std::uint8_t {
+    hard, ///< 503 or 429 with Retry-After. An EventSource gives up for good.
+    soft, ///< To who accepts event streams 200, a retry time with jitter, the end: it comes back.
+};
+
 struct options {
     /// Where streams are found: `<prefix>`, `<prefix>/` and `<prefix>/<topic>`.
     std::string prefix = "/subscribe";
+    /// Where the number of open streams can be asked, for load balancers. Empty: nowhere.
+    std::string health = "/health";
     /// Worker threads, each with its share of the clients. 0: one for each core.
     std::size_t threads = 0;
     /// A stream that was silent for so long gets a comment line. 0: never.
     std::chrono::milliseconds heartbeat{15'000};
-    /// From accept, or from the answer before, to the end of the request and its body; then 408.
+    /// From accept, or from a later request's first byte, to the end of the head; then 408.
     std::chrono::milliseconds header_timeout{10'000};
+    /// For a request's body; then 408.
+    std::chrono::milliseconds body_timeout{30'000};
+    /// A connection that brings no further request for so long is closed.
+    std::chrono::milliseconds idle_timeout{60'000};
     /// A client that takes in nothing for so long, though bytes wait for it, is disconnected.
     std::chrono::milliseconds stall_timeout{30'000};
+    /// A stream ends at this age, or up to a tenth sooner, so that not all come back at once; its
+    /// client connects again. 0: never.
+    std::chrono::milliseconds max_stream_age{0};
     /// How long publish() and broadcast() wait for room in the ring before they throw.
     std::chrono::milliseconds publish_timeout{1'000};
     /// How long handlers may go on after stop(); then their coroutines are destroyed.
     std::chrono::milliseconds shutdown_timeout{5'000};
-    /// Open connections in all; one more is answered with 503. 0: no limit.
+    /// Open connections in all; one more gets 503, and the end at once if very
+    /// many are being refused. 0: no limit.
     std::size_t max_connections = 10'000;
-    /// Open connections from one address; one more is answered with 429. 0: no limit.
+    /// Open connections from one address, or one /64 of IPv6; one more gets 429. 0: no limit.
     std::size_t max_connections_per_ip = 0;
+    /// New connections a second from one address, and as many at once; then 429. 0: no limit.
+    std::size_t connect_rate_per_ip = 0;
+    /// What clients over these limits get.
+    refusal over_limit = refusal::hard;
+    /// When they may come again: Retry-After, or the least retry time of a soft refusal.
+    std::chrono::milliseconds retry_after{5'000};
     /// A larger request head is answered with 431 or 414.
     std::size_t max_head_bytes = 16 * 1024;
+    /// More header lines are answered with 431.
+    std::size_t max_header_lines = 100;
     /// A larger request body is answered with 413.
     std::size_t max_body_bytes = 1024 * 1024;
     /// Places in the ring between publishers and workers; a power of two.
@@ -1174,8 +1822,27 @@ struct options {
     std::size_t history = 16 * 1024;
     /// Bytes of these frames, likewise.
     std::size_t history_bytes = 64 * 1024 * 1024;
+    /// A client for whom so many bytes of the history are still to be looked through is
+    /// disconnected sooner than that. 0: only by the history's own bounds.
+    std::size_t max_unsent_bytes = 0;
     /// Who may read from another origin. By default everyone.
     cors_options cors = {};
+    /// Hosts that requests may name; others get 421. It keeps pages of a stranger, whose name was
+    /// made to point here, from reading (DNS rebinding). Empty: on a loopback address localhost,
+    /// 127.0.0.1 and [::1], else any. "*": any.
+    std::vector<std::string> hosts = {};
+    /// Proxies whose word on their client's address is taken: addresses, or blocks as 10.0.0.0/8.
+    std::vector<std::string> trusted_proxies = {};
+    /// Where they write it.
+    forwarded_by forwarded = forwarded_by::x_forwarded_for;
+    /// Every connection begins with a head of the PROXY protocol, 1 or 2. Its word is taken from
+    /// trusted proxies, or, when none is named, from all: then only the proxy may reach the port.
+    bool proxy_protocol = false;
+    /// Says who may open a stream of `<prefix>`, before its head is sent. Kept for as long as the
+    /// server lives, so it may capture. Routes of the program's own ask in their handlers.
+    std::function<asio::awaitable<access>(const request&)> authorize = {};
+    /// Gets what happens. Called on the server's threads, several at once; must not throw.
+    std::function<void(const log_entry&)> log = {};
     /// SIGINT and SIGTERM call stop(). Off by default: a library takes no signals unasked.
     bool handle_signals = false;
     /// Gets what a handler threw. Called on the worker's thread; must not throw.
@@ -1184,15 +1851,16 @@ struct options {
 
 /// A snapshot of what happened, summed over the workers.
 struct counters {
-    std::uint64_t connections = 0; ///< Open now.
-    std::uint64_t streams = 0;     ///< Open event streams now.
-    std::uint64_t accepted = 0;    ///< Connections accepted since the start.
-    std::uint64_t refused = 0;     ///< Connections refused by a limit.
-    std::uint64_t published = 0;   ///< Messages that entered the ring.
-    std::uint64_t no_room = 0;     ///< Attempts to publish that found no room.
-    std::uint64_t delivered = 0;   ///< Messages written whole to a client.
-    std::uint64_t bytes = 0;       ///< Bytes written to clients, of every kind of answer.
-    std::uint64_t lagged = 0;      ///< Streams ended because the client fell behind or stalled.
+    std::uint64_t connections = 0;     ///< Open now.
+    std::uint64_t streams = 0;         ///< Open event streams now.
+    std::uint64_t accepted = 0;        ///< Connections accepted since the start.
+    std::uint64_t refused = 0;         ///< Connections refused by a limit.
+    std::uint64_t accept_failures = 0; ///< Times that accepting had to pause, for want of files.
+    std::uint64_t published = 0;       ///< Messages that entered the ring.
+    std::uint64_t no_room = 0;         ///< Attempts to publish that found no room.
+    std::uint64_t delivered = 0;       ///< Messages written whole to a client.
+    std::uint64_t bytes = 0;           ///< Bytes written to clients, of every kind of answer.
+    std::uint64_t lagged = 0;          ///< Streams ended because the client fell behind or stalled.
 };
 
 // >>hub ///////////////////////////////////////////////////////////////////////////////////////////
@@ -1242,26 +1910,59 @@ private:
     std::atomic<std::uint64_t> value_{0};
 };
 
-/// Open connections by address, for the limit on them.
+/// Connections by address, for the limits on them.
 class address_book {
 public:
-    /// False when the address has as many already.
-    bool enter(const asio::ip::address& address, std::size_t limit) {
+    using clock = std::chrono::steady_clock;
+
+    /// False when the address has as many open as it may, or opened too many just now. 0: no limit.
+    bool enter(const asio::ip::address& who, std::size_t limit, std::size_t rate,
+               clock::time_point now) {
         const std::lock_guard lock(mutex_);
-        std::size_t& open = open_[address];
-        if (open >= limit) return false;
-        ++open;
+        if (entries_.size() >= next_clean_up_) clean_up(rate, now);
+        entry& e = entries_[who];
+        if (rate != 0) {
+            const std::chrono::duration<double> since = now - e.refilled;
+            const double most = static_cast<double>(rate);
+            e.tokens = e.refilled == clock::time_point()
+                           ? most
+                           : std::min(most, e.tokens + since.count() * most);
+            e.refilled = now;
+            if (e.tokens < 1) return false;
+            e.tokens -= 1;
+        }
+        if (limit != 0 && e.open >= limit) return false;
+        ++e.open;
         return true;
     }
-    void leave(const asio::ip::address& address) {
+    void leave(const asio::ip::address& who) {
         const std::lock_guard lock(mutex_);
-        const auto found = open_.find(address);
-        if (--found->second == 0) open_.erase(found);
+        const auto found = entries_.find(who);
+        // One that connects at a limited rate is remembered until its second is over.
+        if (--found->second.open == 0 && found->second.refilled == clock::time_point()) {
+            entries_.erase(found);
+        }
     }
 
 private:
+    struct entry {
+        std::size_t open = 0;
+        double tokens = 0;
+        clock::time_point refilled{};
+    };
+
+    /// Forgets who is not connected and may connect at the full rate again.
+    void clean_up(std::size_t rate, clock::time_point now) {
+        std::erase_if(entries_, [&](const auto& one) {
+            return one.second.open == 0 &&
+                   (rate == 0 || now - one.second.refilled > std::chrono::seconds(1));
+        });
+        next_clean_up_ = std::max<std::size_t>(1024, entries_.size() * 2);
+    }
+
     std::mutex mutex_;
-    std::map<asio::ip::address, std::size_t> open_;
+    std::map<asio::ip::address, entry> entries_;
+    std::size_t next_clean_up_ = 1024;
 };
 
 /// Those who wait for room in the ring. Workers never wait for clients, so the wait is short unless
@@ -1328,19 +2029,48 @@ private:
     std::vector<std::unique_ptr<waiter>> waiters_;
 };
 
+class worker;
+
 struct hub {
     explicit hub(sse::options o)
-        : options(std::move(o)), ring(options.ring_capacity, options.threads) {}
+        : options(std::move(o)), ring(options.ring_capacity, options.threads) {
+        for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
+    }
+
+    ~hub();
+
+    /// Whether connections of this peer speak for others.
+    bool speaks_for_others(const asio::ip::address& peer) const {
+        return contained(trusted, peer) || (options.proxy_protocol && trusted.empty());
+    }
+
+    void log(const log_entry& entry) const {
+        if (options.log) options.log(entry);
+    }
+    /// A request whose answer is decided.
+    void log_request(const request& r, int status) const {
+        log({.level = log_level::info,
+             .what = "request",
+             .method = r.method,
+             .path = r.target_path(),
+             .status = status,
+             .client = r.client});
+    }
 
     sse::options options;
-    std::vector<route> routes; ///< Fixed once the server runs.
+    std::vector<address_block> trusted;
+    std::vector<route> routes;      ///< Fixed once the server runs.
+    std::vector<std::string> hosts; ///< Those served; empty: any. Likewise.
     broadcast_ring<frame*> ring;
     detail::room room;
     address_book addresses;
     std::atomic<bool> stopped{false};
     std::atomic<std::uint64_t> accepted{0};
     std::atomic<std::uint64_t> refused{0};
+    std::atomic<std::uint64_t> accept_failures{0};
     std::atomic<std::uint64_t> no_room{0};
+    std::atomic<std::size_t> refusing{0};         ///< Open connections that a limit refused.
+    std::vector<std::unique_ptr<worker>> workers; ///< Destroyed first: they refer to the rest.
 };
 
 /// Room for one pending operation inside an object that lives as long as it: a waiting client then
@@ -1389,7 +2119,6 @@ private:
 // One client: what its handler sees, and what its worker knows of it. Needs >>hub.
 // Tests: tests/stream.cpp
 
-class worker;
 struct session;
 
 /// Counts references within one thread.
@@ -1421,7 +2150,8 @@ private:
 /// One client's connection: the request it made and the answer it gets, a plain one or an event
 /// stream. All calls belong on the stream's own thread, where its handler runs. A handler that
 /// returns after subscribe() leaves a stream that lives on until the client goes, without a
-/// coroutine.
+/// coroutine; the reference that it was given ends with it. What a handler waits for belongs on
+/// get_executor(), or on a context that runs until the server has joined.
 class stream {
 public:
     using executor_type = detail::io_executor;
@@ -1432,8 +2162,9 @@ public:
     /// The request. Only while the handler runs.
     const sse::request& request() const;
 
-    /// The whole request body. Errors: errc::body_too_large, errc::length_required,
-    /// errc::body_timeout, errc::closed; left unhandled, they answer 413, 411 or 408.
+    /// The whole request body, by length or in chunks. Errors: errc::body_too_large,
+    /// errc::bad_body, errc::body_timeout, errc::closed; left unhandled, they answer 413, 400 or
+    /// 408.
     asio::awaitable<std::string> body();
 
     /// Makes this an event stream, and from now on everything published to the topic or below it,
@@ -1455,6 +2186,10 @@ public:
     /// Errors: errc::closed. After an answer or a stream has begun: std::logic_error.
     asio::awaitable<void> respond(int status, std::string_view content_type, std::string_view body);
 
+    /// Ends the stream after this time; a later call counts anew. Throws std::invalid_argument for
+    /// a time that is not positive or over three weeks.
+    void end_after(std::chrono::milliseconds time);
+
     /// False once the client is gone or the stream was ended.
     bool open() const noexcept { return open_; }
 
@@ -1472,6 +2207,12 @@ private:
         handling,  ///< A handler runs and has sent nothing yet, or a plain answer.
         streaming, ///< The head of an event stream is out.
         lingering, ///< All is sent; the client's own end is awaited.
+    };
+
+    struct log_context {
+        std::string path;
+        asio::ip::address client;
+        std::chrono::steady_clock::time_point since;
     };
 
     struct subscription {
@@ -1494,6 +2235,8 @@ private:
     template <class Executor>
     asio::awaitable<void, Executor> write(detail::frame_ref f);
     asio::awaitable<std::string> read_body();
+    static detail::chunked_decoder::progress take_sized(std::string& input, std::string& body,
+                                                        std::size_t size);
     template <class F>
     void for_each_subscription(F&& f);
 
@@ -1505,6 +2248,7 @@ private:
     bool busy_ = false; // something is unfinished: flush() goes on, fan-out passes it over
     bool awaits_write_ = false;
     bool cut_is_own_ = false;
+    bool refused_ = false; // by a limit: counted apart from those who are served
     phase phase_ = phase::head;
     subscription first_;
     std::unique_ptr<std::vector<subscription>> more_;
@@ -1514,7 +2258,10 @@ private:
     std::size_t cut_at_ = 0;               // how much of it is written
     detail::worker* worker_;
     detail::session* session_ = nullptr;         // while a coroutine serves it
-    std::unique_ptr<asio::ip::address> counted_; // where the limit by address counts it
+    std::unique_ptr<asio::ip::address> counted_; // where the limits by address count it
+    std::unique_ptr<log_context> log_context_;   // for a stream, when there is a log
+    std::uint32_t ends_at_ = 0;                  // worker's ms; 0: never
+    std::uint32_t discarded_ = 0;                // bytes that came on the open stream
     std::uint32_t references_ = 0;
     detail::operation_memory read_memory_;
 };
@@ -1560,7 +2307,11 @@ struct session {
     sse::request* request = nullptr;
     std::string answer_headers; // from the CORS decision
     bool answered = false;
+    bool closing = false; // the answer said so
     bool body_taken = false;
+    int refusal = 0;                  // the status of a limit that the connection is over
+    bool served = false;              // a request was answered before
+    asio::ip::address peer;           // or whom the PROXY protocol names
     std::vector<frame_ref> own;       // the stream's own frames, in order, not yet begun
     std::uint64_t queued = 0;         // own frames so far
     std::uint64_t written = 0;        // those of them that are written whole
@@ -1592,6 +2343,7 @@ inline std::string_view reason_phrase(int status) noexcept {
     case 413: return "Content Too Large";
     case 414: return "URI Too Long";
     case 415: return "Unsupported Media Type";
+    case 421: return "Misdirected Request";
     case 422: return "Unprocessable Content";
     case 429: return "Too Many Requests";
     case 431: return "Request Header Fields Too Large";
@@ -1653,8 +2405,8 @@ public:
     worker& operator=(const worker&) = delete;
 
     // From any thread.
-    void wake();        ///< Something was published.
-    void wake_always(); ///< Also when no stream is here: the ring must not fill up.
+    void wake() noexcept;        ///< Something was published.
+    void wake_always() noexcept; ///< Also when no stream is here: the ring must not fill up.
     void shut_down();
     std::size_t load() const noexcept { return load_.load(std::memory_order_relaxed); }
     void reserve() noexcept { load_.fetch_add(1, std::memory_order_relaxed); }
@@ -1667,6 +2419,8 @@ public:
     void run();
     void adopt(tcp_socket socket, int refusal, std::unique_ptr<asio::ip::address> counted);
     bool drain(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
+    template <class Buffers>
+    std::optional<std::size_t> write_now(stream& s, const Buffers& buffers);
     void make_room();
 
     // For streams, on the worker's own thread.
@@ -1674,6 +2428,8 @@ public:
     void enqueue(stream& s, frame_ref f);
     void resume_reading(stream& s);
     void enter(stream& s, stream::phase next) noexcept;
+    void begin_life(stream& s);
+    void end_after(stream& s, std::chrono::milliseconds time) noexcept;
     void close(stream& s);
 
 private:
@@ -1706,10 +2462,12 @@ private:
     static constexpr std::size_t max_buffers = 64;          // what Asio gives to one call
     static constexpr std::size_t max_discarded = 64 * 1024; // read from a client in one turn
     static constexpr std::uint32_t linger_ms = 2'000;
+    static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in all
 
     // Fan-out
     void fan_out();
     bool plan();
+    void plan_jobs();
     void work_on(job& j, std::size_t& budget);
     void finish(job& j);
     void assemble(const job& j);
@@ -1733,12 +2491,17 @@ private:
     void arm_sweep();
     void sweep();
     std::size_t check_deadlines(stream& s);
-    std::size_t send_heartbeat(stream& s);
+    void send_heartbeat(stream& s);
 
     // Coroutines
+    void prepare_socket(stream& s);
     io_awaitable<void> serve(stream_ref s, int refusal);
     io_awaitable<bool> serve_request(stream& s, session& state);
     io_awaitable<void> answer_request(stream& s, session& state);
+    io_awaitable<bool> read_proxy(stream& s, session& state);
+    io_awaitable<bool> is_granted(stream& s, session& state, std::string_view origin);
+    io_awaitable<void> refuse(stream& s, int status);
+    int recount(stream& s, const session& state, const asio::ip::address& client);
     io_awaitable<void> run_handler(stream& s, session& state, const handler& run);
     io_awaitable<void> answer(stream& s, int status, std::string_view text,
                               std::string_view headers = {});
@@ -1783,11 +2546,19 @@ private:
     steady_timer sweep_timer_;
     std::size_t sweep_at_ = 0;
 
+    std::minstd_rand random_{std::random_device()()}; // spreads reconnects, keeps no secret
+
     tally delivered_;
     tally bytes_;
     tally lagged_;
     std::atomic<std::uint64_t> streaming_{0};
 };
+
+inline hub::~hub() {
+    for (auto& w : workers) {
+        while (w->drain()) {} // frames that nobody will read hold a reference for each worker
+    }
+}
 
 // Handlers of the two waits that a stream has pending. Their operations live in the stream, or, for
 // the rare wait for writability, on the heap.
@@ -1831,7 +2602,10 @@ inline void worker::run() {
                 return loop();
             } catch (...) {
                 report(std::current_exception());
-                asio::post(io_, [this] { fan_out(); }); // whatever it was, publishing goes on
+                asio::post(io_, [this] { // whatever it was, the rest goes on
+                    fan_out();
+                    arm_sweep();
+                });
             }
         }
     };
@@ -1845,6 +2619,14 @@ inline void worker::run() {
 
 inline void worker::report(std::exception_ptr failure) noexcept {
     if (hub_.options.on_error) hub_.options.on_error(failure);
+    if (!hub_.options.log) return;
+    log_entry entry{.level = log_level::error, .what = "handler failed"};
+    try {
+        std::rethrow_exception(failure);
+    } catch (const std::exception& e) {
+        entry.detail = e.what();
+        hub_.log(entry);
+    } catch (...) { hub_.log(entry); }
 }
 
 /// What was published before reaches the clients as far as their sockets take it at once.
@@ -1861,49 +2643,85 @@ inline void worker::shut_down() {
     });
 }
 
+/// Takes over a connection that reserve() has counted, and that admit() may have counted further.
 inline void worker::adopt(tcp_socket socket, int refusal,
                           std::unique_ptr<asio::ip::address> counted) {
     now_ = milliseconds_now();
-    stream* const s = new stream(*this, std::move(socket));
+    stream* s = nullptr;
+    try {
+        if (connections_.size() == connections_.capacity()) {
+            connections_.reserve(connections_.size() * 2 + 16);
+        }
+        s = new stream(*this, std::move(socket));
+    } catch (...) { // no memory: the connection ends, and so does what it counts for
+        if (counted) hub_.addresses.leave(*counted);
+        if (refusal != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
+        load_.fetch_sub(1, std::memory_order_relaxed);
+        return report(std::current_exception());
+    }
     s->counted_ = std::move(counted);
+    s->refused_ = refusal != 0;
     s->index_ = static_cast<std::uint32_t>(connections_.size());
     connections_.push_back(s);
     s->add_reference();
     s->stamp_ = now_;
-    if (stopping_) return close(*s);
-    asio::error_code ignored; // a socket that is dead already shows it at the first read
-    s->socket_.non_blocking(true, ignored);
-    s->socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
     const stream_ref held(s);
-    asio::co_spawn(io_, serve(held, refusal), [this, held](std::exception_ptr failure) {
-        if (!failure) return;
-        report(failure);
-        close(*held);
-    });
+    if (stopping_) return close(*s);
+    prepare_socket(*s);
+    try {
+        asio::co_spawn(io_, serve(held, refusal), [this, held](std::exception_ptr failure) {
+            if (!failure) return;
+            report(failure);
+            close(*held);
+        });
+    } catch (...) {
+        report(std::current_exception());
+        close(*s);
+    }
+}
+
+inline void worker::prepare_socket(stream& s) {
+    asio::error_code ignored; // a socket that is dead already shows it at the first read
+    s.socket_.non_blocking(true, ignored);
+    s.socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+    // A peer that vanished without a word is found by probes while nothing is sent, and by what it
+    // does not acknowledge while something is.
+    s.socket_.set_option(asio::socket_base::keep_alive(true), ignored);
+#if defined(TCP_USER_TIMEOUT)
+    using user_timeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
+    const auto time = std::clamp<std::int64_t>(hub_.options.stall_timeout.count(), 1, 1 << 30);
+    s.socket_.set_option(user_timeout(static_cast<int>(time)), ignored);
+#endif
 }
 
 // --- the ring
 
-inline void worker::wake() {
+inline void worker::wake() noexcept {
     // Sequentially consistent: see >>ring.
     if (awake_.load(std::memory_order_seq_cst)) return;
     if (!awake_.exchange(true, std::memory_order_seq_cst)) wake_always();
 }
 
-inline void worker::wake_always() {
-    asio::post(io_, [this] {
-        if (!fanning_) fan_out();
-    });
+inline void worker::wake_always() noexcept {
+    try {
+        asio::post(io_, [this] {
+            if (!fanning_) fan_out();
+        });
+    } catch (...) { // no memory: what is published stays in the ring, and the next publisher tries
+        awake_.store(false, std::memory_order_seq_cst);
+    }
 }
 
-/// Moves frames from the ring into the log. False when there was none.
+/// Moves frames from the ring into the log, at most as many as the ring holds. False when there was
+/// none.
 inline bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
+    const auto take = [this] { return hub_.ring.try_read(index_).value_or(nullptr); };
+    max_frames = std::min(max_frames, hub_.ring.capacity());
     std::size_t frames = 0;
     for (std::size_t bytes = 0; frames < max_frames && bytes < max_bytes; ++frames) {
-        const auto taken = hub_.ring.try_read(index_);
-        if (!taken) break;
-        bytes += (*taken)->bytes().size();
-        log_.push(frame_ref(*taken));
+        const auto size = log_.push_from(take);
+        if (!size) break;
+        bytes += *size;
     }
     if (frames == 0) return false;
     log_.trim(fanned_); // what the pass in hand covers must stay
@@ -1945,13 +2763,17 @@ inline bool worker::plan() {
     fanned_ = planned_;
     fanning_ = true;
     if (streams_.empty()) {
-        while (drain()) {}
+        drain();
+        if (log_.end() != hub_.ring.published()) {
+            // A place is claimed and not filled yet. Nobody else would wake us for it.
+            awake_.store(false, std::memory_order_seq_cst);
+            drain();
+        }
         fanned_ = planned_ = log_.end();
         fanning_ = false;
         return false;
     }
-    drain(batch_frames, batch_bytes);
-    if (planned_ == log_.end()) {
+    if (planned_ == log_.end() && !drain(batch_frames, batch_bytes)) {
         awake_.store(false, std::memory_order_seq_cst); // first lie down, then look once more
         if (!drain(batch_frames, batch_bytes)) {
             fanning_ = false;
@@ -1959,30 +2781,48 @@ inline bool worker::plan() {
         }
         awake_.store(true, std::memory_order_seq_cst);
     }
+    try {
+        plan_jobs();
+    } catch (...) { // no memory: the next turn tries again from the same place
+        for (job& j : jobs_) {
+            if (j.where) j.where->pending.clear();
+        }
+        jobs_.clear();
+        planned_ = fanned_;
+        throw;
+    }
+    return true;
+}
+
+/// Finds who is concerned by the next frames, up to the bounds of a pass.
+inline void worker::plan_jobs() {
     broadcasts_.clear();
-    for (; planned_ != log_.end(); ++planned_) {
+    jobs_.push_back({nullptr}); // done last: by then node jobs have the broadcasts merged in
+    std::size_t frames = 0;
+    for (std::size_t bytes = 0; planned_ != log_.end(); ++planned_, ++frames) {
         const frame& f = log_[planned_];
+        bytes += f.bytes().size();
+        if (frames == batch_frames || (frames > 0 && bytes > batch_bytes)) break;
         if (f.what() == frame::kind::everyone) {
             broadcasts_.push_back(planned_);
             newest_broadcast_ = planned_ + 1;
             continue;
         }
         topics_.for_each_concerned(f.topic(), [this](node& where) {
-            where.newest = planned_ + 1;
             if (where.pending.empty()) jobs_.push_back({&where});
             where.pending.push_back(planned_);
+            where.newest = planned_ + 1;
         });
     }
-    // Done last: those who also get topic frames had the broadcasts merged into them by then.
-    if (!broadcasts_.empty()) jobs_.insert(jobs_.begin(), job{nullptr});
-    return true;
+    if (broadcasts_.empty()) jobs_.erase(jobs_.begin());
 }
 
 inline void worker::work_on(job& j, std::size_t& budget) {
     auto& receivers = j.where ? j.where->subscribers : streams_;
-    if (!std::exchange(j.started, true)) {
+    if (!j.started) {
         assemble(j);
         j.next = receivers.size();
+        j.started = true;
     }
     // From the last to the first: one that leaves is replaced by the last, which had its turn, or,
     // if it had not, is met again in its new place. Whoever comes meanwhile starts behind the pass.
@@ -2007,10 +2847,10 @@ inline void worker::finish(job& j) {
 inline void worker::assemble(const job& j) {
     block_.ends.clear();
     const auto& own = j.where ? j.where->pending : broadcasts_;
-    const auto& more = j.where ? broadcasts_ : own;
     std::vector<std::uint64_t> merged;
-    if (j.where && !more.empty()) {
-        std::merge(own.begin(), own.end(), more.begin(), more.end(), std::back_inserter(merged));
+    if (j.where && !broadcasts_.empty()) {
+        std::merge(own.begin(), own.end(), broadcasts_.begin(), broadcasts_.end(),
+                   std::back_inserter(merged));
     }
     const auto& sequences = merged.empty() ? own : merged;
     if (sequences.size() == 1) {
@@ -2034,16 +2874,26 @@ inline void worker::deliver(stream& s) {
         settle(s);
         return flush(s);
     }
-    asio::error_code failed;
-    const std::size_t n = s.socket_.write_some(asio::buffer(block_.bytes), failed);
-    if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
-        return close(s);
-    }
-    s.stamp_ = n > 0 ? now_ : s.stamp_;
-    bytes_.add(n);
-    if (n < block_.bytes.size()) return cut(s, n);
+    const auto n = write_now(s, asio::buffer(block_.bytes));
+    if (!n) return;
+    if (*n < block_.bytes.size()) return cut(s, *n);
     delivered_.add(block_.ends.size());
     s.next_ = planned_;
+}
+
+/// Writes what the socket takes at once: how much. Nothing, and the connection is closed, when it
+/// is broken.
+template <class Buffers>
+std::optional<std::size_t> worker::write_now(stream& s, const Buffers& buffers) {
+    asio::error_code failed;
+    const std::size_t n = s.socket_.write_some(buffers, failed);
+    if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
+        close(s);
+        return std::nullopt;
+    }
+    bytes_.add(n);
+    if (n > 0) s.stamp_ = now_;
+    return n;
 }
 
 /// The socket took only a part of the block: from here on flush() continues from the log.
@@ -2091,20 +2941,16 @@ inline void worker::flush(stream& s) {
             s.busy_ = false;
             return;
         }
-        asio::error_code failed;
-        const std::size_t n = s.socket_.write_some(std::span(buffers_.data(), count), failed);
-        if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
-            return close(s);
-        }
-        bytes_.add(n);
-        if (n > 0) s.stamp_ = now_;
-        const bool whole = advance(s, count, n);
-        if (s.session_ && n > 0) s.session_->wake();
+        const auto n = write_now(s, std::span(buffers_.data(), count));
+        if (!n) return;
+        const bool whole = advance(s, count, *n);
+        if (s.session_ && *n > 0) s.session_->wake();
         if (!whole) return await_writable(s);
-        budget -= std::min(budget, n);
+        budget -= std::min(budget, *n);
     }
     // Others get a turn before the rest of a long catch-up.
     asio::post(io_, [this, held = stream_ref(&s)] {
+        now_ = milliseconds_now();
         if (held->open_) flush(*held);
     });
 }
@@ -2188,7 +3034,8 @@ inline bool worker::advance(stream& s, std::size_t count, std::size_t written) {
     return true;
 }
 
-/// Whether frames that the log has forgotten were meant for a stream behind it.
+/// Whether frames that the log has forgotten may have been meant for a stream behind it: something
+/// that concerns it came since, and the log no longer reaches back to where it was.
 inline bool worker::missed_something(stream& s) const {
     bool missed = newest_broadcast_ > s.next_;
     s.for_each_subscription(
@@ -2239,21 +3086,25 @@ inline void worker::on_input(stream& s) {
         if (failed) return close(s);
         if (!keep) {
             discarded += n;
+            if (s.phase_ == stream::phase::streaming) s.discarded_ += static_cast<std::uint32_t>(n);
         } else {
+            if (s.phase_ == stream::phase::head && state->input.empty())
+                s.stamp_ = milliseconds_now();
             state->input.append(scratch_->data(), n);
-            if (state->input.size() >= state->input_limit) {
+            if (state->input.size() > state->input_limit) {
                 state->paused = true;
                 return state->wake();
             }
         }
         if (n < scratch_->size()) break;
     }
+    if (s.discarded_ > max_uninvited) return close(s);
     if (state) state->wake();
     watch(s);
 }
 
 inline void worker::resume_reading(stream& s) {
-    if (s.session_->input.size() >= s.session_->input_limit) return;
+    if (s.session_->input.size() > s.session_->input_limit) return;
     if (s.open_ && std::exchange(s.session_->paused, false)) watch(s);
 }
 
@@ -2262,7 +3113,7 @@ inline void worker::resume_reading(stream& s) {
 inline void worker::subscribe(stream& s, const std::string& topic) {
     if (streams_.empty() && !fanning_) {
         awake_.store(false, std::memory_order_seq_cst); // publishers wake us from now on
-        while (drain()) {}
+        drain();
         fanned_ = planned_ = log_.end();
     }
     if (s.stream_index_ == stream::nowhere) {
@@ -2316,6 +3167,25 @@ inline void worker::enter(stream& s, stream::phase next) noexcept {
     s.stamp_ = milliseconds_now();
 }
 
+/// What holds for as long as a stream is open: its greatest age, what the log says of its end.
+inline void worker::begin_life(stream& s) {
+    const auto& o = hub_.options;
+    const request& r = *s.session_->request;
+    if (o.max_stream_age.count() > 0 && s.ends_at_ == 0) {
+        std::uniform_int_distribution<std::int64_t> sooner(0, o.max_stream_age.count() / 10);
+        end_after(s, o.max_stream_age - std::chrono::milliseconds(sooner(random_)));
+    }
+    hub_.log_request(r, 200);
+    if (!o.log) return;
+    s.log_context_ = std::make_unique<stream::log_context>(stream::log_context{
+        std::string(r.target_path()), r.client, std::chrono::steady_clock::now()});
+}
+
+inline void worker::end_after(stream& s, std::chrono::milliseconds time) noexcept {
+    const std::uint32_t at = milliseconds_now() + static_cast<std::uint32_t>(time.count());
+    s.ends_at_ = at == 0 ? 1 : at; // 0 stands for never
+}
+
 /// Ends a connection now. The stream may be gone after this unless the caller holds a reference.
 inline void worker::close(stream& s) {
     if (!std::exchange(s.open_, false)) return;
@@ -2328,23 +3198,34 @@ inline void worker::close(stream& s) {
     if (s.session_) {
         s.session_->own.clear();
         s.session_->wake();
-        // Posted, since the handler may be what called us.
-        asio::post(io_, [held = stream_ref(&s)] {
-            if (held->session_) held->session_->cancel.emit(asio::cancellation_type::terminal);
-        });
+    }
+    if (s.log_context_) {
+        hub_.log({.level = log_level::info,
+                  .what = "stream closed",
+                  .path = s.log_context_->path,
+                  .client = s.log_context_->client,
+                  .duration = std::chrono::duration_cast<std::chrono::milliseconds>(
+                      std::chrono::steady_clock::now() - s.log_context_->since)});
     }
     if (s.counted_) hub_.addresses.leave(*s.counted_);
+    if (s.refused_) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
     stream* const last = connections_.back();
     last->index_ = s.index_;
     connections_[s.index_] = last;
     connections_.pop_back();
+    if (s.session_) { // posted, since the handler may be what called us
+        asio::post(io_, [held = stream_ref(&s)] {
+            if (held->session_) held->session_->cancel.emit(asio::cancellation_type::terminal);
+        });
+    }
     s.release();
 }
 
 inline void worker::arm_sweep() {
     const auto& o = hub_.options;
-    auto shortest = std::min(o.header_timeout, o.stall_timeout);
+    auto shortest = std::min({o.header_timeout, o.body_timeout, o.idle_timeout, o.stall_timeout});
+    if (o.max_stream_age.count() > 0) shortest = std::min(shortest, o.max_stream_age);
     if (o.heartbeat.count() > 0) shortest = std::min(shortest, o.heartbeat);
     const auto period =
         std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(1'000));
@@ -2376,24 +3257,45 @@ inline void worker::sweep() {
 inline std::size_t worker::check_deadlines(stream& s) {
     const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
     const auto& o = hub_.options;
+    if (s.ends_at_ != 0 && static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
+        close(s);
+        return 1;
+    }
     if (s.busy_) {
-        const bool behind = s.stream_index_ != stream::nowhere && s.next_ < log_.begin();
-        if (!over(o.stall_timeout) && !(behind && missed_something(s))) return 0;
+        if (over(o.stall_timeout) && s.awaits_write_) {
+            // The system reports room only once a third of its buffer is free; a client that reads
+            // slowly but steadily has made some by now.
+            const stream_ref held(&s);
+            flush(s);
+            if (!s.open_ || !s.busy_ || !over(o.stall_timeout)) return 1;
+        }
+        const bool follows = s.stream_index_ != stream::nowhere;
+        const bool behind = follows && s.next_ < log_.begin();
+        const bool unsent =
+            follows && o.max_unsent_bytes != 0 && log_.bytes_from(s.next_) > o.max_unsent_bytes;
+        if (!over(o.stall_timeout) && !unsent && !(behind && missed_something(s))) return 0;
         if (s.phase_ == stream::phase::streaming) lagged_.add(1);
         close(s);
         return 1;
     }
     switch (s.phase_) {
     case stream::phase::head:
-    case stream::phase::body:
-        if (over(o.header_timeout) && s.session_) {
+    case stream::phase::body: {
+        const bool idle = s.session_ && s.session_->served && s.session_->input.empty();
+        const auto limit = s.phase_ == stream::phase::body ? o.body_timeout
+                           : idle                          ? o.idle_timeout
+                                                           : o.header_timeout;
+        if (over(limit) && s.session_) {
             s.session_->timed_out = true;
             s.session_->wake();
         }
         return 0;
+    }
     case stream::phase::handling: return 0;
     case stream::phase::streaming:
-        return o.heartbeat.count() > 0 && over(o.heartbeat) ? send_heartbeat(s) : 0;
+        if (o.heartbeat.count() == 0 || !over(o.heartbeat)) return 0;
+        send_heartbeat(s);
+        return 1;
     case stream::phase::lingering:
         if (age(s) >= linger_ms) close(s);
         return 0;
@@ -2401,37 +3303,27 @@ inline std::size_t worker::check_deadlines(stream& s) {
     return 0;
 }
 
-inline std::size_t worker::send_heartbeat(stream& s) {
-    asio::error_code failed;
-    const auto bytes = heartbeat_->bytes();
-    const std::size_t n = s.socket_.write_some(asio::buffer(bytes), failed);
-    if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
-        close(s);
-        return 1;
-    }
-    bytes_.add(n);
+inline void worker::send_heartbeat(stream& s) {
+    settle(s);
+    s.busy_ = true;
+    s.cut_ = heartbeat_;
+    s.cut_at_ = 0;
     s.stamp_ = now_;
-    if (n < bytes.size()) {
-        settle(s);
-        s.busy_ = true;
-        s.cut_ = heartbeat_;
-        s.cut_at_ = n;
-        await_writable(s);
-    }
-    return 1;
+    flush(s);
 }
 
 // --- coroutines: from accept to the end, or until a stream goes on without one
 
-/// References, not values, where a coroutine is awaited by its caller at once.
 inline io_awaitable<void> worker::serve(stream_ref s, int refusal) {
     session state(*s, io_, hub_.options.max_head_bytes);
+    state.refusal = refusal;
+    asio::error_code ignored; // a connection that is gone shows it at the first read
+    state.peer = unmapped(s->socket_.remote_endpoint(ignored).address());
     watch(*s);
-    bool again = refusal == 0;
-    if (refusal != 0) {
-        const std::string_view why =
-            refusal == 429 ? "Too many connections from this address\n" : "Too many connections\n";
-        co_await answer(*s, refusal, why, "Retry-After: 5\r\n");
+    bool again = true;
+    if (hub_.options.proxy_protocol) {
+        const bool understood = co_await read_proxy(*s, state);
+        again = understood;
     }
     while (again) {
         const bool another = co_await serve_request(*s, state);
@@ -2444,6 +3336,49 @@ inline io_awaitable<void> worker::serve(stream_ref s, int refusal) {
         co_await linger(*s, state);
         close(*s);
     }
+}
+
+/// Reads the head of the PROXY protocol. False: there is none, so the connection ends.
+inline io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
+    enter(s, stream::phase::head);
+    proxy_head head = read_proxy_head(state.input);
+    while (head.outcome == proxy_head::progress::need_more && s.open_ && !state.end_of_input &&
+           !state.timed_out) {
+        co_await state.change<io_executor>();
+        head = read_proxy_head(state.input);
+    }
+    if (head.outcome != proxy_head::progress::complete) {
+        hub_.log({.level = log_level::warning,
+                  .what = "refused",
+                  .client = state.peer,
+                  .detail = "no head of the PROXY protocol"});
+        co_return false;
+    }
+    state.input.erase(0, head.size);
+    if (head.from && hub_.speaks_for_others(state.peer)) state.peer = *head.from;
+    co_return true;
+}
+
+/// Counts the connection for its client, when the peer speaks for others: accept could not know for
+/// whom. A status that refuses, or 0.
+inline int worker::recount(stream& s, const session& state, const asio::ip::address& client) {
+    const auto& o = hub_.options;
+    if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
+    const auto key = counted_as(client);
+    if (s.counted_ && *s.counted_ == key) return 0;
+    asio::error_code gone;
+    const auto peer = unmapped(s.socket_.remote_endpoint(gone).address());
+    if (gone || !hub_.speaks_for_others(peer)) return state.refusal;
+    if (s.counted_) hub_.addresses.leave(*std::exchange(s.counted_, nullptr));
+    if (!hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
+                              std::chrono::steady_clock::now())) {
+        hub_.refused.fetch_add(1, std::memory_order_relaxed);
+        hub_.refusing.fetch_add(1, std::memory_order_relaxed);
+        s.refused_ = true;
+        return 429;
+    }
+    s.counted_ = std::make_unique<asio::ip::address>(key);
+    return 0;
 }
 
 /// Reads one request and answers it. Whether the connection may bring another.
@@ -2463,8 +3398,9 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
         if (state.input.empty() || !state.timed_out) co_return false;
         verdict = {408, "the request head did not arrive in time"};
     } else if (progress == head_parser::progress::complete) {
-        verdict = request.parse(parser.head(state.input));
+        verdict = request.parse(parser.head(state.input), hub_.options.max_header_lines);
         state.input.erase(0, parser.size());
+        request.client = client_address(request, state.peer, hub_.trusted, hub_.options.forwarded);
     }
     state.request = &request;
     state.answered = false;
@@ -2475,12 +3411,19 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
     if (verdict.status != 0) {
         request.keep_alive = false;
         co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
+    } else if (const int over = state.refusal ? state.refusal : recount(s, state, request.client)) {
+        request.keep_alive = false;
+        co_await refuse(s, over);
     } else {
         resume_reading(s);
         co_await answer_request(s, state);
-        another = s.open_ && s.phase_ != stream::phase::streaming && state.may_serve_another();
+        another = s.open_ && s.phase_ != stream::phase::streaming && !state.closing;
     }
+    state.served = true;
     state.request = nullptr;
+    if (!state.input.empty()) { // pipelined: others get their turn in between
+        co_await asio::post(io_.get_executor(), use_io_awaitable);
+    }
     co_return another;
 }
 
@@ -2491,12 +3434,76 @@ inline bool is_same_origin(const request& r, std::string_view origin) noexcept {
     return host && scheme != origin.npos && equal_ignoring_case(origin.substr(scheme + 3), *host);
 }
 
+/// Over a limit.
+inline io_awaitable<void> worker::refuse(stream& s, int status) {
+    const auto& o = hub_.options;
+    const request& r = *s.session_->request;
+    hub_.log({.level = log_level::warning,
+              .what = "refused",
+              .method = r.method,
+              .path = r.target_path(),
+              .status = status,
+              .client = r.client,
+              .detail = "over a limit of connections"});
+    const auto accept = r.header("Accept").value_or("");
+    const bool event_source = accept.find("text/event-stream") != accept.npos && !r.is_head();
+    if (o.over_limit == refusal::soft && event_source) {
+        s.session_->answer_headers = cors_headers(o.cors, std::nullopt, false);
+        std::uniform_int_distribution<std::int64_t> spread(0, o.retry_after.count());
+        const std::chrono::milliseconds retry(o.retry_after.count() + spread(random_));
+        s.session_->answered = true;
+        const std::string bytes =
+            answer_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
+                             "no-transform\r\nConnection: close\r\n" +
+                                 s.session_->answer_headers) +
+            encode({.retry = retry});
+        enqueue(s, make_raw_frame(bytes));
+        while (s.open_ && s.session_->written < s.session_->queued) {
+            co_await s.session_->change<io_executor>();
+        }
+        co_return;
+    }
+    const auto seconds = std::chrono::ceil<std::chrono::seconds>(o.retry_after).count();
+    const std::string_view why =
+        status == 429 ? "Too many connections from this address\n" : "Too many connections\n";
+    co_await answer(s, status, why, "Retry-After: " + std::to_string(seconds) + "\r\n");
+}
+
+inline io_awaitable<bool> worker::is_granted(stream& s, session& state, std::string_view origin) {
+    const origin_matcher& matcher = hub_.options.cors.origin;
+    if (!matcher.is_coroutine()) co_return matcher.test(origin, *state.request);
+    const bool granted = co_await asio::co_spawn(
+        io_.get_executor(), matcher.ask(origin, *state.request),
+        asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
+    co_return granted&& s.open_;
+}
+
 inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
     request& r = *state.request;
+    const auto& o = hub_.options;
+    const auto host = r.header("Host");
+    if (!hub_.hosts.empty() && host && !is_one_of_hosts(hub_.hosts, *host)) {
+        co_await answer(s, 421,
+                        "This host is not served here; the server's option hosts names "
+                        "those that are\n");
+        co_return;
+    }
     const auto origin = r.header("Origin");
-    cors_decision cors = decide_cors(hub_.options.cors, origin);
-    state.answer_headers = std::move(cors.headers);
-    if (!cors.allowed && !is_same_origin(r, *origin)) {
+    bool granted = true;
+    std::exception_ptr failure;
+    try {
+        if (origin && !o.cors.origin.matches_any()) {
+            const bool answer_of_matcher = co_await is_granted(s, state, *origin);
+            granted = answer_of_matcher;
+        }
+    } catch (...) { failure = std::current_exception(); }
+    if (failure) {
+        report(failure);
+        co_await answer(s, 500, "The request could not be served\n");
+        co_return;
+    }
+    state.answer_headers = cors_headers(o.cors, origin, granted);
+    if (!granted && o.cors.refuse && !is_same_origin(r, *origin)) {
         co_await answer(s, 403, "This origin is not allowed here\n");
         co_return;
     }
@@ -2520,10 +3527,9 @@ inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
     } else if (r.method != "OPTIONS") {
         co_await answer(s, 405, "Method not allowed here\n", "Allow: " + allow + "\r\n");
     } else if (origin && r.header("Access-Control-Request-Method")) {
-        co_await answer(s, 204, {},
-                        "Access-Control-Allow-Methods: " + allow +
-                            "\r\nAccess-Control-Allow-Headers: Authorization, Cache-Control, "
-                            "Content-Type, Last-Event-ID\r\nAccess-Control-Max-Age: 7200\r\n");
+        std::string lines; // named: g++ 12 destroys a conditional temporary twice
+        if (granted) lines = preflight_headers(o.cors, allow);
+        co_await answer(s, 204, {}, lines);
     } else {
         co_await answer(s, 204, {}, "Allow: " + allow + "\r\n");
     }
@@ -2532,7 +3538,7 @@ inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
 /// The status that answers what a handler threw.
 inline int status_of(std::error_code code) noexcept {
     if (code == errc::body_too_large) return 413;
-    if (code == errc::length_required) return 411;
+    if (code == errc::bad_body) return 400;
     if (code == errc::body_timeout) return 408;
     if (code == errc::not_acceptable) return 406;
     return code == errc::bad_topic ? 400 : 500;
@@ -2563,7 +3569,7 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, const h
     co_await answer(s, status, text + "\n");
 }
 
-inline frame_ref make_answer(const session& state, int status, std::string_view type,
+inline frame_ref make_answer(session& state, int status, std::string_view type,
                              std::string_view text, std::string_view headers) {
     const bool bodiless = status == 204 || status == 304 || status < 200;
     std::string lines(headers);
@@ -2572,7 +3578,8 @@ inline frame_ref make_answer(const session& state, int status, std::string_view 
         lines.append(std::to_string(text.size())).append("\r\n");
     }
     lines.append("Cache-Control: no-store\r\n").append(state.answer_headers);
-    if (!state.request || !state.may_serve_another()) lines.append("Connection: close\r\n");
+    state.closing = !state.request || !state.may_serve_another();
+    if (state.closing) lines.append("Connection: close\r\n");
     std::string bytes = answer_head(status, lines);
     if (!bodiless && !(state.request && state.request->is_head())) bytes.append(text);
     return make_raw_frame(bytes);
@@ -2582,6 +3589,7 @@ inline io_awaitable<void> worker::answer(stream& s, int status, std::string_view
                                          std::string_view headers) {
     session& state = *s.session_;
     state.answered = true;
+    if (state.request) hub_.log_request(*state.request, status);
     enqueue(s, make_answer(state, status, "text/plain; charset=utf-8", text, headers));
     while (s.open_ && state.written < state.queued) co_await state.change<io_executor>();
 }
@@ -2631,6 +3639,7 @@ inline void stream::begin_streaming(const std::string* topic) {
     if (topic && !head_only) worker_->subscribe(*this, *topic);
     if (!first) return;
     worker_->enter(*this, phase::streaming);
+    worker_->begin_life(*this);
     session_->input.clear();
     worker_->resume_reading(*this);
     // The end of the connection ends the body: one encoding serves HTTP/1.0 and HTTP/1.1.
@@ -2650,6 +3659,7 @@ inline void stream::subscribe(std::string_view topic) {
 template <class Executor>
 asio::awaitable<void, Executor> stream::write(detail::frame_ref f) {
     if (!open_) throw std::system_error(errc::closed, "sse::stream");
+    if (!session_) throw std::logic_error("sse::stream: only while its handler runs");
     detail::session& state = *session_;
     worker_->enqueue(*this, std::move(f));
     const std::uint64_t mine = state.queued;
@@ -2664,6 +3674,14 @@ inline asio::awaitable<void> stream::send(const message& m) {
     detail::frame_ref f = detail::make_frame(detail::frame::kind::topic, {}, m);
     begin_streaming(nullptr);
     return write<asio::any_io_executor>(std::move(f));
+}
+
+inline void stream::end_after(std::chrono::milliseconds time) {
+    if (time.count() <= 0 || time > std::chrono::hours(21 * 24)) {
+        throw std::invalid_argument("sse::stream::end_after: the time must be more than 0 and at "
+                                    "most three weeks");
+    }
+    worker_->end_after(*this, time);
 }
 
 inline void stream::add_header(std::string_view name, std::string_view value) {
@@ -2688,47 +3706,63 @@ inline asio::awaitable<void> stream::respond(int status, std::string_view conten
         throw std::invalid_argument("sse::stream::respond: the content type contains a line break");
     }
     if (!open_) throw std::system_error(errc::closed, "sse::stream");
-    if (session_->answered || phase_ == phase::streaming) {
+    if (!session_ || session_->answered || phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::respond: this request has its answer already");
     }
     session_->answered = true;
+    worker_->hub_.log_request(request(), status);
     return write<asio::any_io_executor>(
         detail::make_answer(*session_, status, content_type, text, {}));
 }
 
 inline asio::awaitable<std::string> stream::body() {
-    if (request().chunked) throw std::system_error(errc::length_required, "sse::stream::body");
     if (request().content_length > worker_->hub_.options.max_body_bytes) {
         throw std::system_error(errc::body_too_large, "sse::stream::body");
     }
     return read_body();
 }
 
+/// A body of known size, taken from the input as it comes.
+inline detail::chunked_decoder::progress stream::take_sized(std::string& input, std::string& body,
+                                                            std::size_t size) {
+    const std::size_t n = std::min(input.size(), size - body.size());
+    body.append(input, 0, n);
+    input.erase(0, n);
+    return body.size() == size ? detail::chunked_decoder::progress::complete
+                               : detail::chunked_decoder::progress::need_more;
+}
+
 inline asio::awaitable<std::string> stream::read_body() {
+    using progress = detail::chunked_decoder::progress;
     detail::session& state = *session_;
-    const auto size = static_cast<std::size_t>(request().content_length);
-    if (state.body_taken) co_return std::string();
-    state.body_taken = true;
-    state.input_limit = std::max(worker_->hub_.options.max_head_bytes, size);
-    worker_->resume_reading(*this);
+    if (!state.body_is_left()) co_return std::string();
     const auto expect = request().header("Expect");
     if (expect && state.input.empty() && detail::equal_ignoring_case(*expect, "100-continue")) {
         worker_->enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
     }
     worker_->enter(*this, phase::body);
-    while (open_ && state.input.size() < size && !state.end_of_input && !state.timed_out) {
+    const bool chunked = request().chunked;
+    const auto size = static_cast<std::size_t>(request().content_length);
+    detail::chunked_decoder chunks(worker_->hub_.options.max_body_bytes);
+    std::string whole;
+    progress now = progress::need_more;
+    for (;;) {
+        now = chunked ? chunks.feed(state.input) : take_sized(state.input, whole, size);
+        if (now != progress::need_more) break;
+        if (!open_ || state.end_of_input || state.timed_out) break;
+        worker_->resume_reading(*this);
         co_await state.change<asio::any_io_executor>();
     }
     if (!open_) throw std::system_error(errc::closed, "sse::stream::body");
+    worker_->resume_reading(*this);
     worker_->enter(*this, phase::handling);
-    if (state.input.size() < size) {
-        state.body_taken = false;
-        throw std::system_error(state.timed_out ? errc::body_timeout : errc::closed,
-                                "sse::stream::body");
-    }
-    std::string body = state.input.substr(0, size);
-    state.input.erase(0, size);
-    co_return body;
+    state.body_taken = now == progress::complete;
+    if (state.body_taken) co_return chunked ? chunks.take_body() : std::move(whole);
+    const bool too_large = chunks.why_refused().status == 413;
+    const errc why = too_large         ? errc::body_too_large
+                     : state.timed_out ? errc::body_timeout
+                                       : errc::bad_body;
+    throw std::system_error(why, "sse::stream::body");
 }
 
 // >>server ////////////////////////////////////////////////////////////////////////////////////////
@@ -2784,8 +3818,10 @@ public:
     ///
     /// Waits for room in the ring at most options::publish_timeout, which happens only while a
     /// worker's thread is held up. Errors, thrown as std::system_error: errc::no_room,
-    /// errc::stopped, errc::bad_topic, what `check` finds; nothing was published then.
-    /// Thread safety: any thread.
+    /// errc::stopped, errc::bad_topic, what `check` finds; nothing was published then. What is
+    /// published while another thread calls stop() may reach nobody. A handler that publishes very
+    /// much should await async_publish: without a pause it holds up the stream of what it
+    /// publishes. Thread safety: any thread.
     std::uint64_t publish(std::string_view topic, const message& m);
     std::uint64_t broadcast(const message& m);
 
@@ -2793,9 +3829,10 @@ public:
     [[nodiscard]] std::error_code try_publish(std::string_view topic, const message& m);
     [[nodiscard]] std::error_code try_broadcast(const message& m);
 
-    /// The same for coroutines of any executor: suspends until there is room. The message is
-    /// encoded before the call returns. Cancellation: none; stop() ends the wait with
-    /// errc::stopped.
+    /// The same for coroutines (asio::awaitable on its default executor): suspends until there is
+    /// room. The message is encoded before the call returns. Cancellation: none; stop() ends the
+    /// wait with errc::stopped. The server may be destroyed meanwhile; the coroutine's own context
+    /// must not be.
     asio::awaitable<std::uint64_t> async_publish(std::string_view topic, const message& m);
     asio::awaitable<std::uint64_t> async_broadcast(const message& m);
 
@@ -2805,6 +3842,8 @@ public:
 private:
     using frame = detail::frame;
     using frame_ref = detail::frame_ref;
+
+    static constexpr std::size_t max_refusing = 256; // more get no answer
 
     static sse::options checked(sse::options o);
     void add_builtin_routes();
@@ -2816,12 +3855,11 @@ private:
     int admit(const detail::tcp_socket& socket, std::unique_ptr<asio::ip::address>& counted);
     detail::worker& least_loaded() noexcept;
 
-    std::error_code try_push(frame_ref& f, std::uint64_t& sequence);
+    static std::error_code try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence);
     std::uint64_t push(frame_ref f);
-    asio::awaitable<std::uint64_t> async_push(frame_ref f);
+    static asio::awaitable<std::uint64_t> async_push(std::shared_ptr<detail::hub> hub, frame_ref f);
 
-    detail::hub hub_;
-    std::vector<std::unique_ptr<detail::worker>> workers_;
+    std::shared_ptr<detail::hub> hub_; // shared with coroutines that wait for room
     std::optional<detail::tcp_acceptor> acceptor_;
     std::optional<asio::basic_signal_set<detail::io_executor>> signals_;
     asio::ip::tcp::endpoint endpoint_;
@@ -2843,13 +3881,26 @@ inline sse::options server::checked(sse::options o) {
     require(prefix && o.prefix.starts_with('/'),
             "prefix must be a path such as /subscribe, not '" + o.prefix + "'");
     o.prefix = *prefix;
+    require(o.health.empty() || detail::canonical_topic(o.health) == o.health,
+            "health must be a path such as /health, or empty, not '" + o.health + "'");
     require(o.threads <= 1024, "threads must be at most 1024");
     if (o.threads == 0) o.threads = std::max(1u, std::thread::hardware_concurrency());
     require(o.heartbeat.count() >= 0, "heartbeat must not be negative; 0 turns it off");
     positive(o.header_timeout, "header_timeout");
+    positive(o.body_timeout, "body_timeout");
+    positive(o.idle_timeout, "idle_timeout");
     positive(o.stall_timeout, "stall_timeout");
+    positive(o.retry_after, "retry_after");
+    require(o.max_stream_age.count() >= 0 && o.max_stream_age <= std::chrono::hours(21 * 24),
+            "max_stream_age must be from 0 to three weeks");
+    require(o.max_header_lines > 0, "max_header_lines must be at least 1");
+    detail::check_cors(o.cors);
     require(o.publish_timeout.count() >= 0, "publish_timeout must not be negative");
     require(o.shutdown_timeout.count() >= 0, "shutdown_timeout must not be negative");
+    const std::chrono::milliseconds a_year =
+        std::chrono::hours(24 * 365); // for ever, without overflow
+    o.publish_timeout = std::min(o.publish_timeout, a_year);
+    o.shutdown_timeout = std::min(o.shutdown_timeout, a_year);
     require(o.max_head_bytes >= 256, "max_head_bytes must be at least 256");
     require(o.history > 0, "history must be at least 1 frame");
     require(o.history_bytes > 0, "history_bytes must be at least 1");
@@ -2859,18 +3910,15 @@ inline sse::options server::checked(sse::options o) {
     return o;
 }
 
-inline server::server(sse::options o) : hub_(checked(std::move(o))) {
-    for (std::size_t i = 0; i < hub_.options.threads; ++i) {
-        workers_.push_back(std::make_unique<detail::worker>(hub_, i));
+inline server::server(sse::options o) : hub_(std::make_shared<detail::hub>(checked(std::move(o)))) {
+    for (std::size_t i = 0; i < hub_->options.threads; ++i) {
+        hub_->workers.push_back(std::make_unique<detail::worker>(*hub_, i));
     }
 }
 
 inline server::~server() {
     stop();
     join();
-    for (auto& w : workers_) {
-        while (w->drain()) {} // frames that nobody will read hold a reference for each worker
-    }
 }
 
 inline void server::route(std::string method, std::string pattern, handler run) {
@@ -2887,23 +3935,33 @@ inline void server::route(std::string method, std::string pattern, handler run) 
     if (!run) throw std::invalid_argument("sse::server::route: the handler is empty");
     const std::lock_guard lock(state_);
     if (started_) throw std::logic_error("sse::server::route: add routes before the start");
-    hub_.routes.push_back({std::move(method), std::move(pattern), std::move(run)});
+    hub_->routes.push_back({std::move(method), std::move(pattern), std::move(run)});
 }
 
 inline void server::add_builtin_routes() {
-    hub_.routes.push_back({"GET", "/health", [this](stream& s) -> asio::awaitable<void> {
-                               const std::string text =
-                                   "Active connections: " + std::to_string(counters().streams) +
-                                   "\n";
-                               co_await s.respond(200, "text/plain; charset=utf-8", text);
-                           }});
-    const handler subscribe = [](stream& s) -> asio::awaitable<void> {
-        s.subscribe(s.request().rest);
-        co_return;
+    if (!hub_->options.health.empty()) {
+        hub_->routes.push_back({"GET", hub_->options.health, [this](stream& s) {
+                                    const std::uint64_t streams = counters().streams;
+                                    const std::string text =
+                                        "Active connections: " + std::to_string(streams) + "\n";
+                                    return s.respond(200, "text/plain; charset=utf-8", text);
+                                }});
+    }
+    const handler subscribe = [this](stream& s) -> asio::awaitable<void> {
+        access given;
+        if (hub_->options.authorize) given = co_await hub_->options.authorize(s.request());
+        for (const auto& [name, value] : given.headers) s.add_header(name, value);
+        if (given.status != 0) {
+            co_await s.respond(given.status, "text/plain; charset=utf-8", given.text);
+            co_return;
+        }
+        if (given.valid_for.count() > 0) s.end_after(given.valid_for);
+        if (given.topics.empty()) s.subscribe(s.request().rest);
+        for (const std::string& topic : given.topics) s.subscribe(topic);
     };
-    if (!hub_.options.prefix.empty())
-        hub_.routes.push_back({"GET", hub_.options.prefix, subscribe});
-    hub_.routes.push_back({"GET", hub_.options.prefix + "/*", subscribe});
+    if (!hub_->options.prefix.empty())
+        hub_->routes.push_back({"GET", hub_->options.prefix, subscribe});
+    hub_->routes.push_back({"GET", hub_->options.prefix + "/*", subscribe});
 }
 
 // --- start and stop
@@ -2923,7 +3981,7 @@ inline void server::start(asio::ip::tcp::acceptor listener) {
     const std::lock_guard lock(state_);
     check_unused();
     const auto protocol = listener.local_endpoint().protocol();
-    acceptor_.emplace(workers_.front()->context(), protocol, listener.release());
+    acceptor_.emplace(hub_->workers.front()->context(), protocol, listener.release());
     launch();
 }
 
@@ -2950,7 +4008,7 @@ inline void server::listen(const std::string& address) {
                                     "' is no address to listen on; write host:port, such as "
                                     "127.0.0.1:8080, [::1]:8080 or :8080");
     }
-    detail::tcp_acceptor acceptor(workers_.front()->context());
+    detail::tcp_acceptor acceptor(hub_->workers.front()->context());
     asio::ip::tcp::endpoint where;
     if (host.empty()) { // every address: IPv6 takes IPv4 in, unless this machine has no IPv6
         where = {asio::ip::tcp::v6(), port};
@@ -2963,7 +4021,7 @@ inline void server::listen(const std::string& address) {
             acceptor.open(where.protocol());
         }
     } else {
-        asio::ip::tcp::resolver resolver(workers_.front()->context());
+        asio::ip::tcp::resolver resolver(hub_->workers.front()->context());
         where = *resolver.resolve(host, std::to_string(port)).begin();
         acceptor.open(where.protocol());
     }
@@ -2977,46 +4035,66 @@ inline void server::listen(const std::string& address) {
 
 inline void server::check_unused() const {
     if (started_) throw std::logic_error("sse::server::start: a server runs once");
-    if (hub_.stopped) throw std::system_error(errc::stopped, "sse::server::start");
+    if (hub_->stopped) throw std::system_error(errc::stopped, "sse::server::start");
 }
 
 inline void server::launch() {
     acceptor_->non_blocking(true);
     endpoint_ = acceptor_->local_endpoint();
     add_builtin_routes();
-    auto& first = workers_.front()->context();
-    if (hub_.options.handle_signals) {
+    hub_->hosts = hub_->options.hosts;
+    if (hub_->hosts.empty() && endpoint_.address().is_loopback()) {
+        hub_->hosts = {"localhost", "127.0.0.1", "[::1]"};
+    }
+    if (std::count(hub_->hosts.begin(), hub_->hosts.end(), "*") > 0) hub_->hosts.clear();
+    auto& first = hub_->workers.front()->context();
+    if (hub_->options.handle_signals) {
         signals_.emplace(first, SIGINT, SIGTERM);
         signals_->async_wait([this](const asio::error_code& failed, int) {
             if (!failed) stop();
         });
     }
     asio::co_spawn(first, accept_loop(), [this](std::exception_ptr failure) {
-        if (failure && hub_.options.on_error) hub_.options.on_error(failure);
+        if (failure && hub_->options.on_error) hub_->options.on_error(failure);
     });
     started_ = true;
-    for (auto& w : workers_) {
-        w->wake_always(); // for what was published before
-        threads_.emplace_back([worker = w.get()] { worker->run(); });
+    const std::lock_guard lock(joining_);
+    try {
+        for (auto& w : hub_->workers) {
+            w->wake_always(); // for what was published before
+            threads_.emplace_back([worker = w.get()] { worker->run(); });
+        }
+    } catch (...) { // no more threads to be had: it runs whole or not at all
+        hub_->stopped = true;
+        stop_begun_ = true;
+        for (auto& w : hub_->workers) w->shut_down();
+        for (std::thread& t : threads_) t.join();
+        asio::error_code ignored;
+        acceptor_->close(ignored);
+        throw;
     }
 }
 
 inline void server::stop() noexcept {
-    hub_.stopped = true;
-    hub_.room.notify();
+    hub_->stopped = true;
+    hub_->room.notify();
     const std::lock_guard lock(state_);
     if (!started_ || std::exchange(stop_begun_, true)) return;
-    asio::post(workers_.front()->context(), [this] {
+    // The workers after the acceptor, so that none is handed a connection behind its end.
+    asio::post(hub_->workers.front()->context(), [this] {
         asio::error_code ignored; // nothing is left to do with it
         acceptor_->close(ignored);
-        if (signals_) signals_->cancel(ignored);
+        if (signals_) {
+            signals_->cancel(ignored);
+            signals_->clear(ignored); // a second Ctrl-C does what it does by itself
+        }
+        for (auto& w : hub_->workers) w->shut_down();
     });
-    for (auto& w : workers_) w->shut_down();
 }
 
 inline void server::join() {
     const detail::worker* const here = detail::worker::current();
-    if (here && here->is_of(hub_)) {
+    if (here && here->is_of(*hub_)) {
         throw std::system_error(std::make_error_code(std::errc::resource_deadlock_would_occur),
                                 "sse::server::join: called on a thread of the server");
     }
@@ -3037,16 +4115,23 @@ inline asio::ip::tcp::endpoint server::endpoint() const {
 
 inline detail::io_awaitable<void> server::accept_loop() {
     asio::error_code failed;
-    detail::steady_timer pause(workers_.front()->context());
+    detail::steady_timer pause(hub_->workers.front()->context());
     while (acceptor_->is_open()) {
         co_await acceptor_->async_wait(detail::tcp_acceptor::wait_read,
                                        asio::redirect_error(detail::use_io_awaitable, failed));
-        for (int i = 0; i < 64 && !failed; ++i) failed = accept_one();
+        try {
+            for (int i = 0; i < 64 && !failed; ++i) failed = accept_one();
+        } catch (const std::exception&) {
+            failed = asio::error::no_memory; // nothing else is thrown there
+        }
         const bool passing =
             !failed || failed == asio::error::would_block || failed == asio::error::try_again ||
             failed == asio::error::connection_aborted || failed == asio::error::interrupted ||
             failed == asio::error::operation_aborted;
         if (passing || !acceptor_->is_open()) continue;
+        const std::string why = failed.message();
+        hub_->log({.level = log_level::warning, .what = "accept failed", .detail = why});
+        hub_->accept_failures.fetch_add(1, std::memory_order_relaxed);
         // Out of descriptors or memory: wait for some to be given back instead of spinning.
         pause.expires_after(std::chrono::milliseconds(100));
         co_await pause.async_wait(asio::redirect_error(detail::use_io_awaitable, failed));
@@ -3059,10 +4144,10 @@ inline asio::error_code server::accept_one() {
     asio::error_code failed;
     acceptor_->accept(socket, failed);
     if (failed) return failed;
-    hub_.accepted.fetch_add(1, std::memory_order_relaxed);
+    hub_->accepted.fetch_add(1, std::memory_order_relaxed);
     std::unique_ptr<asio::ip::address> counted;
     const int refusal = admit(socket, counted);
-    if (refusal != 0) hub_.refused.fetch_add(1, std::memory_order_relaxed);
+    if (refusal != 0) hub_->refused.fetch_add(1, std::memory_order_relaxed);
     if (refusal < 0) return failed;
     w.reserve();
     asio::dispatch(w.context(), [&w, socket = std::move(socket), refusal,
@@ -3075,62 +4160,68 @@ inline asio::error_code server::accept_one() {
 /// 0, or the status that refuses the connection, or -1: too many even to be answered.
 inline int server::admit(const detail::tcp_socket& socket,
                          std::unique_ptr<asio::ip::address>& counted) {
-    const auto& o = hub_.options;
+    const auto& o = hub_->options;
+    // Refused connections take no place from others. Read before the loads, which they are part of.
+    const std::size_t refusing = hub_->refusing.load(std::memory_order_relaxed);
     std::size_t open = 0;
-    for (const auto& w : workers_) open += w->load();
-    if (o.max_connections != 0 && open >= o.max_connections) {
-        return open < o.max_connections + 256 ? 503 : -1;
-    }
-    if (o.max_connections_per_ip == 0) return 0;
+    for (const auto& w : hub_->workers) open += w->load();
+    const auto refuse = [&](int status) {
+        if (refusing >= max_refusing) return -1;
+        hub_->refusing.fetch_add(1, std::memory_order_relaxed);
+        return status;
+    };
+    if (o.max_connections != 0 && open >= o.max_connections + refusing) return refuse(503);
+    if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
     asio::error_code failed;
-    auto address = socket.remote_endpoint(failed).address();
-    if (failed) return 0; // gone already
-    if (address.is_v6() && address.to_v6().is_v4_mapped()) {
-        address = asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6());
+    const auto peer = detail::unmapped(socket.remote_endpoint(failed).address());
+    if (failed || hub_->speaks_for_others(peer)) return 0; // gone; or counted once the head is read
+    const auto key = detail::counted_as(peer);
+    if (!hub_->addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
+                               std::chrono::steady_clock::now())) {
+        return refuse(429);
     }
-    if (!hub_.addresses.enter(address, o.max_connections_per_ip)) return 429;
-    counted = std::make_unique<asio::ip::address>(address);
+    counted = std::make_unique<asio::ip::address>(key);
     return 0;
 }
 
 inline detail::worker& server::least_loaded() noexcept {
-    return **std::min_element(workers_.begin(), workers_.end(),
+    return **std::min_element(hub_->workers.begin(), hub_->workers.end(),
                               [](const auto& a, const auto& b) { return a->load() < b->load(); });
 }
 
 // --- publish
 
-inline std::error_code server::try_push(frame_ref& f, std::uint64_t& sequence) {
-    if (hub_.stopped) return errc::stopped;
-    f->set_references(static_cast<std::uint32_t>(workers_.size()));
-    const auto place = hub_.ring.try_publish(f.get());
+inline std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence) {
+    if (hub.stopped) return errc::stopped;
+    f->set_references(static_cast<std::uint32_t>(hub.workers.size()));
+    const auto place = hub.ring.try_publish(f.get());
     if (!place) {
         f->set_references(1);
-        hub_.no_room.fetch_add(1, std::memory_order_relaxed);
+        hub.no_room.fetch_add(1, std::memory_order_relaxed);
         return errc::no_room;
     }
     f.release(); // each worker drops one reference
     sequence = *place;
     // Workers without a stream are not woken, but must empty their ring before it is full.
-    const std::uint64_t quarter = std::max<std::uint64_t>(1, hub_.ring.capacity() / 4);
+    const std::uint64_t quarter = std::max<std::uint64_t>(1, hub.ring.capacity() / 4);
     const bool round = (sequence & (quarter - 1)) == 0;
-    for (auto& w : workers_) round ? w->wake_always() : w->wake();
+    for (auto& w : hub.workers) round ? w->wake_always() : w->wake();
     return {};
 }
 
 inline std::uint64_t server::push(frame_ref f) {
     using namespace std::chrono_literals;
     std::uint64_t sequence = 0;
-    std::error_code failed = try_push(f, sequence);
-    const auto deadline = std::chrono::steady_clock::now() + hub_.options.publish_timeout;
+    std::error_code failed = try_push(*hub_, f, sequence);
+    const auto deadline = std::chrono::steady_clock::now() + hub_->options.publish_timeout;
     detail::worker* const here = detail::worker::current();
-    const bool on_worker = here && here->is_of(hub_);
+    const bool on_worker = here && here->is_of(*hub_);
     while (failed == errc::no_room && std::chrono::steady_clock::now() < deadline) {
         if (on_worker) here->make_room(); // else this thread would wait for itself
         const auto until =
             on_worker ? std::min(deadline, std::chrono::steady_clock::now() + 1ms) : deadline;
-        hub_.room.wait_until(until, [&] {
-            failed = try_push(f, sequence);
+        hub_->room.wait_until(until, [&] {
+            failed = try_push(*hub_, f, sequence);
             return failed != errc::no_room;
         });
     }
@@ -3138,14 +4229,16 @@ inline std::uint64_t server::push(frame_ref f) {
     return sequence;
 }
 
-inline asio::awaitable<std::uint64_t> server::async_push(frame_ref f) {
+/// Keeps the hub, not the server: the program may destroy that while this waits.
+inline asio::awaitable<std::uint64_t> server::async_push(std::shared_ptr<detail::hub> hub,
+                                                         frame_ref f) {
     std::uint64_t sequence = 0;
-    const auto full = [this] { return hub_.ring.full() && !hub_.stopped; };
+    const auto full = [h = hub.get()] { return h->ring.full() && !h->stopped; };
     for (;;) {
-        const std::error_code failed = try_push(f, sequence);
+        const std::error_code failed = try_push(*hub, f, sequence);
         if (!failed) co_return sequence;
         if (failed != errc::no_room) throw std::system_error(failed, "sse::server::publish");
-        co_await hub_.room.async_wait(full);
+        co_await hub->room.async_wait(full);
     }
 }
 
@@ -3163,32 +4256,34 @@ inline std::error_code server::try_publish(std::string_view topic, const message
     if (const auto wrong = check(m)) return wrong;
     frame_ref f = detail::make_frame(frame::kind::topic, *canonical, m);
     std::uint64_t sequence = 0;
-    return try_push(f, sequence);
+    return try_push(*hub_, f, sequence);
 }
 
 inline std::error_code server::try_broadcast(const message& m) {
     if (const auto wrong = check(m)) return wrong;
     frame_ref f = detail::make_frame(frame::kind::everyone, {}, m);
     std::uint64_t sequence = 0;
-    return try_push(f, sequence);
+    return try_push(*hub_, f, sequence);
 }
 
 inline asio::awaitable<std::uint64_t> server::async_publish(std::string_view topic,
                                                             const message& m) {
-    return async_push(detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
+    return async_push(hub_,
+                      detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
 }
 
 inline asio::awaitable<std::uint64_t> server::async_broadcast(const message& m) {
-    return async_push(detail::make_frame(frame::kind::everyone, {}, m));
+    return async_push(hub_, detail::make_frame(frame::kind::everyone, {}, m));
 }
 
 inline sse::counters server::counters() const {
     sse::counters sum;
-    sum.accepted = hub_.accepted.load(std::memory_order_relaxed);
-    sum.refused = hub_.refused.load(std::memory_order_relaxed);
-    sum.published = hub_.ring.published();
-    sum.no_room = hub_.no_room.load(std::memory_order_relaxed);
-    for (const auto& w : workers_) w->count(sum);
+    sum.accepted = hub_->accepted.load(std::memory_order_relaxed);
+    sum.refused = hub_->refused.load(std::memory_order_relaxed);
+    sum.accept_failures = hub_->accept_failures.load(std::memory_order_relaxed);
+    sum.published = hub_->ring.published();
+    sum.no_room = hub_->no_room.load(std::memory_order_relaxed);
+    for (const auto& w : hub_->workers) w->count(sum);
     return sum;
 }
 

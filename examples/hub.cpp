@@ -50,6 +50,7 @@ struct settings {
     std::uint16_t port = 8080;
     std::vector<std::string> allowed; // origins; empty: any
     std::string token;                // empty: publishing over HTTP is off
+    std::optional<sse::log_level> log_from; // empty: quiet
     bool demo = false;
     bool help = false;
 };
@@ -113,6 +114,25 @@ void set_token(settings& chosen, std::string_view token) {
     chosen.token = token;
 }
 
+// One of a few words.
+template <class Value>
+Value one_of(std::string_view text, std::initializer_list<std::pair<std::string_view, Value>> words) {
+    std::string known;
+    for (const auto& [word, value] : words) {
+        if (word == text) return value;
+        known.append(known.empty() ? "give " : " or ").append(word);
+    }
+    throw usage_error(known);
+}
+
+flag list_flag(std::string_view name, std::string_view argument, std::string help,
+               std::vector<std::string> sse::options::* member) {
+    return {name, argument, std::move(help) + "; may be repeated",
+            [member](settings& chosen, std::string_view value) {
+                (chosen.options.*member).emplace_back(value);
+            }};
+}
+
 flag time_flag(std::string_view name, std::string help, milliseconds sse::options::*member) {
     return {name, "SECONDS", std::move(help) + " (" + in_seconds(sse::options().*member) + ")",
             [member](settings& chosen, std::string_view value) {
@@ -145,7 +165,30 @@ const std::vector<flag>& flags() {
         time_flag("heartbeat", "silence before a comment is sent; 0: off", &options::heartbeat),
         {"allow-origin", "ORIGIN",
          "web origin whose pages may read; * for any; may be repeated (*)", allow_origin},
+        {"allow-credentials", "", "lets cookies come along from the allowed origins (off)",
+         [](settings& chosen, std::string_view) { chosen.options.cors.credentials = true; }},
+        list_flag("host", "HOST",
+                  "host that requests may name; * for any (on loopback its own names, else *)",
+                  &options::hosts),
+        list_flag("trusted-proxy", "ADDRESS",
+                  "proxy, or block as 10.0.0.0/8, that is believed on its clients (none)",
+                  &options::trusted_proxies),
+        {"forwarded", "HEADER",
+         "where it names them: x-forwarded-for, forwarded or x-real-ip (x-forwarded-for)",
+         [](settings& chosen, std::string_view value) {
+             using by = sse::forwarded_by;
+             chosen.options.forwarded = one_of<by>(value, {{"x-forwarded-for", by::x_forwarded_for},
+                                                           {"forwarded", by::forwarded},
+                                                           {"x-real-ip", by::x_real_ip}});
+         }},
+        {"proxy-protocol", "", "connections begin with the PROXY protocol's head (off)",
+         [](settings& chosen, std::string_view) { chosen.options.proxy_protocol = true; }},
         time_flag("header-timeout", "time for the whole request head", &options::header_timeout),
+        time_flag("body-timeout", "time for a request's body", &options::body_timeout),
+        time_flag("idle-timeout", "time between two requests of a connection",
+                  &options::idle_timeout),
+        time_flag("max-stream-age", "age at which a stream ends, so that it reconnects; 0: never",
+                  &options::max_stream_age),
         time_flag("stall-timeout", "time a client may take no byte", &options::stall_timeout),
         time_flag("publish-timeout", "time a publisher may wait for room",
                   &options::publish_timeout),
@@ -153,12 +196,34 @@ const std::vector<flag>& flags() {
         size_flag("max-connections", "connections at once; 0: no limit", &options::max_connections),
         size_flag("max-connections-per-ip", "connections of one address; 0: no limit",
                   &options::max_connections_per_ip),
+        size_flag("connect-rate-per-ip", "new connections a second of one address; 0: no limit",
+                  &options::connect_rate_per_ip),
+        {"over-limit", "KIND",
+         "hard: 503 or 429; soft: sends EventSources away for a while (hard)",
+         [](settings& chosen, std::string_view value) {
+             using kind = sse::refusal;
+             chosen.options.over_limit =
+                 one_of<kind>(value, {{"hard", kind::hard}, {"soft", kind::soft}});
+         }},
+        time_flag("retry-after", "when a refused client may come again", &options::retry_after),
+        size_flag("max-header-lines", "lines of a request head", &options::max_header_lines),
         size_flag("max-head-bytes", "bytes of a request head", &options::max_head_bytes),
         size_flag("max-body-bytes", "bytes of a published body", &options::max_body_bytes),
         size_flag("ring-capacity", "messages between publishers and workers, a power of two",
                   &options::ring_capacity),
         size_flag("history", "messages that a client may lag behind", &options::history),
         size_flag("history-bytes", "bytes that a client may lag behind", &options::history_bytes),
+        size_flag("max-unsent-bytes", "bytes of it that may wait for one client; 0: all",
+                  &options::max_unsent_bytes),
+        {"health", "PATH", "path of the count of streams; '' for none (/health)",
+         [](settings& chosen, std::string_view value) { chosen.options.health = value; }},
+        {"log", "LEVEL", "prints what happens from this level on: info, warning or error (off)",
+         [](settings& chosen, std::string_view value) {
+             using level = sse::log_level;
+             chosen.log_from = one_of<level>(value, {{"info", level::info},
+                                                     {"warning", level::warning},
+                                                     {"error", level::error}});
+         }},
         {"publish-token", "TOKEN", "turns on POST /publish/<topic> for holders of TOKEN (off)",
          set_token},
         {"demo", "", "publishes an invented feed: prices, chat, build, sensors (off)",
@@ -385,7 +450,6 @@ std::pair<publication, std::optional<answer>> try_read(std::string_view content_
 
 int status_for(const std::error_code& failure) {
     if (failure == sse::errc::body_timeout) return 408;
-    if (failure == sse::errc::length_required) return 411;
     if (failure == sse::errc::body_too_large) return 413;
     if (failure == sse::errc::no_room || failure == sse::errc::stopped) return 503;
     return 400; // an event name, an id or a topic that the wire cannot carry
@@ -485,12 +549,17 @@ void rethrow(std::exception_ptr failure) {
     if (failure) std::rethrow_exception(failure);
 }
 
-void report(std::exception_ptr failure) {
-    try {
-        rethrow(failure);
-    } catch (const std::exception& error) {
-        std::cerr << "hub: a request failed: " << error.what() << '\n';
-    }
+// One line for each thing that happens; one write, since several threads log.
+void log(const sse::log_entry& entry) {
+    std::ostringstream line;
+    line << "hub: " << entry.what;
+    if (!entry.method.empty()) line << ' ' << entry.method;
+    if (!entry.path.empty()) line << ' ' << entry.path;
+    if (entry.status != 0) line << ' ' << entry.status;
+    if (entry.duration.count() > 0) line << ' ' << in_seconds(entry.duration) << " s";
+    if (!entry.client.is_unspecified()) line << " from " << entry.client;
+    if (!entry.detail.empty()) line << ": " << entry.detail;
+    std::cerr << line.str() + "\n";
 }
 
 // The server names an option as a program does, sse::options::max_head_bytes; here it is a flag.
@@ -499,6 +568,10 @@ std::string as_flag(std::string complaint) {
     if (!complaint.starts_with(option)) return complaint;
     complaint.replace(0, option.size(), "--");
     std::replace(complaint.begin(), std::find(complaint.begin(), complaint.end(), ' '), '_', '-');
+    for (const auto& [member, named] : {std::pair("--cors.", "--allow-"),
+                                        std::pair("--trusted-proxies", "--trusted-proxy")}) {
+        if (complaint.starts_with(member)) complaint.replace(0, std::string(member).size(), named);
+    }
     return complaint;
 }
 
@@ -507,7 +580,10 @@ std::unique_ptr<sse::server> make_server(settings& chosen) {
     try {
         if (!any && !chosen.allowed.empty())
             chosen.options.cors.origin = sse::origins(chosen.allowed);
-        chosen.options.on_error = report;
+        const auto from = chosen.log_from.value_or(sse::log_level::error);
+        chosen.options.log = [from](const sse::log_entry& entry) {
+            if (entry.level >= from) log(entry);
+        };
         return std::make_unique<sse::server>(chosen.options);
     } catch (const std::invalid_argument& refused) { throw usage_error(as_flag(refused.what())); }
 }

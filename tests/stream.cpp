@@ -1,6 +1,8 @@
 // Handlers: what a route's coroutine can do with its client, and what happens to it.
 #include "support/server.hpp"
 
+#include <asio/detached.hpp>
+
 #include <doctest/doctest.h>
 
 #include <thread>
@@ -113,17 +115,17 @@ TEST_SUITE("routes") {
         const std::string large(700'000, 'y');
         CHECK(http_request(server.port(), "POST", "/route", {}, large).body == large);
         connection peer(server.port());
-        peer.send("POST /route HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n");
+        peer.send("POST /route HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n");
         CHECK(peer.read_head().status == 100);
         for (const char* piece : {"a", "b", "c"}) peer.send(piece);
         CHECK(peer.read_response().body == "abc");
         CHECK(peer.request("POST", "/route", {}, "again").body == "again"); // the same connection
     }
 
-    TEST_CASE("a body that is too large, without length or too late gets 413, 411 or 408") {
+    TEST_CASE("a body that is too large, cut short or too late gets 413, 400 or 408") {
         sse::options o = with_threads(1);
         o.max_body_bytes = 10;
-        o.header_timeout = 100ms;
+        o.body_timeout = 100ms;
         route_server server(
             [](sse::stream& client) -> handler_result {
                 const std::string text = co_await client.body();
@@ -132,12 +134,61 @@ TEST_SUITE("routes") {
             o, "POST");
         CHECK(http_request(server.port(), "POST", "/route", {}, "0123456789").status == 200);
         CHECK(http_request(server.port(), "POST", "/route", {}, "01234567890").status == 413);
-        connection chunked(server.port());
-        chunked.send("POST /route HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
-        CHECK(chunked.read_response().status == 411);
         connection late(server.port());
-        late.send("POST /route HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nab");
+        late.send("POST /route HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nab");
         CHECK(late.read_response().status == 408);
+        connection cut(server.port());
+        cut.send("POST /route HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nab");
+        cut.finish_sending();
+        CHECK(cut.read_response().status == 400);
+    }
+
+    TEST_CASE("a connection goes on after a body of any size") {
+        sse::options o = with_threads(1);
+        o.max_head_bytes = 1024;
+        o.idle_timeout = 1h;
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                const std::string text = co_await client.body();
+                co_await client.respond(200, "text/plain", std::to_string(text.size()));
+            },
+            o, "POST");
+        connection peer(server.port());
+        for (const std::size_t size : {1u, 1023u, 1024u, 1025u, 4096u, 100'000u}) {
+            CHECK(peer.request("POST", "/route", {}, std::string(size, 'x')).body ==
+                  std::to_string(size));
+        }
+    }
+
+    TEST_CASE("an answer before the body is read ends the connection, as it says") {
+        sse::options o = with_threads(1);
+        o.idle_timeout = 1h;
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                co_await client.respond(200, "text/plain", "first\n");
+                const std::string late = co_await client.body();
+                static_cast<void>(late);
+            },
+            o, "POST");
+        connection peer(server.port());
+        const auto answer = peer.request("POST", "/route", {}, "body");
+        CHECK(answer.header("Connection") == "close");
+        CHECK(peer.read_to_end().empty());
+    }
+
+    TEST_CASE("a head that fills its limit is refused at once") {
+        sse::options o = with_threads(1);
+        o.max_head_bytes = 512;
+        o.header_timeout = 1h;
+        running_server server(o);
+        connection peer(server.port());
+        peer.send("GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + std::string(600, 'x'));
+        CHECK(peer.read_response().status == 431);
+        connection exact(server.port());
+        std::string head = "GET /health HTTP/1.1\r\nHost: localhost\r\nX: ";
+        exact.send(head + std::string(512 - head.size(), 'x'));
+        exact.send("x");
+        CHECK(exact.read_response().status == 431);
     }
 
     TEST_CASE("a body that the handler leaves unread ends the connection") {
@@ -432,6 +483,31 @@ TEST_SUITE("streams") {
         CHECK_FALSE(head.header("Transfer-Encoding"));
         server.broadcast({.data = "old"});
         CHECK(peer.read_through("\n\n") == "data: old\n\n");
+    }
+
+    TEST_CASE("a stream used after its handler has returned is an error of the program, no crash") {
+        sse::options o = with_threads(1);
+        std::atomic<int> refused{0};
+        route_server server([&](sse::stream& client) -> handler_result {
+            client.subscribe("/x");
+            asio::co_spawn(client.get_executor(), [](sse::stream& s, std::atomic<int>& n) -> handler_result {
+                asio::steady_timer later(s.get_executor(), 20ms);
+                co_await later.async_wait(asio::use_awaitable);
+                try {
+                    co_await s.send({.data = "too late"});
+                } catch (const std::logic_error&) {
+                    ++n;
+                }
+                try {
+                    co_await s.respond(200, "text/plain", "too late");
+                } catch (const std::logic_error&) {
+                    ++n;
+                }
+            }(client, refused), asio::detached);
+            co_return;
+        }, o);
+        event_client client(server.port(), "/route"); // stays, so the stream does
+        CHECK(eventually([&] { return refused == 2; }));
     }
 
     TEST_CASE("a heartbeat reaches a handler's silent stream too") {

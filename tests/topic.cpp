@@ -163,7 +163,8 @@ TEST_CASE("the tree finds a topic's node again and knows its path") {
     CHECK(cats.path == "/pets/cats");
     CHECK(&topics.find_or_add("/pets/cats") == &cats);
     CHECK(cats.parent == &topics.find_or_add("/pets"));
-    CHECK(cats.parent->path == "/pets");
+    CHECK(cats.segment == "cats");
+    CHECK(cats.parent->segment == "pets");
     CHECK(cats.parent->parent == &topics.find_or_add(""));
     CHECK(topics.find_or_add("").parent == nullptr);
     CHECK(topics.find_or_add("").path.empty());
@@ -282,14 +283,14 @@ struct reference {
     }
 };
 
-void collect(const tree::node& at, std::set<std::string>& out) {
-    out.insert(at.path);
-    for (const auto& [segment, child] : at.children) collect(*child, out);
+void collect(const tree::node& at, const std::string& path, std::set<std::string>& out) {
+    out.insert(path);
+    for (const auto& [segment, child] : at.children) collect(*child, path + "/" + segment, out);
 }
 
 std::set<std::string> nodes_of(tree& topics) {
     std::set<std::string> out;
-    collect(topics.find_or_add(""), out);
+    collect(topics.find_or_add(""), "", out);
     return out;
 }
 
