@@ -48,8 +48,8 @@ struct settings {
     sse::options options;
     std::string address = "127.0.0.1";
     std::uint16_t port = 8080;
-    std::vector<std::string> allowed; // origins; empty: any
-    std::string token;                // empty: publishing over HTTP is off
+    std::vector<std::string> allowed;       // origins; empty: any
+    std::string token;                      // empty: publishing over HTTP is off
     std::optional<sse::log_level> log_from; // empty: quiet
     bool demo = false;
     bool help = false;
@@ -116,7 +116,8 @@ void set_token(settings& chosen, std::string_view token) {
 
 // One of a few words.
 template <class Value>
-Value one_of(std::string_view text, std::initializer_list<std::pair<std::string_view, Value>> words) {
+Value one_of(std::string_view text,
+             std::initializer_list<std::pair<std::string_view, Value>> words) {
     std::string known;
     for (const auto& [word, value] : words) {
         if (word == text) return value;
@@ -126,7 +127,7 @@ Value one_of(std::string_view text, std::initializer_list<std::pair<std::string_
 }
 
 flag list_flag(std::string_view name, std::string_view argument, std::string help,
-               std::vector<std::string> sse::options::* member) {
+               std::vector<std::string> sse::options::*member) {
     return {name, argument, std::move(help) + "; may be repeated",
             [member](settings& chosen, std::string_view value) {
                 (chosen.options.*member).emplace_back(value);
@@ -198,8 +199,7 @@ const std::vector<flag>& flags() {
                   &options::max_connections_per_ip),
         size_flag("connect-rate-per-ip", "new connections a second of one address; 0: no limit",
                   &options::connect_rate_per_ip),
-        {"over-limit", "KIND",
-         "hard: 503 or 429; soft: sends EventSources away for a while (hard)",
+        {"over-limit", "KIND", "hard: 503 or 429; soft: sends EventSources away for a while (hard)",
          [](settings& chosen, std::string_view value) {
              using kind = sse::refusal;
              chosen.options.over_limit =
@@ -220,9 +220,9 @@ const std::vector<flag>& flags() {
         {"log", "LEVEL", "prints what happens from this level on: info, warning or error (off)",
          [](settings& chosen, std::string_view value) {
              using level = sse::log_level;
-             chosen.log_from = one_of<level>(value, {{"info", level::info},
-                                                     {"warning", level::warning},
-                                                     {"error", level::error}});
+             chosen.log_from = one_of<level>(
+                 value,
+                 {{"info", level::info}, {"warning", level::warning}, {"error", level::error}});
          }},
         {"publish-token", "TOKEN", "turns on POST /publish/<topic> for holders of TOKEN (off)",
          set_token},
@@ -568,8 +568,8 @@ std::string as_flag(std::string complaint) {
     if (!complaint.starts_with(option)) return complaint;
     complaint.replace(0, option.size(), "--");
     std::replace(complaint.begin(), std::find(complaint.begin(), complaint.end(), ' '), '_', '-');
-    for (const auto& [member, named] : {std::pair("--cors.", "--allow-"),
-                                        std::pair("--trusted-proxies", "--trusted-proxy")}) {
+    for (const auto& [member, named] :
+         {std::pair("--cors.", "--allow-"), std::pair("--trusted-proxies", "--trusted-proxy")}) {
         if (complaint.starts_with(member)) complaint.replace(0, std::string(member).size(), named);
     }
     return complaint;

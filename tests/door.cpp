@@ -44,7 +44,8 @@ struct journal {
     [[nodiscard]] bool comes(std::string_view what) {
         return eventually([&] {
             const auto now = taken();
-            return std::any_of(now.begin(), now.end(), [&](const line& l) { return l.what == what; });
+            return std::any_of(now.begin(), now.end(),
+                               [&](const line& l) { return l.what == what; });
         });
     }
 
@@ -286,8 +287,8 @@ TEST_SUITE("who may come in") {
                                 std::string("LOCALHOST")}) {
             CHECK(status(own) == 200);
         }
-        for (const char* strange : {"evil.example", "localhost.evil.example", "127.0.0.1.evil.example",
-                                    "evil.example:80"}) {
+        for (const char* strange : {"evil.example", "localhost.evil.example",
+                                    "127.0.0.1.evil.example", "evil.example:80"}) {
             CHECK(status(strange) == 421);
         }
         // The page of a stranger whose name points here: same origin by name, still refused.
@@ -328,7 +329,8 @@ TEST_SUITE("who may come in") {
         CHECK(http_get(real.port(), "/who", forged).body == "7.7.7.7");
         o.forwarded = sse::forwarded_by::forwarded;
         running_server standard(o, asking);
-        CHECK(http_get(standard.port(), "/who", {{"Forwarded", "for=\"[2001:db8::1]:99\";proto=https"}})
+        CHECK(http_get(standard.port(), "/who",
+                       {{"Forwarded", "for=\"[2001:db8::1]:99\";proto=https"}})
                   .body == "2001:db8::1");
     }
 
@@ -344,11 +346,13 @@ TEST_SUITE("who may come in") {
         event_client a(proxied.port(), "/subscribe", {{"X-Forwarded-For", "1.1.1.1"}});
         event_client b(proxied.port(), "/subscribe", {{"X-Forwarded-For", "2.2.2.2"}});
         CHECK(http_get(proxied.port(), "/health", {{"X-Forwarded-For", "1.1.1.1"}}).status == 429);
-        CHECK(http_get(proxied.port(), "/health", {{"X-Forwarded-For", "8.8.8.8, 1.1.1.1"}}).status ==
-              429);
+        CHECK(
+            http_get(proxied.port(), "/health", {{"X-Forwarded-For", "8.8.8.8, 1.1.1.1"}}).status ==
+            429);
         a.close();
         CHECK(eventually([&] {
-            return http_get(proxied.port(), "/health", {{"X-Forwarded-For", "1.1.1.1"}}).status == 200;
+            return http_get(proxied.port(), "/health", {{"X-Forwarded-For", "1.1.1.1"}}).status ==
+                   200;
         }));
     }
 
@@ -367,9 +371,10 @@ TEST_SUITE("who may come in") {
         v1.send("PROXY TCP4 5.6.7.8 127.0.0.1 4711 80\r\n" + get);
         CHECK(v1.read_response().body == "5.6.7.8");
         connection v2(server.port());
-        const std::string v2_head("\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x05\x06\x07\x09\x7f\x00\x00\x01"
-                                  "\x12\x34\x00\x50",
-                                  28);
+        const std::string v2_head(
+            "\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x05\x06\x07\x09\x7f\x00\x00\x01"
+            "\x12\x34\x00\x50",
+            28);
         for (const char byte : v2_head) v2.send(std::string(1, byte));
         v2.send(get);
         CHECK(v2.read_response().body == "5.6.7.9");
@@ -445,8 +450,9 @@ TEST_SUITE("limits") {
         });
         const auto answer_to = [&](const std::string& body) {
             connection peer(server.port());
-            peer.send("POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" +
-                      body);
+            peer.send(
+                "POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" +
+                body);
             return peer.read_response();
         };
         CHECK(answer_to("3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nTrailer: t\r\n\r\n").body == "abcde");
@@ -524,9 +530,7 @@ TEST_SUITE("limits") {
             CHECK(server.counters().accept_failures > 0);
             ::setrlimit(RLIMIT_NOFILE, &before);
             CHECK(starved.request("GET", "/health").status == 200);
-        } catch (const std::exception& e) {
-            problem = e.what();
-        }
+        } catch (const std::exception& e) { problem = e.what(); }
         ::setrlimit(RLIMIT_NOFILE, &before);
         CHECK(problem.value_or("") == "");
         CHECK(http_get(server.port(), "/health").status == 200);
@@ -539,9 +543,7 @@ TEST_SUITE("log") {
         journal log;
         log.attach(o);
         running_server server(o);
-        {
-            event_client client(server.port(), "/subscribe/a?token=secret");
-        }
+        { event_client client(server.port(), "/subscribe/a?token=secret"); }
         http_get(server.port(), "/none?token=secret");
         CHECK(log.comes("stream closed"));
         std::map<std::string, int> seen;
@@ -563,7 +565,8 @@ TEST_SUITE("under attack") {
         running_server server;
         std::vector<connection> slow;
         for (int i = 0; i < 5000; ++i) {
-            slow.emplace_back(server.port(), connect_options{.source = "127.0.0." + std::to_string(2 + i % 4)});
+            slow.emplace_back(server.port(),
+                              connect_options{.source = "127.0.0." + std::to_string(2 + i % 4)});
             slow.back().send("GET /subs");
         }
         CHECK(eventually([&] { return server.counters().connections >= 5000; }));

@@ -47,9 +47,7 @@ std::pair<int, std::string> run(const std::string& command) {
     return {shell.wait_for_exit().code.value_or(-1), text};
 }
 
-bool has(const std::string& text, std::string_view part) {
-    return text.find(part) != text.npos;
-}
+bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
 
 } // namespace
 
@@ -153,9 +151,8 @@ TEST_SUITE("examples") {
         running_hub hub({"--publish-token", "secret"});
         process curl({"/usr/bin/curl", "-sN",
                       "http://127.0.0.1:" + std::to_string(hub.port) + "/subscribe/room"});
-        REQUIRE(eventually([&] {
-            return has(http_get(hub.port, "/health").body, "connections: 1");
-        }));
+        REQUIRE(
+            eventually([&] { return has(http_get(hub.port, "/health").body, "connections: 1"); }));
         CHECK(hub.publish("room", form, "event=chat&data=hello").status == 202);
         CHECK(curl.read_line() == "event: chat");
         CHECK(curl.read_line() == "data: hello");
@@ -192,8 +189,6 @@ TEST_SUITE("examples") {
         const std::size_t memory = resident_bytes(hub.pid());
         wave("2", 2);
         CHECK(eventually([&] { return open_descriptors(hub.pid()) <= descriptors; }));
-        if (memory_is_meaningful) {
-            CHECK(resident_bytes(hub.pid()) < memory + 8 * 1024 * 1024);
-        }
+        if (memory_is_meaningful) { CHECK(resident_bytes(hub.pid()) < memory + 8 * 1024 * 1024); }
     }
 }

@@ -17,9 +17,9 @@ void publish_numbers(sse::server& server, std::uint64_t count, double per_second
                      std::size_t size) {
     const auto start = std::chrono::steady_clock::now();
     for (std::uint64_t n = 1; n <= count; ++n) {
-        std::this_thread::sleep_until(start + std::chrono::duration_cast<std::chrono::nanoseconds>(
-                                                  std::chrono::duration<double>(
-                                                      static_cast<double>(n) / per_second)));
+        std::this_thread::sleep_until(
+            start + std::chrono::duration_cast<std::chrono::nanoseconds>(
+                        std::chrono::duration<double>(static_cast<double>(n) / per_second)));
         std::string data = std::to_string(n) + " ";
         data.resize(size, 'x');
         server.broadcast({.data = data});
@@ -47,9 +47,7 @@ TEST_SUITE("many clients") {
         check_thousand_clients(1);
     }
 
-    TEST_CASE("the same with two worker threads") {
-        check_thousand_clients(2);
-    }
+    TEST_CASE("the same with two worker threads") { check_thousand_clients(2); }
 
     TEST_CASE("clients that come and go during a flood see a run of numbers without a hole") {
         running_server server(with_threads(2));
@@ -102,9 +100,10 @@ TEST_SUITE("many clients") {
         }
     }
 
-    TEST_CASE("9,000 clients in one process connect, get one broadcast and leave: nothing stays behind") {
-        // A client costs two descriptors here, its own and the server's, of 20,000 at most. The hub is
-        // given 10,000 in tests/examples.cpp.
+    TEST_CASE(
+        "9,000 clients in one process connect, get one broadcast and leave: nothing stays behind") {
+        // A client costs two descriptors here, its own and the server's, of 20,000 at most. The hub
+        // is given 10,000 in tests/examples.cpp.
         if (raise_descriptor_limit() < 19'000) {
             MESSAGE("skipped: this process may not open 19,000 files");
             return;

@@ -100,8 +100,7 @@ public:
 
     ~fibers() {
 #if defined(RING_MODEL_TSAN)
-        for (std::size_t i = 1; i < all_.size(); ++i)
-            __tsan_destroy_fiber(all_[i].tsan);
+        for (std::size_t i = 1; i < all_.size(); ++i) __tsan_destroy_fiber(all_[i].tsan);
 #endif
     }
 
@@ -180,8 +179,7 @@ constexpr std::size_t max_threads = 5;
 using vector_clock = std::array<std::uint32_t, max_threads>;
 
 void join(vector_clock& into, const vector_clock& other) {
-    for (std::size_t i = 0; i < max_threads; ++i)
-        into[i] = std::max(into[i], other[i]);
+    for (std::size_t i = 0; i < max_threads; ++i) into[i] = std::max(into[i], other[i]);
 }
 
 constexpr std::uint64_t mix(std::uint64_t seed, std::uint64_t value) {
@@ -191,8 +189,7 @@ constexpr std::uint64_t mix(std::uint64_t seed, std::uint64_t value) {
 }
 
 std::uint64_t mix(std::uint64_t seed, const vector_clock& clock) {
-    for (const std::uint32_t each : clock)
-        seed = mix(seed, each);
+    for (const std::uint32_t each : clock) seed = mix(seed, each);
     return seed;
 }
 
@@ -304,8 +301,7 @@ public:
     void point(std::size_t location, bool stores) {
         ++operations_;
         std::size_t& writer = writers_[location];
-        if (!stores && writer == running_)
-            return;
+        if (!stores && writer == running_) return;
         if (stores && writer != running_ && writer != many) {
             writer = writer == nobody ? running_ : many;
             learnt_writer_ = true;
@@ -317,8 +313,7 @@ public:
 
     /// Whether a compare_exchange_weak that could succeed fails all the same.
     bool spurious_failure() {
-        if (!exploring() || spurious_ == limits_.spurious_failures || finishing_)
-            return false;
+        if (!exploring() || spurious_ == limits_.spurious_failures || finishing_) return false;
         const bool fails = pick(2) == 1;
         spurious_ += fails ? 1 : 0;
         return fails;
@@ -332,13 +327,11 @@ public:
 
     /// The running thread has learnt `value`: from now on it may behave otherwise.
     void learn(std::uint64_t value) {
-        if (exploring())
-            threads_[running_].history = mix(threads_[running_].history, value);
+        if (exploring()) threads_[running_].history = mix(threads_[running_].history, value);
     }
 
     void learn(const vector_clock& clock) {
-        if (exploring())
-            threads_[running_].history = mix(threads_[running_].history, clock);
+        if (exploring()) threads_[running_].history = mix(threads_[running_].history, clock);
     }
 
     /// A location's contents have changed. `was` and the result: its share in the hash of memory.
@@ -350,11 +343,9 @@ public:
 
     template <class... Parts>
     void note_step(const Parts&... parts) {
-        if (!tracing_)
-            return;
+        if (!tracing_) return;
         trace_ << "\n  ";
-        if (exploring())
-            trace_ << "thread " << running_ << ": ";
+        if (exploring()) trace_ << "thread " << running_ << ": ";
         (trace_ << ... << parts);
     }
 
@@ -391,16 +382,14 @@ private:
         const std::unique_ptr<scenario> run = make();
         scenario_ = run.get();
         count_ = scenario_->threads();
-        if (count_ > max_threads)
-            throw std::length_error("too many threads for the explorer");
+        if (count_ > max_threads) throw std::length_error("too many threads for the explorer");
         for (std::size_t i = 0; i < count_; ++i) {
             threads_[i] = {};
             threads_[i].history = mix(2, i);
             threads_[i].clock[i] = 1; // 0 stands for "before all threads"
         }
         decide(false);
-        if (failure_.empty())
-            scenario_->check();
+        if (failure_.empty()) scenario_->check();
         scenario_ = nullptr;
     }
 
@@ -421,20 +410,16 @@ private:
         std::size_t count = 0;
         const bool gives_way = std::exchange(yielding_, false);
         const bool free_choice = !runnable || gives_way;
-        if (runnable)
-            candidates[count++] = running_; // first: what needs no choice keeps running
+        if (runnable) candidates[count++] = running_; // first: what needs no choice keeps running
         if (free_choice || finishing_ || preemptions_ < limits_.preemptions)
             for (std::size_t i = 0; i < count_; ++i)
-                if (!threads_[i].done && i != running_)
-                    candidates[count++] = i;
+                if (!threads_[i].done && i != running_) candidates[count++] = i;
         if (free_choice && runnable) // last: who gave way comes back when nobody else wants to go
             std::rotate(candidates.begin(), candidates.begin() + 1,
                         candidates.begin() + static_cast<std::ptrdiff_t>(count));
-        if (count == 0)
-            return go_on_with(nobody);
+        if (count == 0) return go_on_with(nobody);
         const std::size_t next = candidates[count == 1 ? 0 : choose(count, runnable, free_choice)];
-        if (runnable && !free_choice && next != running_)
-            ++preemptions_;
+        if (runnable && !free_choice && next != running_) ++preemptions_;
         go_on_with(next);
     }
 
@@ -448,13 +433,11 @@ private:
     // Follows the path; behind its end takes the first way, and remembers that there are others.
     std::size_t pick(std::size_t count) {
         if (depth_ < path_.size()) {
-            if (path_[depth_].count == count)
-                return path_[depth_++].taken;
+            if (path_[depth_].count == count) return path_[depth_++].taken;
             path_.resize(depth_);
             fail("the scenario does something else when it is run again");
         }
-        if (finishing_ || tracing_)
-            return 0;
+        if (finishing_ || tracing_) return 0;
         path_.push_back({0, count});
         ++depth_;
         return 0;
@@ -462,10 +445,8 @@ private:
 
     // The next path in depth-first order; false when all have been taken.
     bool next_path() {
-        while (!path_.empty() && path_.back().taken + 1 == path_.back().count)
-            path_.pop_back();
-        if (path_.empty())
-            return false;
+        while (!path_.empty() && path_.back().taken + 1 == path_.back().count) path_.pop_back();
+        if (path_.empty()) return false;
         ++path_.back().taken;
         return true;
     }
@@ -478,20 +459,16 @@ private:
             key = mix(mix(mix(key, threads_[i].history), threads_[i].mark), threads_[i].done);
         const bool bounded = limits_.preemptions != std::numeric_limits<std::size_t>::max();
         const std::size_t left = bounded ? limits_.preemptions - preemptions_ : 0;
-        if (bounded)
-            key = mix(mix(key, runnable ? running_ : nobody), free_choice);
+        if (bounded) key = mix(mix(key, runnable ? running_ : nobody), free_choice);
         const auto [at, inserted] = visited_.try_emplace(key, left);
-        if (inserted)
-            return true;
-        if (at->second >= left)
-            return false;
+        if (inserted) return true;
+        if (at->second >= left) return false;
         at->second = left;
         return true;
     }
 
     void go_on_with(std::size_t thread) {
-        if (thread == running_)
-            return;
+        if (thread == running_) return;
         running_ = thread;
         fibers_.switch_to(thread == nobody ? 0 : thread + 1);
     }
@@ -536,8 +513,7 @@ constexpr bool releases(std::memory_order order) {
 
 // What std::atomic does for a compare_exchange with one order.
 constexpr std::memory_order failure_order(std::memory_order order) {
-    if (order == std::memory_order_acq_rel)
-        return std::memory_order_acquire;
+    if (order == std::memory_order_acq_rel) return std::memory_order_acquire;
     return order == std::memory_order_release ? std::memory_order_relaxed : order;
 }
 
@@ -564,8 +540,7 @@ public:
 
     T load(std::memory_order order = std::memory_order_seq_cst) const noexcept {
         explorer* const world = explorer::active();
-        if (world == nullptr || !world->exploring())
-            return value_;
+        if (world == nullptr || !world->exploring()) return value_;
         world->point(location_, false);
         take(*world, order);
         world->note_step("load atomic ", location_, " = ", value_, show(order));
@@ -574,13 +549,11 @@ public:
 
     void store(T value, std::memory_order order = std::memory_order_seq_cst) noexcept {
         explorer* const world = explorer::active();
-        if (world == nullptr || !world->exploring())
-            return set(world, value);
+        if (world == nullptr || !world->exploring()) return set(world, value);
         world->point(location_, true);
         // A plain store begins anew: who reads it does not get what an earlier store released.
         released_ = releases(order) ? world->clock() : vector_clock{};
-        if (releases(order))
-            world->advance_clock();
+        if (releases(order)) world->advance_clock();
         world->learn(4);
         set(world, value);
         world->note_step("store atomic ", location_, " := ", value_, show(order));
@@ -661,8 +634,8 @@ private:
         if (succeeds) {
             give(*world, success);
             set(world, desired);
-            world->note_step("compare_exchange atomic ", location_, " ", expected, " -> ",
-                             value_, show(success));
+            world->note_step("compare_exchange atomic ", location_, " ", expected, " -> ", value_,
+                             show(success));
         } else {
             world->note_step("compare_exchange atomic ", location_, " failed at ", value_,
                              ", expected ", expected, show(failure));
@@ -690,17 +663,16 @@ private:
 
     void set(explorer* world, T value) {
         value_ = value;
-        if (world != nullptr)
-            remember(*world);
+        if (world != nullptr) remember(*world);
     }
 
     void remember(explorer& world) {
-        share_ = world.replace(share_, location_,
-                               mix(static_cast<std::uint64_t>(value_), released_));
+        share_ =
+            world.replace(share_, location_, mix(static_cast<std::uint64_t>(value_), released_));
     }
 
     static const char* show(std::memory_order order) {
-        return order == std::memory_order_relaxed ? " (relaxed)"
+        return order == std::memory_order_relaxed   ? " (relaxed)"
                : order == std::memory_order_seq_cst ? ""
                                                     : " (acquire/release)";
     }
@@ -751,11 +723,9 @@ public:
 private:
     std::uint32_t read() noexcept {
         explorer* const world = explorer::active();
-        if (location_ == 0 || world == nullptr)
-            return number_;
+        if (location_ == 0 || world == nullptr) return number_;
         ++reads;
-        if (!world->exploring())
-            return number_;
+        if (!world->exploring()) return number_;
         const std::size_t self = world->running();
         if (!world->looks_for_races())
             world->point(location_ - 1, false);
@@ -804,9 +774,8 @@ private:
     }
 
     void remember(explorer& world) {
-        share_ = world.replace(
-            share_, location_ - 1,
-            mix(mix(mix(mix(5, number_), written_by_), written_at_), read_at_));
+        share_ = world.replace(share_, location_ - 1,
+                               mix(mix(mix(mix(5, number_), written_by_), written_at_), read_at_));
     }
 
     std::uint32_t number_ = 0;
@@ -893,8 +862,7 @@ private:
                 world_.yield();
             }
             std::uint64_t state = failed;
-            for (const auto& [at, number] : published_[self])
-                state = mix(mix(state, at), number);
+            for (const auto& [at, number] : published_[self]) state = mix(mix(state, at), number);
             world_.at_rest(state);
         }
     }
@@ -918,14 +886,13 @@ private:
                 world_.yield();
             }
             std::uint64_t state = failed;
-            for (const std::uint32_t number : values)
-                state = mix(state, number);
+            for (const std::uint32_t number : values) state = mix(state, number);
             world_.at_rest(state);
         }
     }
 
     void watch([[maybe_unused]] std::size_t self) {
-        if constexpr (requires(Ring& ring) { ring.full(); }) {
+        if constexpr (requires(Ring & ring) { ring.full(); }) {
             begin_call(self, false);
             const bool full = ring_.full();
             if (!end_call(self).saw_full && full)
@@ -942,16 +909,14 @@ private:
 
     std::size_t surely_published() const {
         std::size_t sum = 0;
-        for (const auto& one : published_)
-            sum += one.size();
+        for (const auto& one : published_) sum += one.size();
         return sum;
     }
 
     bool was_published(sequence place) const {
         for (const auto& one : published_)
             for (const auto& [at, value] : one)
-                if (at == place)
-                    return true;
+                if (at == place) return true;
         return false;
     }
 
@@ -968,8 +933,7 @@ private:
     // Called whenever the ring may have become fuller: when a try begins, or has succeeded.
     void note_pressure() {
         std::size_t slowest = surely_read(0);
-        for (std::size_t i = 1; i < read_.size(); ++i)
-            slowest = std::min(slowest, surely_read(i));
+        for (std::size_t i = 1; i < read_.size(); ++i) slowest = std::min(slowest, surely_read(i));
         for (std::size_t self = 0; self < calls_.size(); ++self) {
             std::size_t claims = surely_published();
             for (std::size_t other = 0; other < calls_.size(); ++other)
@@ -994,8 +958,7 @@ private:
     // The promise of model_value: each access of a slot was seen.
     void check_accesses() {
         std::size_t reads = 0;
-        for (const auto& values : read_)
-            reads += values.size();
+        for (const auto& values : read_) reads += values.size();
         if (model_value::writes != surely_published() || model_value::reads < reads)
             world_.fail("the model did not see each access to a value; see model_value");
     }
@@ -1005,8 +968,7 @@ private:
         for (std::size_t i = 0; i < read_.size(); ++i)
             while (read_[i].size() <= total) {
                 const std::optional<model_value> value = ring_.try_read(i);
-                if (!value)
-                    break;
+                if (!value) break;
                 read_[i].push_back(value->number());
             }
     }
@@ -1016,10 +978,8 @@ private:
         for (const auto& one : published_) {
             std::optional<sequence> last;
             for (const auto& [place, value] : one) {
-                if (place >= order.size())
-                    return world_.fail("a sequence was left out");
-                if (order[place])
-                    return world_.fail("a sequence was given twice");
+                if (place >= order.size()) return world_.fail("a sequence was left out");
+                if (order[place]) return world_.fail("a sequence was given twice");
                 if (last && place < *last)
                     return world_.fail("a publisher's values changed their order");
                 order[place] = value;
@@ -1088,8 +1048,7 @@ struct loads : scenario {
     explicit loads(std::size_t count) : count_(count) {}
     std::size_t threads() const override { return 2; }
     void run(std::size_t) override {
-        for (std::size_t i = 0; i < count_; ++i)
-            value_.load();
+        for (std::size_t i = 0; i < count_; ++i) value_.load();
     }
 
 private:
@@ -1103,8 +1062,7 @@ struct lost_update : scenario {
     std::size_t threads() const override { return 2; }
     void run(std::size_t) override { value_.store(value_.load() + 1); }
     void check() override {
-        if (value_.load() != 2)
-            world_.fail("lost");
+        if (value_.load() != 2) world_.fail("lost");
     }
 
 private:
@@ -1213,15 +1171,13 @@ TEST_CASE("a weak compare and exchange may fail for no reason") {
 }
 
 TEST_CASE("three publishers and two readers, up to two preemptions") {
-    check_sound(
-        explore_ring({.publishers = {1, 1, 1}, .readers = {3, 3}}, {.preemptions = 2}));
+    check_sound(explore_ring({.publishers = {1, 1, 1}, .readers = {3, 3}}, {.preemptions = 2}));
 }
 
 TEST_CASE("two publishers and two readers at capacity two, every schedule") {
     // Some seconds, several times as many if instrumented; then three preemptions must do.
     explorer::limits bounds;
-    if (slow_build)
-        bounds.preemptions = 3;
+    if (slow_build) bounds.preemptions = 3;
     check_sound(explore_ring({.capacity = 2, .publishers = {2, 2}, .readers = {4, 4}}, bounds));
 }
 
@@ -1266,21 +1222,17 @@ public:
                 const std::uint64_t reached = slowest();
                 if (claimed - reached >= room) {
                     const std::uint64_t seen = std::exchange(claimed, tail_.load(relaxed));
-                    if (seen == claimed || Fault == fault::old_tail_is_full)
-                        return std::nullopt;
+                    if (seen == claimed || Fault == fault::old_tail_is_full) return std::nullopt;
                     continue;
                 }
                 raise_gate(reached);
             }
-            if (claim(claimed))
-                break;
+            if (claim(claimed)) break;
         }
         slot& place = slots_[claimed % capacity()];
-        if (Fault != fault::sequence_before_value)
-            place.value = value;
+        if (Fault != fault::sequence_before_value) place.value = value;
         place.sequence.store(claimed + 1, Fault == fault::relaxed_sequence ? relaxed : release);
-        if (Fault == fault::sequence_before_value)
-            place.value = value;
+        if (Fault == fault::sequence_before_value) place.value = value;
         return claimed;
     }
 
@@ -1288,10 +1240,8 @@ public:
         model_atomic<std::uint64_t>& mine = cursors_[reader];
         const std::uint64_t next = mine.load(relaxed);
         slot& place = slots_[next % capacity()];
-        if (place.sequence.load(acquire) != next + 1)
-            return std::nullopt;
-        if (Fault == fault::cursor_before_value)
-            mine.store(next + 1, release);
+        if (place.sequence.load(acquire) != next + 1) return std::nullopt;
+        if (Fault == fault::cursor_before_value) mine.store(next + 1, release);
         const model_value value = place.value;
         if (Fault != fault::cursor_before_value)
             mine.store(next + 1, Fault == fault::relaxed_cursor ? relaxed : release);
@@ -1325,8 +1275,7 @@ private:
     void raise_gate(std::uint64_t to) {
         constexpr auto order = Fault == fault::relaxed_gate ? relaxed : acq_rel;
         std::uint64_t gate = gate_.load(relaxed);
-        while (gate < to && !gate_.compare_exchange_weak(gate, to, order)) {
-        }
+        while (gate < to && !gate_.compare_exchange_weak(gate, to, order)) {}
     }
 
     std::uint64_t slowest() const {
@@ -1347,8 +1296,7 @@ const ring_plan two_by_two{.capacity = 2, .publishers = {2, 2}, .readers = {4, 4
 
 template <fault Fault>
 void check_found(const std::string& what, std::string_view symptom,
-                 explorer::limits bounds = {.preemptions = 2},
-                 const ring_plan& plan = two_by_two) {
+                 explorer::limits bounds = {.preemptions = 2}, const ring_plan& plan = two_by_two) {
     CAPTURE(what);
     const exploration result = explore_ring<faulty_ring<Fault>>(plan, bounds);
     MESSAGE(what << ": schedule " << result.schedules << ", " << result.failure);

@@ -19,30 +19,25 @@ std::string refusal_of(Change&& change) {
     change(o);
     try {
         const sse::server refused(std::move(o));
-    } catch (const std::invalid_argument& e) {
-        return e.what();
-    }
+    } catch (const std::invalid_argument& e) { return e.what(); }
     return "accepted";
 }
 
-bool has(const std::string& text, std::string_view part) {
-    return text.find(part) != text.npos;
-}
+bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
 
 void check_code(sse::errc expected, const std::function<void()>& call) {
     try {
         call();
         FAIL_CHECK("nothing was thrown");
-    } catch (const std::system_error& e) {
-        CHECK(e.code() == expected);
-    }
+    } catch (const std::system_error& e) { CHECK(e.code() == expected); }
 }
 
 } // namespace
 
 TEST_SUITE("start and stop") {
     TEST_CASE("options that cannot work are refused at construction, by name") {
-        CHECK(has(refusal_of([](auto& o) { o.ring_capacity = 1000; }), "ring_capacity must be a power"));
+        CHECK(has(refusal_of([](auto& o) { o.ring_capacity = 1000; }),
+                  "ring_capacity must be a power"));
         CHECK(has(refusal_of([](auto& o) { o.ring_capacity = 0; }), "ring_capacity"));
         CHECK(has(refusal_of([](auto& o) { o.ring_capacity = 1ull << 60; }), "ring_capacity"));
         CHECK(has(refusal_of([](auto& o) { o.prefix = "events"; }), "prefix must be a path"));
@@ -84,9 +79,7 @@ TEST_SUITE("start and stop") {
             try {
                 server.start(wrong);
                 FAIL_CHECK("accepted");
-            } catch (const std::invalid_argument& e) {
-                CHECK(has(e.what(), "write host:port"));
-            }
+            } catch (const std::invalid_argument& e) { CHECK(has(e.what(), "write host:port")); }
         }
     }
 
@@ -116,9 +109,9 @@ TEST_SUITE("start and stop") {
     TEST_CASE("a server runs once") {
         running_server server;
         CHECK_THROWS_AS(server.start("127.0.0.1:0"), std::logic_error);
-        CHECK_THROWS_AS(server.route("GET", "/late", [](sse::stream&) -> asio::awaitable<void> {
-            co_return;
-        }), std::logic_error);
+        CHECK_THROWS_AS(
+            server.route("GET", "/late", [](sse::stream&) -> asio::awaitable<void> { co_return; }),
+            std::logic_error);
         sse::server unstarted(with_threads(1));
         CHECK_THROWS_AS(unstarted.port(), std::logic_error);
         unstarted.stop();
@@ -205,9 +198,7 @@ TEST_SUITE("start and stop") {
         REQUIRE(eventually([&] {
             try {
                 return server.port() != 0;
-            } catch (const std::logic_error&) {
-                return false;
-            }
+            } catch (const std::logic_error&) { return false; }
         }));
         event_client client(server.port());
         ::kill(::getpid(), SIGTERM);
@@ -257,7 +248,8 @@ TEST_SUITE("start and stop") {
 }
 
 TEST_SUITE("endpoints") {
-    TEST_CASE("fault 24: the head of a stream keeps proxies from buffering, caching and changing it") {
+    TEST_CASE(
+        "fault 24: the head of a stream keeps proxies from buffering, caching and changing it") {
         running_server server;
         event_client client(server.port(), "/subscribe/a");
         CHECK(client.head().header("Content-Type") == "text/event-stream");
@@ -302,8 +294,8 @@ TEST_SUITE("endpoints") {
         running_server server;
         const auto with = [&](const char* accept) {
             connection peer(server.port());
-            peer.send("GET /subscribe HTTP/1.1\r\nHost: localhost\r\nAccept: " + std::string(accept) +
-                      "\r\n\r\n");
+            peer.send("GET /subscribe HTTP/1.1\r\nHost: localhost\r\nAccept: " +
+                      std::string(accept) + "\r\n\r\n");
             return peer.read_head().status;
         };
         CHECK(with("application/json") == 406);
@@ -349,7 +341,8 @@ TEST_SUITE("endpoints") {
         CHECK(one.next().data == "tom");
     }
 
-    TEST_CASE("CORS: everyone by default; a matcher echoes, refuses before the stream, and varies") {
+    TEST_CASE(
+        "CORS: everyone by default; a matcher echoes, refuses before the stream, and varies") {
         sse::options o = with_threads(1);
         o.cors.origin = [](std::string_view origin) { return origin == "https://app.example"; };
         o.hosts = {"*"};
@@ -390,7 +383,8 @@ TEST_SUITE("endpoints") {
     TEST_CASE("two requests in one packet are answered in their order on one connection") {
         running_server server;
         connection peer(server.port());
-        peer.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /none HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        peer.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /none HTTP/1.1\r\nHost: "
+                  "localhost\r\n\r\n");
         CHECK(peer.read_response().status == 200);
         CHECK(peer.read_response().status == 404);
         CHECK(peer.request("GET", "/health").status == 200);
@@ -400,7 +394,8 @@ TEST_SUITE("endpoints") {
     TEST_CASE("a broken request gets one answer that says why, then the end") {
         running_server server;
         connection peer(server.port());
-        peer.send("GET /health HTTP/1.1\r\nHost : a\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        peer.send("GET /health HTTP/1.1\r\nHost : a\r\n\r\nGET /health HTTP/1.1\r\nHost: "
+                  "localhost\r\n\r\n");
         const auto answer = peer.read_response();
         CHECK(answer.status == 400);
         CHECK(answer.header("Connection") == "close");
@@ -501,9 +496,11 @@ TEST_SUITE("publishing") {
         running_server server;
         event_client client(server.port());
         check_code(sse::errc::bad_event, [&] { server.broadcast({.event = "a\revent: evil"}); });
-        check_code(sse::errc::bad_event, [&] { server.publish("/t", {.event = "a\nb", .data = "x"}); });
+        check_code(sse::errc::bad_event,
+                   [&] { server.publish("/t", {.event = "a\nb", .data = "x"}); });
         check_code(sse::errc::bad_id, [&] { server.broadcast({.data = "x", .id = "1\n2"}); });
-        CHECK(server.try_broadcast({.data = "x", .id = std::string_view("\0", 1)}) == sse::errc::bad_id);
+        CHECK(server.try_broadcast({.data = "x", .id = std::string_view("\0", 1)}) ==
+              sse::errc::bad_id);
         check_code(sse::errc::empty_message, [&] { server.broadcast({}); });
         check_code(sse::errc::bad_topic, [&] { server.publish("/a/../b", {.data = "x"}); });
         CHECK(server.try_publish("a//b", {.data = "x"}) == sse::errc::bad_topic);
@@ -548,7 +545,8 @@ TEST_SUITE("publishing") {
         CHECK(client.read_through("\n\n") == "data: x\n\n");
     }
 
-    TEST_CASE("fault 19: a full ring is told to the publisher, and nothing is lost of what it took") {
+    TEST_CASE(
+        "fault 19: a full ring is told to the publisher, and nothing is lost of what it took") {
         sse::options o = with_threads(1);
         o.ring_capacity = 4;
         o.publish_timeout = 10ms;
@@ -600,9 +598,7 @@ TEST_SUITE("publishing") {
                        [&](std::exception_ptr e, std::uint64_t) {
                            try {
                                if (e) std::rethrow_exception(e);
-                           } catch (const std::system_error& error) {
-                               code = error.code();
-                           }
+                           } catch (const std::system_error& error) { code = error.code(); }
                        });
         CHECK(io.poll() > 0);
         CHECK(blocked.wait());
@@ -643,7 +639,8 @@ TEST_SUITE("publishing") {
         CHECK(late.next().data == "now");
     }
 
-    TEST_CASE("without clients too, a publisher held up between its two stores stops nobody for good") {
+    TEST_CASE(
+        "without clients too, a publisher held up between its two stores stops nobody for good") {
         // Preempted there, one of many publishers leaves a hole that the workers stop at; whoever
         // fills it must wake them, though nobody else is there to be served.
         sse::options o = with_threads(2);
@@ -673,9 +670,7 @@ TEST_SUITE("publishing") {
                            [&](std::exception_ptr e, std::uint64_t) {
                                try {
                                    if (e) std::rethrow_exception(e);
-                               } catch (const std::system_error& error) {
-                                   code = error.code();
-                               }
+                               } catch (const std::system_error& error) { code = error.code(); }
                            });
             io.poll();
         }
@@ -772,7 +767,8 @@ TEST_SUITE("clients that come and go") {
         CHECK(eventually([&] { return server.counters().connections == 0; }));
     }
 
-    TEST_CASE("a client that stops reading is cut when the history has moved past it, others are not") {
+    TEST_CASE(
+        "a client that stops reading is cut when the history has moved past it, others are not") {
         sse::options o = with_threads(1);
         o.history = 64;
         running_server server(o);
@@ -875,7 +871,8 @@ TEST_SUITE("clients that come and go") {
             std::this_thread::sleep_for(20ms); // the client's pace is what is tested
         }
         CHECK(server.counters().lagged == 0);
-        while (taken < data.size()) taken += slow.read_exactly(std::min<std::size_t>(65'536, data.size() - taken)).size();
+        while (taken < data.size())
+            taken += slow.read_exactly(std::min<std::size_t>(65'536, data.size() - taken)).size();
         CHECK(server.counters().streams == 1);
     }
 
@@ -891,9 +888,7 @@ TEST_SUITE("clients that come and go") {
             try {
                 event_client again(server.port());
                 return true;
-            } catch (const std::exception&) {
-                return false;
-            }
+            } catch (const std::exception&) { return false; }
         }));
     }
 }

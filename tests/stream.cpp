@@ -33,9 +33,7 @@ std::string code_of(std::exception_ptr failure) {
         std::rethrow_exception(failure);
     } catch (const std::system_error& e) {
         return e.code().message();
-    } catch (const std::exception& e) {
-        return e.what();
-    }
+    } catch (const std::exception& e) { return e.what(); }
 }
 
 /// Collects what handlers threw.
@@ -115,7 +113,8 @@ TEST_SUITE("routes") {
         const std::string large(700'000, 'y');
         CHECK(http_request(server.port(), "POST", "/route", {}, large).body == large);
         connection peer(server.port());
-        peer.send("POST /route HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n");
+        peer.send("POST /route HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nExpect: "
+                  "100-continue\r\n\r\n");
         CHECK(peer.read_head().status == 100);
         for (const char* piece : {"a", "b", "c"}) peer.send(piece);
         CHECK(peer.read_response().body == "abc");
@@ -213,10 +212,12 @@ TEST_SUITE("routes") {
         error_log errors;
         sse::options o = with_threads(1);
         errors.attach(o);
-        route_server server([](sse::stream& client) -> handler_result {
-            co_await client.respond(200, "text/plain", "one\n");
-            co_await client.respond(200, "text/plain", "two\n");
-        }, o);
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                co_await client.respond(200, "text/plain", "one\n");
+                co_await client.respond(200, "text/plain", "two\n");
+            },
+            o);
         CHECK(http_get(server.port(), "/route").body == "one\n");
         REQUIRE(eventually([&] { return errors.size() == 1; }));
         CHECK(errors.texts.front().find("answer already") != std::string::npos);
@@ -227,7 +228,8 @@ TEST_SUITE("streams") {
     TEST_CASE("a handler sends messages, temporaries and all, and its return ends the stream") {
         route_server server([](sse::stream& client) -> handler_result {
             for (int n = 0; n < 3; ++n) {
-                co_await client.send({.event = "n", .data = std::to_string(n), .id = std::to_string(n)});
+                co_await client.send(
+                    {.event = "n", .data = std::to_string(n), .id = std::to_string(n)});
             }
             co_await client.send({.retry = 1500ms, .comment = "bye"});
         });
@@ -338,8 +340,7 @@ TEST_SUITE("streams") {
         std::thread reader([&] {
             try {
                 greedy.wait_for_close(60s);
-            } catch (const std::exception&) {
-            }
+            } catch (const std::exception&) {}
         });
         CHECK(http_get(server.port(), "/health").status == 200);
         enough = true;
@@ -389,20 +390,23 @@ TEST_SUITE("streams") {
         sse::options o = with_threads(1);
         errors.attach(o);
         std::atomic<bool> told{false};
-        route_server server([&](sse::stream& client) -> handler_result {
-            co_await asio::this_coro::throw_if_cancelled(false);
-            try {
-                for (;;) {
-                    co_await client.send({.data = "x"});
-                    asio::error_code ignored;
-                    asio::steady_timer timer(client.get_executor(), 1h);
-                    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+        route_server server(
+            [&](sse::stream& client) -> handler_result {
+                co_await asio::this_coro::throw_if_cancelled(false);
+                try {
+                    for (;;) {
+                        co_await client.send({.data = "x"});
+                        asio::error_code ignored;
+                        asio::steady_timer timer(client.get_executor(), 1h);
+                        co_await timer.async_wait(
+                            asio::redirect_error(asio::use_awaitable, ignored));
+                    }
+                } catch (const std::system_error& e) {
+                    told = e.code() == sse::errc::closed && !client.open();
+                    throw;
                 }
-            } catch (const std::system_error& e) {
-                told = e.code() == sse::errc::closed && !client.open();
-                throw;
-            }
-        }, o);
+            },
+            o);
         event_client client(server.port(), "/route");
         client.next();
         client.close();
@@ -448,9 +452,7 @@ TEST_SUITE("streams") {
         route_server server([&](sse::stream& client) -> handler_result {
             try {
                 co_await client.send({.event = "a\nb", .data = "x"});
-            } catch (const std::system_error& e) {
-                told = e.code() == sse::errc::bad_event;
-            }
+            } catch (const std::system_error& e) { told = e.code() == sse::errc::bad_event; }
             co_await client.send({.data = "good"});
         });
         event_client client(server.port(), "/route");
@@ -463,9 +465,7 @@ TEST_SUITE("streams") {
         route_server server([&](sse::stream& client) -> handler_result {
             try {
                 co_await client.send({.data = "x"});
-            } catch (const std::system_error& e) {
-                told = e.code() == sse::errc::closed;
-            }
+            } catch (const std::system_error& e) { told = e.code() == sse::errc::closed; }
         });
         connection peer(server.port());
         peer.send_request("HEAD", "/route");
@@ -488,24 +488,25 @@ TEST_SUITE("streams") {
     TEST_CASE("a stream used after its handler has returned is an error of the program, no crash") {
         sse::options o = with_threads(1);
         std::atomic<int> refused{0};
-        route_server server([&](sse::stream& client) -> handler_result {
-            client.subscribe("/x");
-            asio::co_spawn(client.get_executor(), [](sse::stream& s, std::atomic<int>& n) -> handler_result {
-                asio::steady_timer later(s.get_executor(), 20ms);
-                co_await later.async_wait(asio::use_awaitable);
-                try {
-                    co_await s.send({.data = "too late"});
-                } catch (const std::logic_error&) {
-                    ++n;
-                }
-                try {
-                    co_await s.respond(200, "text/plain", "too late");
-                } catch (const std::logic_error&) {
-                    ++n;
-                }
-            }(client, refused), asio::detached);
-            co_return;
-        }, o);
+        route_server server(
+            [&](sse::stream& client) -> handler_result {
+                client.subscribe("/x");
+                asio::co_spawn(
+                    client.get_executor(),
+                    [](sse::stream& s, std::atomic<int>& n) -> handler_result {
+                        asio::steady_timer later(s.get_executor(), 20ms);
+                        co_await later.async_wait(asio::use_awaitable);
+                        try {
+                            co_await s.send({.data = "too late"});
+                        } catch (const std::logic_error&) { ++n; }
+                        try {
+                            co_await s.respond(200, "text/plain", "too late");
+                        } catch (const std::logic_error&) { ++n; }
+                    }(client, refused),
+                    asio::detached);
+                co_return;
+            },
+            o);
         event_client client(server.port(), "/route"); // stays, so the stream does
         CHECK(eventually([&] { return refused == 2; }));
     }
@@ -513,10 +514,12 @@ TEST_SUITE("streams") {
     TEST_CASE("a heartbeat reaches a handler's silent stream too") {
         sse::options o = with_threads(1);
         o.heartbeat = 20ms;
-        route_server server([](sse::stream& client) -> handler_result {
-            co_await client.send({.data = "thinking"});
-            co_await wait_for(client, 1h);
-        }, o);
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                co_await client.send({.data = "thinking"});
+                co_await wait_for(client, 1h);
+            },
+            o);
         event_client client(server.port(), "/route");
         CHECK(client.next().data == "thinking");
         CHECK(client.next_comment().empty());

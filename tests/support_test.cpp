@@ -29,8 +29,7 @@ using support::decoded;
 
 std::vector<std::string> data_of(const std::vector<decoded>& events) {
     std::vector<std::string> all;
-    for (const decoded& event : events)
-        all.push_back(event.data);
+    for (const decoded& event : events) all.push_back(event.data);
     return all;
 }
 
@@ -45,8 +44,7 @@ void for_every_split(const std::string& stream,
         check(decoder);
     }
     support::event_stream_decoder decoder;
-    for (const char& byte : stream)
-        decoder.feed({&byte, 1});
+    for (const char& byte : stream) decoder.feed({&byte, 1});
     check(decoder);
 }
 
@@ -135,9 +133,7 @@ TEST_CASE("field names are compared exactly, and unknown fields ignored") {
     check_events("EVENT:x\nEvent:x\ndata:a\n\n", {{"message", "a", ""}});
 }
 
-TEST_CASE("a null character is data like any other") {
-    check_data("data:\0\n\n\n\n"s, {"\0"s});
-}
+TEST_CASE("a null character is data like any other") { check_data("data:\0\n\n\n\n"s, {"\0"s}); }
 
 TEST_CASE("one byte order mark at the beginning is skipped") {
     const std::string mark = "\xEF\xBB\xBF";
@@ -220,20 +216,20 @@ TEST_CASE("the decoder knows whether the stream stands between two events") {
         decoder.feed(stream);
         return decoder.between_events();
     };
-    for (const std::string_view whole : {"", "\n", ":\n", ":\n\n", "data:a\n\n", "id:1\r\n\r",
-                                         "data:a\n\n:b\n", "data:a\n:b\n\n"})
+    for (const std::string_view whole :
+         {"", "\n", ":\n", ":\n\n", "data:a\n\n", "id:1\r\n\r", "data:a\n\n:b\n", "data:a\n:b\n\n"})
         CHECK_MESSAGE(between(whole), support::show(whole));
-    for (const std::string_view cut : {"d", "data:a", "data:a\n", "id:1\n", "data:a\n\n:b",
-                                       "data:a\n:b\n", "\xEF"})
+    for (const std::string_view cut :
+         {"d", "data:a", "data:a\n", "id:1\n", "data:a\n\n:b", "data:a\n:b\n", "\xEF"})
         CHECK_MESSAGE(!between(cut), support::show(cut));
 }
 
 // ---- response heads -----------------------------------------------------------------------------
 
 TEST_CASE("a response head is parsed, with headers of any case and of several lines") {
-    const support::response head = support::parse_response_head(
-        "HTTP/1.1 404 Not Found\r\nContent-Type: \t text/plain \r\n"
-        "vary: A\r\nVARY:B\r\nX:\r\n\r\n");
+    const support::response head =
+        support::parse_response_head("HTTP/1.1 404 Not Found\r\nContent-Type: \t text/plain \r\n"
+                                     "vary: A\r\nVARY:B\r\nX:\r\n\r\n");
     CHECK(head.version == "HTTP/1.1");
     CHECK(head.status == 404);
     CHECK(head.reason == "Not Found");
@@ -288,8 +284,7 @@ public:
 
     void finish() {
         join();
-        if (failure_)
-            std::rethrow_exception(failure_);
+        if (failure_) std::rethrow_exception(failure_);
     }
 
 private:
@@ -300,15 +295,10 @@ private:
                 threads.emplace_back([this, &each, peer = accept()]() mutable {
                     try {
                         each(peer);
-                    } catch (...) {
-                        keep(std::current_exception());
-                    }
+                    } catch (...) { keep(std::current_exception()); }
                 });
-        } catch (...) {
-            keep(std::current_exception());
-        }
-        for (std::thread& each : threads)
-            each.join();
+        } catch (...) { keep(std::current_exception()); }
+        for (std::thread& each : threads) each.join();
     }
 
     support::connection accept() {
@@ -324,8 +314,7 @@ private:
     }
 
     void join() {
-        if (thread_.joinable())
-            thread_.join();
+        if (thread_.joinable()) thread_.join();
     }
 
     std::vector<script> scripts_;
@@ -340,8 +329,7 @@ private:
 scripted_server::script answer(std::vector<std::string> pieces) {
     return [pieces = std::move(pieces)](support::connection& peer) {
         peer.read_through("\r\n\r\n");
-        for (const std::string& piece : pieces)
-            peer.send(piece);
+        for (const std::string& piece : pieces) peer.send(piece);
     };
 }
 
@@ -351,9 +339,7 @@ template <class Error, class Function>
 std::string message_of(Function&& function) {
     try {
         function();
-    } catch (const Error& error) {
-        return error.what();
-    }
+    } catch (const Error& error) { return error.what(); }
     return "nothing was thrown";
 }
 
@@ -420,8 +406,8 @@ TEST_CASE("a deadline names what was received") {
     }});
     {
         support::connection client(server.port());
-        const std::string message = message_of<support::timed_out>(
-            [&] { client.read_through("\r\n", 50ms); });
+        const std::string message =
+            message_of<support::timed_out>([&] { client.read_through("\r\n", 50ms); });
         CHECK_MESSAGE(message.find("half a li") != std::string::npos, message);
         CHECK(client.received() == "half a li");
     }
@@ -552,8 +538,7 @@ TEST_CASE("the parser of the swarm reads the number of each event") {
 TEST_CASE("a record tells gaps, duplicates and disorder apart") {
     const auto record_of = [](const std::vector<std::uint64_t>& numbers) {
         support::subscriber_record record;
-        for (const std::uint64_t number : numbers)
-            record.saw(number);
+        for (const std::uint64_t number : numbers) record.saw(number);
         return record;
     };
     const auto good = record_of({5, 6, 7});
@@ -586,9 +571,8 @@ TEST_CASE("a swarm of clients follows until all have seen a number, and says who
     whole.leave();
     server.finish();
 
-    scripted_server second(
-        {answer({stream_head, "data: 0\n\ndata: 2\n\n"}),
-         answer({stream_head, "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 2\n\n"})});
+    scripted_server second({answer({stream_head, "data: 0\n\ndata: 2\n\n"}),
+                            answer({stream_head, "data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 2\n\n"})});
     support::swarm holes(second.port(), {.clients = 2});
     CHECK(holes.run_until_all_closed());
     CHECK_FALSE(holes.all_saw_exactly(0, 2));

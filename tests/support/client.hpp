@@ -77,8 +77,7 @@ inline constexpr std::chrono::seconds patience{10};
 template <class Condition>
 [[nodiscard]] bool eventually(Condition&& condition, deadline until = patience) {
     for (;;) {
-        if (condition())
-            return true;
+        if (condition()) return true;
         if (until.passed())
             return static_cast<bool>(condition()); // we may have been off the processor till now
         std::this_thread::sleep_for(500us);
@@ -147,8 +146,7 @@ public:
     int get() const { return fd_; }
     explicit operator bool() const { return fd_ >= 0; }
     void close() {
-        if (fd_ >= 0)
-            ::close(std::exchange(fd_, -1));
+        if (fd_ >= 0) ::close(std::exchange(fd_, -1));
     }
 
 private:
@@ -160,12 +158,9 @@ inline bool wait_for(int fd, short events, deadline until) {
     for (;;) {
         pollfd entry{fd, events, 0};
         const int ready = ::poll(&entry, 1, until.poll_timeout());
-        if (ready > 0)
-            return true;
-        if (ready == 0 && until.passed())
-            return false;
-        if (ready < 0 && errno != EINTR)
-            throw_errno("poll");
+        if (ready > 0) return true;
+        if (ready == 0 && until.passed()) return false;
+        if (ready < 0 && errno != EINTR) throw_errno("poll");
     }
 }
 
@@ -231,14 +226,13 @@ struct response {
     std::optional<std::string> header(std::string_view name) const {
         std::optional<std::string> joined;
         for (const auto& [key, value] : headers)
-            if (equal_ignoring_case(key, name))
-                joined = joined ? *joined + ", " + value : value;
+            if (equal_ignoring_case(key, name)) joined = joined ? *joined + ", " + value : value;
         return joined;
     }
     std::size_t header_lines(std::string_view name) const {
-        return static_cast<std::size_t>(std::count_if(
-            headers.begin(), headers.end(),
-            [&](const auto& line) { return equal_ignoring_case(line.first, name); }));
+        return static_cast<std::size_t>(
+            std::count_if(headers.begin(), headers.end(),
+                          [&](const auto& line) { return equal_ignoring_case(line.first, name); }));
     }
 };
 
@@ -252,8 +246,7 @@ inline response parse_response_head(std::string_view head) {
     std::string_view rest = head;
     const auto next_line = [&] {
         const std::size_t end = rest.find("\r\n");
-        if (end == std::string_view::npos)
-            fail("a line without its end");
+        if (end == std::string_view::npos) fail("a line without its end");
         const std::string_view line = rest.substr(0, end);
         rest.remove_prefix(end + 2);
         for (const char byte : line)
@@ -284,8 +277,7 @@ inline response parse_response_head(std::string_view head) {
             value.remove_suffix(1);
         parsed.headers.emplace_back(field.substr(0, colon), value);
     }
-    if (!rest.empty())
-        fail("bytes behind the blank line");
+    if (!rest.empty()) fail("bytes behind the blank line");
     return parsed;
 }
 
@@ -311,10 +303,8 @@ public:
         const socket_address peer(options.host, port);
         socket_ = descriptor(
             ::socket(peer.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
-        if (!socket_)
-            throw_errno("socket");
-        if (options.receive_buffer != 0)
-            set(SOL_SOCKET, SO_RCVBUF, options.receive_buffer);
+        if (!socket_) throw_errno("socket");
+        if (options.receive_buffer != 0) set(SOL_SOCKET, SO_RCVBUF, options.receive_buffer);
         set(IPPROTO_TCP, TCP_NODELAY, 1); // a test that sends byte by byte means it
         if (!options.source.empty()) {
             const socket_address source(options.source, 0);
@@ -362,9 +352,8 @@ public:
                       const header_list& headers = {}, std::string_view body = {}) {
         std::string request;
         request.append(method).append(" ").append(target).append(" HTTP/1.1\r\n");
-        if (std::none_of(headers.begin(), headers.end(), [](const auto& line) {
-                return equal_ignoring_case(line.first, "Host");
-            }))
+        if (std::none_of(headers.begin(), headers.end(),
+                         [](const auto& line) { return equal_ignoring_case(line.first, "Host"); }))
             request += "Host: localhost\r\n";
         for (const auto& [name, value] : headers)
             request.append(name).append(": ").append(value).append("\r\n");
@@ -376,8 +365,7 @@ public:
 
     /// Ends our direction only, by FIN.
     void finish_sending() {
-        if (::shutdown(socket_.get(), SHUT_WR) != 0 && errno != ENOTCONN)
-            throw_errno("shutdown");
+        if (::shutdown(socket_.get(), SHUT_WR) != 0 && errno != ENOTCONN) throw_errno("shutdown");
     }
 
     // Receiving. `received()` is what has arrived and was not consumed by a read.
@@ -431,15 +419,13 @@ public:
 
     /// Receives until the peer ends the connection; consumes and returns all of it.
     std::string read_to_end(deadline until = patience) {
-        while (receive_some(until)) {
-        }
+        while (receive_some(until)) {}
         return std::exchange(received_, {});
     }
 
     /// Waits until the peer has ended the connection. What came before stays in received().
     ending wait_for_close(deadline until = patience) {
-        while (receive_some(until)) {
-        }
+        while (receive_some(until)) {}
         return *ended_;
     }
 
@@ -454,10 +440,9 @@ public:
         response answer = read_head(until);
         if (answer.header("Transfer-Encoding"))
             throw bad_response("this client does not read Transfer-Encoding");
-        const bool no_body = method == "HEAD" || answer.status < 200 || answer.status == 204 ||
-                             answer.status == 304;
-        if (no_body)
-            return answer;
+        const bool no_body =
+            method == "HEAD" || answer.status < 200 || answer.status == 204 || answer.status == 304;
+        if (no_body) return answer;
         if (const auto length = answer.header("Content-Length")) {
             std::size_t size = 0;
             const char* const last = length->data() + length->size();
@@ -503,15 +488,12 @@ private:
 
     void finish_connecting(const connect_options& options, std::uint16_t port) {
         const std::string what = "connect to " + options.host + " " + std::to_string(port);
-        if (errno != EINPROGRESS)
-            throw_errno(what);
-        if (!wait_for(socket_.get(), POLLOUT, options.until))
-            throw timed_out(what);
+        if (errno != EINPROGRESS) throw_errno(what);
+        if (!wait_for(socket_.get(), POLLOUT, options.until)) throw timed_out(what);
         int error = 0;
         socklen_t size = sizeof error;
         ::getsockopt(socket_.get(), SOL_SOCKET, SO_ERROR, &error, &size);
-        if (error != 0)
-            throw std::system_error(error, std::generic_category(), what);
+        if (error != 0) throw std::system_error(error, std::generic_category(), what);
     }
 
     void receive_or_throw(deadline until, const std::string& what) {
@@ -576,8 +558,7 @@ public:
 
     /// The next event. Throws `timed_out`, or `connection_ended` when the stream ends before it.
     decoded next(deadline until = patience) {
-        if (auto event = next_or_end(until))
-            return *std::move(event);
+        if (auto event = next_or_end(until)) return *std::move(event);
         throw connection_ended("the stream ended before an event" + seen());
     }
 
@@ -588,22 +569,19 @@ public:
 
     std::vector<decoded> next(std::size_t count, deadline until = patience) {
         std::vector<decoded> all;
-        while (all.size() < count)
-            all.push_back(next(until));
+        while (all.size() < count) all.push_back(next(until));
         return all;
     }
 
     /// The next comment, such as a heartbeat. Events that pass meanwhile are kept for next().
     std::string next_comment(deadline until = patience) {
-        if (auto comment = wait_for_one(comments_, until, "a comment"))
-            return *std::move(comment);
+        if (auto comment = wait_for_one(comments_, until, "a comment")) return *std::move(comment);
         throw connection_ended("the stream ended before a comment" + seen());
     }
 
     /// Reads until the server ends the stream. Events that come meanwhile are kept for next().
     ending wait_for_close(deadline until = patience) {
-        while (receive(until, "the end")) {
-        }
+        while (receive(until, "the end")) {}
         return *connection_.ended();
     }
 
@@ -620,8 +598,7 @@ private:
     template <class Item>
     std::optional<Item> wait_for_one(std::deque<Item>& queue, deadline until, const char* what) {
         while (queue.empty())
-            if (!receive(until, what))
-                return std::nullopt;
+            if (!receive(until, what)) return std::nullopt;
         Item front = std::move(queue.front());
         queue.pop_front();
         return front;
@@ -636,20 +613,17 @@ private:
             } catch (const timed_out&) {
                 throw timed_out(std::string("deadline passed before ") + what + seen());
             }
-            if (!more)
-                return false;
+            if (!more) return false;
         }
-        const std::string bytes =
-            connection_.read_until([](const std::string&) { return true; });
+        const std::string bytes = connection_.read_until([](const std::string&) { return true; });
         decoder_.feed(bytes);
-        for (decoded& event : decoder_.take_events())
-            events_.push_back(std::move(event));
+        for (decoded& event : decoder_.take_events()) events_.push_back(std::move(event));
         for (std::string& comment : decoder_.take_comments())
             comments_.push_back(std::move(comment));
         total_ += bytes.size();
-        tail_ = (tail_ + bytes).substr(tail_.size() + bytes.size() > 600
-                                           ? tail_.size() + bytes.size() - 600
-                                           : 0);
+        tail_ =
+            (tail_ + bytes)
+                .substr(tail_.size() + bytes.size() > 600 ? tail_.size() + bytes.size() - 600 : 0);
         return true;
     }
 
@@ -685,16 +659,13 @@ public:
     /// The first string is the path of the program; nothing is looked up and no shell is involved.
     explicit process(std::vector<std::string> command) {
         int ends[2];
-        if (::pipe2(ends, O_CLOEXEC) != 0)
-            throw_errno("pipe2");
+        if (::pipe2(ends, O_CLOEXEC) != 0) throw_errno("pipe2");
         output_ = descriptor(ends[0]);
         const descriptor child_end(ends[1]);
-        if (::fcntl(output_.get(), F_SETFL, O_NONBLOCK) != 0)
-            throw_errno("O_NONBLOCK");
+        if (::fcntl(output_.get(), F_SETFL, O_NONBLOCK) != 0) throw_errno("O_NONBLOCK");
 
         std::vector<char*> arguments;
-        for (std::string& argument : command)
-            arguments.push_back(argument.data());
+        for (std::string& argument : command) arguments.push_back(argument.data());
         arguments.push_back(nullptr);
 
         // The child starts with default signals, whatever a test or a library has done to ours.
@@ -710,8 +681,8 @@ public:
         posix_spawn_file_actions_t actions;
         ::posix_spawn_file_actions_init(&actions);
         ::posix_spawn_file_actions_adddup2(&actions, child_end.get(), STDOUT_FILENO);
-        const int error = ::posix_spawn(&pid_, arguments[0], &actions, &attributes,
-                                        arguments.data(), environ);
+        const int error =
+            ::posix_spawn(&pid_, arguments[0], &actions, &attributes, arguments.data(), environ);
         ::posix_spawn_file_actions_destroy(&actions);
         ::posix_spawnattr_destroy(&attributes);
         if (error != 0)
@@ -722,11 +693,9 @@ public:
     process& operator=(const process&) = delete;
 
     ~process() {
-        if (status_)
-            return;
+        if (status_) return;
         ::kill(pid_, SIGKILL);
-        while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
-        }
+        while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {}
     }
 
     pid_t pid() const { return pid_; }
@@ -747,20 +716,17 @@ public:
     std::string read_line_with(std::string_view text, deadline until = patience) {
         for (;;) {
             std::string line = read_line(until);
-            if (line.find(text) != std::string::npos)
-                return line;
+            if (line.find(text) != std::string::npos) return line;
         }
     }
 
     std::string read_to_end(deadline until = patience) {
-        while (receive_some(until)) {
-        }
+        while (receive_some(until)) {}
         return std::exchange(unread_, {});
     }
 
     void signal(int number) {
-        if (!status_ && ::kill(pid_, number) != 0)
-            throw_errno("kill");
+        if (!status_ && ::kill(pid_, number) != 0) throw_errno("kill");
     }
 
     exit_status wait_for_exit(deadline until = patience) {
@@ -780,8 +746,7 @@ private:
             }
             if (errno == EAGAIN && !wait_for(output_.get(), POLLIN, until))
                 throw timed_out("the program printed nothing more; unread: " + show(unread_));
-            if (errno != EAGAIN && errno != EINTR)
-                throw_errno("read");
+            if (errno != EAGAIN && errno != EINTR) throw_errno("read");
         }
     }
 
@@ -822,12 +787,10 @@ inline std::uint16_t port_in(std::string_view line) {
 /// Open descriptors of a process; ours without the one that counting needs.
 inline std::size_t open_descriptors(pid_t pid = ::getpid()) {
     DIR* const directory = ::opendir(("/proc/" + std::to_string(pid) + "/fd").c_str());
-    if (directory == nullptr)
-        throw_errno("list descriptors");
+    if (directory == nullptr) throw_errno("list descriptors");
     std::size_t count = 0;
     while (const dirent* entry = ::readdir(directory))
-        if (entry->d_name[0] != '.')
-            ++count;
+        if (entry->d_name[0] != '.') ++count;
     ::closedir(directory);
     return pid == ::getpid() ? count - 1 : count;
 }
@@ -851,19 +814,16 @@ inline std::size_t resident_bytes(pid_t pid = ::getpid()) {
     std::ifstream file("/proc/" + std::to_string(pid) + "/statm");
     std::size_t total_pages = 0;
     std::size_t resident_pages = 0;
-    if (!(file >> total_pages >> resident_pages))
-        throw std::runtime_error("cannot read statm");
+    if (!(file >> total_pages >> resident_pages)) throw std::runtime_error("cannot read statm");
     return resident_pages * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
 }
 
 /// Raises the soft limit of open files as far as the system lets us; returns it.
 inline std::size_t raise_descriptor_limit() {
     rlimit limit{};
-    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0)
-        throw_errno("getrlimit");
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) throw_errno("getrlimit");
     limit.rlim_cur = limit.rlim_max;
-    if (::setrlimit(RLIMIT_NOFILE, &limit) != 0)
-        throw_errno("setrlimit");
+    if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) throw_errno("setrlimit");
     return static_cast<std::size_t>(limit.rlim_cur);
 }
 

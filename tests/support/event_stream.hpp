@@ -69,8 +69,7 @@ private:
             at_start_ = false;
         } else if (!mark.starts_with(held_back_)) {
             at_start_ = false;
-            for (const char held : held_back_)
-                take(held);
+            for (const char held : held_back_) take(held);
         }
     }
 
@@ -79,8 +78,7 @@ private:
     void take(char byte) {
         const bool second_half = after_cr_ && byte == '\n';
         after_cr_ = byte == '\r';
-        if (second_half)
-            return;
+        if (second_half) return;
         if (byte == '\r' || byte == '\n')
             end_line(std::exchange(line_, {}));
         else
@@ -126,8 +124,7 @@ private:
         std::uint64_t number = 0;
         for (const char digit : digits) {
             const auto unit = static_cast<std::uint64_t>(digit - '0');
-            if (number > (most - unit) / 10)
-                return most;
+            if (number > (most - unit) / 10) return most;
             number = number * 10 + unit;
         }
         return number;
@@ -140,8 +137,8 @@ private:
         if (data.empty()) // no data line at all; a lone "data" line has left a "\n" here
             return;
         data.pop_back();
-        events_.push_back({type.empty() ? "message" : std::move(type), std::move(data),
-                           last_event_id_});
+        events_.push_back(
+            {type.empty() ? "message" : std::move(type), std::move(data), last_event_id_});
     }
 
     bool at_start_ = true;

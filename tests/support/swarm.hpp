@@ -42,8 +42,7 @@ struct subscriber_record {
 
     void saw(std::uint64_t number) {
         ++count;
-        if (!first)
-            first = number;
+        if (!first) first = number;
         if (!last || number == *last + 1) {
             last = number;
         } else if (number > *last) {
@@ -69,14 +68,11 @@ public:
     enum class outcome { more, head_complete, number, malformed };
 
     outcome feed(char byte) {
-        if (in_head_)
-            return feed_head(byte);
+        if (in_head_) return feed_head(byte);
         const bool second_half = after_cr_ && byte == '\n';
         after_cr_ = byte == '\r';
-        if (second_half)
-            return outcome::more;
-        if (byte == '\r' || byte == '\n')
-            return end_line();
+        if (second_half) return outcome::more;
+        if (byte == '\r' || byte == '\n') return end_line();
         feed_line(byte);
         return outcome::more;
     }
@@ -88,15 +84,12 @@ private:
     // "HTTP/1.1 200 ...": the status stands at bytes 9 to 11; the head ends with the first empty
     // line. That the rest of the head is right is the business of other tests.
     outcome feed_head(char byte) {
-        if (at_ >= 9 && at_ < 12)
-            status_ = status_ * 10 + (byte - '0');
+        if (at_ >= 9 && at_ < 12) status_ = status_ * 10 + (byte - '0');
         ++at_;
-        if (byte == '\r')
-            return outcome::more;
+        if (byte == '\r') return outcome::more;
         const bool empty_line = byte == '\n' && after_lf_;
         after_lf_ = byte == '\n';
-        if (!empty_line)
-            return outcome::more;
+        if (!empty_line) return outcome::more;
         in_head_ = false;
         at_ = 0;
         return outcome::head_complete;
@@ -107,8 +100,7 @@ private:
         static constexpr std::string_view name = "data:";
         if (at_ < name.size()) {
             is_data_ = (at_ == 0 || is_data_) && byte == name[at_];
-            if (is_data_ && byte == ':')
-                begin_data();
+            if (is_data_ && byte == ':') begin_data();
         } else if (is_data_ && !(at_ == name.size() && byte == ' ')) {
             feed_data(byte);
         }
@@ -118,8 +110,7 @@ private:
 
     void feed_data(char byte) {
         const bool digit = byte >= '0' && byte <= '9';
-        if (value_ == value::done || value_ == value::bad)
-            return;
+        if (value_ == value::done || value_ == value::bad) return;
         if (digit && !overflows(byte)) {
             number_ = number_ * 10 + static_cast<std::uint64_t>(byte - '0');
             value_ = value::digits;
@@ -144,8 +135,7 @@ private:
             begin_data();
         at_ = 0;
         is_data_ = false;
-        if (!blank || !has_data_)
-            return outcome::more;
+        if (!blank || !has_data_) return outcome::more;
         has_data_ = false;
         return value_ == value::digits || value_ == value::done ? outcome::number
                                                                 : outcome::malformed;
@@ -183,8 +173,7 @@ public:
     swarm(std::uint16_t port, swarm_options options)
         : options_(std::move(options)), port_(port), clients_(options_.clients),
           epoll_(::epoll_create1(EPOLL_CLOEXEC)) {
-        if (!epoll_)
-            throw_errno("epoll_create1");
+        if (!epoll_) throw_errno("epoll_create1");
         request_ = "GET " + options_.target +
                    " HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n";
         for (const auto& [name, value] : options_.headers)
@@ -222,10 +211,8 @@ public:
     bool run(Condition&& condition, deadline until, bool losses_are_fine = false) {
         for (;;) {
             connect_more();
-            if (condition())
-                return true;
-            if (until.passed() || (lost_ > 0 && !losses_are_fine))
-                return false;
+            if (condition()) return true;
+            if (until.passed() || (lost_ > 0 && !losses_are_fine)) return false;
             step(until);
         }
     }
@@ -233,12 +220,10 @@ public:
     /// All clients leave, by FIN, or by RST: then no port stays in TIME_WAIT.
     void leave(bool by_reset = false) {
         for (client& each : clients_) {
-            if (each.socket && by_reset)
-                make_close_a_reset(each);
+            if (each.socket && by_reset) make_close_a_reset(each);
             const bool had_a_stream = each.record.now == subscriber_record::state::open;
             each.socket.close();
-            if (had_a_stream)
-                each.record.now = subscriber_record::state::left;
+            if (had_a_stream) each.record.now = subscriber_record::state::left;
         }
         open_ = 0;
     }
@@ -303,7 +288,7 @@ private:
     };
 
     static std::string describe(const subscriber_record& record) {
-        static constexpr std::string_view names[] = {"waiting", "connecting", "head", "open",
+        static constexpr std::string_view names[] = {"waiting", "connecting",   "head", "open",
                                                      "refused", "disconnected", "left"};
         const auto number = [](const std::optional<std::uint64_t>& value) {
             return value ? std::to_string(*value) : std::string("none");
@@ -330,10 +315,9 @@ private:
 
     void start(client& each) {
         const std::size_t index = started_ - 1;
-        each.socket = descriptor(
-            ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
-        if (!each.socket)
-            throw_errno("socket of client " + std::to_string(index));
+        each.socket =
+            descriptor(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
+        if (!each.socket) throw_errno("socket of client " + std::to_string(index));
         const int fd = each.socket.get();
         const int size = options_.receive_buffer;
         if (size != 0 && ::setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size) != 0)
@@ -344,8 +328,7 @@ private:
             ::setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &yes, sizeof yes);
             const std::string host = "127.0.0." + std::to_string(1 + index % options_.sources);
             const socket_address source(host, 0);
-            if (::bind(fd, source.get(), source.size()) != 0)
-                throw_errno("bind to " + host);
+            if (::bind(fd, source.get(), source.size()) != 0) throw_errno("bind to " + host);
         }
         const socket_address peer("127.0.0.1", port_);
         if (::connect(fd, peer.get(), peer.size()) != 0 && errno != EINPROGRESS)
@@ -367,8 +350,7 @@ private:
         // A limit, so that conditions on something else than our sockets are looked at too.
         const int timeout = std::min(until.poll_timeout(), 20);
         const int count = ::epoll_wait(epoll_.get(), ready, 512, timeout);
-        if (count < 0 && errno != EINTR)
-            throw_errno("epoll_wait");
+        if (count < 0 && errno != EINTR) throw_errno("epoll_wait");
         for (int i = 0; i < count; ++i) {
             client& each = *static_cast<client*>(ready[i].data.ptr);
             if (each.record.now == state::connecting)
@@ -382,8 +364,7 @@ private:
         // The socket's buffer is empty and takes a small request whole, or the connection failed.
         const ssize_t sent =
             ::send(each.socket.get(), request_.data(), request_.size(), MSG_NOSIGNAL);
-        if (sent != static_cast<ssize_t>(request_.size()))
-            return lose(each, state::refused);
+        if (sent != static_cast<ssize_t>(request_.size())) return lose(each, state::refused);
         each.record.now = state::head;
         watch(each, EPOLL_CTL_MOD, EPOLLIN);
     }
@@ -391,13 +372,11 @@ private:
     // One read for each turn: a client with much to read must not keep the others waiting.
     void receive(client& each) {
         const ssize_t count = ::recv(each.socket.get(), buffer_, sizeof buffer_, 0);
-        if (count < 0 && (errno == EAGAIN || errno == EINTR))
-            return;
+        if (count < 0 && (errno == EAGAIN || errno == EINTR)) return;
         if (count <= 0)
-            return lose(each, each.record.now == state::open ? state::disconnected
-                                                             : state::refused);
-        for (ssize_t i = 0; i < count && each.socket; ++i)
-            take(each, each.parser.feed(buffer_[i]));
+            return lose(each,
+                        each.record.now == state::open ? state::disconnected : state::refused);
+        for (ssize_t i = 0; i < count && each.socket; ++i) take(each, each.parser.feed(buffer_[i]));
     }
 
     void take(client& each, number_parser::outcome outcome) {
@@ -406,22 +385,19 @@ private:
             const bool had_reached = target_ && record.last && *record.last >= *target_;
             record.saw(each.parser.number());
             ++events_;
-            if (target_ && !had_reached && *record.last >= *target_)
-                ++reached_;
+            if (target_ && !had_reached && *record.last >= *target_) ++reached_;
         } else if (outcome == number_parser::outcome::malformed) {
             ++record.malformed;
         } else if (outcome == number_parser::outcome::head_complete) {
             record.status = each.parser.status();
-            if (record.status != 200)
-                return lose(each, state::refused);
+            if (record.status != 200) return lose(each, state::refused);
             record.now = state::open;
             ++open_;
         }
     }
 
     void lose(client& each, state why) {
-        if (each.record.now == state::open)
-            --open_;
+        if (each.record.now == state::open) --open_;
         each.record.now = why;
         each.socket.close();
         ++lost_;
