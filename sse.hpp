@@ -1760,7 +1760,7 @@ enum class log_level : std::uint8_t { debug, info, warning, error };
 /// query: what is secret in a target never reaches a log.
 struct log_entry {
     log_level level;
-    std::string_view what; ///< "request", "stream closed", "refused", "handler failed", ...
+    std::string_view what; ///< "request", "stream closed", "refused", "handler failed",
     std::string_view method = {};
     std::string_view path = {};
     int status = 0;
@@ -2495,6 +2495,7 @@ private:
 
     // Coroutines
     void prepare_socket(stream& s);
+    void log_connection(const stream& s, std::string_view what) const;
     io_awaitable<void> serve(stream_ref s, int refusal);
     io_awaitable<bool> serve_request(stream& s, session& state);
     io_awaitable<void> answer_request(stream& s, session& state);
@@ -2668,6 +2669,7 @@ inline void worker::adopt(tcp_socket socket, int refusal,
     const stream_ref held(s);
     if (stopping_) return close(*s);
     prepare_socket(*s);
+    log_connection(*s, "connected");
     try {
         asio::co_spawn(io_, serve(held, refusal), [this, held](std::exception_ptr failure) {
             if (!failure) return;
@@ -2678,6 +2680,14 @@ inline void worker::adopt(tcp_socket socket, int refusal,
         report(std::current_exception());
         close(*s);
     }
+}
+
+/// The peer's address is asked for only when somebody listens.
+inline void worker::log_connection(const stream& s, std::string_view what) const {
+    if (!hub_.options.log) return;
+    asio::error_code gone;
+    const auto peer = s.socket_.remote_endpoint(gone).address();
+    hub_.log({.level = log_level::debug, .what = what, .client = unmapped(peer)});
 }
 
 inline void worker::prepare_socket(stream& s) {
@@ -3191,6 +3201,7 @@ inline void worker::close(stream& s) {
     if (!std::exchange(s.open_, false)) return;
     unsubscribe(s);
     enter(s, stream::phase::lingering);
+    log_connection(s, "disconnected");
     asio::error_code ignored; // there is nobody left to tell
     s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     s.socket_.close(ignored);

@@ -51,6 +51,7 @@ struct settings {
     std::vector<std::string> allowed;       // origins; empty: any
     std::string token;                      // empty: publishing over HTTP is off
     std::optional<sse::log_level> log_from; // empty: quiet
+    std::string subscribe_token;            // empty: anyone may subscribe
     bool demo = false;
     bool help = false;
 };
@@ -105,13 +106,12 @@ void allow_origin(settings& chosen, std::string_view origin) {
     }
 }
 
-void set_token(settings& chosen, std::string_view token) {
+void check_token(std::string_view token) {
     // RFC 6750 lets a bearer token have these; with a space or a comma it could never arrive.
     const auto fits = [](char c) { return c > ' ' && c < '\x7f' && c != ',' && c != '"'; };
     if (token.empty() || !std::all_of(token.begin(), token.end(), fits))
         throw usage_error("give a secret of letters, digits and signs, without spaces, for "
                           "example the output of: openssl rand -hex 16");
-    chosen.token = token;
 }
 
 // One of a few words.
@@ -131,6 +131,17 @@ flag list_flag(std::string_view name, std::string_view argument, std::string hel
     return {name, argument, std::move(help) + "; may be repeated",
             [member](settings& chosen, std::string_view value) {
                 (chosen.options.*member).emplace_back(value);
+            }};
+}
+
+// The first use replaces the default.
+flag cors_flag(std::string_view name, std::string_view argument, std::string help,
+               std::vector<std::string> sse::cors_options::*member) {
+    return {name, argument, std::move(help) + "; may be repeated",
+            [member](settings& chosen, std::string_view value) {
+                std::vector<std::string>& list = chosen.options.cors.*member;
+                if (list == sse::cors_options().*member) list.clear();
+                list.emplace_back(value);
             }};
 }
 
@@ -168,6 +179,29 @@ const std::vector<flag>& flags() {
          "web origin whose pages may read; * for any; may be repeated (*)", allow_origin},
         {"allow-credentials", "", "lets cookies come along from the allowed origins (off)",
          [](settings& chosen, std::string_view) { chosen.options.cors.credentials = true; }},
+        {"strange-origins", "WHAT",
+         "refuse: 403 for other origins; omit: an answer without permission (refuse)",
+         [](settings& chosen, std::string_view value) {
+             chosen.options.cors.refuse = one_of<bool>(value, {{"refuse", true}, {"omit", false}});
+         }},
+        cors_flag("allow-method", "METHOD", "method that a preflight allows (what is served)",
+                  &sse::cors_options::methods),
+        cors_flag("allow-header", "NAME",
+                  "request header that a preflight allows (Authorization, Cache-Control, "
+                  "Content-Type, Last-Event-ID)",
+                  &sse::cors_options::headers),
+        cors_flag("expose-header", "NAME", "answer header that pages may read (none)",
+                  &sse::cors_options::exposed),
+        {"preflight-age", "SECONDS", "how long a preflight holds; 0: the browser decides (7200)",
+         [](settings& chosen, std::string_view value) {
+             chosen.options.cors.max_age = std::chrono::floor<std::chrono::seconds>(seconds(value));
+         }},
+        {"subscribe-token", "TOKEN",
+         "lets in holders of TOKEN only, as 'Authorization: Bearer' or ?token= (anyone)",
+         [](settings& chosen, std::string_view value) {
+             check_token(value);
+             chosen.subscribe_token = value;
+         }},
         list_flag("host", "HOST",
                   "host that requests may name; * for any (on loopback its own names, else *)",
                   &options::hosts),
@@ -217,15 +251,20 @@ const std::vector<flag>& flags() {
                   &options::max_unsent_bytes),
         {"health", "PATH", "path of the count of streams; '' for none (/health)",
          [](settings& chosen, std::string_view value) { chosen.options.health = value; }},
-        {"log", "LEVEL", "prints what happens from this level on: info, warning or error (off)",
+        {"log", "LEVEL",
+         "prints what happens from this level on: debug, info, warning or error (off)",
          [](settings& chosen, std::string_view value) {
              using level = sse::log_level;
-             chosen.log_from = one_of<level>(
-                 value,
-                 {{"info", level::info}, {"warning", level::warning}, {"error", level::error}});
+             chosen.log_from = one_of<level>(value, {{"info", level::info},
+                                                     {"warning", level::warning},
+                                                     {"debug", level::debug},
+                                                     {"error", level::error}});
          }},
         {"publish-token", "TOKEN", "turns on POST /publish/<topic> for holders of TOKEN (off)",
-         set_token},
+         [](settings& chosen, std::string_view value) {
+             check_token(value);
+             chosen.token = value;
+         }},
         {"demo", "", "publishes an invented feed: prices, chat, build, sensors (off)",
          [](settings& chosen, std::string_view) { chosen.demo = true; }},
         {"help", "", "prints this", [](settings& chosen, std::string_view) { chosen.help = true; }},
@@ -575,6 +614,15 @@ std::string as_flag(std::string complaint) {
     return complaint;
 }
 
+// An EventSource cannot send a header, so the token may stand in the query.
+asio::awaitable<sse::access> let_in(const sse::request& request, const std::string& token) {
+    const std::string asked = request.query_value("token").value_or("");
+    if (holds_token(request, token) || same_secret(asked, token)) co_return sse::access{};
+    sse::access no = sse::access::refuse(401, "the token is missing or wrong\n");
+    no.headers.emplace_back("WWW-Authenticate", "Bearer");
+    co_return no;
+}
+
 std::unique_ptr<sse::server> make_server(settings& chosen) {
     const bool any = std::count(chosen.allowed.begin(), chosen.allowed.end(), "*") > 0;
     try {
@@ -584,6 +632,11 @@ std::unique_ptr<sse::server> make_server(settings& chosen) {
         chosen.options.log = [from](const sse::log_entry& entry) {
             if (entry.level >= from) log(entry);
         };
+        if (!chosen.subscribe_token.empty()) {
+            chosen.options.authorize = [token = chosen.subscribe_token](const sse::request& r) {
+                return let_in(r, token);
+            };
+        }
         return std::make_unique<sse::server>(chosen.options);
     } catch (const std::invalid_argument& refused) { throw usage_error(as_flag(refused.what())); }
 }

@@ -78,12 +78,46 @@ TEST_SUITE("examples") {
     TEST_CASE("the hub names every option in its help") {
         const auto [status, help] = run(example("hub") + " --help");
         CHECK(status == 0);
-        for (const char* flag :
-             {"--address", "--port", "--threads", "--prefix", "--heartbeat", "--allow-origin",
-              "--header-timeout", "--stall-timeout", "--publish-timeout", "--shutdown-timeout",
-              "--max-connections", "--max-connections-per-ip", "--max-head-bytes",
-              "--max-body-bytes", "--ring-capacity", "--history", "--history-bytes",
-              "--publish-token", "--demo"}) {
+        for (const char* flag : {"--address",
+                                 "--port",
+                                 "--threads",
+                                 "--prefix",
+                                 "--health",
+                                 "--heartbeat",
+                                 "--allow-origin",
+                                 "--allow-credentials",
+                                 "--strange-origins",
+                                 "--allow-method",
+                                 "--allow-header",
+                                 "--expose-header",
+                                 "--preflight-age",
+                                 "--subscribe-token",
+                                 "--host",
+                                 "--trusted-proxy",
+                                 "--forwarded",
+                                 "--proxy-protocol",
+                                 "--header-timeout",
+                                 "--body-timeout",
+                                 "--idle-timeout",
+                                 "--stall-timeout",
+                                 "--max-stream-age",
+                                 "--publish-timeout",
+                                 "--shutdown-timeout",
+                                 "--max-connections",
+                                 "--max-connections-per-ip",
+                                 "--connect-rate-per-ip",
+                                 "--over-limit",
+                                 "--retry-after",
+                                 "--max-head-bytes",
+                                 "--max-header-lines",
+                                 "--max-body-bytes",
+                                 "--max-unsent-bytes",
+                                 "--ring-capacity",
+                                 "--history",
+                                 "--history-bytes",
+                                 "--log",
+                                 "--publish-token",
+                                 "--demo"}) {
             CAPTURE(flag);
             CHECK(has(help, flag));
         }
@@ -102,6 +136,9 @@ TEST_SUITE("examples") {
         check_refused("--ring-capacity 1000", "power of two");
         check_refused("--heartbeat soon", "--heartbeat cannot be 'soon'");
         check_refused("--allow-origin https://app.example/", "without a path");
+        check_refused("--over-limit medium", "give hard or soft");
+        check_refused("--trusted-proxy nobody", "--trusted-proxy");
+        check_refused("--allow-credentials", "name the origins");
         check_refused("--demo=yes", "switch");
         check_refused("demo", "flags begin with --");
     }
@@ -118,6 +155,31 @@ TEST_SUITE("examples") {
         hub.signal(SIGTERM);
         CHECK(has(hub.read_to_end(), "let go of 3 clients"));
         CHECK(hub.wait_for_exit().code == 0);
+    }
+
+    TEST_CASE("the hub's flags for the front door do what they say") {
+        running_hub hub({"--subscribe-token", "s3cret", "--trusted-proxy", "127.0.0.1",
+                         "--allow-origin", "https://app.example", "--allow-credentials",
+                         "--allow-header", "X-One", "--allow-header", "X-Two", "--preflight-age",
+                         "30", "--strange-origins", "omit", "--health", "/live",
+                         "--max-header-lines", "20"});
+        CHECK(http_get(hub.port, "/subscribe/").status == 401);
+        CHECK(http_get(hub.port, "/subscribe/?token=wrong").status == 401);
+        event_client by_query(hub.port, "/subscribe/?token=s3cret",
+                              {{"Origin", "https://app.example"}});
+        CHECK(by_query.head().header("Access-Control-Allow-Credentials") == "true");
+        event_client by_header(
+            hub.port, "/subscribe/",
+            {{"Authorization", "Bearer s3cret"}, {"Origin", "https://other.example"}});
+        CHECK_FALSE(by_header.head().header("Access-Control-Allow-Origin"));
+        const auto preflight = http_request(
+            hub.port, "OPTIONS", "/subscribe/",
+            {{"Origin", "https://app.example"}, {"Access-Control-Request-Method", "GET"}});
+        CHECK(preflight.header("Access-Control-Allow-Headers") == "X-One, X-Two");
+        CHECK(preflight.header("Access-Control-Max-Age") == "30");
+        CHECK(http_get(hub.port, "/health").status == 404);
+        CHECK(has(http_get(hub.port, "/live").body, "connections: 2"));
+        CHECK(http_get(hub.port, "/live", {{"Host", "evil.example"}}).status == 421);
     }
 
     TEST_CASE("the hub publishes what is posted with the token: form, JSON and text") {

@@ -4,7 +4,9 @@
 
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <csignal>
+#include <ctime>
 #include <set>
 #include <thread>
 
@@ -256,6 +258,21 @@ TEST_SUITE("endpoints") {
         CHECK(client.head().header("Cache-Control") == "no-cache, no-transform");
         CHECK(client.head().header("X-Accel-Buffering") == "no");
         CHECK(client.head().header_lines("Access-Control-Allow-Origin") == 1);
+    }
+
+    TEST_CASE("every answer is dated, as RFC 9110 5.6.7 writes dates") {
+        running_server server;
+        for (const char* path : {"/health", "/none"}) {
+            const std::string date = http_get(server.port(), path).header("Date").value_or("");
+            CAPTURE(date);
+            REQUIRE(date.size() == std::string("Sun, 06 Nov 1994 08:49:37 GMT").size());
+            std::tm parsed{};
+            const char* const end = ::strptime(date.c_str(), "%a, %d %b %Y %H:%M:%S GMT", &parsed);
+            REQUIRE(end != nullptr);
+            CHECK(*end == '\0');
+            CHECK(std::abs(std::difftime(::timegm(&parsed), std::time(nullptr))) < 60);
+        }
+        CHECK(sse::detail::http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT");
     }
 
     TEST_CASE("health counts the open streams") {
@@ -764,6 +781,10 @@ TEST_SUITE("clients that come and go") {
         a.close();
         CHECK(eventually([&] { return server.counters().streams == 1; }));
         b.reset();
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+        event_client c(server.port());
+        c.socket().finish_sending(); // a half-closed client counts as gone
+        CHECK(c.wait_for_close() == ending::fin);
         CHECK(eventually([&] { return server.counters().connections == 0; }));
     }
 
