@@ -4,7 +4,7 @@
 // and cut in two at every place, and must end the same.
 #include "sse.hpp"
 
-#include "support/dice.hpp"
+#include "support/bytes.hpp"
 
 #include <doctest/doctest.h>
 
@@ -22,28 +22,13 @@
 
 using namespace std::string_literals;
 using namespace std::string_view_literals;
+using support::byte_by_byte;
+using support::escaped;
+using support::random_ends;
 
 namespace {
 
 constexpr std::size_t default_limit = 16 * 1024;
-
-std::string escaped(std::string_view bytes) {
-    constexpr std::string_view digits = "0123456789abcdef";
-    std::string out;
-    for (const char c : bytes) {
-        const auto code = static_cast<unsigned char>(c);
-        if (c == '\r') {
-            out += "\\r";
-        } else if (c == '\n') {
-            out += "\\n";
-        } else if (code < 0x20 || code > 0x7e) {
-            out += {'\\', 'x', digits[code >> 4U], digits[code & 15U]};
-        } else {
-            out += c;
-        }
-    }
-    return out;
-}
 
 // ---- reading ------------------------------------------------------------------------------------
 
@@ -130,12 +115,6 @@ outcome read(std::string_view bytes, const std::vector<std::size_t>& ends, std::
 
 outcome read(std::string_view bytes, std::size_t limit = default_limit) {
     return read(bytes, {bytes.size()}, limit);
-}
-
-std::vector<std::size_t> byte_by_byte(std::size_t size) {
-    std::vector<std::size_t> ends(size);
-    for (std::size_t i = 0; i < size; ++i) ends[i] = i + 1;
-    return ends;
 }
 
 /// Feeds the bytes in every way; the outcome of the whole.
@@ -885,14 +864,6 @@ std::string random_damage(support::dice& dice) {
         }
     }
     return out;
-}
-
-std::vector<std::size_t> random_ends(support::dice& dice, std::size_t size) {
-    std::vector<std::size_t> ends;
-    std::size_t at = 0;
-    while (at < size) ends.push_back(at = std::min(size, at + dice.between(1, 20)));
-    if (ends.empty()) ends.push_back(0);
-    return ends;
 }
 
 /// An accepted head written anew from what was understood of it.

@@ -28,6 +28,18 @@ asio::awaitable<void> wait_for(sse::stream& client, std::chrono::milliseconds ti
     co_await timer.async_wait(asio::use_awaitable);
 }
 
+/// A handler that says hello, waits for an hour, and counts its end, however that comes.
+sse::handler greet_and_wait(std::atomic<int>& ended) {
+    return [&ended](sse::stream& client) -> handler_result {
+        struct on_end {
+            std::atomic<int>& count;
+            ~on_end() { ++count; }
+        } guard{ended};
+        co_await client.send({.data = "hello"});
+        co_await wait_for(client, 1h);
+    };
+}
+
 std::string code_of(std::exception_ptr failure) {
     try {
         std::rethrow_exception(failure);
@@ -349,14 +361,7 @@ TEST_SUITE("streams") {
 
     TEST_CASE("when the client leaves, its handler is cancelled in whatever it waits for") {
         std::atomic<int> ended{0};
-        route_server server([&](sse::stream& client) -> handler_result {
-            struct on_end {
-                std::atomic<int>& count;
-                ~on_end() { ++count; }
-            } guard{ended};
-            co_await client.send({.data = "hello"});
-            co_await wait_for(client, 1h);
-        });
+        route_server server(greet_and_wait(ended));
         event_client by_fin(server.port(), "/route"), by_reset(server.port(), "/route");
         by_fin.next();
         by_reset.next();
@@ -369,14 +374,7 @@ TEST_SUITE("streams") {
 
     TEST_CASE("stop cancels the handlers") {
         std::atomic<int> ended{0};
-        route_server server([&](sse::stream& client) -> handler_result {
-            struct on_end {
-                std::atomic<int>& count;
-                ~on_end() { ++count; }
-            } guard{ended};
-            co_await client.send({.data = "hello"});
-            co_await wait_for(client, 1h);
-        });
+        route_server server(greet_and_wait(ended));
         event_client a(server.port(), "/route"), b(server.port(), "/route");
         a.next();
         b.next();
