@@ -3404,6 +3404,7 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
     }
     if (!s.open_) co_return false;
     sse::request request;
+    request.client = state.peer;
     request::verdict verdict = parser.why_refused();
     if (progress == head_parser::progress::need_more) {
         if (state.input.empty() || !state.timed_out) co_return false;
@@ -3422,10 +3423,9 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
     if (verdict.status != 0) {
         request.keep_alive = false;
         co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
-    } else if (const int over = state.refusal ? state.refusal : recount(s, state, request.client)) {
-        request.keep_alive = false;
-        co_await refuse(s, over);
     } else {
+        if (state.refusal == 0) state.refusal = recount(s, state, request.client);
+        if (state.refusal != 0) request.keep_alive = false;
         resume_reading(s);
         co_await answer_request(s, state);
         another = s.open_ && s.phase_ != stream::phase::streaming && !state.closing;
@@ -3459,10 +3459,9 @@ inline io_awaitable<void> worker::refuse(stream& s, int status) {
     const auto accept = r.header("Accept").value_or("");
     const bool event_source = accept.find("text/event-stream") != accept.npos && !r.is_head();
     if (o.over_limit == refusal::soft && event_source) {
-        s.session_->answer_headers = cors_headers(o.cors, std::nullopt, false);
         std::uniform_int_distribution<std::int64_t> spread(0, o.retry_after.count());
         const std::chrono::milliseconds retry(o.retry_after.count() + spread(random_));
-        s.session_->answered = true;
+        s.session_->answered = s.session_->closing = true;
         const std::string bytes =
             answer_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
                              "no-transform\r\nConnection: close\r\n" +
@@ -3486,7 +3485,7 @@ inline io_awaitable<bool> worker::is_granted(stream& s, session& state, std::str
     const bool granted = co_await asio::co_spawn(
         io_.get_executor(), matcher.ask(origin, *state.request),
         asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
-    co_return granted&& s.open_;
+    co_return (granted && s.open_);
 }
 
 inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
@@ -3516,6 +3515,10 @@ inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
     state.answer_headers = cors_headers(o.cors, origin, granted);
     if (!granted && o.cors.refuse && !is_same_origin(r, *origin)) {
         co_await answer(s, 403, "This origin is not allowed here\n");
+        co_return;
+    }
+    if (state.refusal != 0) { // not before, since a page must be allowed to read a soft refusal
+        co_await refuse(s, state.refusal);
         co_return;
     }
     std::string allow = "OPTIONS";

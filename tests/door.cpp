@@ -398,9 +398,23 @@ TEST_SUITE("limits") {
         REQUIRE(retry);
         CHECK(*retry >= 2000);
         CHECK(*retry <= 4000);
+        CHECK(second.head().header("Access-Control-Allow-Origin") == "*");
         const auto fetched = http_get(server.port(), "/subscribe/");
         CHECK(fetched.status == 503);
         CHECK(fetched.header("Retry-After") == "2");
+    }
+
+    TEST_CASE("a soft refusal can be read by the pages that may read the stream, by no others") {
+        sse::options o = with_threads(1);
+        o.max_connections = 1;
+        o.over_limit = sse::refusal::soft;
+        o.cors.origin = sse::origins({"https://app.example"});
+        running_server server(o);
+        event_client first(server.port());
+        event_client second(server.port(), "/subscribe", {{"Origin", "https://app.example"}});
+        CHECK(second.head().header("Access-Control-Allow-Origin") == "https://app.example");
+        CHECK(second.wait_for_close() == ending::fin);
+        CHECK(head_of(server.port(), {{"Origin", "https://evil.example"}}).status == 403);
     }
 
     TEST_CASE("the rate of connections from one address is limited, others get in") {
