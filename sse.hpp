@@ -2032,10 +2032,7 @@ private:
 class worker;
 
 struct hub {
-    explicit hub(sse::options o)
-        : options(std::move(o)), ring(options.ring_capacity, options.threads) {
-        for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
-    }
+    explicit hub(sse::options o);
 
     ~hub();
 
@@ -2554,6 +2551,12 @@ private:
     tally lagged_;
     std::atomic<std::uint64_t> streaming_{0};
 };
+
+// Here, where worker is complete: C++23 looks at once at what may have to be destroyed.
+inline hub::hub(sse::options o)
+    : options(std::move(o)), ring(options.ring_capacity, options.threads) {
+    for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
+}
 
 inline hub::~hub() {
     for (auto& w : workers) {
