@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <map>
+#include <vector>
 
 using namespace std::chrono_literals;
 using namespace support;
@@ -150,7 +151,15 @@ TEST_SUITE("examples") {
         CHECK(client.head().header("Access-Control-Allow-Origin") == "https://app.example");
         CHECK(client.next_comment().empty());
         CHECK(http_get(hub.port, "/events/", {{"Origin", "https://evil.example"}}).status == 403);
-        event_client second(hub.port, "/events/x"), third(hub.port, "/events/y");
+        std::vector<event_client> more; // once the hub has seen the refused one leave
+        while (more.size() < 2) {
+            REQUIRE(eventually([&] {
+                try {
+                    more.emplace_back(hub.port, "/events/x");
+                    return true;
+                } catch (const bad_response&) { return false; }
+            }));
+        }
         CHECK(http_get(hub.port, "/health").status == 429);
         hub.signal(SIGTERM);
         CHECK(has(hub.read_to_end(), "let go of 3 clients"));
