@@ -308,8 +308,6 @@ TEST_SUITE("who may come in") {
     }
 
     TEST_CASE("fault 17: X-Forwarded-For is nobody's word unless the peer is a trusted proxy") {
-        std::mutex mutex;
-        std::string seen;
         const auto asking = [&](sse::server& s) {
             s.route("GET", "/who", [&](sse::stream& client) -> asio::awaitable<void> {
                 const std::string who = client.request().client.to_string();
