@@ -27,10 +27,13 @@
 //     >>peer     who a client is behind trusted proxies, no I/O
 //     >>topic    topic paths and the tree of subscribers, no I/O
 //     >>log      a worker's bounded history of frames, no I/O
+//     >>subscription  where a stream starts, what becomes of it when it falls behind, gaps
+//     >>feed     from the log to the clients: fan-out, replay, gaps, lag policies, no I/O
 //     >>options  every setting with its default
 //     >>hub      what the threads share: options, routes, ring, counters, those who wait for room
 //     >>stream   one client
-//     >>worker   one thread: drains the ring, feeds its streams, keeps the deadlines
+//     >>worker   one thread: drains the ring, writes to its sockets, keeps the deadlines
+//     >>connection  a worker's coroutines, from accept to the end
 //     >>server   accept, spread over the workers, publish, stop
 //
 // How a message travels:
@@ -41,7 +44,9 @@
 //       claim a place in the ring  ==>  fan out: all that a stream has not had yet, in one write
 //       wake sleeping workers           would block? wait until writable; nothing is queued for it
 //
-// A subscription is a position in the log, not a queue: a slow client holds a number, not copies.
+// A subscription is a position in the log, not a queue: a slow client holds a number, not copies,
+// and one that comes back with its last event id is one that is behind. What the log can no longer
+// give is told, in the stream, as a gap.
 
 #ifndef SSE_HPP
 #define SSE_HPP
@@ -84,6 +89,8 @@
 #endif
 
 #include <asio/any_io_executor.hpp>
+#include <asio/associated_cancellation_slot.hpp>
+#include <asio/associated_executor.hpp>
 #include <asio/bind_cancellation_slot.hpp>
 #include <asio/buffer.hpp>
 #include <asio/cancellation_signal.hpp>
@@ -128,7 +135,9 @@
 #include <string_view>
 #include <system_error>
 #include <thread>
+#include <tuple>
 #include <type_traits>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -144,6 +153,8 @@ enum class errc {
     bad_id,         ///< The id contains CR, LF or NUL.
     bad_retry,      ///< The retry time is negative.
     empty_message,  ///< The message has no field at all.
+    ephemeral_id,   ///< The message is ephemeral and has an id, by which nobody could resume.
+    bad_key,        ///< The key of a user is empty or has a control character.
     bad_topic,      ///< The topic has an empty or dot segment, a control character, or over 32.
     body_too_large, ///< The request body is over options::max_body_bytes; the client gets 413.
     bad_body,      ///< The request body is cut short or its chunks are broken; the client gets 400.
@@ -176,6 +187,11 @@ inline const std::error_category& error_category() noexcept {
                        "clients ignore it; encode it without them";
             case errc::bad_retry: return "the retry time is negative; give 0 ms or more";
             case errc::empty_message: return "the message has no field; set at least data";
+            case errc::ephemeral_id:
+                return "the message is ephemeral and has an id, but nobody can resume behind what "
+                       "is not kept; leave one of the two out";
+            case errc::bad_key:
+                return "the key of a user is empty or contains a control character; give a name";
             case errc::bad_topic:
                 return "the topic has an empty segment, a segment '.' or '..', a control character "
                        "or more than 32 segments; write it like /prices/gold";
@@ -208,9 +224,17 @@ inline std::error_code make_error_code(errc code) noexcept {
 struct message {
     std::string_view event = {};               ///< Event type; empty: browsers see "message".
     std::optional<std::string_view> data = {}; ///< Any text; its CR, LF and CRLF arrive as LF.
-    std::optional<std::string_view> id = {}; ///< Becomes the client's Last-Event-ID; "" resets it.
+    /// Becomes the client's Last-Event-ID; "" resets it. Published without one, a message gets the
+    /// server's own, `<epoch>-<number>`. Ids of a program's own must be unique, or a client that
+    /// resumes may miss what lies between two of the same.
+    std::optional<std::string_view> id = {};
     std::optional<std::chrono::milliseconds> retry = {}; ///< The client's new reconnection time.
     std::string_view comment = {};                       ///< Ignored by clients.
+    /// What a newer message with the same key and topic replaces, for clients that are behind and
+    /// follow with lag_policy::conflate. Not sent.
+    std::string_view key = {};
+    /// For those who are there now: published without an id and never replayed.
+    bool ephemeral = false;
 };
 static_assert(std::is_trivially_destructible_v<message> && std::is_aggregate_v<message>);
 
@@ -223,6 +247,7 @@ inline std::error_code check(const message& m) noexcept {
     if (m.event.empty() && !m.data && !m.id && !m.retry && m.comment.empty()) {
         return errc::empty_message;
     }
+    if (m.ephemeral && m.id) return errc::ephemeral_id;
     return {};
 }
 
@@ -325,8 +350,9 @@ inline std::string encode(const message& m) {
 // that reader was last seen, so that the readers' cursors are looked at once in a round, not each
 // time.
 //
-// Progress: no operation waits. A publisher that is stopped between claim and hand-over (two stores
-// apart, no user code) holds back the readers at its place, and nothing else, as in the Disruptor.
+// Progress: no operation waits. A publisher that is stopped between claim and hand-over (some
+// stores apart, no user code) holds back the readers at its place, and nothing else, as in the
+// Disruptor.
 //
 // The store and the load of a place's sequence are sequentially consistent, so that "publish, then
 // look who sleeps" and "announce sleep, then look once more" cannot miss each other. No fences:
@@ -347,7 +373,14 @@ public:
 
     /// Publishes to all readers: the value's sequence, from 0, or nothing when there is no room.
     /// Thread safety: any number of threads at once.
-    std::optional<std::uint64_t> try_publish(T value) noexcept;
+    std::optional<std::uint64_t> try_publish(T value) noexcept {
+        return try_publish(value, [](std::uint64_t) noexcept {});
+    }
+
+    /// The same; calls mark(sequence) between claim and hand-over, when the sequence is known and
+    /// no reader has the value yet. It must be a few stores, since readers wait at this place.
+    template <class Mark>
+    std::optional<std::uint64_t> try_publish(T value, Mark&& mark) noexcept;
 
     /// The next value for this reader, or nothing yet. Thread safety: one thread for each reader.
     std::optional<T> try_read(std::size_t reader) noexcept;
@@ -401,7 +434,8 @@ std::size_t broadcast_ring<T, Atomic>::checked(std::size_t capacity, std::size_t
 }
 
 template <class T, template <class> class Atomic>
-std::optional<std::uint64_t> broadcast_ring<T, Atomic>::try_publish(T value) noexcept {
+template <class Mark>
+std::optional<std::uint64_t> broadcast_ring<T, Atomic>::try_publish(T value, Mark&& mark) noexcept {
     std::uint64_t claimed = tail_.load(std::memory_order_relaxed);
     for (;;) {
         if (claimed - gate_.load(std::memory_order_acquire) >= capacity()) {
@@ -417,6 +451,7 @@ std::optional<std::uint64_t> broadcast_ring<T, Atomic>::try_publish(T value) noe
         }
         if (tail_.compare_exchange_weak(claimed, claimed + 1, std::memory_order_relaxed)) break;
     }
+    mark(claimed);
     slot& place = at(claimed);
     place.value = value; // the acquire of the gate ordered this after the last read of the slot
     place.sequence.store(claimed + 1, std::memory_order_seq_cst); // pairs with the load in try_read
@@ -456,20 +491,34 @@ void broadcast_ring<T, Atomic>::raise_gate(std::uint64_t to) noexcept {
 // Needs >>message. Knows nothing of HTTP or Asio. Tests: tests/log.cpp
 namespace detail {
 
-/// Topic and bytes lie behind the object in the same allocation. The count of references is atomic
-/// because each worker drops its own; a delivery does not touch it.
+/// Its names and bytes lie behind the object in the same allocation. The count of references is
+/// atomic because each worker drops its own; a delivery does not touch it.
 class frame {
 public:
     enum class kind : std::uint8_t {
         raw,      ///< Bytes of our own: a response head, a heartbeat.
         topic,    ///< A message for the subscribers of a topic and of its parents.
+        user,     ///< A message for the streams of one user, whose private topic it has.
+        one,      ///< A message for one stream, by its number.
         everyone, ///< A message for all streams.
     };
 
-    static frame* make(kind what, std::string_view topic, std::size_t size) {
-        void* memory = ::operator new(sizeof(frame) + topic.size() + size);
-        auto* made = new (memory) frame(what, topic.size(), size);
-        std::copy(topic.begin(), topic.end(), made->storage());
+    struct names { ///< What a worker asks a message for; nothing of it is read out of the bytes.
+        std::string_view topic = {};
+        std::string_view key = {};
+        std::string_view event = {};
+        std::string_view own_id = {};
+    };
+
+    static frame* make(kind what, const names& n, std::size_t size, bool wants_id) {
+        const std::size_t room = wants_id ? id_room : 0;
+        const std::size_t named = n.topic.size() + n.key.size() + n.event.size() + n.own_id.size();
+        void* memory = ::operator new(sizeof(frame) + named + room + size);
+        auto* made = new (memory) frame(what, n, named + room, size, wants_id);
+        char* at = made->storage();
+        for (const std::string_view text : {n.topic, n.key, n.event, n.own_id}) {
+            at = std::copy(text.begin(), text.end(), at);
+        }
         return made;
     }
     frame(const frame&) = delete;
@@ -477,21 +526,66 @@ public:
 
     kind what() const noexcept { return kind_; }
     std::string_view topic() const noexcept { return {storage(), topic_size_}; }
-    std::string_view bytes() const noexcept { return {storage() + topic_size_, size_}; }
-    char* writable() noexcept { return storage() + topic_size_; }
+    std::string_view key() const noexcept { return {storage() + topic_size_, key_size_}; }
+    std::string_view event() const noexcept {
+        return {storage() + topic_size_ + key_size_, event_size_};
+    }
+    /// The id that the program gave; "" when it gave none, or this one.
+    std::string_view own_id() const noexcept {
+        return {storage() + topic_size_ + key_size_ + event_size_, own_id_size_};
+    }
+    std::string_view bytes() const noexcept {
+        return {storage() + begin_, static_cast<std::size_t>(end_ - begin_)};
+    }
+    std::string_view message() const noexcept { ///< The bytes without the server's own id.
+        return {storage() + begin_ + id_size_, end_ - begin_ - id_size_};
+    }
+    char* writable() noexcept { return storage() + begin_; }
+    std::uint64_t stream() const noexcept { return stream_; }
 
-    /// Only before the frame is shared.
+    /// For those who are there now only.
+    bool ephemeral() const noexcept { return ephemeral_; }
+    /// Moves the last event id of who gets it to its own place in the order.
+    bool has_id() const noexcept { return id_size_ != 0 || own_id_size_ != 0; }
+
+    // Only before the frame is shared.
     void set_references(std::uint32_t count) noexcept {
         references_.store(count, std::memory_order_relaxed);
     }
+    void set_ephemeral() noexcept { ephemeral_ = true; }
+    void set_stream(std::uint64_t number) noexcept { stream_ = number; }
+
+    /// Puts `id: <epoch>-<number>` in front, into the room that was left for it.
+    void stamp(std::string_view epoch, std::uint64_t number) noexcept {
+        if (!wants_id_) return;
+        char* at = storage() + begin_;
+        *--at = '\n';
+        for (; number != 0; number /= 10) *--at = static_cast<char>('0' + number % 10);
+        *--at = '-';
+        for (const std::string_view text : {epoch, std::string_view("id: ")}) {
+            at -= text.size();
+            std::copy(text.begin(), text.end(), at);
+        }
+        const auto begin = static_cast<std::size_t>(at - storage());
+        id_size_ = static_cast<std::uint8_t>(begin_ - begin);
+        begin_ = begin;
+    }
+
     void add_reference() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
     void release() noexcept {
         if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) destroy();
     }
 
 private:
-    frame(kind what, std::size_t topic_size, std::size_t size) noexcept
-        : kind_(what), topic_size_(topic_size), size_(size) {}
+    // "id: ", eight characters of an epoch, "-", the digits of a number, "\n"
+    static constexpr std::size_t id_room = 4 + 8 + 1 + 20 + 1;
+
+    frame(kind what, const names& n, std::size_t begin, std::size_t size, bool wants_id) noexcept
+        : kind_(what), wants_id_(wants_id), topic_size_(static_cast<std::uint32_t>(n.topic.size())),
+          key_size_(static_cast<std::uint32_t>(n.key.size())),
+          event_size_(static_cast<std::uint32_t>(n.event.size())),
+          own_id_size_(static_cast<std::uint32_t>(n.own_id.size())), begin_(begin),
+          end_(begin + size) {}
     ~frame() = default;
 
     // Inlined, g++ 12 takes the last of two references for a use after free.
@@ -504,8 +598,16 @@ private:
 
     std::atomic<std::uint32_t> references_{1};
     kind kind_;
-    std::size_t topic_size_;
-    std::size_t size_;
+    bool wants_id_;
+    bool ephemeral_ = false;
+    std::uint8_t id_size_ = 0; // of the server's own id, once stamped
+    std::uint32_t topic_size_;
+    std::uint32_t key_size_;
+    std::uint32_t event_size_;
+    std::uint32_t own_id_size_;
+    std::uint64_t stream_ = 0;
+    std::size_t begin_; // of the bytes in the storage
+    std::size_t end_;
 };
 
 /// Holds one reference.
@@ -538,16 +640,24 @@ private:
 /// Encodes the message. Throws std::system_error with the code of `check`.
 inline frame_ref make_frame(frame::kind what, std::string_view topic, const message& m) {
     if (const auto wrong = check(m)) throw std::system_error(wrong, "sse: bad message");
+    constexpr std::size_t most = 0xffff'ffff; // of a name
+    if (std::max(m.key.size(), m.event.size()) > most || (m.id && m.id->size() > most)) {
+        throw std::length_error("sse: a name of the message is over 4 GiB");
+    }
     size_sink measure;
     write_message(m, measure);
-    frame_ref made(frame::make(what, topic, measure.size));
+    const frame::names names{topic, m.key, m.event, m.id.value_or("")};
+    // Nobody can resume behind what goes to one stream alone.
+    const bool ephemeral = m.ephemeral || what == frame::kind::one;
+    frame_ref made(frame::make(what, names, measure.size, !ephemeral && !m.id));
+    if (ephemeral) made->set_ephemeral();
     copy_sink copy{made->writable()};
     write_message(m, copy);
     return made;
 }
 
 inline frame_ref make_raw_frame(std::string_view bytes) {
-    frame_ref made(frame::make(frame::kind::raw, {}, bytes.size()));
+    frame_ref made(frame::make(frame::kind::raw, {}, bytes.size(), false));
     std::copy(bytes.begin(), bytes.end(), made->writable());
     return made;
 }
@@ -640,6 +750,19 @@ inline std::string form_decode(std::string_view text) {
     return out;
 }
 
+/// The values of one name in such a text, in their order.
+inline std::vector<std::string> form_values(std::string_view text, std::string_view name) {
+    std::vector<std::string> found;
+    while (!text.empty()) {
+        const std::string_view pair = text.substr(0, text.find('&'));
+        text.remove_prefix(std::min(text.size(), pair.size() + 1));
+        const std::size_t equals = std::min(pair.find('='), pair.size());
+        if (pair.empty() || form_decode(pair.substr(0, equals)) != name) continue;
+        found.push_back(form_decode(pair.substr(std::min(equals + 1, pair.size()))));
+    }
+    return found;
+}
+
 /// The host of RFC 3986 3.2.2: a name, an IPv4 address, or an IPv6 address in brackets.
 inline bool is_host_name(std::string_view text) {
     if (text.starts_with('[') && text.ends_with(']')) {
@@ -684,11 +807,14 @@ public:
     request(const request&) = delete;
     request& operator=(const request&) = delete;
 
-    std::string_view method;   ///< As sent; methods are case-sensitive (RFC 9110 9.1).
-    std::string_view target;   ///< As sent.
-    std::string_view path;     ///< Percent-decoded once, without the query.
-    std::string_view query;    ///< As sent, without the question mark.
-    std::string_view rest;     ///< What the star of a route's pattern stands for.
+    std::string_view method; ///< As sent; methods are case-sensitive (RFC 9110 9.1).
+    std::string_view target; ///< As sent.
+    std::string_view path;   ///< Percent-decoded once, without the query.
+    std::string_view query;  ///< As sent, without the question mark.
+    std::string_view rest;   ///< What the star of a route's pattern stands for.
+    /// All that a request to options::prefix names, by its path, ?topic= or its body, in the form
+    /// "/a/b"; "" for the root. What authorize lets in is let in to each of them.
+    std::vector<std::string> topics;
     asio::ip::address client;  ///< Who asks: the peer, or whom trusted proxies name.
     std::vector<field> fields; ///< Header fields in the order sent.
     std::uint64_t content_length = 0;
@@ -874,15 +1000,7 @@ inline request::verdict request::check_framing() {
 }
 
 inline std::vector<std::string> request::query_values(std::string_view name) const {
-    std::vector<std::string> found;
-    for (std::string_view left = query; !left.empty();) {
-        const std::string_view pair = left.substr(0, left.find('&'));
-        left.remove_prefix(std::min(left.size(), pair.size() + 1));
-        const std::size_t equals = std::min(pair.find('='), pair.size());
-        if (pair.empty() || detail::form_decode(pair.substr(0, equals)) != name) continue;
-        found.push_back(detail::form_decode(pair.substr(std::min(equals + 1, pair.size()))));
-    }
-    return found;
+    return detail::form_values(query, name);
 }
 
 inline bool request::connection_says(std::string_view option) const noexcept {
@@ -1584,6 +1702,17 @@ inline std::string checked_topic(std::string_view text) {
     return *std::move(topic);
 }
 
+/// The private topic of a user: one segment, of a name that no client can give.
+inline std::string user_topic(std::string_view key) {
+    const auto control = [](char c) { return (c >= 0 && c < ' ') || c == 0x7f; };
+    if (key.empty() || std::any_of(key.begin(), key.end(), control)) {
+        throw std::system_error(errc::bad_key, "sse: '" + std::string(key) + "'");
+    }
+    std::string topic("\x1f");
+    for (const char c : key) topic += c == '/' ? '\x1f' : c;
+    return topic;
+}
+
 /// Whether a subscriber of one topic sees what is published to another: by whole path segments.
 inline bool covers(std::string_view subscribed, std::string_view published) noexcept {
     return published.starts_with(subscribed) &&
@@ -1602,7 +1731,11 @@ public:
         std::map<std::string, std::unique_ptr<node>, std::less<>> children; ///< By segment.
         std::vector<Subscriber*> subscribers; ///< Dense; removal moves the last one into the gap.
         std::vector<std::uint64_t> pending;   ///< Frames of the pass in hand; keeps the node alive.
-        std::uint64_t newest = 0;             ///< One past the last frame that concerned this node.
+        // The log forgot what concerned this node before these, and nothing behind them:
+        std::uint64_t forgotten = 0; ///< one past the last frame,
+        std::uint64_t dropped = 0;   ///< and the last not kept as the newest of its key,
+        std::uint64_t passed = 0;    ///< and the last ephemeral one.
+        bool is_private = false;     ///< Of one user.
     };
 
     /// The node of a canonical topic, made when there is none.
@@ -1664,75 +1797,1681 @@ private:
 };
 
 // >>log ///////////////////////////////////////////////////////////////////////////////////////////
-// A worker's bounded history: the frames of the sequences [begin, end). One thread. Needs >>frame.
+// A worker's bounded history. One thread, no clock of its own. Needs >>frame, >>topic.
 // Tests: tests/log.cpp
+//
+//     older_      a few that a longer bound, or being the newest of their key, keeps alive
+//     window_     every sequence in [begin, end): a frame, or nothing where a bound let go of it
+//     shelves_    one for each set of bounds: the server's own, those of topics, what passes only
+
+} // namespace detail
+
+/// Bounds of the history of a topic and of what is below it.
+struct topic_history {
+    std::string topic = {};               ///< "" for the server's own.
+    std::size_t frames = 0;               ///< 0: nothing is kept.
+    std::size_t bytes = 64 * 1024 * 1024; ///< Of these frames, together.
+    std::chrono::milliseconds age{0};     ///< Older ones are forgotten. 0: never by age.
+};
+
+namespace detail {
 
 class frame_log {
 public:
-    frame_log(std::size_t max_frames, std::size_t max_bytes) noexcept
-        : max_frames_(max_frames), max_bytes_(max_bytes) {}
+    /// Who loses when the log lets go of a frame.
+    enum class loss : std::uint8_t {
+        each,  ///< Those who want each message; others have a newer one of its key, or will get it.
+        anyone ///< Those who want only the newest for each key as well.
+    };
+
+    /// The server's own bounds first. Topics are canonical.
+    explicit frame_log(std::vector<topic_history> bounds);
 
     std::uint64_t begin() const noexcept { return begin_; }
-    std::uint64_t end() const noexcept { return begin_ + frames_.size(); }
-    const frame& operator[](std::uint64_t sequence) const { return *ref(sequence); }
-    const frame_ref& ref(std::uint64_t sequence) const { return at(sequence).what; }
+    std::uint64_t end() const noexcept { return begin_ + window_.size(); }
 
-    /// The bytes of all frames from this sequence on.
+    /// The frame of a sequence that is not forgotten.
+    const frame& operator[](std::uint64_t sequence) const { return *ref(sequence); }
+    const frame_ref& ref(std::uint64_t sequence) const { return find(sequence)->what; }
+
+    /// The first sequence from this one on that is kept, or end(). `newest`: also for its key
+    /// alone.
+    std::uint64_t next(std::uint64_t from, bool newest = false) const;
+
+    /// The last sequence before this one that is kept.
+    std::optional<std::uint64_t> previous(std::uint64_t from) const;
+
+    /// Whether a newer message of the same topic and key has come.
+    bool superseded(std::uint64_t sequence) const { return find(sequence)->superseded; }
+
+    /// The bytes of all messages from this sequence on, forgotten ones too.
     std::uint64_t bytes_from(std::uint64_t sequence) const {
-        return sequence >= end() ? 0 : end_offset_ - at(std::max(sequence, begin_)).offset;
+        const entry* const e = nearest(sequence);
+        return e ? end_offset_ - e->offset : 0;
     }
+
+    /// When the first message from this sequence on came, in the milliseconds of push_from(). The
+    /// sequence is before end().
+    std::uint32_t time_of(std::uint64_t sequence) const {
+        const entry* const e = nearest(sequence);
+        return static_cast<std::uint32_t>(e ? e->time : last_time_);
+    }
+    /// The first sequence that came at this time or later.
+    std::uint64_t first_since(std::uint32_t time) const;
+
+    /// The sequence of the message to which the program gave this id.
+    std::optional<std::uint64_t> find_id(std::string_view id) const {
+        const auto found = own_ids_.find(id);
+        if (found == own_ids_.end()) return std::nullopt;
+        return found->second;
+    }
+
+    /// Every message for this topic, or below it, that may be replayed and is forgotten lies before
+    /// this sequence.
+    std::uint64_t forgotten_before(std::string_view topic, loss kind) const;
+
+    /// Whether so far every message was for everyone who follows its topic, and kept.
+    bool is_plain() const noexcept { return plain_; }
+    bool has_bounds_by_topic() const noexcept { return shelves_.size() > 2; }
+    const topic_history& bounds() const noexcept { return shelves_.front().bounds; }
 
     /// Appends what take() returns, unless that is null. Memory is found first, so that nothing is
     /// taken that could then not be kept. The bytes appended, or nothing.
     template <class Take>
-    std::optional<std::size_t> push_from(Take&& take) {
-        frames_.emplace_back();
-        const frame_ref taken(take());
-        if (!taken) {
-            frames_.pop_back();
-            return std::nullopt;
-        }
-        const std::size_t size = taken->bytes().size();
-        frames_.back() = {taken, end_offset_};
-        end_offset_ += size;
-        return size;
+    std::optional<std::size_t> push_from(Take&& take, std::uint32_t now);
+
+    /// Forgets what is over its bounds, oldest first, but nothing from `keep` on. Calls
+    /// forgot(frame, sequence, loss) for each loss, just before it.
+    template <class Forgot>
+    void trim(std::uint64_t keep, std::uint32_t now, Forgot&& forgot);
+
+private:
+    static constexpr std::uint64_t none = ~std::uint64_t{0};
+    static constexpr std::size_t window_factor = 4; // times the server's bound, then older_
+
+    struct shelf {
+        topic_history bounds;
+        std::size_t frames = 0;
+        std::size_t bytes = 0;
+        std::uint64_t first = none;
+        std::uint64_t last = none;
+        std::uint64_t forgotten = 0; ///< One past the last frame forgotten,
+        std::uint64_t dropped = 0;   ///< and not even kept for its key.
+    };
+    struct entry {
+        frame_ref what = {};
+        std::uint64_t offset = 0;  ///< The bytes of all frames before it.
+        std::uint64_t next = none; ///< On its shelf.
+        std::uint64_t time = 0;
+        std::uint16_t shelf = 0;
+        bool shelved = false; ///< Within the bounds of its shelf.
+        bool superseded = false;
+    };
+    /// What one message must share with another to take its place: who gets it, too.
+    using full_key = std::tuple<frame::kind, bool, std::string_view, std::string_view>;
+    static full_key key_of(const frame& f) noexcept {
+        return {f.what(), f.ephemeral(), f.topic(), f.key()};
+    }
+    /// What is for one stream has no key that another could have.
+    static bool has_key(const frame& f) noexcept {
+        return !f.key().empty() && f.what() != frame::kind::one;
     }
 
-    void push(frame_ref f) {
-        push_from([&] { return f.release(); });
+    const entry& window(std::uint64_t sequence) const {
+        return window_[static_cast<std::size_t>(sequence - begin_)];
+    }
+    const entry* find(std::uint64_t sequence) const {
+        if (sequence >= begin_) return &window(sequence);
+        const auto found = older_.find(sequence);
+        return found == older_.end() ? nullptr : &found->second;
+    }
+    entry* find(std::uint64_t sequence) {
+        return const_cast<entry*>(std::as_const(*this).find(sequence));
+    }
+    std::size_t shelf_for(const frame& f) const;
+    bool is_over(const shelf& s) const;
+    void put_on_shelf(entry& e, std::uint64_t sequence);
+    void index(const frame& f, std::uint64_t sequence);
+    template <class Forgot>
+    void forget_first(shelf& s, Forgot& forgot);
+    template <class Forgot>
+    void drop_newest(Forgot& forgot);
+    void forget_key(const frame& f, std::uint64_t sequence);
+    void erase(std::uint64_t sequence);
+    void advance_clock(std::uint32_t now) noexcept {
+        clock_ += now - static_cast<std::uint32_t>(clock_);
+    }
+    /// The first entry from this one on of which anything is known, or null.
+    const entry* nearest(std::uint64_t sequence) const {
+        if (sequence < begin_) {
+            const auto found = older_.lower_bound(sequence);
+            if (found != older_.end()) return &found->second;
+            sequence = begin_;
+        }
+        return sequence < end() ? &window(sequence) : nullptr;
     }
 
-    /// Forgets the oldest frames over the bounds, but none from `keep` on.
-    void trim(std::uint64_t keep) {
-        while (begin_ < keep && (frames_.size() > max_frames_ || bytes_from(begin_) > max_bytes_)) {
-            frames_.pop_front();
-            ++begin_;
+    std::vector<shelf> shelves_; // the server's own; topics', longest first; what is never replayed
+    std::deque<entry> window_;
+    std::uint64_t begin_ = 0;
+    std::map<std::uint64_t, entry> older_; // before begin_
+    std::uint64_t end_offset_ = 0;         // of all frames ever
+    std::map<std::string_view, std::uint64_t> own_ids_;
+    std::map<full_key, std::uint64_t> newest_;       // of each key, as long as it is there
+    std::map<std::uint64_t, std::size_t> unshelved_; // those kept for their key alone: bytes
+    std::size_t unshelved_bytes_ = 0;
+    std::uint64_t clock_ = 0;     // unwrapped: a quiet history reaches back for months
+    std::uint64_t last_time_ = 0; // of the newest
+    bool plain_ = true;
+};
+
+inline frame_log::frame_log(std::vector<topic_history> bounds) {
+    std::sort(bounds.begin() + 1, bounds.end(), [](const auto& a, const auto& b) {
+        return a.topic.size() > b.topic.size(); // the first that fits is the nearest
+    });
+    for (topic_history& each : bounds) shelves_.push_back({std::move(each)});
+    shelves_.push_back({shelves_.front().bounds}); // of its own, lest it push others out
+}
+
+inline std::uint64_t frame_log::next(std::uint64_t from, bool newest) const {
+    const auto fits = [&](const entry& e) { return e.what && (e.shelved || newest); };
+    if (from < begin_) {
+        for (auto at = older_.lower_bound(from); at != older_.end(); ++at) {
+            if (fits(at->second)) return at->first;
         }
+        from = begin_;
+    }
+    while (from < end() && !fits(window(from))) ++from;
+    return std::min(from, end());
+}
+
+inline std::optional<std::uint64_t> frame_log::previous(std::uint64_t from) const {
+    for (from = std::min(from, end()); from > begin_;) {
+        if (window(--from).shelved) return from;
+    }
+    for (auto at = older_.lower_bound(from); at != older_.begin();) {
+        if ((--at)->second.shelved) return at->first;
+    }
+    return std::nullopt;
+}
+
+inline std::uint64_t frame_log::first_since(std::uint32_t time) const {
+    const auto since = static_cast<std::int32_t>(time - static_cast<std::uint32_t>(clock_));
+    const auto before = [&, at = static_cast<std::int64_t>(clock_) + since](const entry& e) {
+        return static_cast<std::int64_t>(e.time) < at;
+    };
+    if (!window_.empty() && before(window_.front())) {
+        const auto found = std::partition_point(window_.begin(), window_.end(), before);
+        return begin_ + static_cast<std::uint64_t>(found - window_.begin());
+    }
+    for (const auto& [sequence, e] : older_) {
+        if (!before(e)) return sequence;
+    }
+    return begin_;
+}
+
+inline std::uint64_t frame_log::forgotten_before(std::string_view topic, loss kind) const {
+    std::uint64_t most = 0;
+    bool below_a_bound = false; // then the server's own does not concern it
+    for (std::size_t i = 1; i + 1 < shelves_.size() && !below_a_bound; ++i) {
+        const shelf& s = shelves_[i];
+        below_a_bound = covers(s.bounds.topic, topic);
+        if (!below_a_bound && !covers(topic, s.bounds.topic)) continue;
+        most = std::max(most, kind == loss::each ? s.forgotten : s.dropped);
+    }
+    const shelf& own = shelves_.front();
+    if (!below_a_bound) most = std::max(most, kind == loss::each ? own.forgotten : own.dropped);
+    return most;
+}
+
+inline std::size_t frame_log::shelf_for(const frame& f) const {
+    if (f.ephemeral()) return shelves_.size() - 1;
+    if (f.what() != frame::kind::topic) return 0;
+    for (std::size_t i = 1; i + 1 < shelves_.size(); ++i) {
+        if (covers(shelves_[i].bounds.topic, f.topic())) return i;
+    }
+    return 0;
+}
+
+template <class Take>
+std::optional<std::size_t> frame_log::push_from(Take&& take, std::uint32_t now) {
+    window_.emplace_back();
+    frame_ref taken(take());
+    if (!taken) {
+        window_.pop_back();
+        return std::nullopt;
+    }
+    const frame& f = *taken;
+    const std::size_t size = f.bytes().size();
+    entry& made = window_.back();
+    made.what = std::move(taken);
+    made.offset = end_offset_;
+    advance_clock(now);
+    made.time = last_time_ = clock_;
+    made.shelf = static_cast<std::uint16_t>(shelf_for(f));
+    end_offset_ += size;
+    put_on_shelf(made, end() - 1);
+    plain_ = plain_ && !f.ephemeral() && f.what() != frame::kind::user;
+    try {
+        index(f, end() - 1);
+    } catch (const std::bad_alloc&) {} // its id is unknown then, or older ones of its key stay
+    return size;
+}
+
+inline void frame_log::put_on_shelf(entry& e, std::uint64_t sequence) {
+    shelf& s = shelves_[e.shelf];
+    e.shelved = true;
+    ++s.frames;
+    s.bytes += e.what->bytes().size();
+    if (s.first == none) {
+        s.first = sequence;
+    } else {
+        find(s.last)->next = sequence;
+    }
+    s.last = sequence;
+}
+
+/// Views into the frame are good for as long as the log knows it by them.
+inline void frame_log::index(const frame& f, std::uint64_t sequence) {
+    // Of two with the same id the first: who resumes behind it misses nothing.
+    if (!f.own_id().empty() && !f.ephemeral()) own_ids_.emplace(f.own_id(), sequence);
+    if (!has_key(f)) return;
+    const full_key name = key_of(f);
+    const auto found = newest_.find(name);
+    if (found != newest_.end()) {
+        const std::uint64_t old = found->second;
+        auto node = newest_.extract(found);
+        node.key() = name; // the old one's views end with it
+        node.mapped() = sequence;
+        newest_.insert(std::move(node));
+        entry* const replaced = find(old);
+        replaced->superseded = true;
+        if (!replaced->shelved) erase(old);
+    } else {
+        newest_.emplace(name, sequence);
+    }
+}
+
+/// Lets go of a frame that only its key kept.
+inline void frame_log::erase(std::uint64_t sequence) {
+    const auto held = unshelved_.find(sequence);
+    unshelved_bytes_ -= held->second;
+    unshelved_.erase(held);
+    if (sequence >= begin_) {
+        find(sequence)->what = frame_ref();
+    } else {
+        older_.erase(sequence);
+    }
+}
+
+inline bool frame_log::is_over(const shelf& s) const {
+    if (s.frames > s.bounds.frames || s.bytes > s.bounds.bytes) return true;
+    if (s.bounds.age.count() == 0) return false;
+    return static_cast<std::int64_t>(clock_ - find(s.first)->time) >= s.bounds.age.count();
+}
+
+template <class Forgot>
+void frame_log::trim(std::uint64_t keep, std::uint32_t now, Forgot&& forgot) {
+    advance_clock(now);
+    for (shelf& s : shelves_) {
+        while (s.first < keep && is_over(s)) forget_first(s, forgot);
+    }
+    const shelf& own = shelves_.front();
+    while (unshelved_.size() > own.bounds.frames || unshelved_bytes_ > own.bounds.bytes) {
+        drop_newest(forgot);
+    }
+    const std::size_t most = own.bounds.frames * window_factor;
+    while (begin_ < keep && begin_ < end()) {
+        entry& oldest = window_.front();
+        if (oldest.what) {
+            if (window_.size() <= most) break;
+            older_.emplace(begin_, std::move(oldest));
+        }
+        window_.pop_front();
+        ++begin_;
+    }
+}
+
+template <class Forgot>
+void frame_log::forget_first(shelf& s, Forgot& forgot) {
+    const std::uint64_t sequence = s.first;
+    entry& e = *find(sequence);
+    const frame& f = *e.what;
+    const bool newest = has_key(f) && !e.superseded;
+    const bool keyed = newest && !f.ephemeral();
+    if (keyed) unshelved_.emplace(sequence, f.bytes().size()); // first, since it may throw
+    s.first = e.next;
+    if (s.first == none) s.last = none;
+    --s.frames;
+    s.bytes -= f.bytes().size();
+    s.forgotten = sequence + 1;
+    e.shelved = false;
+    const auto known = own_ids_.find(f.own_id());
+    if (known != own_ids_.end() && known->second == sequence) own_ids_.erase(known);
+    if (keyed) {
+        unshelved_bytes_ += f.bytes().size();
+        return forgot(f, sequence, loss::each);
+    }
+    if (!e.superseded) s.dropped = sequence + 1;
+    forgot(f, sequence, e.superseded ? loss::each : loss::anyone);
+    if (newest) forget_key(f, sequence);
+    if (sequence >= begin_) {
+        e.what = frame_ref();
+    } else {
+        older_.erase(sequence);
+    }
+}
+
+/// Its name ends with it. Another may have it, if there was no memory when this one came.
+inline void frame_log::forget_key(const frame& f, std::uint64_t sequence) {
+    const auto found = newest_.find(key_of(f));
+    if (found != newest_.end() && found->second == sequence) newest_.erase(found);
+}
+
+/// Over the bounds: forgets the oldest that only its key kept.
+template <class Forgot>
+void frame_log::drop_newest(Forgot& forgot) {
+    const std::uint64_t sequence = unshelved_.begin()->first;
+    const entry& e = *find(sequence);
+    const frame& f = *e.what;
+    shelf& s = shelves_[e.shelf];
+    s.dropped = std::max(s.dropped, sequence + 1);
+    forgot(f, sequence, loss::anyone);
+    forget_key(f, sequence);
+    erase(sequence);
+}
+
+class feed;
+class worker;
+
+} // namespace detail
+
+class stream;
+
+// >>subscription //////////////////////////////////////////////////////////////////////////////////
+// How a stream follows topics: from where, what becomes of it when it falls behind, what it is told
+// of what it missed. Values only. Needs >>frame. Tests: tests/feed.cpp
+
+/// What becomes of a client that falls so far behind that the history moves past it.
+enum class lag_policy : std::uint8_t {
+    disconnect, ///< Its connection ends. It comes back with its last event id, and is told the gap.
+    skip,       ///< It is told the gap and goes on live.
+    conflate,   ///< While it is behind it gets only the newest message of each topic and key.
+    hold_back   ///< Publishers wait for it, at most options::stall_timeout; then disconnect.
+};
+
+/// Where a subscription starts.
+class start {
+public:
+    /// Behind the id with which the client comes back: the Last-Event-ID header, or the query's
+    /// lastEventId or last_event_id. Without one: now.
+    static start resume() { return start(kind::resume); }
+    /// With what is published from now on.
+    static start now() { return start(kind::now); }
+    /// With the oldest message that is kept.
+    static start oldest() { return start(kind::oldest); }
+    /// With the last n messages that are kept for it.
+    static start last(std::size_t n) {
+        start s(kind::last);
+        s.count_ = n;
+        return s;
+    }
+    /// With what was published at this time or later.
+    static start since(std::chrono::system_clock::time_point time) {
+        start s(kind::since);
+        s.time_ = time;
+        return s;
+    }
+    /// Behind the message with this id.
+    static start after(std::string id) {
+        start s(kind::after);
+        s.id_ = std::move(id);
+        return s;
     }
 
 private:
-    struct entry {
-        frame_ref what = {};
-        std::uint64_t offset = 0; ///< The bytes of all frames before it.
+    friend class detail::feed;
+    friend class detail::worker;
+    friend class stream;
+    enum class kind : std::uint8_t { resume, now, oldest, last, since, after };
+    explicit start(kind k) : kind_(k) {}
+
+    kind kind_;
+    std::size_t count_ = 0;
+    std::chrono::system_clock::time_point time_{};
+    std::chrono::milliseconds age_{0}; // of that time, when the subscription is made
+    std::string id_;
+};
+
+/// A message on its way to a client, as a filter sees it. Valid during the call.
+class published {
+public:
+    explicit published(const detail::frame& f) noexcept : frame_(f) {}
+
+    std::string_view topic() const noexcept { return frame_.topic(); } ///< "" for a broadcast.
+    std::string_view event() const noexcept { return frame_.event(); }
+    std::string_view key() const noexcept { return frame_.key(); }
+    /// The data as clients get it, its lines joined by LF.
+    std::string data() const;
+
+private:
+    const detail::frame& frame_;
+};
+
+/// Whether a client gets a message. Called on a server's thread, for a message perhaps more than
+/// once; must be quick. What it throws ends the stream.
+using filter_function = std::function<bool(const published&)>;
+
+struct subscribe_options {
+    start from = start::resume();
+    std::optional<lag_policy> lag = {}; ///< Without one: options::lag.
+    filter_function filter = {};        ///< Without one: every message of the topic.
+    /// Fixes the position, but delivers nothing until stream::release(). Without a start it is now,
+    /// also for a client that comes back: a snapshot goes first.
+    bool held = false;
+};
+
+enum class gap_reason : std::uint8_t {
+    epoch,   ///< The id is of another start of the server.
+    unknown, ///< The id was never given, or is no longer known.
+    too_old, ///< The history no longer reaches back to where the client was.
+    lapped   ///< The client was connected, but fell behind the history.
+};
+
+/// Messages after `from` up to and with `to` may be missing.
+struct gap {
+    gap_reason reason = gap_reason::unknown;
+    std::string from;                         ///< An id; for epoch and unknown the client's own.
+    std::string to;                           ///< An id of this server.
+    std::optional<std::uint64_t> missed = {}; ///< How many, where that is known.
+};
+
+inline std::string_view to_string(gap_reason reason) noexcept {
+    switch (reason) {
+    case gap_reason::epoch: return "epoch";
+    case gap_reason::unknown: return "unknown";
+    case gap_reason::too_old: return "too_old";
+    case gap_reason::lapped: return "lapped";
+    }
+    return "";
+}
+
+/// How far a stream is behind what was published.
+struct lag {
+    std::uint64_t messages = 0;       ///< To look through, those of other topics too.
+    std::uint64_t bytes = 0;          ///< Of these.
+    std::chrono::milliseconds age{0}; ///< Since the first of them came.
+};
+
+/// Why a stream ended.
+enum class end_reason : std::uint8_t {
+    client_left, ///< It closed, or its connection broke.
+    ended,       ///< Its handler ended it, or stream::close().
+    expired,     ///< options::max_stream_age, access::valid_for, stream::end_after().
+    lagged,      ///< It fell behind the history.
+    stalled,     ///< It took in nothing for options::stall_timeout.
+    revoked,     ///< server::revoke().
+    drained,     ///< server::drain() sent it away with all it should have.
+    cut,         ///< The window of server::drain() was over before that.
+    stopped,     ///< server::stop().
+    failed       ///< Its handler, a filter or a hook threw.
+};
+
+inline std::string_view to_string(end_reason reason) noexcept {
+    switch (reason) {
+    case end_reason::client_left: return "client left";
+    case end_reason::ended: return "ended";
+    case end_reason::expired: return "expired";
+    case end_reason::lagged: return "lagged";
+    case end_reason::stalled: return "stalled";
+    case end_reason::revoked: return "revoked";
+    case end_reason::drained: return "drained";
+    case end_reason::cut: return "cut";
+    case end_reason::stopped: return "stopped";
+    case end_reason::failed: return "failed";
+    }
+    return "";
+}
+
+inline std::string published::data() const {
+    std::string text;
+    bool first = true;
+    detail::line_splitter lines(frame_.message());
+    while (const auto line = lines.next()) {
+        if (!line->starts_with("data: ")) continue;
+        if (!std::exchange(first, false)) text += '\n';
+        text.append(line->substr(6));
+    }
+    return text;
+}
+
+// >>feed //////////////////////////////////////////////////////////////////////////////////////////
+// One worker's way from its log to its clients: who is concerned, what each has not had yet, what
+// becomes of those who fall behind. No I/O, no clock, no thread: a receiver writes, and the caller
+// says what time it is, so that tests run it without either.
+// Needs >>topic, >>log, >>subscription. Tests: tests/feed.cpp (random schedules), tests/*.pml
+//
+//     log      .. 40 41 42 | 43 44 45 46 | 47 48 ..
+//                    |     fanned_       planned_     the pass in hand covers [fanned_, planned_)
+//            next_ of a client that is behind: it goes on by itself, in flush()
+//
+// A client that is not busy has had everything before fanned_ that it should have, whatever its
+// next_ says. Places are counted from 0; the id `<epoch>-<n>` means "everything before place n".
+namespace detail {
+
+/// A number that one thread adds to and any thread reads.
+class tally {
+public:
+    void add(std::uint64_t n) noexcept {
+        value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+    }
+    std::uint64_t get() const noexcept { return value_.load(std::memory_order_relaxed); }
+
+private:
+    std::atomic<std::uint64_t> value_{0};
+};
+
+/// What a client is told by its id: `<epoch>-<number>`.
+inline std::string make_id(std::string_view epoch, std::uint64_t number) {
+    return std::string(epoch) + "-" + std::to_string(number);
+}
+
+/// How many bytes the character of UTF-8 has with which the text begins (RFC 3629 4); 0: none.
+inline std::size_t utf8_size(std::string_view text) noexcept {
+    const auto at = [&](std::size_t i) {
+        return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+    };
+    const auto tail = [&](std::size_t i) { return (at(i) & 0xc0) == 0x80; };
+    const unsigned first = at(0);
+    const unsigned second = at(1);
+    if (first < 0x80) return 1;
+    if (first < 0xc2 || first > 0xf4 || !tail(1)) return 0;
+    if (first < 0xe0) return 2;
+    if (!tail(2) || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
+    if (first < 0xf0) return 3;
+    if (!tail(3) || (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
+    return 4;
+}
+
+/// Bytes as a JSON string (RFC 8259 7), with U+FFFD for what is no UTF-8.
+inline std::string json_string(std::string_view text) {
+    constexpr std::string_view digits = "0123456789abcdef";
+    std::string out = "\"";
+    while (!text.empty()) {
+        const std::size_t size = utf8_size(text);
+        const auto code = static_cast<unsigned char>(text.front());
+        if (size == 0) {
+            out.append("\\ufffd");
+        } else if (code == '"' || code == '\\') {
+            out.append(1, '\\').append(1, text.front());
+        } else if (code < 0x20) {
+            out.append("\\u00").append(1, digits[code / 16]).append(1, digits[code % 16]);
+        } else {
+            out.append(text.substr(0, size));
+        }
+        text.remove_prefix(std::max<std::size_t>(size, 1));
+    }
+    return out + '"';
+}
+
+inline std::string to_json(const gap& g) {
+    std::string out = R"({"reason":")" + std::string(to_string(g.reason)) + R"(","from":)" +
+                      json_string(g.from) + R"(,"to":)" + json_string(g.to);
+    if (g.missed) out += R"(,"missed":)" + std::to_string(*g.missed);
+    return out + '}';
+}
+
+/// A stream's own frames, in order. Lives in the coroutine that sends them.
+struct outbox {
+    std::vector<frame_ref> waiting; ///< Not yet begun.
+    std::uint64_t queued = 0;       ///< All so far.
+    std::uint64_t written = 0;      ///< Those of them that are written whole.
+};
+
+/// One client, as its feed sees it.
+class receiver {
+public:
+    using node = topic_tree<receiver>::node;
+
+    receiver(const receiver&) = delete;
+    receiver& operator=(const receiver&) = delete;
+
+protected:
+    receiver() = default;
+    ~receiver() = default;
+
+    /// Gives bytes to the client without waiting: how much it took. Nothing, and its end has been
+    /// booked, when it is broken.
+    virtual std::optional<std::size_t> write_some(std::span<const asio::const_buffer> bytes) = 0;
+    virtual void await_writable() = 0;                 ///< feed::flush() when it takes bytes again.
+    virtual void yield() = 0;                          ///< feed::flush() after others had a turn.
+    virtual void progressed() {}                       ///< Something was written.
+    virtual bool is_streaming() const { return true; } ///< Its head is out or on its way.
+    /// Something is missing. True: the program sends what stands for it, later; then
+    /// feed::release() by_mending.
+    virtual bool mend(const gap&) { return false; }
+    virtual void finished() {}            ///< What feed::finish() wanted is written.
+    virtual void end(end_reason why) = 0; ///< Calls feed::remove(). The object may be gone then.
+    virtual void fail(std::exception_ptr what) = 0; ///< The same; a filter threw, or no memory.
+
+private:
+    friend class feed;
+    friend class worker;
+    friend struct session;
+    friend class sse::stream;
+
+    struct subscription {
+        node* where = nullptr;
+        std::uint64_t since = 0;                 ///< Its first place.
+        std::uint64_t had = 0;                   ///< What it wanted before this one was delivered.
+        std::unique_ptr<filter_function> filter; ///< Null: everything.
+        std::uint32_t index = 0;                 ///< In the node's subscribers.
+        lag_policy lag = lag_policy::disconnect;
     };
 
-    const entry& at(std::uint64_t sequence) const {
-        return frames_[static_cast<std::size_t>(sequence - begin_)];
+    struct rarely { ///< What few clients need.
+        std::vector<subscription> more;
+        std::uint64_t excused = 0;   ///< What is missing before this place needs no word any more.
+        std::uint64_t live_from = 0; ///< Before this place it gets no ephemeral messages.
+        std::uint64_t passed = 0;    ///< What was for it alone and is forgotten lies before this.
+        std::uint64_t looked_at = 0; ///< How far those left out by conflation are counted.
+        std::optional<gap> pending;  ///< To be announced.
+        bool unknown_id = false;     ///< That its id is not known was found already.
+        frame_ref last;              ///< Its farewell.
+        bool finishing = false;
+        bool said_farewell = false;     ///< Nothing follows it.
+        std::uint32_t behind_since = 0; ///< Holds publishers back since then.
+        bool holds_back = false;
+        std::uint64_t number = 0; ///< Its name, once somebody asked for it. 0: none yet.
+        std::string user;
+    };
+
+    static constexpr std::uint32_t nowhere = ~std::uint32_t{0};
+    static constexpr std::uint8_t by_program = 1; // in held_
+    static constexpr std::uint8_t by_mending = 2;
+
+    rarely& rare() {
+        if (!rare_) rare_ = std::make_unique<rarely>();
+        return *rare_;
+    }
+    bool follows() const noexcept { return place_in_feed_ != nowhere; }
+    bool conflates() const noexcept {
+        bool any = false;
+        for_each_subscription(
+            [&](const subscription& one) { any = any || one.lag == lag_policy::conflate; });
+        return any;
+    }
+    template <class F>
+    void for_each_subscription(F&& f);
+    template <class F>
+    void for_each_subscription(F&& f) const;
+
+    // First what a delivery touches.
+    std::uint64_t next_ = 0; // the first place that it may not have had yet
+    std::uint64_t told_ = 0; // the place that its last event id stands for
+    bool busy_ = false;      // something is unfinished: flush() goes on, fan-out passes it over
+    std::uint8_t held_ = 0;  // by whom: its place is kept, but nothing of the log is sent
+    bool single_ = false;    // gets what its one topic gets: the block of a pass fits
+    bool fresh_ = false;     // came back, and has had nothing of the log yet
+    bool primed_ = false;    // has an id to come back with
+    bool cut_is_own_ = false;
+    std::uint32_t place_in_feed_ = nowhere; // in the feed's receivers
+    subscription first_;
+    std::unique_ptr<rarely> rare_;
+    frame_ref cut_;          // the frame that a short write cut
+    std::size_t cut_at_ = 0; // how much of it is written
+    outbox* own_ = nullptr;
+};
+
+template <class F>
+void receiver::for_each_subscription(F&& f) {
+    if (first_.where) f(first_);
+    if (!rare_) return;
+    for (subscription& one : rare_->more) f(one);
+}
+template <class F>
+void receiver::for_each_subscription(F&& f) const {
+    if (first_.where) f(first_);
+    if (!rare_) return;
+    for (const subscription& one : rare_->more) f(one);
+}
+
+class feed {
+public:
+    struct settings {
+        std::vector<topic_history> histories; ///< The server's own bounds first.
+        std::string epoch;
+        std::string gap_event;
+        bool heartbeat_ids = true;
+        std::size_t max_unsent_bytes = 0;
+        std::function<void(bool)> hold_publishers; ///< Must they wait for a client of this worker?
+    };
+    struct totals {
+        tally delivered, lagged, gaps, conflated;
+    };
+
+    explicit feed(settings s) : settings_(std::move(s)), log_(settings_.histories) {}
+    feed(const feed&) = delete;
+    feed& operator=(const feed&) = delete;
+
+    /// The time, in milliseconds of any origin; it wraps. Kept up to date by the caller.
+    std::uint32_t now = 0;
+    const totals& counted() const noexcept { return totals_; }
+
+    // --- what comes
+
+    /// Appends what take() returns until that is null, within the bounds; how many frames.
+    template <class Take>
+    std::size_t pull(Take&& take, std::size_t max_frames, std::size_t max_bytes);
+
+    /// How many frames came in all.
+    std::uint64_t end() const noexcept { return log_.end(); }
+
+    /// Forgets what is too old.
+    void forget() {
+        log_.trim(keep(), now, [this](auto&&... what) { forgot(what...); });
     }
 
-    std::size_t max_frames_;
-    std::size_t max_bytes_;
-    std::uint64_t begin_ = 0;
-    std::uint64_t end_offset_ = 0; // of all frames ever
-    std::deque<entry> frames_;
+    // --- fan-out
+
+    /// Whether somebody is here for whom something may come.
+    bool has_receivers() const noexcept { return !receivers_.empty() || !named_.empty(); }
+
+    /// Begins a pass over what is new. False when nothing is. After an exception it is as before.
+    bool plan();
+
+    /// Goes on with the pass, as far as the budget of writes reaches. False when it is done.
+    bool work(std::size_t& budget);
+
+    /// Nobody follows anything: what came concerns nobody.
+    void skip() {
+        fanned_ = planned_ = log_.end();
+        forget();
+    }
+
+    // --- one client
+
+    /// `published` is how many places are claimed so far: "now". It may lie beyond what came yet.
+    void subscribe(receiver& r, const std::string& topic, const start& from,
+                   std::uint64_t published, lag_policy lag, filter_function filter,
+                   bool is_private = false);
+    bool unsubscribe(receiver& r, std::string_view topic, bool is_private = false);
+    void remove(receiver& r);
+    void name(receiver& r, std::uint64_t number);
+    receiver* find(std::uint64_t number) const {
+        const auto found = named_.find(number);
+        return found == named_.end() ? nullptr : found->second;
+    }
+    void hold(receiver& r) noexcept { r.held_ |= receiver::by_program; }
+    void release(receiver& r, std::uint8_t by = receiver::by_program);
+    void enqueue(receiver& r, frame_ref f);
+    void enqueue_later(receiver& r, frame_ref f);
+    void flush(receiver& r);
+    bool heartbeat(receiver& r); ///< Whether one could be sent.
+    bool needs_id(const receiver& r) const;
+    bool give_up(receiver& r, std::uint32_t longest_hold); ///< If it is too far behind.
+    /// Ends it when it has all that came before, and this frame if it is not null.
+    void finish(receiver& r, frame_ref last);
+    sse::lag lag_of(const receiver& r) const;
+    std::vector<std::string> topics_of(const receiver& r) const;
+
+private:
+    using node = receiver::node;
+    using subscription = receiver::subscription;
+
+    struct block { ///< Frames of one pass for the same clients, in one piece of memory.
+        struct end {
+            std::uint64_t sequence;
+            std::size_t offset; ///< Where the frame ends in the block.
+        };
+        std::string_view bytes;
+        std::vector<end> ends;
+        std::uint64_t told = 0; ///< The place that its last id stands for; 0: it has none.
+    };
+    struct job {     ///< A block and who gets it, from the last to the first.
+        node* where; ///< Null: every receiver.
+        std::size_t next = 0;
+        bool started = false;
+    };
+    struct piece { ///< What one buffer of a gathered write stands for.
+        enum class origin : std::uint8_t { cut, own, id, log } from;
+        std::uint64_t sequence;
+    };
+    struct loss {                                 ///< What a client cannot be given any more.
+        std::uint64_t before = 0;                 ///< All of it lies before this place.
+        lag_policy policy = lag_policy::conflate; ///< The strictest of the subscriptions concerned.
+    };
+
+    static constexpr std::size_t batch_frames = 4096;       // of one pass
+    static constexpr std::size_t batch_bytes = 256 * 1024;  // of one pass, and of one write
+    static constexpr std::size_t flush_bytes = 1024 * 1024; // of one client's turn
+    static constexpr std::size_t max_buffers = 64;          // what Asio gives to one call
+    static constexpr std::size_t max_looks = 4096;          // at frames for one gathered write
+
+    std::uint64_t keep() const;
+    void forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind);
+    topic_tree<receiver>& tree(bool is_private) noexcept { return is_private ? users_ : topics_; }
+    void plan_jobs();
+    void finish_job(job& j);
+    void assemble(const job& j);
+    void deliver(receiver& r);
+    void deliver_alone(receiver& r);
+    void cut(receiver& r, std::size_t written);
+    void settle(receiver& r) const noexcept;
+    std::uint64_t place(receiver& r, node& where, const start& from, std::uint64_t published);
+    std::optional<std::uint64_t> first_kept(node& where, std::uint64_t from) const;
+    std::uint64_t place_of_last(node& where, std::size_t count) const;
+    std::uint64_t place_of_id(receiver& r, const std::string& id, std::uint64_t published);
+    void remove_from(node& where, std::uint32_t index);
+    std::size_t gather(receiver& r, bool& looked_enough);
+    bool advance(receiver& r, std::size_t count, std::size_t written);
+    void had(receiver& r, std::uint64_t sequence);
+    bool wants(const receiver& r, std::uint64_t sequence, bool& left_out) const;
+    static bool concerns(const subscription& one, const frame& f) noexcept;
+    loss missing(const receiver& r) const;
+    bool is_gap_due(const receiver& r) const;
+    bool announce(receiver& r);
+    frame_ref gap_frame(const gap& g, std::uint64_t at) const;
+    const frame_ref& id_frame(std::uint64_t place);
+    void check_hold();
+
+    const settings settings_;
+    frame_log log_;
+    topic_tree<receiver> topics_;
+    topic_tree<receiver> users_;
+    std::vector<receiver*> receivers_; // those with a subscription
+    std::vector<receiver*> holders_;   // those of them for whom publishers may have to wait
+    std::unordered_map<std::uint64_t, receiver*> named_;
+    std::uint64_t fanned_ = 0;          // every frame before it went to all who were ready
+    std::uint64_t planned_ = 0;         // and the pass in hand covers those before this
+    std::uint64_t forgot_everyone_ = 0; // one past the last broadcast that was forgotten,
+    std::uint64_t drop_everyone_ = 0;   // and not even kept for its key,
+    std::uint64_t passed_everyone_ = 0; // and the last ephemeral one
+    bool holding_ = false;
+    std::vector<std::uint64_t> broadcasts_; // of the pass in hand
+    std::vector<receiver*> alone_;          // who gets a message of the pass in hand alone
+    std::vector<job> jobs_;                 // of the pass in hand, done from the back
+    block block_;
+    std::string joined_; // the memory of a block of several frames
+    std::array<asio::const_buffer, max_buffers> buffers_;
+    std::array<piece, max_buffers> pieces_;
+    frame_ref heartbeat_ = make_raw_frame(":\n\n");
+    frame_ref id_frame_;
+    std::uint64_t id_frame_place_ = 0;
+    totals totals_;
 };
+
+// --- what comes, what goes
+
+template <class Take>
+std::size_t feed::pull(Take&& take, std::size_t max_frames, std::size_t max_bytes) {
+    std::size_t frames = 0;
+    for (std::size_t bytes = 0; frames < max_frames && bytes < max_bytes; ++frames) {
+        const auto size = log_.push_from(take, now);
+        if (!size) break;
+        bytes += *size;
+    }
+    if (frames == 0) return 0;
+    forget();
+    check_hold();
+    return frames;
+}
+
+/// What the pass in hand covers must stay, and what those have not had for whom publishers wait.
+inline std::uint64_t feed::keep() const {
+    std::uint64_t from = fanned_;
+    for (const receiver* r : holders_) {
+        if (r->busy_ || r->held_) from = std::min(from, r->next_);
+    }
+    return from;
+}
+
+/// The log lets go of a frame: those whom it concerned and who have not had it will be told.
+inline void feed::forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind) {
+    const bool for_anyone = kind == frame_log::loss::anyone;
+    const auto raise = [&](std::uint64_t& mark) { mark = std::max(mark, sequence + 1); };
+    if (f.what() == frame::kind::everyone) {
+        raise(f.ephemeral() ? passed_everyone_ : forgot_everyone_);
+        if (for_anyone && !f.ephemeral()) raise(drop_everyone_);
+    } else if (f.what() == frame::kind::one) {
+        if (receiver* const r = find(f.stream())) raise(r->rare_->passed);
+    } else {
+        tree(f.what() == frame::kind::user).for_each_concerned(f.topic(), [&](node& where) {
+            raise(f.ephemeral() ? where.passed : where.forgotten);
+            if (for_anyone && !f.ephemeral()) raise(where.dropped);
+        });
+    }
+}
+
+/// Publishers wait from half of the history on until a quarter of it is left.
+inline void feed::check_hold() {
+    bool any = false;
+    for (receiver* r : holders_) {
+        receiver::rarely& rare = r->rare();
+        const auto lag = lag_of(*r);
+        const auto& most = log_.bounds();
+        const std::uint64_t part = rare.holds_back ? 4 : 2;
+        const bool over = lag.messages > most.frames / part || lag.bytes > most.bytes / part;
+        if (over && !rare.holds_back) rare.behind_since = now;
+        rare.holds_back = over;
+        any = any || over;
+    }
+    if (any == holding_) return;
+    holding_ = any;
+    settings_.hold_publishers(any);
+}
+
+// --- fan-out: a pass finds the topics concerned by what is new, up to a bound, and writes to their
+// clients in slices, so that accepts, reads, timers and stops get their turn. What comes meanwhile
+// goes out in the next pass, together: latency when calm, throughput when busy.
+
+inline bool feed::plan() {
+    fanned_ = planned_;
+    if (planned_ == log_.end()) {
+        forget(); // what the pass had kept
+        return false;
+    }
+    try {
+        plan_jobs();
+    } catch (...) { // no memory: the next turn tries again from the same place
+        for (job& j : jobs_) {
+            if (j.where) j.where->pending.clear();
+        }
+        jobs_.clear();
+        alone_.clear();
+        planned_ = fanned_;
+        throw;
+    }
+    return true;
+}
+
+/// Finds who is concerned by the next frames, up to the bounds of a pass.
+inline void feed::plan_jobs() {
+    broadcasts_.clear();
+    jobs_.push_back({nullptr}); // done last: by then node jobs have the broadcasts merged in
+    std::size_t frames = 0;
+    for (std::size_t bytes = 0; planned_ != log_.end(); ++planned_, ++frames) {
+        const frame& f = log_[planned_];
+        bytes += f.bytes().size();
+        if (frames == batch_frames || (frames > 0 && bytes > batch_bytes)) break;
+        if (f.what() == frame::kind::everyone) {
+            broadcasts_.push_back(planned_);
+        } else if (f.what() == frame::kind::one) {
+            receiver* const r = find(f.stream());
+            if (r && r->follows()) {
+                alone_.push_back(r);
+            } else if (r && r->own_ && r->is_streaming() && !r->rare_->finishing) {
+                enqueue_later(*r, log_.ref(planned_));
+            }
+        } else {
+            tree(f.what() == frame::kind::user).for_each_concerned(f.topic(), [this](node& where) {
+                if (where.pending.empty()) jobs_.push_back({&where});
+                where.pending.push_back(planned_);
+            });
+        }
+    }
+    if (broadcasts_.empty()) jobs_.erase(jobs_.begin());
+}
+
+inline bool feed::work(std::size_t& budget) {
+    while (budget > 0) {
+        if (!alone_.empty()) { // first, since a block would carry their place past what is theirs
+            receiver& r = *alone_.back();
+            alone_.pop_back();
+            --budget;
+            deliver_alone(r);
+            continue;
+        }
+        if (jobs_.empty()) return false;
+        job& j = jobs_.back();
+        auto& concerned = j.where ? j.where->subscribers : receivers_;
+        if (!j.started) {
+            assemble(j);
+            j.next = concerned.size();
+            j.started = true;
+        }
+        // From the last to the first: one that leaves is replaced by the last, which had its turn,
+        // or, if it had not, is met again in its new place. Whoever comes meanwhile starts behind
+        // the pass.
+        j.next = std::min(j.next, concerned.size());
+        while (j.next > 0 && budget > 0) {
+            --budget;
+            deliver(*concerned[--j.next]);
+            j.next = std::min(j.next, concerned.size());
+        }
+        if (j.next == 0) finish_job(j);
+    }
+    return true;
+}
+
+inline void feed::finish_job(job& j) {
+    if (j.where) {
+        j.where->pending.clear();
+        tree(j.where->is_private).prune(j.where);
+    }
+    jobs_.pop_back();
+}
+
+/// The frames of a job one behind the other, once for all who get them.
+inline void feed::assemble(const job& j) {
+    const auto& own = j.where ? j.where->pending : broadcasts_;
+    std::vector<std::uint64_t> merged;
+    if (j.where && !broadcasts_.empty()) {
+        std::merge(own.begin(), own.end(), broadcasts_.begin(), broadcasts_.end(),
+                   std::back_inserter(merged));
+    }
+    const auto& sequences = merged.empty() ? own : merged;
+    block_.ends.clear();
+    block_.told = 0;
+    joined_.clear();
+    std::size_t size = 0;
+    for (const std::uint64_t sequence : sequences) {
+        const frame& f = log_[sequence];
+        size += f.bytes().size();
+        if (sequences.size() > 1) joined_.append(f.bytes());
+        if (f.has_id()) block_.told = sequence + 1;
+        block_.ends.push_back({sequence, size});
+    }
+    block_.bytes = joined_;
+    if (sequences.size() == 1) block_.bytes = log_[sequences.front()].bytes();
+}
+
+/// One client's share of a pass: usually one system call and nothing else.
+inline void feed::deliver(receiver& r) {
+    const bool came_back = r.rare_ && fanned_ < r.rare_->live_from; // not all of a block is for it
+    if (!r.single_ || r.next_ > fanned_ || came_back) return deliver_alone(r);
+    if (r.busy_ || r.held_ || r.next_ >= planned_) return; // goes on by itself; or has it
+    const asio::const_buffer whole = asio::buffer(block_.bytes);
+    const auto n = r.write_some({&whole, 1});
+    if (!n) return;
+    if (*n < block_.bytes.size()) return cut(r, *n);
+    totals_.delivered.add(block_.ends.size());
+    r.next_ = planned_;
+    r.fresh_ = false;
+    if (block_.told != 0) r.told_ = block_.told;
+}
+
+/// For one that follows several topics, filters, began within the pass or gets a message alone.
+inline void feed::deliver_alone(receiver& r) {
+    if (r.busy_ || r.held_ || r.next_ >= planned_) return;
+    r.busy_ = true;
+    settle(r);
+    flush(r);
+}
+
+/// The socket took only a part of the block: from here on flush() continues from the log.
+inline void feed::cut(receiver& r, std::size_t written) {
+    settle(r);
+    r.busy_ = true;
+    std::size_t begin = 0;
+    for (const block::end& end : block_.ends) {
+        if (end.offset > written) {
+            if (written > begin) {
+                r.cut_ = log_.ref(end.sequence);
+                r.cut_at_ = written - begin;
+                r.next_ = end.sequence + 1;
+            }
+            break;
+        }
+        had(r, end.sequence);
+        begin = end.offset;
+    }
+    r.await_writable();
+}
+
+/// One that had everything so far may not have been concerned for long: what lies before the pass
+/// in hand is not waiting for it.
+inline void feed::settle(receiver& r) const noexcept {
+    if (!r.held_) r.next_ = std::max(r.next_, fanned_);
+}
+
+// --- one client's output, in this order: the frame that a short write cut, the stream's own
+// frames, word of a gap, the log from its place on. So whole frames never mix.
+
+inline void feed::flush(receiver& r) {
+    if (!r.busy_) return; // it went on before this turn came
+    for (std::size_t budget = flush_bytes; budget > 0;) {
+        bool looked_enough = false;
+        std::size_t count = 0;
+        try {
+            if (!announce(r)) return;
+            count = gather(r, looked_enough);
+        } catch (...) { // a filter of the program, or no memory
+            return r.fail(std::current_exception());
+        }
+        if (count == 0) {
+            if (looked_enough) break;
+            if (r.rare_ && r.rare_->holds_back) check_hold();
+            if (r.rare_ && r.rare_->last) {
+                r.cut_ = std::exchange(r.rare_->last, frame_ref());
+                r.rare_->said_farewell = true;
+                continue;
+            }
+            r.busy_ = false;
+            if (r.rare_ && r.rare_->finishing) r.finished();
+            return;
+        }
+        const auto n = r.write_some({buffers_.data(), count});
+        if (!n) return;
+        const bool whole = advance(r, count, *n);
+        if (*n > 0) r.progressed();
+        if (r.rare_ && r.rare_->holds_back) check_hold();
+        if (!whole) return r.await_writable();
+        budget -= std::min(budget, *n);
+    }
+    r.yield(); // others get a turn before the rest of a long catch-up
+}
+
+/// Puts into buffers_ and pieces_ what the client is to be sent next. How many there are.
+inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
+    std::size_t count = 0;
+    std::size_t bytes = 0;
+    const auto add = [&](std::string_view text, piece p) {
+        buffers_[count] = asio::buffer(text);
+        pieces_[count++] = p;
+        bytes += text.size();
+    };
+    const auto room_left = [&] { return count < max_buffers && bytes < batch_bytes; };
+    if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), {piece::origin::cut, 0});
+    if (r.own_) {
+        for (std::size_t i = 0; i < r.own_->waiting.size() && room_left(); ++i) {
+            add(r.own_->waiting[i]->bytes(), {piece::origin::own, 0});
+        }
+    }
+    if (!r.follows() || r.held_ || (r.rare_ && r.rare_->said_farewell)) return count;
+    const bool gap_is_due = is_gap_due(r);
+    // First of all an id to come back with, whatever becomes of it next. One that came back too: by
+    // HTML 9.2.6 a block without an id, such as a farewell, would take from it what it had.
+    const bool gap_has_it = gap_is_due && (r.fresh_ || (r.rare_ && r.rare_->pending));
+    if (settings_.heartbeat_ids && !r.primed_ && !gap_has_it && room_left()) {
+        add(id_frame(r.next_)->bytes(), {piece::origin::id, r.next_});
+    }
+    if (gap_is_due) return count;
+    const bool newest = r.conflates();
+    std::size_t looks = 0;
+    std::uint64_t at = log_.next(r.next_, newest);
+    for (; at < log_.end() && room_left(); at = log_.next(at + 1, newest)) {
+        if (++looks > max_looks) break;
+        bool left_out = false;
+        if (wants(r, at, left_out)) {
+            add(log_[at].bytes(), {piece::origin::log, at});
+        } else if (left_out && at >= r.rare().looked_at) {
+            totals_.conflated.add(1);
+            r.rare().looked_at = at + 1;
+        }
+    }
+    looked_enough = at < log_.end();
+    if (count == 0) r.next_ = std::max(r.next_, at);
+    return count;
+}
+
+inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_out) const {
+    const frame& f = log_[sequence];
+    if (f.ephemeral() && r.rare_ && sequence < r.rare_->live_from) return false;
+    if (f.what() == frame::kind::one) {
+        return f.stream() != 0 && r.rare_ && f.stream() == r.rare_->number;
+    }
+    if (f.what() == frame::kind::everyone && !r.first_.where) return true;
+    bool wanted = false;
+    bool known = false; // by a subscription that had it before another one went back
+    r.for_each_subscription([&](const subscription& one) {
+        if (sequence < one.since || !concerns(one, f)) return;
+        if (one.lag == lag_policy::conflate && log_.superseded(sequence)) {
+            left_out = true;
+        } else if (!one.filter || (*one.filter)(published(f))) {
+            wanted = true;
+            known = known || sequence < one.had;
+        }
+    });
+    left_out = left_out && !wanted;
+    return wanted && !known;
+}
+
+inline bool feed::concerns(const subscription& one, const frame& f) noexcept {
+    if (f.what() == frame::kind::everyone) return true;
+    const auto kind = one.where->is_private ? frame::kind::user : frame::kind::topic;
+    return f.what() == kind && covers(one.where->path, f.topic());
+}
+
+/// Books a frame of the log as delivered.
+inline void feed::had(receiver& r, std::uint64_t sequence) {
+    totals_.delivered.add(1);
+    r.next_ = sequence + 1;
+    r.fresh_ = false;
+    if (log_[sequence].has_id()) r.told_ = sequence + 1;
+}
+
+/// Books what a write has taken. False when it was not everything.
+inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
+    const auto take_own = [&] {
+        frame_ref f = std::move(r.own_->waiting.front());
+        r.own_->waiting.erase(r.own_->waiting.begin());
+        return f;
+    };
+    for (std::size_t i = 0; i < count; ++i) {
+        const piece p = pieces_[i];
+        if (written < buffers_[i].size()) {
+            if (p.from == piece::origin::cut) {
+                r.cut_at_ += written;
+            } else if (written > 0) {
+                r.cut_at_ = written;
+                r.cut_is_own_ = p.from == piece::origin::own;
+                if (p.from == piece::origin::own) {
+                    r.cut_ = take_own();
+                } else if (p.from == piece::origin::id) {
+                    r.cut_ = id_frame(p.sequence);
+                    r.primed_ = true;
+                } else {
+                    r.cut_ = log_.ref(p.sequence);
+                    r.next_ = p.sequence + 1;
+                }
+            }
+            return false;
+        }
+        written -= buffers_[i].size();
+        switch (p.from) {
+        case piece::origin::cut: {
+            const frame_ref f = std::exchange(r.cut_, frame_ref());
+            r.cut_at_ = 0;
+            if (std::exchange(r.cut_is_own_, false)) {
+                if (r.own_) ++r.own_->written;
+            } else if (f->what() != frame::kind::raw) {
+                r.fresh_ = false;
+                if (f->has_id()) r.told_ = r.next_;
+            }
+            if (f->what() != frame::kind::raw) totals_.delivered.add(1);
+            break;
+        }
+        case piece::origin::own: {
+            const frame_ref f = take_own();
+            ++r.own_->written;
+            if (f->what() != frame::kind::raw) totals_.delivered.add(1);
+            break;
+        }
+        case piece::origin::id: r.primed_ = true; break;
+        case piece::origin::log: had(r, p.sequence); break;
+        }
+    }
+    return true;
+}
+
+// --- what is missing
+
+/// What concerns the client, lies behind its place, and is forgotten.
+inline feed::loss feed::missing(const receiver& r) const {
+    const std::uint64_t from = std::max(r.next_, r.rare_ ? r.rare_->excused : 0);
+    const std::uint64_t live_from = r.rare_ ? r.rare_->live_from : 0;
+    loss out;
+    const auto consider = [&](std::uint64_t before, const subscription& one, std::uint64_t since) {
+        if (before <= std::max(from, since)) return;
+        out.before = std::max(out.before, before);
+        const bool may_stay = one.lag == lag_policy::skip || one.lag == lag_policy::conflate;
+        out.policy = std::min(out.policy, may_stay ? one.lag : lag_policy::disconnect);
+    };
+    r.for_each_subscription([&](const subscription& one) {
+        const bool newest = one.lag == lag_policy::conflate;
+        const std::uint64_t since = std::max(one.since, one.had);
+        consider(newest ? one.where->dropped : one.where->forgotten, one, since);
+        consider(newest ? drop_everyone_ : forgot_everyone_, one, since);
+        // What is not replayed is missed only by those who were there.
+        const std::uint64_t passed = std::max(one.where->passed, passed_everyone_);
+        if (!newest && passed > live_from) consider(passed, one, since);
+    });
+    // Broadcasts to one without a topic, and what was for it alone, are nobody's but its own.
+    if (!r.first_.where) consider(std::max(forgot_everyone_, passed_everyone_), r.first_, 0);
+    if (r.rare_ && r.rare_->passed > live_from) consider(r.rare_->passed, r.first_, 0);
+    return out;
+}
+
+inline bool feed::is_gap_due(const receiver& r) const {
+    return (r.rare_ && r.rare_->pending) || missing(r).before != 0;
+}
+
+/// If something is missing, and it is the turn of that word: it goes into the stream, or the
+/// program sends what stands for it, or the client is let go. False: it is gone.
+inline bool feed::announce(receiver& r) {
+    if (!r.follows() || r.held_ || r.cut_ || (r.own_ && !r.own_->waiting.empty())) return true;
+    if (r.rare_ && r.rare_->said_farewell) return true;
+    const loss lost = missing(r);
+    const bool pending = r.rare_ && r.rare_->pending;
+    if (!pending && lost.before == 0) return true;
+    gap g;
+    if (pending) {
+        g = *std::exchange(r.rare_->pending, std::nullopt);
+        if (g.reason == gap_reason::lapped) r.next_ = log_.end();
+        g.to = make_id(settings_.epoch, g.reason == gap_reason::lapped ? r.next_ : lost.before);
+        r.rare().excused = lost.before;
+    } else if (r.fresh_ || lost.policy != lag_policy::disconnect) {
+        const bool skips = !r.fresh_ && lost.policy == lag_policy::skip;
+        const std::uint64_t to = skips ? log_.end() : lost.before;
+        g = {r.fresh_ ? gap_reason::too_old : gap_reason::lapped, make_id(settings_.epoch, r.next_),
+             make_id(settings_.epoch, to)};
+        const bool all_of_it = r.single_ && r.first_.where->path.empty() && log_.is_plain() &&
+                               lost.policy != lag_policy::conflate &&
+                               (skips || !log_.has_bounds_by_topic());
+        if (all_of_it) g.missed = to - r.next_;
+        if (skips) r.next_ = to;
+        r.rare().excused = lost.before;
+    } else {
+        totals_.lagged.add(1);
+        r.end(end_reason::lagged);
+        return false;
+    }
+    totals_.gaps.add(1);
+    if (r.mend(g)) {
+        r.held_ |= receiver::by_mending;
+        return true;
+    }
+    r.cut_ = gap_frame(g, r.next_);
+    r.primed_ = true;
+    return true;
+}
+
+inline frame_ref feed::gap_frame(const gap& g, std::uint64_t at) const {
+    const std::string id = make_id(settings_.epoch, at);
+    return make_raw_frame(
+        encode({.event = settings_.gap_event, .data = to_json(g), .id = std::string_view(id)}));
+}
+
+/// A block without data: no event, but the client's last event id moves (HTML 9.2.6).
+inline const frame_ref& feed::id_frame(std::uint64_t place) {
+    if (!id_frame_ || id_frame_place_ != place) {
+        id_frame_ = make_raw_frame(":\nid: " + make_id(settings_.epoch, place) + "\n\n");
+        id_frame_place_ = place;
+    }
+    return id_frame_;
+}
+
+inline bool feed::heartbeat(receiver& r) {
+    if (r.busy_) return false;
+    settle(r);
+    r.busy_ = true;
+    if (settings_.heartbeat_ids && r.follows() && !r.held_) {
+        r.cut_ = id_frame(r.next_);
+        r.told_ = r.next_;
+        r.primed_ = true;
+    } else {
+        r.cut_ = heartbeat_;
+    }
+    r.cut_at_ = 0;
+    flush(r);
+    return true;
+}
+
+/// Half of the history went by without a message for it.
+inline bool feed::needs_id(const receiver& r) const {
+    if (!settings_.heartbeat_ids || !r.follows() || r.busy_ || r.held_) return false;
+    if (r.told_ >= fanned_) return false;
+    const auto& most = log_.bounds();
+    return fanned_ - r.told_ > most.frames / 2 || log_.bytes_from(r.told_) > most.bytes / 2;
+}
+
+inline sse::lag feed::lag_of(const receiver& r) const {
+    if (!r.follows() || (!r.busy_ && !r.held_) || r.next_ >= log_.end()) return {};
+    return {log_.end() - r.next_, log_.bytes_from(r.next_),
+            std::chrono::milliseconds(now - log_.time_of(r.next_))};
+}
+
+/// Lets go of a client that cannot go on, before its socket takes bytes again. Whether it did.
+inline bool feed::give_up(receiver& r, std::uint32_t longest_hold) {
+    if (!r.follows() || (!r.busy_ && !r.held_)) return false;
+    const bool held_too_long =
+        r.rare_ && r.rare_->holds_back && now - r.rare_->behind_since >= longest_hold;
+    const loss lost = r.held_ || r.fresh_ ? loss() : missing(r);
+    const bool too_much = settings_.max_unsent_bytes != 0 && !r.held_ &&
+                          log_.bytes_from(r.next_) > settings_.max_unsent_bytes;
+    const lag_policy policy = lost.before != 0 ? lost.policy : r.first_.lag;
+    const bool may_stay = policy == lag_policy::skip || policy == lag_policy::conflate;
+    if (held_too_long || ((lost.before != 0 || too_much) && !may_stay)) {
+        totals_.lagged.add(1);
+        r.end(end_reason::lagged);
+        return true;
+    }
+    if (too_much && policy == lag_policy::skip && !r.rare().pending) { // told when it takes bytes
+        r.rare().pending = gap{gap_reason::lapped, make_id(settings_.epoch, r.next_), {}};
+    }
+    return false;
+}
+
+// --- subscriptions
+
+inline void feed::subscribe(receiver& r, const std::string& topic, const start& from,
+                            std::uint64_t published, lag_policy lag, filter_function filter,
+                            bool is_private) {
+    const bool first = !r.follows();
+    node& where = tree(is_private).find_or_add(topic);
+    bool known = false;
+    r.for_each_subscription([&](const subscription& one) { known |= one.where == &where; });
+    if (known) return;
+    if (where.subscribers.empty()) {
+        where.is_private = is_private;
+        where.forgotten = log_.forgotten_before(topic, frame_log::loss::each);
+        where.dropped = log_.forgotten_before(topic, frame_log::loss::anyone);
+        where.passed = 0;
+    }
+    const std::uint64_t reached = r.busy_ || r.held_ ? r.next_ : std::max(r.next_, fanned_);
+    subscription made;
+    try {
+        made.since = place(r, where, from, published);
+        if (made.since < published) r.rare().live_from = std::max(r.rare().live_from, published);
+        if (filter) made.filter = std::make_unique<filter_function>(std::move(filter));
+        if (r.first_.where) r.rare().more.reserve(r.rare().more.size() + 1); // few
+        if (lag == lag_policy::hold_back) holders_.push_back(&r);
+        where.subscribers.push_back(&r);
+        if (first) receivers_.push_back(&r);
+    } catch (...) {
+        if (!where.subscribers.empty() && where.subscribers.back() == &r) {
+            where.subscribers.pop_back();
+        }
+        std::erase(holders_, &r);
+        tree(is_private).prune(&where);
+        throw;
+    }
+    if (first) {
+        r.place_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
+        r.next_ = r.told_ = made.since;
+        r.fresh_ = made.since < published;
+    } else if (made.since < reached) { // the others have had what is between
+        r.for_each_subscription([&](subscription& one) { one.had = std::max(one.had, reached); });
+        r.next_ = made.since;
+        r.fresh_ = true;
+    }
+    made.where = &where;
+    made.index = static_cast<std::uint32_t>(where.subscribers.size() - 1);
+    made.lag = lag;
+    r.single_ = first && !made.filter && !is_private;
+    (r.first_.where ? r.rare().more.emplace_back() : r.first_) = std::move(made);
+    // What the passes so far do not bring it, it gets by itself: what lies before them, word of a
+    // gap, its first id.
+    const bool waits = r.next_ < planned_ || !r.primed_ || is_gap_due(r);
+    if (waits && !std::exchange(r.busy_, true)) r.yield();
+}
+
+/// Where a subscription starts, in places.
+inline std::uint64_t feed::place(receiver& r, node& where, const start& from,
+                                 std::uint64_t published) {
+    std::uint64_t at = published;
+    switch (from.kind_) {
+    case start::kind::resume:
+    case start::kind::now: return published;
+    case start::kind::after: return place_of_id(r, from.id_, published);
+    case start::kind::oldest: at = 0; break;
+    case start::kind::last:
+        if (from.count_ == 0) return published;
+        at = place_of_last(where, from.count_);
+        break;
+    case start::kind::since:
+        if (from.age_.count() <= 0) return published;
+        at = log_.first_since(now - static_cast<std::uint32_t>(from.age_.count()));
+        break;
+    }
+    // From what is kept, so that nothing is missing behind the place where it starts; or from what
+    // has yet to come out of the ring.
+    return std::min(first_kept(where, at).value_or(log_.end()), published);
+}
+
+/// The first message from this place on that is kept for the subscribers of a topic.
+inline std::optional<std::uint64_t> feed::first_kept(node& where, std::uint64_t from) const {
+    subscription asked;
+    asked.where = &where;
+    for (std::uint64_t at = log_.next(from); at < log_.end(); at = log_.next(at + 1)) {
+        if (concerns(asked, log_[at]) && !log_[at].ephemeral()) return at;
+    }
+    return std::nullopt;
+}
+
+inline std::uint64_t feed::place_of_last(node& where, std::size_t count) const {
+    subscription asked;
+    asked.where = &where;
+    std::uint64_t at = log_.end();
+    while (count > 0) {
+        const auto before = log_.previous(at);
+        if (!before) return 0;
+        at = *before;
+        if (concerns(asked, log_[at]) && !log_[at].ephemeral()) --count;
+    }
+    return at;
+}
+
+inline std::uint64_t feed::place_of_id(receiver& r, const std::string& id,
+                                       std::uint64_t published) {
+    if (const auto own = log_.find_id(id)) return *own + 1;
+    const std::string_view text = id;
+    const std::size_t dash = std::min(text.rfind('-'), text.size());
+    const std::string_view epoch = text.substr(0, dash);
+    const std::string_view digits = text.substr(std::min(dash + 1, text.size()));
+    std::uint64_t number = 0;
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+    const bool of_ours =
+        is_digits(digits) && parsed.ec == std::errc() && epoch.size() == settings_.epoch.size();
+    if (of_ours && epoch == settings_.epoch && number <= published) return number;
+    if (!r.rare().unknown_id) {
+        const bool other = of_ours && epoch != settings_.epoch;
+        r.rare().pending = gap{other ? gap_reason::epoch : gap_reason::unknown, id, {}};
+        r.rare().unknown_id = true; // one word for all topics
+    }
+    return 0;
+}
+
+inline bool feed::unsubscribe(receiver& r, std::string_view topic, bool is_private) {
+    const auto is_it = [&](const subscription& one) {
+        return one.where && one.where->is_private == is_private && one.where->path == topic;
+    };
+    subscription ended;
+    if (is_it(r.first_)) {
+        ended = std::exchange(r.first_, subscription());
+        if (r.rare_ && !r.rare_->more.empty()) {
+            r.first_ = std::move(r.rare_->more.back());
+            r.rare_->more.pop_back();
+        }
+    } else if (r.rare_) {
+        auto& more = r.rare_->more;
+        const auto found = std::find_if(more.begin(), more.end(), is_it);
+        if (found == more.end()) return false;
+        std::swap(*found, more.back());
+        ended = std::move(more.back());
+        more.pop_back();
+    } else {
+        return false;
+    }
+    r.single_ = false; // what it has had is not what its topics have had
+    if (ended.lag == lag_policy::hold_back) {
+        holders_.erase(std::find(holders_.begin(), holders_.end(), &r));
+        if (std::find(holders_.begin(), holders_.end(), &r) == holders_.end()) {
+            r.rare().holds_back = false;
+        }
+        check_hold();
+    }
+    remove_from(*ended.where, ended.index);
+    return true;
+}
+
+inline void feed::remove_from(node& where, std::uint32_t index) {
+    receiver* const last = where.subscribers.back();
+    last->for_each_subscription([&](subscription& one) {
+        if (one.where == &where) one.index = index;
+    });
+    where.subscribers[index] = last;
+    where.subscribers.pop_back();
+    tree(where.is_private).prune(&where);
+}
+
+/// The client is gone.
+inline void feed::remove(receiver& r) {
+    if (r.rare_ && r.rare_->number != 0) {
+        named_.erase(r.rare_->number);
+        std::erase(alone_, &r);
+    }
+    if (!r.follows()) return;
+    receiver* const last = receivers_.back();
+    last->place_in_feed_ = r.place_in_feed_;
+    receivers_[r.place_in_feed_] = last;
+    receivers_.pop_back();
+    r.place_in_feed_ = receiver::nowhere;
+    r.for_each_subscription(
+        [this](const subscription& one) { remove_from(*one.where, one.index); });
+    r.first_ = subscription();
+    if (r.rare_) {
+        r.rare_->more.clear();
+        r.rare_->pending.reset();
+    }
+    if (std::erase(holders_, &r) != 0) check_hold();
+}
+
+inline void feed::name(receiver& r, std::uint64_t number) {
+    r.rare().number = number;
+    named_.emplace(number, &r);
+}
+
+// --- what streams ask for
+
+inline void feed::enqueue(receiver& r, frame_ref f) {
+    r.own_->waiting.push_back(std::move(f));
+    ++r.own_->queued;
+    if (std::exchange(r.busy_, true)) return;
+    settle(r);
+    flush(r);
+}
+
+/// As enqueue(), but others get a turn first, so that what follows goes out in the same write.
+inline void feed::enqueue_later(receiver& r, frame_ref f) {
+    r.own_->waiting.push_back(std::move(f));
+    ++r.own_->queued;
+    if (std::exchange(r.busy_, true)) return;
+    settle(r);
+    r.yield();
+}
+
+inline void feed::release(receiver& r, std::uint8_t by) {
+    if ((r.held_ & by) == 0) return;
+    r.held_ = static_cast<std::uint8_t>(r.held_ & ~by);
+    if (r.held_ != 0) return;
+    if (!std::exchange(r.busy_, true)) flush(r); // its place is what it was
+}
+
+inline void feed::finish(receiver& r, frame_ref last) {
+    receiver::rarely& rare = r.rare();
+    if (rare.finishing) return;
+    rare.finishing = true;
+    rare.last = std::move(last); // what is held stays back: the client comes back for it
+    if (std::exchange(r.busy_, true)) return;
+    settle(r);
+    flush(r);
+}
+
+inline std::vector<std::string> feed::topics_of(const receiver& r) const {
+    std::vector<std::string> topics;
+    r.for_each_subscription([&](const subscription& one) {
+        if (!one.where->is_private)
+            topics.push_back(one.where->path.empty() ? "/" : one.where->path);
+    });
+    return topics;
+}
 
 } // namespace detail
 
 // >>options ///////////////////////////////////////////////////////////////////////////////////////
 // Every setting with its default, and the counters. Needs >>origin.
-
-class stream;
 
 /// Serves one request of a route. Called on a worker's thread; must not block it. The server keeps
 /// the callable for as long as it lives, so a lambda may capture.
@@ -1743,7 +3482,8 @@ struct access {
     int status = 0;        ///< 0: let in. Else the status to refuse with; 204 ends it for good.
     std::string text = {}; ///< Of the refusal.
     std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of either answer.
-    std::vector<std::string> topics = {};   ///< What to follow instead of the path's topic.
+    std::vector<std::string> topics = {}; ///< What to follow instead of what the request says.
+    std::string user = {}; ///< Also gets what is sent to this user. Never from the client's mouth.
     std::chrono::milliseconds valid_for{0}; ///< Then the stream ends. 0: no end.
 
     static access refuse(int status, std::string text = {}) {
@@ -1767,6 +3507,16 @@ struct log_entry {
     asio::ip::address client = {};
     std::chrono::milliseconds duration{0}; ///< Of a stream.
     std::string_view detail = {};          ///< Why, where there is more to say.
+};
+
+/// An open stream, for those who list, revoke or count them.
+struct stream_info {
+    std::uint64_t id = 0; ///< Its name in this server.
+    std::string user = {};
+    std::vector<std::string> topics = {};
+    asio::ip::address client = {};
+    std::chrono::milliseconds age{0};
+    sse::lag lag = {};
 };
 
 /// What happens over a limit of connections.
@@ -1818,13 +3568,30 @@ struct options {
     std::size_t max_body_bytes = 1024 * 1024;
     /// Places in the ring between publishers and workers; a power of two.
     std::size_t ring_capacity = 16 * 1024;
-    /// Frames that each worker keeps. A client that lags further behind is disconnected.
+    /// Messages that each worker keeps, for clients that come back or are behind. As many again are
+    /// kept of ephemeral ones, and of those that are the newest of their key.
     std::size_t history = 16 * 1024;
-    /// Bytes of these frames, likewise.
+    /// Bytes of these messages, likewise.
     std::size_t history_bytes = 64 * 1024 * 1024;
-    /// A client for whom so many bytes of the history are still to be looked through is
-    /// disconnected sooner than that. 0: only by the history's own bounds.
+    /// Messages older than this are forgotten. 0: never by age.
+    std::chrono::milliseconds history_age{0};
+    /// Topics, with what is below them, that have bounds of their own. The nearest counts.
+    std::vector<topic_history> histories = {};
+    /// What becomes of a client that falls behind the history, unless its subscription says.
+    lag_policy lag = lag_policy::disconnect;
+    /// A client for whom so many bytes of the history are still to be looked through is treated as
+    /// one that fell behind it. 0: only by the history's own bounds.
     std::size_t max_unsent_bytes = 0;
+    /// The event that tells a client what it missed.
+    std::string gap_event = "gap";
+    /// Runs instead of that event, and sends a snapshot; the topics' messages go on when it
+    /// returns. Kept for as long as the server lives, so it may capture.
+    std::function<asio::awaitable<void>(stream&, const gap&)> on_gap = {};
+    /// Heartbeats carry the newest id, so that a client to which nothing was sent need not look
+    /// through all that it did not want when it comes back, nor fall off the history.
+    bool heartbeat_ids = true;
+    /// Topics that one request may name; more are answered with 400.
+    std::size_t max_topics = 128;
     /// Who may read from another origin. By default everyone.
     cors_options cors = {};
     /// Hosts that requests may name; others get 421. It keeps pages of a stranger, whose name was
@@ -1843,8 +3610,15 @@ struct options {
     std::function<asio::awaitable<access>(const request&)> authorize = {};
     /// Gets what happens. Called on the server's threads, several at once; must not throw.
     std::function<void(const log_entry&)> log = {};
+    /// An event stream has begun, or has ended. Called on its worker's thread; what on_connect
+    /// throws ends the stream, on_disconnect must not throw. Each stream is told of once.
+    std::function<void(stream&)> on_connect = {};
+    std::function<void(const stream_info&, end_reason)> on_disconnect = {};
     /// SIGINT and SIGTERM call stop(). Off by default: a library takes no signals unasked.
     bool handle_signals = false;
+    /// Then they call drain() with this window instead, and a second signal ends the program. 0:
+    /// stop() at once.
+    std::chrono::milliseconds drain_window{0};
     /// Gets what a handler threw. Called on the worker's thread; must not throw.
     std::function<void(std::exception_ptr)> on_error = {};
 };
@@ -1861,6 +3635,22 @@ struct counters {
     std::uint64_t delivered = 0;       ///< Messages written whole to a client.
     std::uint64_t bytes = 0;           ///< Bytes written to clients, of every kind of answer.
     std::uint64_t lagged = 0;          ///< Streams ended because the client fell behind or stalled.
+    std::uint64_t gaps = 0;            ///< Gaps that clients were told of.
+    std::uint64_t conflated = 0; ///< Messages left out because a newer one of their key had come.
+};
+
+/// How drain() sends the clients away.
+struct drain_options {
+    std::chrono::milliseconds window{5'000}; ///< Their ends are spread over it; at most a day.
+    std::optional<message> farewell = {};    ///< The last message of each stream.
+    /// When they shall come back: from this on up to twice as much.
+    std::chrono::milliseconds retry{1'000};
+};
+
+/// What became of them.
+struct drained {
+    std::uint64_t closed = 0; ///< Streams that got all that was for them.
+    std::uint64_t cut = 0;    ///< Those that had not when the window was over.
 };
 
 // >>hub ///////////////////////////////////////////////////////////////////////////////////////////
@@ -1896,18 +3686,6 @@ struct route {
     bool serves(std::string_view asked) const noexcept {
         return method == asked || (method == "GET" && asked == "HEAD");
     }
-};
-
-/// A number that one thread adds to and any thread reads.
-class tally {
-public:
-    void add(std::uint64_t n) noexcept {
-        value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
-    }
-    std::uint64_t get() const noexcept { return value_.load(std::memory_order_relaxed); }
-
-private:
-    std::atomic<std::uint64_t> value_{0};
 };
 
 /// Connections by address, for the limits on them.
@@ -2006,7 +3784,13 @@ private:
     template <class Handler>
     struct waiting_handler final : waiter {
         explicit waiting_handler(Handler h) : work(asio::make_work_guard(h)), done(std::move(h)) {}
-        void complete() override { asio::post(std::move(done)); }
+        void complete() override {
+            const auto where = asio::get_associated_executor(done);
+            asio::post(where, [done = std::move(done)]() mutable {
+                asio::get_associated_cancellation_slot(done).clear();
+                std::move(done)();
+            });
+        }
         asio::executor_work_guard<asio::associated_executor_t<Handler>> work;
         Handler done;
     };
@@ -2014,6 +3798,12 @@ private:
     template <class Handler, class MustWait>
     void enlist(Handler done, MustWait must_wait) {
         auto w = std::make_unique<waiting_handler<Handler>>(std::move(done));
+        auto slot = asio::get_associated_cancellation_slot(w->done);
+        if (slot.is_connected()) {
+            slot.assign([this, one = static_cast<waiter*>(w.get())](asio::cancellation_type) {
+                wake(one);
+            });
+        }
         {
             const std::lock_guard lock(mutex_);
             if (must_wait()) {
@@ -2024,12 +3814,38 @@ private:
         w->complete();
     }
 
+    /// For one whose wait is cancelled: it looks again, and finds that it is.
+    void wake(const waiter* one) {
+        std::unique_ptr<waiter> woken;
+        {
+            const std::lock_guard lock(mutex_);
+            const auto found = std::find_if(waiters_.begin(), waiters_.end(),
+                                            [&](const auto& w) { return w.get() == one; });
+            if (found == waiters_.end()) return;
+            woken = std::move(*found);
+            waiters_.erase(found);
+        }
+        woken->complete();
+    }
+
     std::mutex mutex_;
     std::condition_variable changed_;
     std::vector<std::unique_ptr<waiter>> waiters_;
 };
 
 class worker;
+
+/// Eight characters of [0-9a-z] that differ with each start.
+inline std::string make_epoch() {
+    std::random_device device; // where it is no more than a fixed sequence, the clock differs
+    const auto time = std::chrono::system_clock::now().time_since_epoch().count();
+    std::uint64_t bits = (std::uint64_t{device()} << 32 | device()) ^
+                         static_cast<std::uint64_t>(time) * 0x9e37'79b9'7f4a'7c15u;
+    std::string epoch;
+    for (int i = 0; i < 8; ++i, bits /= 36)
+        epoch += "0123456789abcdefghijklmnopqrstuvwxyz"[bits % 36];
+    return epoch;
+}
 
 struct hub {
     explicit hub(sse::options o);
@@ -2056,12 +3872,19 @@ struct hub {
 
     sse::options options;
     std::vector<address_block> trusted;
-    std::vector<route> routes;      ///< Fixed once the server runs.
-    std::vector<std::string> hosts; ///< Those served; empty: any. Likewise.
+    std::vector<route> routes;              ///< Fixed once the server runs.
+    std::vector<std::string> hosts;         ///< Those served; empty: any. Likewise.
+    const std::string epoch = make_epoch(); ///< The first part of ids.
     broadcast_ring<frame*> ring;
     detail::room room;
     address_book addresses;
     std::atomic<bool> stopped{false};
+    std::atomic<std::size_t> holding{0};   ///< Workers with a client for whom publishers wait.
+    std::atomic<std::uint64_t> names{0};   ///< Streams that have one.
+    std::atomic<std::size_t> undrained{0}; ///< Workers whose drain goes on.
+    std::function<void()> when_drained;    ///< Called once, by the last of them.
+    std::atomic<std::uint64_t> drained{0}; ///< Streams that had everything.
+    std::atomic<std::uint64_t> cut{0};     ///< Those that a drain had to cut.
     std::atomic<std::uint64_t> accepted{0};
     std::atomic<std::uint64_t> refused{0};
     std::atomic<std::uint64_t> accept_failures{0};
@@ -2113,7 +3936,7 @@ private:
 };
 
 // >>stream ////////////////////////////////////////////////////////////////////////////////////////
-// One client: what its handler sees, and what its worker knows of it. Needs >>hub.
+// One client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub.
 // Tests: tests/stream.cpp
 
 struct session;
@@ -2133,7 +3956,7 @@ public:
         return *this;
     }
     ~local_ref() {
-        if (object_) object_->release();
+        if (object_) object_->release_reference();
     }
     T* operator->() const noexcept { return object_; }
     T& operator*() const noexcept { return *object_; }
@@ -2149,7 +3972,7 @@ private:
 /// returns after subscribe() leaves a stream that lives on until the client goes, without a
 /// coroutine; the reference that it was given ends with it. What a handler waits for belongs on
 /// get_executor(), or on a context that runs until the server has joined.
-class stream {
+class stream final : private detail::receiver {
 public:
     using executor_type = detail::io_executor;
 
@@ -2164,10 +3987,26 @@ public:
     /// 408.
     asio::awaitable<std::string> body();
 
-    /// Makes this an event stream, and from now on everything published to the topic or below it,
-    /// and every broadcast, goes to the client. The subscription holds before the client sees the
-    /// head of the answer. Errors: errc::bad_topic. After respond(): std::logic_error.
-    void subscribe(std::string_view topic);
+    /// Makes this an event stream that gets everything published to the topic or below it, and
+    /// every broadcast. By default it goes on behind the id with which the client comes back, else
+    /// with what is published from now on; what can no longer be given is told in one gap event.
+    /// The same topic once more changes nothing. Several topics with several calls, best before the
+    /// first co_await: what an older id makes a later call go back to, a client that is cut
+    /// meanwhile may get twice. Errors: errc::bad_topic. After respond(): std::logic_error.
+    void subscribe(std::string_view topic, subscribe_options how = {});
+
+    /// Nothing more of this topic. False when it did not subscribe to it, by this name.
+    bool unsubscribe(std::string_view topic);
+
+    /// Lets a subscription that was made with `held` go on, from the place that it fixed. What was
+    /// sent in between, such as a snapshot, comes first: no loss and no duplicate.
+    ///
+    ///     client.subscribe("/prices", {.held = true});
+    ///     co_await client.send({.event = "snapshot", .data = read_prices()});
+    ///     client.release();
+    ///
+    /// When the handler returns or throws, it goes on by itself.
+    void release();
 
     /// Makes this an event stream and sends one message to this client alone; completes when the
     /// socket has taken it. The message is encoded before the call returns.
@@ -2183,12 +4022,31 @@ public:
     /// Errors: errc::closed. After an answer or a stream has begun: std::logic_error.
     asio::awaitable<void> respond(int status, std::string_view content_type, std::string_view body);
 
+    /// Ends the stream once the client has all that is meant for it. Does not wait for that.
+    void close();
+
+    /// The stream's name in its server, for server::send_to() and others. Never 0.
+    std::uint64_t id();
+
+    /// The user whose messages, of server::send_to_user(), come too. Errors: errc::bad_key.
+    void set_user(std::string_view key);
+    std::string_view user() const noexcept { return rare_ ? rare_->user : std::string_view(); }
+
+    /// What it subscribes to.
+    std::vector<std::string> topics() const;
+
+    /// How far it is behind.
+    sse::lag lag() const;
+
+    /// All that a listing says of it.
+    stream_info info();
+
     /// Ends the stream after this time; a later call counts anew. Throws std::invalid_argument for
     /// a time that is not positive or over three weeks.
     void end_after(std::chrono::milliseconds time);
 
     /// False once the client is gone or the stream was ended.
-    bool open() const noexcept { return open_; }
+    bool open() const noexcept { return open_ && !rare_finishing(); }
 
     executor_type get_executor() noexcept { return socket_.get_executor(); }
 
@@ -2196,7 +4054,7 @@ private:
     friend class detail::worker;
     friend struct detail::session;
     friend class detail::local_ref<stream>;
-    using node = detail::topic_tree<stream>::node;
+    friend class server;
 
     enum class phase : std::uint8_t {
         head,      ///< A request head is awaited.
@@ -2209,54 +4067,52 @@ private:
     struct log_context {
         std::string path;
         asio::ip::address client;
-        std::chrono::steady_clock::time_point since;
     };
-
-    struct subscription {
-        node* where = nullptr;
-        std::uint32_t index = 0; ///< In the node's subscribers.
-    };
-
-    static constexpr std::uint32_t nowhere = ~std::uint32_t{0};
 
     stream(detail::worker& w, detail::tcp_socket socket) noexcept
         : socket_(std::move(socket)), worker_(&w) {}
     ~stream() = default;
 
     void add_reference() noexcept { ++references_; }
-    void release() noexcept {
+    void release_reference() noexcept {
         if (--references_ == 0) delete this;
     }
 
-    void begin_streaming(const std::string* topic);
+    // What the feed asks of it.
+    std::optional<std::size_t> write_some(std::span<const asio::const_buffer> bytes) override;
+    void await_writable() override;
+    void yield() override;
+    void progressed() override;
+    bool is_streaming() const override { return phase_ == phase::streaming; }
+    bool mend(const gap& g) override;
+    void finished() override;
+    void end(end_reason why) override;
+    void fail(std::exception_ptr what) override;
+
+    bool must_begin();
+    void begin_streaming();
+    bool rare_finishing() const noexcept { return rare_ && rare_->finishing; }
+    start resolved(start from) const;
     template <class Executor>
     asio::awaitable<void, Executor> write(detail::frame_ref f);
     asio::awaitable<std::string> read_body();
     static detail::chunked_decoder::progress take_sized(std::string& input, std::string& body,
                                                         std::size_t size);
-    template <class F>
-    void for_each_subscription(F&& f);
 
-    // First what a delivery touches.
-    std::uint64_t next_ = 0; // the first sequence of the log that it may not have had yet
     detail::tcp_socket socket_;
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
     bool open_ = true;
-    bool busy_ = false; // something is unfinished: flush() goes on, fan-out passes it over
     bool awaits_write_ = false;
-    bool cut_is_own_ = false;
     bool refused_ = false; // by a limit: counted apart from those who are served
+    bool told_of_ = false; // its end will be told
+    end_reason why_ = end_reason::ended;
     phase phase_ = phase::head;
-    subscription first_;
-    std::unique_ptr<std::vector<subscription>> more_;
-    std::uint32_t index_ = nowhere;        // in the worker's connections
-    std::uint32_t stream_index_ = nowhere; // in the worker's subscribed streams
-    detail::frame_ref cut_;                // the frame that a short write cut
-    std::size_t cut_at_ = 0;               // how much of it is written
+    std::uint32_t index_ = nowhere; // in the worker's connections
     detail::worker* worker_;
     detail::session* session_ = nullptr;         // while a coroutine serves it
     std::unique_ptr<asio::ip::address> counted_; // where the limits by address count it
-    std::unique_ptr<log_context> log_context_;   // for a stream, when there is a log
+    std::unique_ptr<log_context> log_context_;   // for a stream, when somebody wants to know
+    std::uint32_t began_ = 0;                    // as a stream; worker's ms
     std::uint32_t ends_at_ = 0;                  // worker's ms; 0: never
     std::uint32_t discarded_ = 0;                // bytes that came on the open stream
     std::uint32_t references_ = 0;
@@ -2272,8 +4128,12 @@ struct session {
     session(stream& s, asio::io_context& io, std::size_t max_input)
         : owner(s), changed(io, steady_timer::time_point::max()), input_limit(max_input) {
         owner.session_ = this;
+        owner.own_ = &box;
     }
-    ~session() { owner.session_ = nullptr; }
+    ~session() {
+        owner.session_ = nullptr;
+        owner.own_ = nullptr;
+    }
     session(const session&) = delete;
     session& operator=(const session&) = delete;
 
@@ -2304,15 +4164,17 @@ struct session {
     sse::request* request = nullptr;
     std::string answer_headers; // from the CORS decision
     bool answered = false;
-    bool closing = false; // the answer said so
+    bool closing = false;      // the answer said so
+    bool last_request = false; // the server is being drained
     bool body_taken = false;
-    int refusal = 0;                  // the status of a limit that the connection is over
-    bool served = false;              // a request was answered before
-    asio::ip::address peer;           // or whom the PROXY protocol names
-    std::vector<frame_ref> own;       // the stream's own frames, in order, not yet begun
-    std::uint64_t queued = 0;         // own frames so far
-    std::uint64_t written = 0;        // those of them that are written whole
-    asio::cancellation_signal cancel; // ends the handler
+    int refusal = 0;                          // the status of a limit that the connection is over
+    bool served = false;                      // a request was answered before
+    asio::ip::address peer;                   // or whom the PROXY protocol names
+    outbox box;                               // the stream's own frames
+    bool mending = false;                     // options::on_gap runs
+    std::optional<std::uint64_t> first_place; // "now", until something is written
+    asio::cancellation_signal cancel;         // ends the handler
+    asio::cancellation_signal cancel_mending;
 };
 
 inline std::string_view reason_phrase(int status) noexcept {
@@ -2377,6 +4239,15 @@ inline std::string answer_head(int status, std::string_view headers) {
     return head;
 }
 
+/// The id with which a client comes back; polyfills that cannot set the header use the query.
+inline std::string last_event_id(const request& r) {
+    std::string id(r.header("Last-Event-ID").value_or(""));
+    for (const char* const name : {"lastEventId", "last_event_id"}) {
+        if (id.empty()) id = r.query_value(name).value_or("");
+    }
+    return id;
+}
+
 /// Whether the client takes event streams, by its Accept header (RFC 9110 12.5.1).
 inline bool accepts_event_stream(const request& r) {
     const auto accept = r.header("Accept");
@@ -2391,9 +4262,23 @@ inline bool accepts_event_stream(const request& r) {
 }
 
 // >>worker ////////////////////////////////////////////////////////////////////////////////////////
-// One thread with its io_context and its share of the streams: drains the ring into its log, writes
-// to its streams, keeps their deadlines, runs their coroutines. Nothing of it is shared, so nothing
-// is locked. Needs >>stream. Tests: tests/stream.cpp, tests/fanout.cpp
+// One thread with its io_context, its feed and its share of the streams: drains the ring, writes to
+// sockets, keeps deadlines. Nothing of it is shared, so nothing is locked. Its coroutines stand
+// below, in >>connection. Needs >>feed, >>stream. Tests: tests/stream.cpp, tests/fanout.cpp
+
+/// What drain() tells the workers.
+struct farewell {
+    std::chrono::milliseconds window;
+    std::chrono::milliseconds retry;
+    std::string bytes; ///< The last message, encoded.
+};
+
+/// Streams of all workers, as far as they have answered.
+struct listing {
+    std::mutex mutex;
+    std::vector<stream_info> streams;
+    std::vector<bool> answered; ///< By worker.
+};
 
 class worker {
 public:
@@ -2405,6 +4290,11 @@ public:
     void wake() noexcept;        ///< Something was published.
     void wake_always() noexcept; ///< Also when no stream is here: the ring must not fill up.
     void shut_down();
+    void send_away(std::shared_ptr<const farewell> how);
+    void list(std::shared_ptr<listing> all);
+    void run_on(std::uint64_t name, std::function<void(stream&)> what);
+    void revoke_if(std::function<bool(const stream_info&)> which);
+    bool has_ended() const noexcept { return ended_.load(std::memory_order_acquire); }
     std::size_t load() const noexcept { return load_.load(std::memory_order_relaxed); }
     void reserve() noexcept { load_.fetch_add(1, std::memory_order_relaxed); }
     void count(counters& sum) const noexcept;
@@ -2416,84 +4306,59 @@ public:
     void run();
     void adopt(tcp_socket socket, int refusal, std::unique_ptr<asio::ip::address> counted);
     bool drain(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
-    template <class Buffers>
-    std::optional<std::size_t> write_now(stream& s, const Buffers& buffers);
     void make_room();
-
-    // For streams, on the worker's own thread.
-    void subscribe(stream& s, const std::string& topic);
-    void enqueue(stream& s, frame_ref f);
-    void resume_reading(stream& s);
-    void enter(stream& s, stream::phase next) noexcept;
-    void begin_life(stream& s);
-    void end_after(stream& s, std::chrono::milliseconds time) noexcept;
-    void close(stream& s);
 
 private:
     friend class sse::stream;
-    using node = topic_tree<stream>::node;
 
-    struct block { ///< Frames of one pass for the same streams, in one piece of memory.
-        struct end {
-            std::uint64_t sequence;
-            std::size_t offset; ///< Where the frame ends in the block.
-        };
-        std::string_view bytes;
-        std::vector<end> ends;
-    };
-    struct job {     ///< A block and who gets it, from the last to the first.
-        node* where; ///< Null: every subscribed stream.
-        std::size_t next = 0;
-        bool started = false;
-    };
-    struct piece { ///< What one buffer of a gathered write stands for.
-        enum class origin : std::uint8_t { cut, own, log } from;
-        std::uint64_t sequence;
-    };
     struct input_ready;
 
     static constexpr std::size_t slice_writes = 64;         // then others get a turn
-    static constexpr std::size_t batch_frames = 4096;       // of one pass
-    static constexpr std::size_t batch_bytes = 256 * 1024;  // of one pass, and of one write
-    static constexpr std::size_t flush_bytes = 1024 * 1024; // of one stream's turn
-    static constexpr std::size_t max_buffers = 64;          // what Asio gives to one call
+    static constexpr std::size_t frames_per_write = 64;     // as long as which a look at them takes
+    static constexpr std::size_t batch_frames = 4096;       // drained for one pass
+    static constexpr std::size_t batch_bytes = 256 * 1024;  // likewise
     static constexpr std::size_t max_discarded = 64 * 1024; // read from a client in one turn
     static constexpr std::uint32_t linger_ms = 2'000;
     static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in all
 
-    // Fan-out
     void fan_out();
     bool plan();
-    void plan_jobs();
-    void work_on(job& j, std::size_t& budget);
-    void finish(job& j);
-    void assemble(const job& j);
-    void deliver(stream& s);
-    void cut(stream& s, std::size_t written);
-    void settle(stream& s) const noexcept;
+    void be_woken();
 
     // One stream
-    void flush(stream& s);
-    std::size_t gather(stream& s);
-    bool advance(stream& s, std::size_t count, std::size_t written);
-    bool wants(stream& s, const frame& f) const;
-    bool missed_something(stream& s) const;
+    void subscribe(stream& s, const std::string& topic, const start& from,
+                   const subscribe_options& how, bool is_private);
+    std::uint64_t name_of(stream& s);
+    std::optional<std::size_t> write_now(stream& s, std::span<const asio::const_buffer> buffers);
     void await_writable(stream& s);
     void watch(stream& s);
     void on_input(stream& s);
-    void unsubscribe(stream& s);
-    void remove_from(node& where, std::uint32_t index);
+    void resume_reading(stream& s);
+    void enter(stream& s, stream::phase next) noexcept;
+    void begin_life(stream& s);
+    void end_after(stream& s, std::chrono::milliseconds time) noexcept;
+    void finish(stream& s, end_reason why, frame_ref last = {});
+    void depart(stream& s);
+    void tell_end(stream& s, end_reason why);
+    void close(stream& s, end_reason why);
+    void cancel(stream& s);
+    stream_info info(stream& s);
 
     // Deadlines
     void arm_sweep();
     void sweep();
     std::size_t check_deadlines(stream& s);
-    void send_heartbeat(stream& s);
+    std::size_t keep_alive(stream& s);
+    void end_drain();
+    void cut_leftovers();
+    void schedule_farewell(stream& s);
+    void say_farewell(stream& s);
 
     // Coroutines
     void prepare_socket(stream& s);
     void log_connection(const stream& s, std::string_view what) const;
     io_awaitable<void> serve(stream_ref s, int refusal);
+    io_awaitable<void> sent(stream& s, session& state);
     io_awaitable<bool> serve_request(stream& s, session& state);
     io_awaitable<void> answer_request(stream& s, session& state);
     io_awaitable<bool> read_proxy(stream& s, session& state);
@@ -2504,9 +4369,12 @@ private:
     io_awaitable<void> answer(stream& s, int status, std::string_view text,
                               std::string_view headers = {});
     io_awaitable<void> linger(stream& s, session& state);
+    void mend(stream& s, gap g);
+    io_awaitable<void> run_mending(stream_ref s, gap g);
     void report(std::exception_ptr failure) noexcept;
 
     std::uint32_t milliseconds_now() const noexcept;
+    void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
     std::uint32_t age(const stream& s) const noexcept { return now_ - s.stamp_; }
 
     static inline thread_local worker* current_ = nullptr;
@@ -2524,32 +4392,21 @@ private:
     alignas(cache_line) std::atomic<bool> awake_{true};
     alignas(cache_line) std::atomic<std::size_t> load_{0};
 
-    frame_log log_;
-    topic_tree<stream> topics_;
-    std::vector<stream*> connections_;   // all; holds a reference to each
-    std::vector<stream*> streams_;       // those with a subscription
-    std::uint64_t fanned_ = 0;           // every frame before it went to all who were ready
-    std::uint64_t planned_ = 0;          // and the pass in hand covers those before this
-    std::uint64_t newest_broadcast_ = 0; // one past it
+    feed feed_;
     bool fanning_ = false;
-    std::vector<std::uint64_t> broadcasts_; // of the pass in hand
-    std::vector<job> jobs_;                 // of the pass in hand, done from the back
-    block block_;
-    std::string joined_; // the memory of a block of several frames
-
-    std::array<asio::const_buffer, max_buffers> buffers_;
-    std::array<piece, max_buffers> pieces_;
+    std::vector<stream*> connections_;                     // all; holds a reference to each
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
-    const frame_ref heartbeat_ = make_raw_frame(":\n\n");
     steady_timer sweep_timer_;
     std::size_t sweep_at_ = 0;
+    std::shared_ptr<const farewell> farewell_; // once a drain has begun
+    std::uint32_t cut_at_ = 0;                 // then the end of its window
 
     std::minstd_rand random_{std::random_device()()}; // spreads reconnects, keeps no secret
 
-    tally delivered_;
     tally bytes_;
-    tally lagged_;
+    tally stalled_;
     std::atomic<std::uint64_t> streaming_{0};
+    std::atomic<bool> ended_{false}; // its thread will look at nothing any more
 };
 
 // Here, where worker is complete: C++23 looks at once at what may have to be destroyed.
@@ -2577,9 +4434,28 @@ struct worker::input_ready {
     }
 };
 
+inline feed::settings feed_settings(hub& shared) {
+    const auto& o = shared.options;
+    feed::settings made;
+    made.histories.push_back({"", o.history, o.history_bytes, o.history_age});
+    made.histories.insert(made.histories.end(), o.histories.begin(), o.histories.end());
+    made.epoch = shared.epoch;
+    made.gap_event = o.gap_event;
+    made.heartbeat_ids = o.heartbeat_ids;
+    made.max_unsent_bytes = o.max_unsent_bytes;
+    made.hold_publishers = [&shared](bool hold) {
+        if (hold) {
+            shared.holding.fetch_add(1, std::memory_order_relaxed);
+        } else {
+            shared.holding.fetch_sub(1, std::memory_order_relaxed);
+            shared.room.notify();
+        }
+    };
+    return made;
+}
+
 inline worker::worker(hub& shared, std::size_t index)
-    : guard_(io_.get_executor()), hub_(shared), index_(index),
-      log_(shared.options.history, shared.options.history_bytes),
+    : guard_(io_.get_executor()), hub_(shared), index_(index), feed_(feed_settings(shared)),
       scratch_(std::make_unique<std::array<char, 64 * 1024>>()), sweep_timer_(io_) {}
 
 inline std::uint32_t worker::milliseconds_now() const noexcept {
@@ -2591,9 +4467,11 @@ inline std::uint32_t worker::milliseconds_now() const noexcept {
 inline void worker::count(counters& sum) const noexcept {
     sum.connections += load();
     sum.streams += streaming_.load(std::memory_order_relaxed);
-    sum.delivered += delivered_.get();
+    sum.delivered += feed_.counted().delivered.get();
     sum.bytes += bytes_.get();
-    sum.lagged += lagged_.get();
+    sum.lagged += feed_.counted().lagged.get() + stalled_.get();
+    sum.gaps += feed_.counted().gaps.get();
+    sum.conflated += feed_.counted().conflated.get();
 }
 
 // --- life of the thread
@@ -2619,6 +4497,8 @@ inline void worker::run() {
     const auto deadline = std::chrono::steady_clock::now() + hub_.options.shutdown_timeout;
     guarded([&] { io_.run_until(deadline); }); // until the handlers have ended
     current_ = nullptr;
+    ended_.store(true, std::memory_order_release);
+    hub_.room.notify(); // those who wait for its answer
 }
 
 inline void worker::report(std::exception_ptr failure) noexcept {
@@ -2637,10 +4517,9 @@ inline void worker::report(std::exception_ptr failure) noexcept {
 inline void worker::shut_down() {
     asio::post(io_, [this] {
         stopping_ = true;
-        now_ = milliseconds_now();
         if (!fanning_) fan_out();
         while (fanning_) fan_out();
-        while (!connections_.empty()) close(*connections_.back());
+        while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
         sweep_timer_.cancel();
         guard_.reset();
         io_.stop();
@@ -2650,7 +4529,7 @@ inline void worker::shut_down() {
 /// Takes over a connection that reserve() has counted, and that admit() may have counted further.
 inline void worker::adopt(tcp_socket socket, int refusal,
                           std::unique_ptr<asio::ip::address> counted) {
-    now_ = milliseconds_now();
+    refresh();
     stream* s = nullptr;
     try {
         if (connections_.size() == connections_.capacity()) {
@@ -2670,18 +4549,18 @@ inline void worker::adopt(tcp_socket socket, int refusal,
     s->add_reference();
     s->stamp_ = now_;
     const stream_ref held(s);
-    if (stopping_) return close(*s);
+    if (stopping_) return close(*s, end_reason::stopped);
     prepare_socket(*s);
     log_connection(*s, "connected");
     try {
         asio::co_spawn(io_, serve(held, refusal), [this, held](std::exception_ptr failure) {
             if (!failure) return;
             report(failure);
-            close(*held);
+            close(*held, end_reason::failed);
         });
     } catch (...) {
         report(std::current_exception());
-        close(*s);
+        close(*s, end_reason::failed);
     }
 }
 
@@ -2729,42 +4608,27 @@ inline void worker::wake_always() noexcept {
 /// none.
 inline bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
     const auto take = [this] { return hub_.ring.try_read(index_).value_or(nullptr); };
-    max_frames = std::min(max_frames, hub_.ring.capacity());
-    std::size_t frames = 0;
-    for (std::size_t bytes = 0; frames < max_frames && bytes < max_bytes; ++frames) {
-        const auto size = log_.push_from(take);
-        if (!size) break;
-        bytes += *size;
-    }
-    if (frames == 0) return false;
-    log_.trim(fanned_); // what the pass in hand covers must stay
+    if (feed_.pull(take, std::min(max_frames, hub_.ring.capacity()), max_bytes) == 0) return false;
     hub_.room.notify();
     return true;
 }
 
-/// For a handler that publishes while the ring is full.
+/// For a handler that publishes while the ring is full, or who looks into the history.
 inline void worker::make_room() {
-    drain();
-    wake_always(); // what was drained is not planned yet
+    if (drain()) wake_always(); // it is not planned yet
 }
 
-// --- fan-out
-//
-// A pass takes what the ring holds, up to a bound, finds the topics concerned, and writes to their
-// streams in slices, so that accepts, reads, timers and stops get their turn. What is published
-// meanwhile goes out in the next pass, together: latency when calm, throughput when busy.
+// --- fan-out, in slices, so that accepts, reads, timers and stops get their turn
 
 inline void worker::fan_out() {
-    now_ = milliseconds_now();
+    refresh();
     std::size_t budget = stopping_ ? ~std::size_t{0} : slice_writes;
     while (budget > 0) {
-        if (!jobs_.empty()) {
-            work_on(jobs_.back(), budget);
-        } else if (plan()) {
-            --budget;
-        } else {
-            return; // asleep
-        }
+        if (feed_.work(budget)) break;
+        const std::uint64_t before = feed_.end();
+        if (!plan()) return; // asleep
+        // A pass over many frames is a turn too: those who wait for theirs must not be lapped.
+        budget -= std::min<std::size_t>(budget, 1 + (feed_.end() - before) / frames_per_write);
     }
     asio::post(io_, [this] {
         if (fanning_) fan_out();
@@ -2773,20 +4637,20 @@ inline void worker::fan_out() {
 
 /// Starts a pass over what is new. False, and the worker sleeps, when nothing is.
 inline bool worker::plan() {
-    fanned_ = planned_;
     fanning_ = true;
-    if (streams_.empty()) {
+    if (!feed_.has_receivers()) {
         drain();
-        if (log_.end() != hub_.ring.published()) {
+        if (feed_.end() != hub_.ring.published()) {
             // A place is claimed and not filled yet. Nobody else would wake us for it.
             awake_.store(false, std::memory_order_seq_cst);
             drain();
         }
-        fanned_ = planned_ = log_.end();
+        feed_.skip();
         fanning_ = false;
         return false;
     }
-    if (planned_ == log_.end() && !drain(batch_frames, batch_bytes)) {
+    if (feed_.plan()) return true;
+    if (!drain(batch_frames, batch_bytes)) {
         awake_.store(false, std::memory_order_seq_cst); // first lie down, then look once more
         if (!drain(batch_frames, batch_bytes)) {
             fanning_ = false;
@@ -2794,114 +4658,68 @@ inline bool worker::plan() {
         }
         awake_.store(true, std::memory_order_seq_cst);
     }
-    try {
-        plan_jobs();
-    } catch (...) { // no memory: the next turn tries again from the same place
-        for (job& j : jobs_) {
-            if (j.where) j.where->pending.clear();
-        }
-        jobs_.clear();
-        planned_ = fanned_;
-        throw;
-    }
-    return true;
+    return feed_.plan();
 }
 
-/// Finds who is concerned by the next frames, up to the bounds of a pass.
-inline void worker::plan_jobs() {
-    broadcasts_.clear();
-    jobs_.push_back({nullptr}); // done last: by then node jobs have the broadcasts merged in
-    std::size_t frames = 0;
-    for (std::size_t bytes = 0; planned_ != log_.end(); ++planned_, ++frames) {
-        const frame& f = log_[planned_];
-        bytes += f.bytes().size();
-        if (frames == batch_frames || (frames > 0 && bytes > batch_bytes)) break;
-        if (f.what() == frame::kind::everyone) {
-            broadcasts_.push_back(planned_);
-            newest_broadcast_ = planned_ + 1;
-            continue;
-        }
-        topics_.for_each_concerned(f.topic(), [this](node& where) {
-            if (where.pending.empty()) jobs_.push_back({&where});
-            where.pending.push_back(planned_);
-            where.newest = planned_ + 1;
-        });
-    }
-    if (broadcasts_.empty()) jobs_.erase(jobs_.begin());
+/// Publishers wake us from now on: somebody is here for whom something may come.
+inline void worker::be_woken() {
+    if (feed_.has_receivers() || fanning_) return;
+    awake_.store(false, std::memory_order_seq_cst);
+    drain();
+    feed_.skip();
 }
 
-inline void worker::work_on(job& j, std::size_t& budget) {
-    auto& receivers = j.where ? j.where->subscribers : streams_;
-    if (!j.started) {
-        assemble(j);
-        j.next = receivers.size();
-        j.started = true;
+// --- one stream
+
+inline void worker::subscribe(stream& s, const std::string& topic, const start& from,
+                              const subscribe_options& how, bool is_private) {
+    refresh();
+    be_woken();
+    if (from.kind_ != start::kind::now) make_room(); // what was published before counts
+    std::uint64_t published = hub_.ring.published();
+    if (s.session_) { // all topics that are named in one turn begin at one place
+        published = s.session_->first_place.value_or(published);
+        s.session_->first_place = published;
     }
-    // From the last to the first: one that leaves is replaced by the last, which had its turn, or,
-    // if it had not, is met again in its new place. Whoever comes meanwhile starts behind the pass.
-    j.next = std::min(j.next, receivers.size());
-    while (j.next > 0 && budget > 0) {
-        --budget;
-        deliver(*receivers[--j.next]);
-        j.next = std::min(j.next, receivers.size());
-    }
-    if (j.next == 0) finish(j);
+    feed_.subscribe(s, topic, from, published, how.lag.value_or(hub_.options.lag), how.filter,
+                    is_private);
 }
 
-inline void worker::finish(job& j) {
-    if (j.where) {
-        j.where->pending.clear();
-        topics_.prune(j.where);
-    }
-    jobs_.pop_back();
+/// Its name in the server; given when it is first asked for, since each costs an entry. The rest of
+/// a division by the number of workers says whose it is.
+inline std::uint64_t worker::name_of(stream& s) {
+    if (s.rare_ && s.rare_->number != 0) return s.rare_->number;
+    const std::uint64_t n = hub_.names.fetch_add(1, std::memory_order_relaxed) + 1;
+    const std::uint64_t name = n * hub_.options.threads + index_;
+    s.rare().number = name;
+    if (!s.open_) return name; // of nobody
+    be_woken();
+    feed_.name(s, name);
+    return name;
 }
 
-/// The frames of a job one behind the other, once for all who get them.
-inline void worker::assemble(const job& j) {
-    block_.ends.clear();
-    const auto& own = j.where ? j.where->pending : broadcasts_;
-    std::vector<std::uint64_t> merged;
-    if (j.where && !broadcasts_.empty()) {
-        std::merge(own.begin(), own.end(), broadcasts_.begin(), broadcasts_.end(),
-                   std::back_inserter(merged));
-    }
-    const auto& sequences = merged.empty() ? own : merged;
-    if (sequences.size() == 1) {
-        block_.bytes = log_[sequences.front()].bytes();
-        block_.ends.push_back({sequences.front(), block_.bytes.size()});
-        return;
-    }
-    joined_.clear();
-    for (const std::uint64_t sequence : sequences) {
-        joined_.append(log_[sequence].bytes());
-        block_.ends.push_back({sequence, joined_.size()});
-    }
-    block_.bytes = joined_;
-}
-
-/// One stream's share of a pass: usually one system call and nothing else.
-inline void worker::deliver(stream& s) {
-    if (s.busy_ || s.next_ >= planned_) return; // goes on by itself; or has it, or came later
-    if (s.more_ || s.next_ > fanned_) { // several topics, or began within the pass: not the block
-        s.busy_ = true;
-        settle(s);
-        return flush(s);
-    }
-    const auto n = write_now(s, asio::buffer(block_.bytes));
-    if (!n) return;
-    if (*n < block_.bytes.size()) return cut(s, *n);
-    delivered_.add(block_.ends.size());
-    s.next_ = planned_;
+inline stream_info worker::info(stream& s) {
+    stream_info made;
+    made.id = name_of(s);
+    made.user = s.user();
+    made.topics = feed_.topics_of(s);
+    asio::error_code gone;
+    made.client = s.log_context_ ? s.log_context_->client
+                                 : unmapped(s.socket_.remote_endpoint(gone).address());
+    made.age = std::chrono::milliseconds(milliseconds_now() - s.began_);
+    made.lag = feed_.lag_of(s);
+    return made;
 }
 
 /// Writes what the socket takes at once: how much. Nothing, and the connection is closed, when it
 /// is broken.
-template <class Buffers>
-std::optional<std::size_t> worker::write_now(stream& s, const Buffers& buffers) {
+inline std::optional<std::size_t> worker::write_now(stream& s,
+                                                    std::span<const asio::const_buffer> buffers) {
     asio::error_code failed;
-    const std::size_t n = s.socket_.write_some(buffers, failed);
+    const std::size_t n = buffers.size() == 1 ? s.socket_.write_some(buffers.front(), failed)
+                                              : s.socket_.write_some(buffers, failed);
     if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
-        close(s);
+        close(s, end_reason::client_left);
         return std::nullopt;
     }
     bytes_.add(n);
@@ -2909,172 +4727,15 @@ std::optional<std::size_t> worker::write_now(stream& s, const Buffers& buffers) 
     return n;
 }
 
-/// The socket took only a part of the block: from here on flush() continues from the log.
-inline void worker::cut(stream& s, std::size_t written) {
-    settle(s);
-    s.busy_ = true;
-    s.stamp_ = now_; // stalled from now on
-    std::size_t begin = 0;
-    for (const block::end& end : block_.ends) {
-        if (end.offset > written) {
-            if (written > begin) {
-                s.cut_ = log_.ref(end.sequence);
-                s.cut_at_ = written - begin;
-                s.next_ = end.sequence + 1;
-            }
-            break;
-        }
-        delivered_.add(1);
-        s.next_ = end.sequence + 1;
-        begin = end.offset;
-    }
-    await_writable(s);
-}
-
-/// A stream that had everything so far may not have been concerned for long: what lies before the
-/// pass in hand is not waiting for it.
-inline void worker::settle(stream& s) const noexcept { s.next_ = std::max(s.next_, fanned_); }
-
-// --- one stream's output
-//
-// In this order: the frame that a short write cut, the stream's own frames, the log from its
-// position on. So whole frames never mix.
-
-inline void worker::flush(stream& s) {
-    for (std::size_t budget = flush_bytes; budget > 0;) {
-        if (s.next_ < log_.begin() && s.stream_index_ != stream::nowhere) {
-            if (missed_something(s)) {
-                lagged_.add(1);
-                return close(s);
-            }
-            s.next_ = log_.begin();
-        }
-        const std::size_t count = gather(s);
-        if (count == 0) {
-            s.busy_ = false;
-            return;
-        }
-        const auto n = write_now(s, std::span(buffers_.data(), count));
-        if (!n) return;
-        const bool whole = advance(s, count, *n);
-        if (s.session_ && *n > 0) s.session_->wake();
-        if (!whole) return await_writable(s);
-        budget -= std::min(budget, *n);
-    }
-    // Others get a turn before the rest of a long catch-up.
-    asio::post(io_, [this, held = stream_ref(&s)] {
-        now_ = milliseconds_now();
-        if (held->open_) flush(*held);
-    });
-}
-
-/// Puts into buffers_ and pieces_ what the stream is to be sent next. How many there are.
-inline std::size_t worker::gather(stream& s) {
-    std::size_t count = 0;
-    std::size_t bytes = 0;
-    const auto add = [&](std::string_view text, piece p) {
-        buffers_[count] = asio::buffer(text);
-        pieces_[count++] = p;
-        bytes += text.size();
-    };
-    const auto room_left = [&] { return count < max_buffers && bytes < batch_bytes; };
-    if (s.cut_) add(s.cut_->bytes().substr(s.cut_at_), {piece::origin::cut, 0});
-    if (s.session_) {
-        for (std::size_t i = 0; i < s.session_->own.size() && room_left(); ++i) {
-            add(s.session_->own[i]->bytes(), {piece::origin::own, 0});
-        }
-    }
-    if (s.stream_index_ == stream::nowhere) return count;
-    std::uint64_t at = s.next_;
-    for (; at != log_.end() && room_left(); ++at) {
-        if (wants(s, log_[at])) add(log_[at].bytes(), {piece::origin::log, at});
-    }
-    if (count == 0) s.next_ = at;
-    return count;
-}
-
-inline bool worker::wants(stream& s, const frame& f) const {
-    if (f.what() == frame::kind::everyone) return true;
-    bool wanted = false;
-    s.for_each_subscription([&](const stream::subscription& one) {
-        wanted = wanted || covers(one.where->path, f.topic());
-    });
-    return wanted;
-}
-
-/// Books what a write has taken. False when it was not everything.
-inline bool worker::advance(stream& s, std::size_t count, std::size_t written) {
-    for (std::size_t i = 0; i < count; ++i) {
-        const piece p = pieces_[i];
-        if (written < buffers_[i].size()) {
-            if (p.from == piece::origin::cut) {
-                s.cut_at_ += written;
-            } else if (written > 0) {
-                s.cut_at_ = written;
-                s.cut_is_own_ = p.from == piece::origin::own;
-                if (s.cut_is_own_) {
-                    s.cut_ = std::move(s.session_->own.front());
-                    s.session_->own.erase(s.session_->own.begin());
-                } else {
-                    s.cut_ = log_.ref(p.sequence);
-                    s.next_ = p.sequence + 1;
-                }
-            }
-            return false;
-        }
-        written -= buffers_[i].size();
-        switch (p.from) {
-        case piece::origin::cut: {
-            const frame_ref f = std::exchange(s.cut_, frame_ref());
-            if (s.cut_is_own_ && s.session_) ++s.session_->written;
-            s.cut_is_own_ = false;
-            if (f->what() != frame::kind::raw) delivered_.add(1);
-            break;
-        }
-        case piece::origin::own: {
-            const frame_ref f = std::move(s.session_->own.front());
-            s.session_->own.erase(s.session_->own.begin());
-            ++s.session_->written;
-            if (f->what() != frame::kind::raw) delivered_.add(1);
-            break;
-        }
-        case piece::origin::log:
-            s.next_ = p.sequence + 1;
-            delivered_.add(1);
-            break;
-        }
-    }
-    return true;
-}
-
-/// Whether frames that the log has forgotten may have been meant for a stream behind it: something
-/// that concerns it came since, and the log no longer reaches back to where it was.
-inline bool worker::missed_something(stream& s) const {
-    bool missed = newest_broadcast_ > s.next_;
-    s.for_each_subscription(
-        [&](const stream::subscription& one) { missed = missed || one.where->newest > s.next_; });
-    return missed;
-}
-
 inline void worker::await_writable(stream& s) {
     if (std::exchange(s.awaits_write_, true)) return;
+    s.stamp_ = now_; // stalled from now on
     s.socket_.async_wait(tcp_socket::wait_write,
                          [this, held = stream_ref(&s)](const asio::error_code&) {
                              held->awaits_write_ = false;
-                             now_ = milliseconds_now();
-                             if (held->open_) flush(*held);
+                             refresh();
+                             if (held->open_) feed_.flush(*held);
                          });
-}
-
-/// Sends a frame of the stream's own.
-inline void worker::enqueue(stream& s, frame_ref f) {
-    s.session_->own.push_back(std::move(f));
-    ++s.session_->queued;
-    if (std::exchange(s.busy_, true)) return;
-    now_ = milliseconds_now();
-    s.stamp_ = now_;
-    settle(s);
-    flush(s);
 }
 
 // --- one stream's input: always one wait pending, the only prompt sign that a client has left
@@ -3096,7 +4757,7 @@ inline void worker::on_input(stream& s) {
             state->end_of_input = true; // what was asked before may still be answered
             return state->wake();
         }
-        if (failed) return close(s);
+        if (failed) return close(s, end_reason::client_left);
         if (!keep) {
             discarded += n;
             if (s.phase_ == stream::phase::streaming) s.discarded_ += static_cast<std::uint32_t>(n);
@@ -3111,7 +4772,7 @@ inline void worker::on_input(stream& s) {
         }
         if (n < scratch_->size()) break;
     }
-    if (s.discarded_ > max_uninvited) return close(s);
+    if (s.discarded_ > max_uninvited) return close(s, end_reason::client_left);
     if (state) state->wake();
     watch(s);
 }
@@ -3121,77 +4782,33 @@ inline void worker::resume_reading(stream& s) {
     if (s.open_ && std::exchange(s.session_->paused, false)) watch(s);
 }
 
-// --- subscriptions
-
-inline void worker::subscribe(stream& s, const std::string& topic) {
-    if (streams_.empty() && !fanning_) {
-        awake_.store(false, std::memory_order_seq_cst); // publishers wake us from now on
-        drain();
-        fanned_ = planned_ = log_.end();
-    }
-    if (s.stream_index_ == stream::nowhere) {
-        s.next_ = log_.end();
-        s.stream_index_ = static_cast<std::uint32_t>(streams_.size());
-        streams_.push_back(&s);
-    }
-    node& where = topics_.find_or_add(topic);
-    const stream::subscription made{&where, static_cast<std::uint32_t>(where.subscribers.size())};
-    bool known = false;
-    s.for_each_subscription([&](const stream::subscription& one) { known |= one.where == &where; });
-    if (known) return;
-    if (!s.first_.where) {
-        s.first_ = made;
-    } else {
-        if (!s.more_) s.more_ = std::make_unique<std::vector<stream::subscription>>();
-        s.more_->push_back(made);
-    }
-    where.subscribers.push_back(&s);
-}
-
-inline void worker::unsubscribe(stream& s) {
-    if (s.stream_index_ == stream::nowhere) return;
-    stream* const last = streams_.back();
-    last->stream_index_ = s.stream_index_;
-    streams_[s.stream_index_] = last;
-    streams_.pop_back();
-    s.stream_index_ = stream::nowhere;
-    s.for_each_subscription(
-        [this](const stream::subscription& one) { remove_from(*one.where, one.index); });
-    s.first_ = {};
-    s.more_.reset();
-}
-
-inline void worker::remove_from(node& where, std::uint32_t index) {
-    stream* const last = where.subscribers.back();
-    last->for_each_subscription([&](stream::subscription& one) {
-        if (one.where == &where) one.index = index;
-    });
-    where.subscribers[index] = last;
-    where.subscribers.pop_back();
-    topics_.prune(&where);
-}
-
 // --- phases, deadlines, end
 
 inline void worker::enter(stream& s, stream::phase next) noexcept {
     if (next == stream::phase::streaming) streaming_.fetch_add(1, std::memory_order_relaxed);
     if (s.phase_ == stream::phase::streaming) streaming_.fetch_sub(1, std::memory_order_relaxed);
     s.phase_ = next;
-    s.stamp_ = milliseconds_now();
+    refresh();
+    s.stamp_ = now_;
 }
 
-/// What holds for as long as a stream is open: its greatest age, what the log says of its end.
+/// What holds for as long as a stream is open: its greatest age, what is said of its end.
 inline void worker::begin_life(stream& s) {
     const auto& o = hub_.options;
     const request& r = *s.session_->request;
+    s.began_ = now_;
     if (o.max_stream_age.count() > 0 && s.ends_at_ == 0) {
         std::uniform_int_distribution<std::int64_t> sooner(0, o.max_stream_age.count() / 10);
         end_after(s, o.max_stream_age - std::chrono::milliseconds(sooner(random_)));
     }
+    if (farewell_) schedule_farewell(s);
     hub_.log_request(r, 200);
-    if (!o.log) return;
-    s.log_context_ = std::make_unique<stream::log_context>(stream::log_context{
-        std::string(r.target_path()), r.client, std::chrono::steady_clock::now()});
+    const bool told = o.log || o.on_connect || o.on_disconnect;
+    if (!told && !o.proxy_protocol && r.client == s.session_->peer) return;
+    s.log_context_ = std::make_unique<stream::log_context>(
+        stream::log_context{std::string(r.target_path()), r.client});
+    s.told_of_ = told;
+    if (o.on_connect) o.on_connect(s);
 }
 
 inline void worker::end_after(stream& s, std::chrono::milliseconds time) noexcept {
@@ -3199,10 +4816,46 @@ inline void worker::end_after(stream& s, std::chrono::milliseconds time) noexcep
     s.ends_at_ = at == 0 ? 1 : at; // 0 stands for never
 }
 
+/// The stream ends once its client has all that is meant for it, and this frame behind that.
+inline void worker::finish(stream& s, end_reason why, frame_ref last) {
+    if (s.rare_ && s.rare_->finishing) return;
+    s.why_ = why;
+    const stream_ref held(&s);
+    feed_.finish(s, std::move(last));
+}
+
+/// All of it is written.
+inline void worker::depart(stream& s) {
+    if (s.phase_ != stream::phase::streaming) return;
+    if (s.why_ == end_reason::drained) hub_.drained.fetch_add(1, std::memory_order_relaxed);
+    tell_end(s, s.why_);
+    feed_.remove(s);
+    enter(s, stream::phase::lingering);
+    if (s.session_) { // its coroutine goes on from here, once the handler has ended
+        cancel(s);
+        return s.session_->wake();
+    }
+    asio::error_code ignored; // a client that is gone shows it at the next read
+    s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+}
+
+inline void worker::tell_end(stream& s, end_reason why) {
+    if (!std::exchange(s.told_of_, false)) return;
+    const auto& o = hub_.options;
+    hub_.log({.level = log_level::info,
+              .what = "stream closed",
+              .path = s.log_context_->path,
+              .client = s.log_context_->client,
+              .duration = std::chrono::milliseconds(milliseconds_now() - s.began_),
+              .detail = to_string(why)});
+    if (o.on_disconnect) o.on_disconnect(info(s), why);
+}
+
 /// Ends a connection now. The stream may be gone after this unless the caller holds a reference.
-inline void worker::close(stream& s) {
+inline void worker::close(stream& s, end_reason why) {
     if (!std::exchange(s.open_, false)) return;
-    unsubscribe(s);
+    tell_end(s, why);
+    feed_.remove(s);
     enter(s, stream::phase::lingering);
     log_connection(s, "disconnected");
     asio::error_code ignored; // there is nobody left to tell
@@ -3210,16 +4863,8 @@ inline void worker::close(stream& s) {
     s.socket_.close(ignored);
     s.cut_ = {};
     if (s.session_) {
-        s.session_->own.clear();
+        s.session_->box.waiting.clear();
         s.session_->wake();
-    }
-    if (s.log_context_) {
-        hub_.log({.level = log_level::info,
-                  .what = "stream closed",
-                  .path = s.log_context_->path,
-                  .client = s.log_context_->client,
-                  .duration = std::chrono::duration_cast<std::chrono::milliseconds>(
-                      std::chrono::steady_clock::now() - s.log_context_->since)});
     }
     if (s.counted_) hub_.addresses.leave(*s.counted_);
     if (s.refused_) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
@@ -3228,19 +4873,122 @@ inline void worker::close(stream& s) {
     last->index_ = s.index_;
     connections_[s.index_] = last;
     connections_.pop_back();
-    if (s.session_) { // posted, since the handler may be what called us
-        asio::post(io_, [held = stream_ref(&s)] {
-            if (held->session_) held->session_->cancel.emit(asio::cancellation_type::terminal);
-        });
-    }
-    s.release();
+    cancel(s);
+    if (farewell_ && connections_.empty()) end_drain();
+    s.release_reference();
 }
+
+/// Ends what the handler waits for. Posted, since the handler may be what called us.
+inline void worker::cancel(stream& s) {
+    if (!s.session_) return;
+    asio::post(io_, [held = stream_ref(&s)] {
+        if (held->session_) held->session_->cancel.emit(asio::cancellation_type::terminal);
+        if (held->session_) held->session_->cancel_mending.emit(asio::cancellation_type::terminal);
+    });
+}
+
+/// Does what only the worker's own thread may do for others.
+inline void worker::run_on(std::uint64_t name, std::function<void(stream&)> what) {
+    asio::post(io_, [this, name, what = std::move(what)] {
+        refresh();
+        receiver* const found = feed_.find(name);
+        if (!found) return;
+        const stream_ref held(static_cast<stream*>(found));
+        try {
+            what(*held);
+        } catch (...) { held->fail(std::current_exception()); }
+    });
+}
+
+inline void worker::revoke_if(std::function<bool(const stream_info&)> which) {
+    asio::post(io_, [this, which = std::move(which)] {
+        refresh();
+        // From the last to the first: where one leaves, the last takes its place.
+        for (std::size_t i = connections_.size(); i > 0;) {
+            stream& s = *connections_[--i];
+            if (s.phase_ == stream::phase::streaming && which(info(s))) {
+                close(s, end_reason::revoked);
+            }
+            i = std::min(i, connections_.size());
+        }
+    });
+}
+
+inline void worker::list(std::shared_ptr<listing> all) {
+    asio::post(io_, [this, all] {
+        refresh();
+        std::vector<stream_info> mine;
+        for (stream* const s : connections_) {
+            if (s->phase_ == stream::phase::streaming) mine.push_back(info(*s));
+        }
+        {
+            const std::lock_guard lock(all->mutex);
+            std::move(mine.begin(), mine.end(), std::back_inserter(all->streams));
+            all->answered[index_] = true;
+        }
+        hub_.room.notify();
+    });
+}
+
+// --- drain
+
+inline void worker::send_away(std::shared_ptr<const farewell> how) {
+    asio::post(io_, [this, how = std::move(how)] {
+        refresh();
+        if (connections_.empty() || stopping_) return end_drain();
+        while (drain()) {} // all that was published: nothing comes behind it
+        wake_always();
+        farewell_ = how;
+        cut_at_ = now_ + static_cast<std::uint32_t>(how->window.count());
+        for (stream* const s : connections_) schedule_farewell(*s);
+        arm_sweep();
+    });
+}
+
+inline void worker::end_drain() {
+    farewell_.reset();
+    if (hub_.undrained.fetch_sub(1, std::memory_order_acq_rel) == 1) hub_.when_drained();
+    hub_.room.notify();
+}
+
+/// At random, so that they do not all come back at once; the last fifth of the window is theirs to
+/// take what is left.
+inline void worker::schedule_farewell(stream& s) {
+    std::uniform_int_distribution<std::int64_t> within(0, farewell_->window.count() * 4 / 5);
+    end_after(s, std::chrono::milliseconds(within(random_)));
+}
+
+inline void worker::say_farewell(stream& s) {
+    s.ends_at_ = 0;
+    if (s.phase_ == stream::phase::streaming) {
+        std::uniform_int_distribution<std::int64_t> more(0, farewell_->retry.count());
+        const std::chrono::milliseconds retry(farewell_->retry.count() + more(random_));
+        const stream_ref held(&s);
+        finish(s, end_reason::drained, make_raw_frame(encode({.retry = retry}) + farewell_->bytes));
+        cancel(s);
+    } else if (s.phase_ == stream::phase::head && s.session_ && s.session_->input.empty()) {
+        close(s, end_reason::drained); // idle between two requests
+    } else {
+        cancel(s);
+    }
+}
+
+inline void worker::cut_leftovers() {
+    while (!connections_.empty()) {
+        stream& s = *connections_.back();
+        if (s.phase_ == stream::phase::streaming) hub_.cut.fetch_add(1, std::memory_order_relaxed);
+        close(s, end_reason::cut);
+    }
+}
+
+// --- deadlines
 
 inline void worker::arm_sweep() {
     const auto& o = hub_.options;
     auto shortest = std::min({o.header_timeout, o.body_timeout, o.idle_timeout, o.stall_timeout});
     if (o.max_stream_age.count() > 0) shortest = std::min(shortest, o.max_stream_age);
     if (o.heartbeat.count() > 0) shortest = std::min(shortest, o.heartbeat);
+    if (farewell_) shortest = std::min(shortest, farewell_->window / 8);
     const auto period =
         std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(1'000));
     sweep_timer_.expires_after(period);
@@ -3253,7 +5001,12 @@ inline void worker::arm_sweep() {
 
 /// Looks at every connection, in slices: one timer for all of them.
 inline void worker::sweep() {
-    now_ = milliseconds_now();
+    refresh();
+    if (!feed_.has_receivers() && !fanning_) { // nobody wakes us: keep time, and within the bounds
+        drain();
+        feed_.skip();
+    }
+    feed_.forget();
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {
         if (writes >= slice_writes) {
@@ -3264,6 +5017,7 @@ inline void worker::sweep() {
         writes += check_deadlines(*connections_[--sweep_at_]);
         sweep_at_ = std::min(sweep_at_, connections_.size());
     }
+    if (farewell_ && static_cast<std::int32_t>(now_ - cut_at_) >= 0) cut_leftovers();
     arm_sweep();
 }
 
@@ -3271,27 +5025,29 @@ inline void worker::sweep() {
 inline std::size_t worker::check_deadlines(stream& s) {
     const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
     const auto& o = hub_.options;
-    if (s.ends_at_ != 0 && static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
-        close(s);
-        return 1;
-    }
-    if (s.busy_) {
-        if (over(o.stall_timeout) && s.awaits_write_) {
-            // The system reports room only once a third of its buffer is free; a client that reads
-            // slowly but steadily has made some by now.
-            const stream_ref held(&s);
-            flush(s);
-            if (!s.open_ || !s.busy_ || !over(o.stall_timeout)) return 1;
+    const bool may_end = farewell_ || s.phase_ == stream::phase::streaming;
+    if (may_end && s.ends_at_ != 0 && static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
+        s.ends_at_ = 0;
+        if (farewell_) {
+            say_farewell(s);
+        } else {
+            finish(s, end_reason::expired);
         }
-        const bool follows = s.stream_index_ != stream::nowhere;
-        const bool behind = follows && s.next_ < log_.begin();
-        const bool unsent =
-            follows && o.max_unsent_bytes != 0 && log_.bytes_from(s.next_) > o.max_unsent_bytes;
-        if (!over(o.stall_timeout) && !unsent && !(behind && missed_something(s))) return 0;
-        if (s.phase_ == stream::phase::streaming) lagged_.add(1);
-        close(s);
         return 1;
     }
+    const stream_ref held(&s);
+    if (s.busy_ && over(o.stall_timeout) && s.awaits_write_) {
+        // The system reports room only once a third of its buffer is free; a client that reads
+        // slowly but steadily has made some by now.
+        feed_.flush(s);
+        if (s.open_ && s.busy_ && over(o.stall_timeout)) {
+            if (s.phase_ == stream::phase::streaming) stalled_.add(1);
+            close(s, end_reason::stalled);
+        }
+        return 1;
+    }
+    if (feed_.give_up(s, static_cast<std::uint32_t>(o.stall_timeout.count()))) return 1;
+    if (s.busy_) return 0;
     switch (s.phase_) {
     case stream::phase::head:
     case stream::phase::body: {
@@ -3306,27 +5062,70 @@ inline std::size_t worker::check_deadlines(stream& s) {
         return 0;
     }
     case stream::phase::handling: return 0;
-    case stream::phase::streaming:
-        if (o.heartbeat.count() == 0 || !over(o.heartbeat)) return 0;
-        send_heartbeat(s);
-        return 1;
+    case stream::phase::streaming: return keep_alive(s);
     case stream::phase::lingering:
-        if (age(s) >= linger_ms) close(s);
+        if (age(s) >= linger_ms) close(s, s.why_);
         return 0;
     }
     return 0;
 }
 
-inline void worker::send_heartbeat(stream& s) {
-    settle(s);
-    s.busy_ = true;
-    s.cut_ = heartbeat_;
-    s.cut_at_ = 0;
-    s.stamp_ = now_;
-    flush(s);
+/// A sign of life for a silent stream. How many writes it took.
+inline std::size_t worker::keep_alive(stream& s) {
+    const auto silence = hub_.options.heartbeat.count();
+    const bool silent = silence != 0 && age(s) >= silence;
+    if (!silent && !feed_.needs_id(s)) return 0;
+    return feed_.heartbeat(s) ? 1 : 0;
 }
 
-// --- coroutines: from accept to the end, or until a stream goes on without one
+// --- what the feed asks of a stream
+
+} // namespace detail
+
+inline std::optional<std::size_t> stream::write_some(std::span<const asio::const_buffer> bytes) {
+    return worker_->write_now(*this, bytes);
+}
+
+inline void stream::await_writable() { worker_->await_writable(*this); }
+
+inline void stream::yield() {
+    asio::post(worker_->io_, [held = detail::stream_ref(this)] {
+        held->worker_->refresh();
+        if (held->open_) held->worker_->feed_.flush(*held);
+    });
+}
+
+inline void stream::progressed() {
+    if (!session_) return;
+    session_->first_place.reset();
+    session_->wake();
+}
+
+inline bool stream::mend(const gap& g) {
+    if (!worker_->hub_.options.on_gap) return false;
+    worker_->mend(*this, g);
+    return true;
+}
+
+inline void stream::finished() { worker_->depart(*this); }
+
+inline void stream::end(end_reason why) { worker_->close(*this, why); }
+
+inline void stream::fail(std::exception_ptr what) {
+    worker_->report(what);
+    worker_->close(*this, end_reason::failed);
+}
+
+namespace detail {
+
+// >>connection ////////////////////////////////////////////////////////////////////////////////////
+// The worker's coroutines: one for each connection, from accept to its end, or until its stream
+// goes on without one. Needs >>worker. Tests: tests/stream.cpp, tests/door.cpp
+
+/// Until all of the stream's own frames are written, or it is closed.
+inline io_awaitable<void> worker::sent(stream& s, session& state) {
+    while (s.open_ && state.box.written < state.box.queued) co_await state.change<io_executor>();
+}
 
 inline io_awaitable<void> worker::serve(stream_ref s, int refusal) {
     session state(*s, io_, hub_.options.max_head_bytes);
@@ -3344,11 +5143,18 @@ inline io_awaitable<void> worker::serve(stream_ref s, int refusal) {
         again = another;
     }
     // The stream's own frames go first; live ones need no coroutine.
-    while (s->open_ && state.written < state.queued) co_await state.change<io_executor>();
-    const bool lives_on = s->stream_index_ != stream::nowhere;
+    const auto is_leaving = [&] {
+        return s->rare_ && s->rare_->finishing && s->phase_ == stream::phase::streaming;
+    };
+    // Whatever still uses the state, also of a closed stream, must have ended before it.
+    while (state.mending || (s->open_ && (is_leaving() || state.box.written < state.box.queued))) {
+        co_await state.change<io_executor>();
+    }
+    const bool lives_on = s->follows();
     if (s->open_ && !lives_on) {
+        tell_end(*s, s->why_);
         co_await linger(*s, state);
-        close(*s);
+        close(*s, s->why_);
     }
 }
 
@@ -3398,6 +5204,11 @@ inline int worker::recount(stream& s, const session& state, const asio::ip::addr
 /// Reads one request and answers it. Whether the connection may bring another.
 inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
     enter(s, stream::phase::head);
+    if (s.rare_) { // what was said of the request before is not true of this one
+        feed_.remove(s);
+        s.rare_.reset();
+    }
+    if (!farewell_) s.ends_at_ = 0;
     head_parser parser(hub_.options.max_head_bytes);
     auto progress = parser.feed(state.input);
     while (progress == head_parser::progress::need_more && s.open_ && !state.end_of_input &&
@@ -3431,7 +5242,7 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
         if (state.refusal != 0) request.keep_alive = false;
         resume_reading(s);
         co_await answer_request(s, state);
-        another = s.open_ && s.phase_ != stream::phase::streaming && !state.closing;
+        another = s.open_ && s.phase_ == stream::phase::handling && !state.closing;
     }
     state.served = true;
     state.request = nullptr;
@@ -3470,10 +5281,8 @@ inline io_awaitable<void> worker::refuse(stream& s, int status) {
                              "no-transform\r\nConnection: close\r\n" +
                                  s.session_->answer_headers) +
             encode({.retry = retry});
-        enqueue(s, make_raw_frame(bytes));
-        while (s.open_ && s.session_->written < s.session_->queued) {
-            co_await s.session_->change<io_executor>();
-        }
+        feed_.enqueue(s, make_raw_frame(bytes));
+        co_await sent(s, *s.session_);
         co_return;
     }
     const auto seconds = std::chrono::ceil<std::chrono::seconds>(o.retry_after).count();
@@ -3572,15 +5381,21 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, const h
         failure = std::current_exception();
         code = e.code();
     } catch (...) { failure = std::current_exception(); }
-    const int status = failure ? status_of(code) : 204;
+    const bool going_down = farewell_ && code == asio::error::operation_aborted;
+    const int status = !failure ? 204 : going_down ? 503 : status_of(code);
     const bool client_left =
-        code == errc::closed || (code == asio::error::operation_aborted && !s.open_);
+        code == errc::closed || (code == asio::error::operation_aborted && !s.open());
     if (status == 500 && !client_left) report(failure);
     if (!s.open_ || state.answered) co_return;
     if (s.phase_ == stream::phase::streaming) {
-        if (failure) unsubscribe(s);
+        if (!failure) feed_.release(s);
+        if (failure && !s.rare_finishing()) {
+            s.why_ = client_left ? end_reason::ended : end_reason::failed;
+            feed_.remove(s);
+        }
         co_return;
     }
+    if (s.phase_ == stream::phase::lingering) co_return; // it was a stream, and had all
     // 204 tells an EventSource that there is nothing more to come, for good (HTML 9.2.3).
     const std::string text = status == 500 ? "The request could not be served" : code.message();
     co_await answer(s, status, text + "\n");
@@ -3595,7 +5410,7 @@ inline frame_ref make_answer(session& state, int status, std::string_view type,
         lines.append(std::to_string(text.size())).append("\r\n");
     }
     lines.append("Cache-Control: no-store\r\n").append(state.answer_headers);
-    state.closing = !state.request || !state.may_serve_another();
+    state.closing = !state.request || !state.may_serve_another() || state.last_request;
     if (state.closing) lines.append("Connection: close\r\n");
     std::string bytes = answer_head(status, lines);
     if (!bodiless && !(state.request && state.request->is_head())) bytes.append(text);
@@ -3607,8 +5422,9 @@ inline io_awaitable<void> worker::answer(stream& s, int status, std::string_view
     session& state = *s.session_;
     state.answered = true;
     if (state.request) hub_.log_request(*state.request, status);
-    enqueue(s, make_answer(state, status, "text/plain; charset=utf-8", text, headers));
-    while (s.open_ && state.written < state.queued) co_await state.change<io_executor>();
+    state.last_request = farewell_ != nullptr;
+    feed_.enqueue(s, make_answer(state, status, "text/plain; charset=utf-8", text, headers));
+    co_await sent(s, state);
 }
 
 /// Our end is closed; the client's is awaited, lest unread input turns the close into a reset that
@@ -3622,6 +5438,40 @@ inline io_awaitable<void> worker::linger(stream& s, session& state) {
     while (s.open_ && !state.end_of_input) co_await state.change<io_executor>();
 }
 
+/// options::on_gap runs beside whatever else serves the stream; the feed holds it meanwhile.
+inline void worker::mend(stream& s, gap g) {
+    asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
+        if (!held->open_) return;
+        asio::co_spawn(io_, run_mending(held, std::move(g)),
+                       [this, held](std::exception_ptr failure) {
+                           if (!failure) return;
+                           report(failure);
+                           close(*held, end_reason::failed);
+                       });
+    });
+}
+
+inline io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
+    std::optional<session> lent; // a stream without a coroutine needs its things again
+    if (!s->session_) lent.emplace(*s, io_, hub_.options.max_head_bytes);
+    session& state = *s->session_;
+    state.mending = true;
+    std::exception_ptr failure;
+    try {
+        co_await asio::co_spawn(
+            io_.get_executor(), hub_.options.on_gap(*s, g),
+            asio::bind_cancellation_slot(state.cancel_mending.slot(), use_io_awaitable));
+    } catch (...) { failure = std::current_exception(); }
+    if (failure && s->open_ && !s->rare_finishing()) {
+        report(failure);
+        close(*s, end_reason::failed);
+    }
+    if (s->open_) feed_.release(*s, receiver::by_mending);
+    state.mending = false;
+    state.wake();
+    if (lent) co_await sent(*s, state);
+}
+
 } // namespace detail
 
 // --- what handlers call
@@ -3633,63 +5483,119 @@ inline const sse::request& stream::request() const {
     return *session_->request;
 }
 
-template <class F>
-void stream::for_each_subscription(F&& f) {
-    if (first_.where) f(first_);
-    if (!more_) return;
-    for (subscription& one : *more_) f(one);
-}
-
-/// Sends the head of an event stream, once, after the subscription holds: what is published once
-/// the client knows of its stream reaches it.
-inline void stream::begin_streaming(const std::string* topic) {
+/// Whether the head of an event stream is still to be sent. Throws where there can be none.
+inline bool stream::must_begin() {
     const bool first = phase_ != phase::streaming;
-    if (first && session_ && session_->end_of_input) worker_->close(*this); // it does not listen
-    if (!open_) throw std::system_error(errc::closed, "sse::stream");
+    if (first && session_ && session_->end_of_input) { // it does not listen
+        worker_->close(*this, end_reason::client_left);
+    }
+    if (!open()) throw std::system_error(errc::closed, "sse::stream");
     if (first && (!session_ || session_->answered)) {
         throw std::logic_error("sse::stream: this request has its answer already");
     }
     if (first && !detail::accepts_event_stream(request())) {
         throw std::system_error(errc::not_acceptable, "sse::stream");
     }
-    const bool head_only = first && request().is_head();
-    if (topic && !head_only) worker_->subscribe(*this, *topic);
-    if (!first) return;
+    return first;
+}
+
+/// Sends the head of an event stream, after the subscription holds: what is published once the
+/// client knows of its stream reaches it. Others get a turn first, so that what is replayed goes
+/// out in the same write.
+inline void stream::begin_streaming() {
     worker_->enter(*this, phase::streaming);
-    worker_->begin_life(*this);
     session_->input.clear();
     worker_->resume_reading(*this);
     // The end of the connection ends the body: one encoding serves HTTP/1.0 and HTTP/1.1.
-    worker_->enqueue(*this, detail::make_raw_frame(detail::answer_head(
-                                200, "Content-Type: text/event-stream\r\n"
-                                     "Cache-Control: no-cache, no-transform\r\n"
-                                     "X-Accel-Buffering: no\r\nConnection: close\r\n" +
-                                         session_->answer_headers)));
-    if (head_only) throw std::system_error(errc::closed, "sse::stream: HEAD has no body");
+    worker_->feed_.enqueue_later(*this, detail::make_raw_frame(detail::answer_head(
+                                            200, "Content-Type: text/event-stream\r\n"
+                                                 "Cache-Control: no-cache, no-transform\r\n"
+                                                 "X-Accel-Buffering: no\r\nConnection: close\r\n" +
+                                                     session_->answer_headers)));
+    if (request().is_head()) {
+        worker_->hub_.log_request(request(), 200);
+        throw std::system_error(errc::closed, "sse::stream: HEAD has no body");
+    }
+    worker_->begin_life(*this);
 }
 
-inline void stream::subscribe(std::string_view topic) {
-    const std::string canonical = detail::checked_topic(topic);
-    begin_streaming(&canonical);
+/// `since` and `resume` depend on who asks, and when.
+inline start stream::resolved(start from) const {
+    using namespace std::chrono;
+    if (from.kind_ == start::kind::since) {
+        const auto age = system_clock::now() - from.time_;
+        const milliseconds most(std::numeric_limits<std::int32_t>::max()); // 24 days
+        from.age_ = age > most ? most : ceil<milliseconds>(age);
+    }
+    if (from.kind_ != start::kind::resume || !session_ || !session_->request) return from;
+    std::string id = detail::last_event_id(*session_->request);
+    return id.empty() ? start::now() : start::after(std::move(id));
 }
+
+inline void stream::subscribe(std::string_view topic, subscribe_options how) {
+    const std::string canonical = detail::checked_topic(topic);
+    const bool first = must_begin();
+    const bool head_only = first && request().is_head();
+    if (!head_only) {
+        // What is held is to follow a snapshot: what came before it is no longer of use.
+        const bool anew = how.held && how.from.kind_ == start::kind::resume;
+        const start from = anew ? start::now() : resolved(how.from);
+        if (!follows() && !user().empty()) {
+            subscribe_options own; // no filter: that is for the topic
+            own.lag = how.lag;
+            worker_->subscribe(*this, detail::user_topic(rare_->user), from, own, true);
+        }
+        worker_->subscribe(*this, canonical, from, how, false);
+        if (how.held) worker_->feed_.hold(*this);
+    }
+    if (first) begin_streaming();
+}
+
+inline bool stream::unsubscribe(std::string_view topic) {
+    return worker_->feed_.unsubscribe(*this, detail::checked_topic(topic));
+}
+
+inline void stream::release() { worker_->feed_.release(*this); }
+
+inline void stream::close() {
+    if (phase_ == phase::streaming) worker_->finish(*this, end_reason::ended);
+}
+
+inline std::uint64_t stream::id() { return worker_->name_of(*this); }
+
+inline void stream::set_user(std::string_view key) {
+    const std::string topic = detail::user_topic(key);
+    if (user() == key) return;
+    const std::string old = std::exchange(rare().user, std::string(key));
+    if (!follows()) return; // subscribe() will
+    if (!old.empty()) worker_->feed_.unsubscribe(*this, detail::user_topic(old), true);
+    worker_->subscribe(*this, topic, start::now(), {}, true);
+}
+
+inline std::vector<std::string> stream::topics() const { return worker_->feed_.topics_of(*this); }
+
+inline sse::lag stream::lag() const { return worker_->feed_.lag_of(*this); }
+
+inline stream_info stream::info() { return worker_->info(*this); }
 
 template <class Executor>
 asio::awaitable<void, Executor> stream::write(detail::frame_ref f) {
-    if (!open_) throw std::system_error(errc::closed, "sse::stream");
+    if (!open()) throw std::system_error(errc::closed, "sse::stream");
     if (!session_) throw std::logic_error("sse::stream: only while its handler runs");
-    detail::session& state = *session_;
-    worker_->enqueue(*this, std::move(f));
-    const std::uint64_t mine = state.queued;
+    detail::outbox& box = session_->box;
+    worker_->refresh();
+    worker_->feed_.enqueue(*this, std::move(f));
+    const std::uint64_t mine = box.queued;
     // A handler that never has to wait would keep its thread to itself.
     if (mine % 64 == 0)
         co_await asio::post(socket_.get_executor(), asio::use_awaitable_t<Executor>{});
-    while (open_ && state.written < mine) co_await state.change<Executor>();
-    if (state.written < mine) throw std::system_error(errc::closed, "sse::stream");
+    while (open_ && box.written < mine) co_await session_->change<Executor>();
+    if (box.written < mine) throw std::system_error(errc::closed, "sse::stream");
 }
 
 inline asio::awaitable<void> stream::send(const message& m) {
-    detail::frame_ref f = detail::make_frame(detail::frame::kind::topic, {}, m);
-    begin_streaming(nullptr);
+    detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
+    if (must_begin()) begin_streaming();
     return write<asio::any_io_executor>(std::move(f));
 }
 
@@ -3727,6 +5633,7 @@ inline asio::awaitable<void> stream::respond(int status, std::string_view conten
         throw std::logic_error("sse::stream::respond: this request has its answer already");
     }
     session_->answered = true;
+    session_->last_request = worker_->farewell_ != nullptr;
     worker_->hub_.log_request(request(), status);
     return write<asio::any_io_executor>(
         detail::make_answer(*session_, status, content_type, text, {}));
@@ -3755,7 +5662,7 @@ inline asio::awaitable<std::string> stream::read_body() {
     if (!state.body_is_left()) co_return std::string();
     const auto expect = request().header("Expect");
     if (expect && state.input.empty() && detail::equal_ignoring_case(*expect, "100-continue")) {
-        worker_->enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
+        worker_->feed_.enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
     }
     worker_->enter(*this, phase::body);
     const bool chunked = request().chunked;
@@ -3821,6 +5728,18 @@ public:
     /// Thread safety: any thread, any number of times; not from a signal handler.
     void stop() noexcept;
 
+    /// Sends the clients away, then stops. No more connections; publishing reports errc::stopped at
+    /// once; what was published before is delivered. The streams end one by one, at random within
+    /// the window: each gets a retry time with jitter and the farewell, its handler is cancelled.
+    /// When the window is over, what is left is cut. The message is encoded before the call
+    /// returns. A second call waits for the first. The server must outlive the wait. Cancellation:
+    /// none.
+    asio::awaitable<drained> drain(const drain_options& how = {});
+
+    /// The same for threads: returns when all is done, joined. Throws std::system_error
+    /// (resource_deadlock_would_occur) on a thread of the server itself.
+    drained stop(const drain_options& how);
+
     /// Waits for the end, at most options::shutdown_timeout after stop(). Throws std::system_error
     /// (resource_deadlock_would_occur) on a thread of the server itself.
     void join();
@@ -3831,14 +5750,15 @@ public:
 
     /// Publishes to the subscribers of a topic and of its parents, by whole path segments: who
     /// follows /pets sees /pets/cats, not /petshop. broadcast() reaches every subscriber. All
-    /// publishing is in one total order, which every client sees; the number is the place in it.
+    /// publishing is in one total order, which every client sees; the number is the place in it,
+    /// from 1, and the last part of the message's id, unless it has its own or is ephemeral.
     ///
-    /// Waits for room in the ring at most options::publish_timeout, which happens only while a
-    /// worker's thread is held up. Errors, thrown as std::system_error: errc::no_room,
-    /// errc::stopped, errc::bad_topic, what `check` finds; nothing was published then. What is
-    /// published while another thread calls stop() may reach nobody. A handler that publishes very
-    /// much should await async_publish: without a pause it holds up the stream of what it
-    /// publishes. Thread safety: any thread.
+    /// Waits for room at most options::publish_timeout, which happens only while a worker's thread
+    /// is held up, or a client that follows with lag_policy::hold_back is behind. Errors, thrown as
+    /// std::system_error: errc::no_room, errc::stopped, errc::bad_topic, what `check` finds;
+    /// nothing was published then. What is published while another thread calls stop() may reach
+    /// nobody. A handler that publishes very much should await async_publish: without a pause it
+    /// holds up the stream of what it publishes. Thread safety: any thread.
     std::uint64_t publish(std::string_view topic, const message& m);
     std::uint64_t broadcast(const message& m);
 
@@ -3847,11 +5767,35 @@ public:
     [[nodiscard]] std::error_code try_broadcast(const message& m);
 
     /// The same for coroutines (asio::awaitable on its default executor): suspends until there is
-    /// room. The message is encoded before the call returns. Cancellation: none; stop() ends the
-    /// wait with errc::stopped. The server may be destroyed meanwhile; the coroutine's own context
-    /// must not be.
+    /// room. The message is encoded before the call returns. Cancellation: terminal, nothing was
+    /// published then; stop() ends the wait with errc::stopped. The server may be destroyed
+    /// meanwhile; the coroutine's own context must not be.
     asio::awaitable<std::uint64_t> async_publish(std::string_view topic, const message& m);
     asio::awaitable<std::uint64_t> async_broadcast(const message& m);
+
+    /// Publishes to one stream, by stream::id(), in the same order as all else, without an id; or
+    /// to all streams of a user, with one, so that those that come back get what they missed.
+    /// Nobody gets it if there is none. Otherwise as publish(). Errors: errc::bad_key too.
+    std::uint64_t send_to(std::uint64_t stream, const message& m);
+    std::uint64_t send_to_user(std::string_view user, const message& m);
+
+    /// The id of the newest message so far, or the one before the first. Who read a snapshot after
+    /// asking for it misses nothing by opening a stream with ?lastEventId= and this.
+    std::string last_id() const;
+
+    /// Calls it on the stream's own thread, soon, unless the stream is gone by then: to subscribe
+    /// it to more, to ask for its lag, to close it. What it throws ends that stream.
+    void run_on(std::uint64_t stream, std::function<void(sse::stream&)> what);
+
+    /// Ends one stream, or all for which the predicate is true, at once; authorize is what keeps
+    /// them from coming back. The predicate is called on the server's threads, several at once.
+    void revoke(std::uint64_t stream);
+    void revoke_if(std::function<bool(const stream_info&)> which);
+
+    /// All open streams, each as it was at some moment of the call. The first blocks: it throws
+    /// std::system_error (resource_deadlock_would_occur) on a thread of the server itself.
+    std::vector<stream_info> streams() const;
+    asio::awaitable<std::vector<stream_info>> async_streams() const;
 
     /// Thread safety: any thread.
     sse::counters counters() const;
@@ -3871,6 +5815,15 @@ private:
     asio::error_code accept_one();
     int admit(const detail::tcp_socket& socket, std::unique_ptr<asio::ip::address>& counted);
     detail::worker& least_loaded() noexcept;
+    void check_thread(const char* what) const;
+    asio::awaitable<void> serve_topics(stream& s);
+    bool begin_drain(std::shared_ptr<const detail::farewell> how);
+    static std::shared_ptr<const detail::farewell> checked(const drain_options& how);
+    asio::awaitable<drained> async_drain(std::shared_ptr<const detail::farewell> how);
+    std::shared_ptr<detail::listing> ask_all() const;
+    static bool all_answered(const detail::hub& hub, detail::listing& all);
+    static asio::awaitable<std::vector<stream_info>> wait_for(std::shared_ptr<detail::hub> hub,
+                                                              std::shared_ptr<detail::listing> all);
 
     static std::error_code try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence);
     std::uint64_t push(frame_ref f);
@@ -3883,6 +5836,8 @@ private:
     mutable std::mutex state_; // guards what follows, and start against stop
     bool started_ = false;
     bool stop_begun_ = false;
+    bool drain_begun_ = false;
+    std::chrono::steady_clock::time_point drained_by_{};
     std::mutex joining_;
     std::vector<std::thread> threads_;
 };
@@ -3918,6 +5873,27 @@ inline sse::options server::checked(sse::options o) {
         std::chrono::hours(24 * 365); // for ever, without overflow
     o.publish_timeout = std::min(o.publish_timeout, a_year);
     o.shutdown_timeout = std::min(o.shutdown_timeout, a_year);
+    require(o.history_age.count() >= 0 && o.history_age <= std::chrono::hours(21 * 24),
+            "history_age must be from 0 to three weeks");
+    require(o.histories.size() < 1'000, "histories must be fewer than 1000");
+    for (const topic_history& each : o.histories) {
+        const auto topic = detail::canonical_topic(each.topic);
+        require(topic && !topic->empty(),
+                "histories: '" + each.topic + "' is no topic such as /prices");
+        require(std::count_if(o.histories.begin(), o.histories.end(),
+                              [&](const topic_history& other) {
+                                  return detail::canonical_topic(other.topic) == topic;
+                              }) == 1,
+                "histories: '" + each.topic + "' has bounds twice");
+        require(each.age.count() >= 0 && each.age <= std::chrono::hours(21 * 24),
+                "histories: the age must be from 0 to three weeks");
+    }
+    for (topic_history& each : o.histories) each.topic = *detail::canonical_topic(each.topic);
+    require(!o.gap_event.empty() && !check({.event = o.gap_event}),
+            "gap_event must be a name without line breaks");
+    require(o.max_topics > 0, "max_topics must be at least 1");
+    require(o.drain_window.count() >= 0 && o.drain_window <= std::chrono::hours(24),
+            "drain_window must be from 0 to a day");
     require(o.max_head_bytes >= 256, "max_head_bytes must be at least 256");
     require(o.history > 0, "history must be at least 1 frame");
     require(o.history_bytes > 0, "history_bytes must be at least 1");
@@ -3964,21 +5940,100 @@ inline void server::add_builtin_routes() {
                                     return s.respond(200, "text/plain; charset=utf-8", text);
                                 }});
     }
-    const handler subscribe = [this](stream& s) -> asio::awaitable<void> {
-        access given;
-        if (hub_->options.authorize) given = co_await hub_->options.authorize(s.request());
-        for (const auto& [name, value] : given.headers) s.add_header(name, value);
-        if (given.status != 0) {
-            co_await s.respond(given.status, "text/plain; charset=utf-8", given.text);
-            co_return;
+    const handler subscribe = [this](stream& s) { return serve_topics(s); };
+    const std::string& prefix = hub_->options.prefix;
+    for (const char* const method : {"GET", "POST"}) {
+        if (!prefix.empty()) hub_->routes.push_back({method, prefix, subscribe});
+        hub_->routes.push_back({method, prefix + "/*", subscribe});
+    }
+}
+
+namespace detail {
+
+/// The topics that a request names: by its path, ?topic=, or, for lists too long for a target, by a
+/// body that is a form or has one on each line. The root if it names none.
+inline std::vector<std::string> topics_of(const request& r, std::string_view body) {
+    std::vector<std::string> topics = r.query_values("topic");
+    const auto type = trim(r.header("Content-Type").value_or(""));
+    if (equal_ignoring_case(type.substr(0, type.find(';')), "text/plain")) {
+        line_splitter lines(body);
+        while (const auto line = lines.next()) {
+            if (!trim(*line).empty()) topics.emplace_back(trim(*line));
         }
-        if (given.valid_for.count() > 0) s.end_after(given.valid_for);
-        if (given.topics.empty()) s.subscribe(s.request().rest);
-        for (const std::string& topic : given.topics) s.subscribe(topic);
-    };
-    if (!hub_->options.prefix.empty())
-        hub_->routes.push_back({"GET", hub_->options.prefix, subscribe});
-    hub_->routes.push_back({"GET", hub_->options.prefix + "/*", subscribe});
+    } else {
+        for (std::string& each : form_values(body, "topic")) topics.push_back(std::move(each));
+    }
+    if (!r.rest.empty() || topics.empty()) topics.emplace_back(r.rest);
+    return topics;
+}
+
+/// A number of the query, or nothing for what is none.
+inline std::optional<std::uint64_t> whole_number(std::string_view text) {
+    std::uint64_t n = 0;
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), n);
+    if (!is_digits(text) || parsed.ec != std::errc()) return std::nullopt;
+    return n;
+}
+
+/// Where a request wants to start: an id that it brings wins. Nothing for what cannot be
+/// understood.
+inline std::optional<start> start_of(const request& r) {
+    const bool resumes = !last_event_id(r).empty();
+    if (const auto from = r.query_value("from")) {
+        if (*from == "now") return start::resume();
+        if (*from != "oldest") return std::nullopt;
+        return resumes ? start::resume() : start::oldest();
+    }
+    if (const auto last = r.query_value("last")) {
+        const auto count = whole_number(*last);
+        if (!count) return std::nullopt;
+        if (resumes) return start::resume();
+        return start::last(static_cast<std::size_t>(*count));
+    }
+    if (const auto since = r.query_value("since")) {
+        const auto seconds = whole_number(*since);
+        if (!seconds || *seconds > 100'000'000'000) return std::nullopt;
+        if (resumes) return start::resume();
+        return start::since(std::chrono::system_clock::time_point(
+            std::chrono::seconds(static_cast<std::int64_t>(*seconds))));
+    }
+    return start::resume();
+}
+
+} // namespace detail
+
+/// The built-in route. An EventSource that comes back asks for the same target again, so an id wins
+/// over what else that says of the start.
+inline asio::awaitable<void> server::serve_topics(stream& s) {
+    sse::request& asked = *s.session_->request;
+    std::string body;
+    if (asked.method == "POST") body = co_await s.body();
+    for (const std::string& topic : detail::topics_of(asked, body)) {
+        asked.topics.push_back(detail::checked_topic(topic));
+    }
+    access given;
+    if (hub_->options.authorize) given = co_await hub_->options.authorize(asked);
+    for (const auto& [name, value] : given.headers) s.add_header(name, value);
+    if (given.status != 0) {
+        co_await s.respond(given.status, "text/plain; charset=utf-8", given.text);
+        co_return;
+    }
+    const std::vector<std::string>& topics = given.topics.empty() ? asked.topics : given.topics;
+    const auto from = detail::start_of(asked);
+    std::string wrong;
+    if (!from) wrong = "Start with from=oldest, from=now, last=20 or since=1764000000\n";
+    if (topics.size() > hub_->options.max_topics) {
+        wrong = "Too many topics; at most " + std::to_string(hub_->options.max_topics) + "\n";
+    }
+    if (!wrong.empty()) {
+        co_await s.respond(400, "text/plain; charset=utf-8", wrong);
+        co_return;
+    }
+    if (given.valid_for.count() > 0) s.end_after(given.valid_for);
+    if (!given.user.empty()) s.set_user(given.user);
+    subscribe_options how;
+    how.from = *from;
+    for (const std::string& topic : topics) s.subscribe(topic, how);
 }
 
 // --- start and stop
@@ -4068,7 +6123,13 @@ inline void server::launch() {
     if (hub_->options.handle_signals) {
         signals_.emplace(first, SIGINT, SIGTERM);
         signals_->async_wait([this](const asio::error_code& failed, int) {
-            if (!failed) stop();
+            if (failed) return;
+            if (hub_->options.drain_window.count() == 0) return stop();
+            asio::error_code ignored;
+            signals_->clear(ignored); // a second Ctrl-C does what it does by itself
+            drain_options how;
+            how.window = hub_->options.drain_window;
+            begin_drain(checked(how));
         });
     }
     asio::co_spawn(first, accept_loop(), [this](std::exception_ptr failure) {
@@ -4109,12 +6170,71 @@ inline void server::stop() noexcept {
     });
 }
 
-inline void server::join() {
+inline std::shared_ptr<const detail::farewell> server::checked(const drain_options& how) {
+    if (how.window.count() < 0 || how.window > std::chrono::hours(24)) {
+        throw std::invalid_argument("sse::drain_options::window must be from 0 to a day");
+    }
+    if (how.retry.count() < 0 || how.retry > std::chrono::hours(24)) {
+        throw std::invalid_argument("sse::drain_options::retry must be from 0 to a day");
+    }
+    auto made = std::make_shared<detail::farewell>();
+    made->window = how.window;
+    made->retry = how.retry;
+    if (how.farewell) made->bytes = encode(*how.farewell);
+    return made;
+}
+
+/// False when there is nothing to drain, or it is being drained.
+inline bool server::begin_drain(std::shared_ptr<const detail::farewell> how) {
+    hub_->stopped = true;
+    hub_->room.notify();
+    const std::lock_guard lock(state_);
+    if (!started_ || stop_begun_ || std::exchange(drain_begun_, true)) return false;
+    hub_->undrained = hub_->workers.size();
+    drained_by_ = std::chrono::steady_clock::now() + how->window;
+    hub_->when_drained = [this] { stop(); };
+    asio::post(hub_->workers.front()->context(), [this, how = std::move(how)] {
+        asio::error_code ignored; // nothing is left to do with it
+        acceptor_->close(ignored);
+        for (auto& w : hub_->workers) w->send_away(how);
+    });
+    return true;
+}
+
+inline asio::awaitable<drained> server::drain(const drain_options& how) {
+    return async_drain(checked(how));
+}
+
+inline asio::awaitable<drained> server::async_drain(std::shared_ptr<const detail::farewell> how) {
+    begin_drain(std::move(how));
+    const auto hub = hub_;
+    const auto goes_on = [h = hub.get()] { return h->undrained != 0; };
+    while (goes_on()) co_await hub->room.async_wait(goes_on);
+    co_return drained{hub->drained, hub->cut};
+}
+
+inline drained server::stop(const drain_options& how) {
+    check_thread("sse::server::stop");
+    begin_drain(checked(how));
+    state_.lock();
+    const auto deadline = drained_by_ + hub_->options.shutdown_timeout + std::chrono::seconds(1);
+    state_.unlock();
+    hub_->room.wait_until(deadline, [this] { return hub_->undrained == 0; });
+    stop();
+    join();
+    return {hub_->drained, hub_->cut};
+}
+
+inline void server::check_thread(const char* what) const {
     const detail::worker* const here = detail::worker::current();
     if (here && here->is_of(*hub_)) {
         throw std::system_error(std::make_error_code(std::errc::resource_deadlock_would_occur),
-                                "sse::server::join: called on a thread of the server");
+                                std::string(what) + ": called on a thread of the server");
     }
+}
+
+inline void server::join() {
+    check_thread("sse::server::join");
     const std::lock_guard lock(joining_);
     for (std::thread& t : threads_) {
         if (t.joinable()) t.join();
@@ -4211,17 +6331,21 @@ inline detail::worker& server::least_loaded() noexcept {
 inline std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence) {
     if (hub.stopped) return errc::stopped;
     f->set_references(static_cast<std::uint32_t>(hub.workers.size()));
-    const auto place = hub.ring.try_publish(f.get());
+    std::optional<std::uint64_t> place;
+    if (hub.holding.load(std::memory_order_relaxed) == 0) {
+        place = hub.ring.try_publish(
+            f.get(), [&](std::uint64_t claimed) noexcept { f->stamp(hub.epoch, claimed + 1); });
+    }
     if (!place) {
         f->set_references(1);
         hub.no_room.fetch_add(1, std::memory_order_relaxed);
         return errc::no_room;
     }
     f.release(); // each worker drops one reference
-    sequence = *place;
+    sequence = *place + 1;
     // Workers without a stream are not woken, but must empty their ring before it is full.
     const std::uint64_t quarter = std::max<std::uint64_t>(1, hub.ring.capacity() / 4);
-    const bool round = (sequence & (quarter - 1)) == 0;
+    const bool round = (*place & (quarter - 1)) == 0;
     for (auto& w : hub.workers) round ? w->wake_always() : w->wake();
     return {};
 }
@@ -4250,7 +6374,9 @@ inline std::uint64_t server::push(frame_ref f) {
 inline asio::awaitable<std::uint64_t> server::async_push(std::shared_ptr<detail::hub> hub,
                                                          frame_ref f) {
     std::uint64_t sequence = 0;
-    const auto full = [h = hub.get()] { return h->ring.full() && !h->stopped; };
+    const auto full = [h = hub.get()] {
+        return (h->ring.full() || h->holding != 0) && !h->stopped;
+    };
     for (;;) {
         const std::error_code failed = try_push(*hub, f, sequence);
         if (!failed) co_return sequence;
@@ -4291,6 +6417,76 @@ inline asio::awaitable<std::uint64_t> server::async_publish(std::string_view top
 
 inline asio::awaitable<std::uint64_t> server::async_broadcast(const message& m) {
     return async_push(hub_, detail::make_frame(frame::kind::everyone, {}, m));
+}
+
+inline std::uint64_t server::send_to(std::uint64_t stream, const message& m) {
+    if (m.id) throw std::system_error(errc::ephemeral_id, "sse::server::send_to");
+    frame_ref f = detail::make_frame(frame::kind::one, {}, m);
+    f->set_stream(stream);
+    return push(std::move(f));
+}
+
+inline std::uint64_t server::send_to_user(std::string_view user, const message& m) {
+    return push(detail::make_frame(frame::kind::user, detail::user_topic(user), m));
+}
+
+// --- streams by name
+
+inline std::string server::last_id() const {
+    return detail::make_id(hub_->epoch, hub_->ring.published());
+}
+
+inline void server::run_on(std::uint64_t stream, std::function<void(sse::stream&)> what) {
+    if (!what) throw std::invalid_argument("sse::server::run_on: there is nothing to call");
+    hub_->workers[stream % hub_->workers.size()]->run_on(stream, std::move(what));
+}
+
+inline void server::revoke(std::uint64_t stream) {
+    run_on(stream, [](sse::stream& s) { s.end(end_reason::revoked); });
+}
+
+inline void server::revoke_if(std::function<bool(const stream_info&)> which) {
+    if (!which) throw std::invalid_argument("sse::server::revoke_if: there is no predicate");
+    for (auto& w : hub_->workers) w->revoke_if(which);
+}
+
+inline std::shared_ptr<detail::listing> server::ask_all() const {
+    auto all = std::make_shared<detail::listing>();
+    all->answered.resize(hub_->workers.size());
+    const std::lock_guard lock(state_);
+    if (!started_) all->answered.assign(all->answered.size(), true);
+    if (started_)
+        for (auto& w : hub_->workers) w->list(all);
+    return all;
+}
+
+inline bool server::all_answered(const detail::hub& hub, detail::listing& all) {
+    const std::lock_guard lock(all.mutex);
+    for (std::size_t i = 0; i < hub.workers.size(); ++i) {
+        if (!all.answered[i] && !hub.workers[i]->has_ended()) return false;
+    }
+    return true;
+}
+
+inline std::vector<stream_info> server::streams() const {
+    check_thread("sse::server::streams");
+    const auto all = ask_all();
+    while (!hub_->room.wait_until(std::chrono::steady_clock::now() + std::chrono::seconds(1),
+                                  [&] { return all_answered(*hub_, *all); })) {}
+    const std::lock_guard lock(all->mutex);
+    return std::move(all->streams);
+}
+
+inline asio::awaitable<std::vector<stream_info>> server::async_streams() const {
+    return wait_for(hub_, ask_all());
+}
+
+inline asio::awaitable<std::vector<stream_info>>
+server::wait_for(std::shared_ptr<detail::hub> hub, std::shared_ptr<detail::listing> all) {
+    const auto goes_on = [h = hub.get(), a = all.get()] { return !all_answered(*h, *a); };
+    while (goes_on()) co_await hub->room.async_wait(goes_on);
+    const std::lock_guard lock(all->mutex);
+    co_return std::move(all->streams);
 }
 
 inline sse::counters server::counters() const {

@@ -292,11 +292,11 @@ TEST_SUITE("endpoints") {
 
     TEST_CASE("fault 21: other methods get 405 with Allow and hold no slot; HEAD has no body") {
         running_server server;
-        for (const char* method : {"POST", "PUT", "DELETE", "PATCH", "BREW"}) {
+        for (const char* method : {"PUT", "DELETE", "PATCH", "BREW"}) {
             CAPTURE(method);
             const auto answer = http_request(server.port(), method, "/subscribe/a");
             CHECK(answer.status == 405);
-            CHECK(answer.header("Allow") == "GET, HEAD, OPTIONS");
+            CHECK(answer.header("Allow") == "POST, GET, HEAD, OPTIONS");
         }
         connection peer(server.port());
         peer.send("HEAD /subscribe/a HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -327,14 +327,14 @@ TEST_SUITE("endpoints") {
         running_server server;
         const auto plain = http_request(server.port(), "OPTIONS", "/subscribe/a");
         CHECK(plain.status == 204);
-        CHECK(plain.header("Allow") == "GET, HEAD, OPTIONS");
+        CHECK(plain.header("Allow") == "POST, GET, HEAD, OPTIONS");
         const auto preflight = http_request(server.port(), "OPTIONS", "/subscribe/a",
                                             {{"Origin", "https://app.example"},
                                              {"Access-Control-Request-Method", "GET"},
                                              {"Access-Control-Request-Headers", "Last-Event-ID"}});
         CHECK(preflight.status == 204);
         CHECK(preflight.header("Access-Control-Allow-Origin") == "*");
-        CHECK(preflight.header("Access-Control-Allow-Methods") == "GET, HEAD, OPTIONS");
+        CHECK(preflight.header("Access-Control-Allow-Methods") == "POST, GET, HEAD, OPTIONS");
         CHECK(has(preflight.header("Access-Control-Allow-Headers").value_or(""), "Last-Event-ID"));
         CHECK(http_request(server.port(), "OPTIONS", "*").status == 204);
         CHECK(http_request(server.port(), "OPTIONS", "/nothing").status == 404);
@@ -467,7 +467,8 @@ TEST_SUITE("publishing") {
         CHECK(all_of(cats) == "14");
         CHECK(all_of(shop) == "3");
         CHECK(all_of(root) == "12345");
-        CHECK(raw.read_through("end\n\n") == "data: 1\n\ndata: 2\n\ndata: 4\n\ndata: end\n\n");
+        CHECK(without_ids(raw.read_through("end\n\n")) ==
+              "data: 1\n\ndata: 2\n\ndata: 4\n\ndata: end\n\n");
     }
 
     TEST_CASE("fault 1: many publishers, one order, the same for every client on every worker") {
@@ -526,7 +527,7 @@ TEST_SUITE("publishing") {
         const auto event = client.next();
         CHECK(event.type == "message");
         CHECK(event.data == "a\nevent: evil\nid: 9");
-        CHECK(event.id.empty());
+        CHECK(event.id == server.last_id()); // the server's own, not the forged one
     }
 
     TEST_CASE("fault 12: a leading space of the data arrives") {
@@ -559,7 +560,7 @@ TEST_SUITE("publishing") {
         slow.send("GET ");
         CHECK(slow.read_response().status == 408);
         server.broadcast({.data = "x"});
-        CHECK(client.read_through("\n\n") == "data: x\n\n");
+        CHECK(without_ids(client.read_through("x\n\n")) == "data: x\n\n");
     }
 
     TEST_CASE(
@@ -798,11 +799,10 @@ TEST_SUITE("clients that come and go") {
         stuck.send_request("GET", "/subscribe/");
         CHECK(stuck.read_head().status == 200);
         const std::string payload(10'000, 'x');
-        int sent = 0;
-        while (server.counters().lagged == 0 && sent < 20'000) {
+        const deadline until = patience;
+        while (server.counters().lagged == 0 && !until.passed()) {
             server.broadcast({.data = payload});
             CHECK(good.next().data == payload);
-            ++sent;
         }
         CHECK(server.counters().lagged == 1);
         CHECK(eventually([&] { return server.counters().streams == 1; }));

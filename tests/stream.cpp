@@ -480,7 +480,7 @@ TEST_SUITE("streams") {
         CHECK(head.status == 200);
         CHECK_FALSE(head.header("Transfer-Encoding"));
         server.broadcast({.data = "old"});
-        CHECK(peer.read_through("\n\n") == "data: old\n\n");
+        CHECK(without_ids(peer.read_through("old\n\n")) == "data: old\n\n");
     }
 
     TEST_CASE("a stream used after its handler has returned is an error of the program, no crash") {

@@ -27,6 +27,20 @@ struct running_server : sse::server {
     }
 };
 
+/// The bytes of a stream without the ids of the server, and without the blocks that have nothing
+/// else.
+inline std::string without_ids(std::string_view stream) {
+    std::string kept;
+    while (!stream.empty()) {
+        const auto line = stream.substr(0, stream.find('\n') + 1);
+        stream.remove_prefix(line.size());
+        if (line.starts_with("id: ") || line == ":\n") continue;
+        if (line == "\n" && (kept.empty() || kept.ends_with("\n\n"))) continue;
+        kept.append(line);
+    }
+    return kept;
+}
+
 /// One thread waits until another has opened it.
 class gate {
 public:
