@@ -5,7 +5,8 @@
 //   POST /publish/<topic>      publishes, for whoever knows the token
 //   GET  /health               built into the server
 //
-// The hub publishes its own counters on /hub/stats, as event `stats`, once a second.
+// Every message has an id, and who comes back with it misses nothing. The hub publishes its own
+// counters on /hub/stats, as ephemeral event `stats`, once a second.
 // `hub --help` lists every flag; publishing from a shell is described at its end.
 #include "sse.hpp"
 
@@ -126,6 +127,15 @@ Value one_of(std::string_view text,
     throw usage_error(known);
 }
 
+void history_for(settings& chosen, std::string_view value) {
+    const std::size_t equals = value.rfind('='); // a topic may have one, a number has none
+    if (equals == value.npos) throw usage_error("give a topic and a number, as in /prices=1000");
+    sse::topic_history bound;
+    bound.topic = value.substr(0, equals);
+    bound.frames = whole_number<std::size_t>(value.substr(equals + 1));
+    chosen.options.histories.push_back(std::move(bound));
+}
+
 flag list_flag(std::string_view name, std::string_view argument, std::string help,
                std::vector<std::string> sse::options::*member) {
     return {name, argument, std::move(help) + "; may be repeated",
@@ -175,6 +185,10 @@ const std::vector<flag>& flags() {
         {"prefix", "PATH", "path that clients subscribe under (" + options().prefix + ")",
          [](settings& chosen, std::string_view value) { chosen.options.prefix = value; }},
         time_flag("heartbeat", "silence before a comment is sent; 0: off", &options::heartbeat),
+        {"heartbeat-ids", "on|off", "whether a heartbeat tells the newest id (on)",
+         [](settings& chosen, std::string_view value) {
+             chosen.options.heartbeat_ids = one_of<bool>(value, {{"on", true}, {"off", false}});
+         }},
         {"allow-origin", "ORIGIN",
          "web origin whose pages may read; * for any; may be repeated (*)", allow_origin},
         {"allow-credentials", "", "lets cookies come along from the allowed origins (off)",
@@ -228,6 +242,8 @@ const std::vector<flag>& flags() {
         time_flag("publish-timeout", "time a publisher may wait for room",
                   &options::publish_timeout),
         time_flag("shutdown-timeout", "time that a stop may take", &options::shutdown_timeout),
+        time_flag("drain-window", "time over which a stop spreads its clients' return; 0: at once",
+                  &options::drain_window),
         size_flag("max-connections", "connections at once; 0: no limit", &options::max_connections),
         size_flag("max-connections-per-ip", "connections of one address; 0: no limit",
                   &options::max_connections_per_ip),
@@ -245,10 +261,28 @@ const std::vector<flag>& flags() {
         size_flag("max-body-bytes", "bytes of a published body", &options::max_body_bytes),
         size_flag("ring-capacity", "messages between publishers and workers, a power of two",
                   &options::ring_capacity),
-        size_flag("history", "messages that a client may lag behind", &options::history),
-        size_flag("history-bytes", "bytes that a client may lag behind", &options::history_bytes),
-        size_flag("max-unsent-bytes", "bytes of it that may wait for one client; 0: all",
+        size_flag("history", "messages kept, for clients that come back or lag behind",
+                  &options::history),
+        size_flag("history-bytes", "bytes of them that are kept", &options::history_bytes),
+        time_flag("history-age", "how long a message is kept; 0: as long as there is room",
+                  &options::history_age),
+        {"history-for", "TOPIC=NUMBER",
+         "messages kept of a topic and of what is below it; may be repeated", history_for},
+        {"gap-event", "NAME",
+         "event that says what cannot be sent any more (" + options().gap_event + ")",
+         [](settings& chosen, std::string_view value) { chosen.options.gap_event = value; }},
+        {"lag", "WHAT",
+         "for a client behind the history: disconnect, skip, conflate or hold-back (disconnect)",
+         [](settings& chosen, std::string_view value) {
+             using policy = sse::lag_policy;
+             chosen.options.lag = one_of<policy>(value, {{"disconnect", policy::disconnect},
+                                                         {"skip", policy::skip},
+                                                         {"conflate", policy::conflate},
+                                                         {"hold-back", policy::hold_back}});
+         }},
+        size_flag("max-unsent-bytes", "bytes of the history that may wait for one client; 0: all",
                   &options::max_unsent_bytes),
+        size_flag("max-topics", "topics that one stream may follow", &options::max_topics),
         {"health", "PATH", "path of the count of streams; '' for none (/health)",
          [](settings& chosen, std::string_view value) { chosen.options.health = value; }},
         {"log", "LEVEL",
@@ -284,16 +318,24 @@ void print_help(std::ostream& out) {
 Subscribe:
   curl -N http://localhost:8080/subscribe/           everything
   curl -N http://localhost:8080/subscribe/demo/chat  one topic and what is below it
+  curl -N 'http://localhost:8080/subscribe/?topic=demo/chat&topic=demo/build'    several
+  Add ?last=20, ?from=oldest or ?since=UNIX-SECONDS for what is kept of the past. A client that
+  comes back with the header Last-Event-ID, as a browser does, goes on after that message; what
+  cannot be sent any more is announced by one event `gap`.
 
 Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON or plain text.
   A="Authorization: Bearer $TOKEN"
   curl -H "$A" -d event=chat --data-urlencode 'data=2 + 2 = 4' http://localhost:8080/publish/room
   curl -H "$A" --json '{"event":"price","data":{"ACME":128.4}}' http://localhost:8080/publish/room
   curl -H "$A" -H 'Content-Type: text/plain' --data-binary @log http://localhost:8080/publish/room
-  Fields: data (required), event, id. JSON data that is no string is sent as its JSON text.
-  Answers: 202 {"seq":N}, 400 and 415 with the reason, 401 for a wrong token, 404 when it is off.
+  Fields: data (required), event, id (the hub gives one unless you do), key (with --lag conflate
+  a slow client gets the newest message of each), ephemeral (true: no id, never sent again).
+  JSON data that is no string is sent as its JSON text.
+  Answers: 202 {"seq":N,"id":"..."}, without id if the message has none or brought its own; 400
+  and 415 with the reason, 401 for a wrong token, 404 when it is off.
 
-Ctrl-C or SIGTERM lets the clients go and ends with status 0; a wrong flag ends with status 2.
+Ctrl-C or SIGTERM lets the clients go, within --drain-window if that is given, and ends with
+status 0; a wrong flag ends with status 2.
 )";
 }
 
@@ -355,8 +397,10 @@ settings read_flags(std::span<char*> arguments) {
 // POST /publish/<topic>: who may, what is in the body, what is answered.
 
 struct publication {
-    std::string event, data;
-    std::optional<std::string> id;
+    std::string event = {}, data = {};
+    std::optional<std::string> id = {};
+    std::string key = {};
+    bool ephemeral = false;
 };
 
 struct answer {
@@ -433,7 +477,8 @@ std::vector<std::pair<std::string, std::string>> form_fields(std::string_view bo
 std::vector<std::pair<std::string, std::string>> json_fields(std::string_view body) {
     std::vector<std::pair<std::string, std::string>> fields;
     for (json::member& each : json::read_object(body)) {
-        if (!each.is_string && (each.name == "event" || each.name == "id"))
+        const bool is_text = each.name == "event" || each.name == "id" || each.name == "key";
+        if (!each.is_string && is_text)
             throw bad_body("\"" + each.name + "\" is " + std::string(each.value.substr(0, 40)) +
                            "; give a string in double quotes");
         fields.emplace_back(std::move(each.name),
@@ -444,14 +489,20 @@ std::vector<std::pair<std::string, std::string>> json_fields(std::string_view bo
 
 publication from_fields(std::vector<std::pair<std::string, std::string>> fields) {
     publication result;
-    std::optional<std::string> event, data;
+    std::optional<std::string> event, data, key, ephemeral;
+    const std::pair<std::string_view, std::optional<std::string>*> known[] = {
+        {"event", &event},
+        {"data", &data},
+        {"id", &result.id},
+        {"key", &key},
+        {"ephemeral", &ephemeral}};
     for (auto& [name, value] : fields) {
-        std::optional<std::string>* const field = name == "event"  ? &event
-                                                  : name == "data" ? &data
-                                                  : name == "id"   ? &result.id
-                                                                   : nullptr;
+        std::optional<std::string>* field = nullptr;
+        for (const auto& [known_name, place] : known)
+            if (name == known_name) field = place;
         if (!field)
-            throw bad_body("there is no field \"" + name + "\"; the fields are event, data and id");
+            throw bad_body("there is no field \"" + name +
+                           "\"; the fields are event, data, id, key and ephemeral");
         if (*field) throw bad_body("the field \"" + name + "\" came twice; give it once");
         *field = std::move(value);
     }
@@ -460,6 +511,10 @@ publication from_fields(std::vector<std::pair<std::string, std::string>> fields)
                        "event=chat&data=hello");
     result.event = event.value_or("");
     result.data = *std::move(data);
+    result.key = key.value_or("");
+    result.ephemeral = ephemeral == "true";
+    if (ephemeral && !result.ephemeral && ephemeral != "false")
+        throw bad_body("ephemeral is '" + *ephemeral + "'; give true or false");
     return result;
 }
 
@@ -469,7 +524,7 @@ publication read_publication(std::string_view content_type, std::string body) {
     if (same_ignoring_case(type, "application/x-www-form-urlencoded"))
         return from_fields(form_fields(body));
     if (same_ignoring_case(type, "application/json")) return from_fields(json_fields(body));
-    if (same_ignoring_case(type, "text/plain")) return {"", std::move(body), {}};
+    if (same_ignoring_case(type, "text/plain")) return {.data = std::move(body)};
     throw bad_body("Content-Type '" + std::string(type) +
                        "' is not known here; send "
                        "application/x-www-form-urlencoded, application/json or text/plain",
@@ -494,6 +549,18 @@ int status_for(const std::error_code& failure) {
     return 400; // an event name, an id or a topic that the wire cannot carry
 }
 
+// What the server calls the message, for a client that wants to go on after it.
+std::string id_of(const sse::server& server, std::uint64_t sequence) {
+    const std::string newest = server.last_id();
+    return newest.substr(0, newest.rfind('-') + 1) + std::to_string(sequence);
+}
+
+answer accepted(const sse::server& server, const sse::message& message, std::uint64_t sequence) {
+    std::string json = "{\"seq\":" + std::to_string(sequence);
+    if (!message.id && !message.ephemeral) json += ",\"id\":\"" + id_of(server, sequence) + '"';
+    return {202, "application/json", json + "}\n"};
+}
+
 asio::awaitable<answer> publish(sse::server& server, const std::string& token,
                                 sse::stream& client) {
     if (token.empty())
@@ -509,8 +576,10 @@ asio::awaitable<answer> publish(sse::server& server, const std::string& token,
         if (refused) co_return *refused;
         sse::message message{.event = read.event, .data = read.data};
         if (read.id) message.id = *read.id;
+        message.key = read.key;
+        message.ephemeral = read.ephemeral;
         const std::uint64_t sequence = co_await server.async_publish(topic, message);
-        co_return answer{202, "application/json", "{\"seq\":" + std::to_string(sequence) + "}\n"};
+        co_return accepted(server, message, sequence);
     } catch (const std::system_error& wrong) {
         co_return refusal(status_for(wrong.code()), wrong.what());
     }
@@ -544,6 +613,7 @@ std::string filled(std::string page, std::string_view place, std::string_view te
 
 std::string page_for(const settings& chosen) {
     std::string page = filled(std::string(hub_page), "{{prefix}}", chosen.options.prefix);
+    page = filled(std::move(page), "{{gap}}", chosen.options.gap_event);
     return filled(std::move(page), "{{publish}}", chosen.token.empty() ? "off" : "on");
 }
 
@@ -564,6 +634,8 @@ milliseconds publish_stats(sse::server& server) {
         {"delivered", &counters::delivered},
         {"bytes", &counters::bytes},
         {"lagged", &counters::lagged},
+        {"gaps", &counters::gaps},
+        {"conflated", &counters::conflated},
     };
     const counters now = server.counters();
     std::string json;
@@ -571,8 +643,10 @@ milliseconds publish_stats(sse::server& server) {
         json += (json.empty() ? "{\"" : ",\"") + std::string(name) +
                 "\":" + std::to_string(now.*member);
     json += '}';
-    // Without room this reading is left out: the next one follows in a second.
-    static_cast<void>(server.try_publish("/hub/stats", {.event = "stats", .data = json}));
+    // Without room this reading is left out: the next one follows in a second. A reading of the
+    // past is of no use to a client that comes back.
+    const sse::message stats{.event = "stats", .data = json, .ephemeral = true};
+    static_cast<void>(server.try_publish("/hub/stats", stats));
     return milliseconds(1000);
 }
 
@@ -608,7 +682,8 @@ std::string as_flag(std::string complaint) {
     complaint.replace(0, option.size(), "--");
     std::replace(complaint.begin(), std::find(complaint.begin(), complaint.end(), ' '), '_', '-');
     for (const auto& [member, named] :
-         {std::pair("--cors.", "--allow-"), std::pair("--trusted-proxies", "--trusted-proxy")}) {
+         {std::pair("--cors.", "--allow-"), std::pair("--trusted-proxies", "--trusted-proxy"),
+          std::pair("--histories", "--history-for")}) {
         if (complaint.starts_with(member)) complaint.replace(0, std::string(member).size(), named);
     }
     return complaint;
@@ -690,10 +765,13 @@ void run(sse::server& server, const settings& chosen) {
 
     signals.clear(); // a second Ctrl-C ends the program at once
     const std::uint64_t clients = server.counters().streams;
+    const milliseconds window = chosen.options.drain_window;
+    const sse::drained gone = window.count() > 0 ? server.stop({.window = window}) : sse::drained{};
     server.stop();
     server.join();
-    std::cout << "hub: let go of " << clients << (clients == 1 ? " client" : " clients")
-              << std::endl;
+    std::cout << "hub: let go of " << clients << (clients == 1 ? " client" : " clients");
+    if (gone.cut > 0) std::cout << ", " << gone.cut << " of them cut off";
+    std::cout << std::endl;
 }
 
 int main(int argc, char** argv) {

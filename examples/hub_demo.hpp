@@ -1,7 +1,7 @@
 // hub_demo.hpp - what `hub --demo` publishes: invented prices, a chat, a build, sensors.
 //
 //   /demo/prices/<symbol>   price    in waves, one to a dozen a second
-//   /demo/chat/lobby        chat     now and then, with an id
+//   /demo/chat/lobby        chat     now and then
 //   /demo/build/<number>    build    a burst of progress, then a rest
 //   /demo/sensor/<room>     sensor   one a second
 #pragma once
@@ -100,8 +100,7 @@ public:
     milliseconds operator()(sse::server& server) {
         const line& said = lines_[next_++ % lines_.size()];
         const std::string json = object().text("from", said.from).text("text", said.text).str();
-        const std::string id = "chat-" + std::to_string(next_);
-        publish(server, "/demo/chat/lobby", {.event = "chat", .data = json, .id = id});
+        publish(server, "/demo/chat/lobby", {.event = "chat", .data = json});
         return milliseconds(900) + now_and_then(1.8);
     }
 

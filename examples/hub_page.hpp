@@ -2,7 +2,7 @@
 //
 // A strip-chart recorder: paper moves left at one sprocket hole a second, every event name has a
 // pen, a lost connection leaves a hatched gap. Edit it here, by hand; rebuild hub to see it.
-// {{prefix}} and {{publish}} are filled in by hub.cpp, escaped for an HTML attribute.
+// {{prefix}}, {{gap}} and {{publish}} are filled in by hub.cpp, escaped for an HTML attribute.
 //
 // Whatever arrives in an event is written as text (textContent, fillText), never as HTML. The
 // policy in the head has the browser enforce that: with require-trusted-types-for an assignment
@@ -13,7 +13,7 @@
 
 // Several literals side by side, since MSVC takes at most 16 KB in one.
 inline constexpr std::string_view hub_page = R"page(<!doctype html>
-<html lang="en" data-prefix="{{prefix}}" data-publish="{{publish}}">
+<html lang="en" data-prefix="{{prefix}}" data-gap="{{gap}}" data-publish="{{publish}}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -139,6 +139,8 @@ button.main { background: var(--action); border-color: var(--action); color: var
 .feed .data { white-space: pre-wrap; }
 .feed .key { color: var(--soft); }
 .feed .note { color: var(--soft); font-style: italic; }
+.feed .gap { background: var(--bad-wash); box-shadow: inset 3px 0 var(--bad); }
+.feed .gap .name { color: var(--bad); }
 .empty { padding: 2.5rem 1.25rem; color: var(--soft); text-align: center; }
 .feed:not(:empty) + .empty { display: none; }
 .feed:empty { display: none; }
@@ -209,7 +211,8 @@ pre {
     <div class="strip"><canvas id="chart" role="img"
         aria-label="Strip chart: events per second, each event by name, connections"></canvas></div>
     <p class="wrap caption">One hole is one second, every event name has its pen.
-        A lost connection leaves a hatched gap: stop the hub and start it again to see one.</p>
+        A lost connection leaves a hatched gap: stop the hub and start it again to see one.
+        What was published meanwhile follows; what the hub no longer has is said in the list.</p>
     <div class="wrap columns">
         <section aria-labelledby="events-title">
             <div class="bar">
@@ -261,7 +264,7 @@ const maxRows = 200;        // the list is bounded: a page left open for a week 
 const maxShown = 2000;      // characters of data in one row
 const maxTopics = 4;        // a browser gives six connections to one HTTP/1.1 origin, to all tabs
 const silence = 8000;       // ms without statistics until the connection counts as lost
-const firstNames = ["message", "price", "chat", "build", "sensor", "stats"];
+const firstNames = ["message", "price", "chat", "build", "sensor", "stats", page.gap];
 
 const byId = id => document.getElementById(id);
 const element = (tag, className, text) => {
@@ -321,7 +324,7 @@ function show(name, shown) {
 }
 
 // >>sources  Topics and their streams, the connection state ////////////////////////////////////
-const sources = new Map();  // topic -> {stream, open}
+const sources = new Map();  // topic -> {stream, open, wasOpen, lastId}
 const followed = new Set();
 const gaps = [];            // {from, to}: times without a connection; `to` is null while it lasts
 let state = "connecting", reconnects = 0, firstOpen = Infinity, since = 0, heardStats = 0;
@@ -342,9 +345,11 @@ function hear(source, topic, name) {
     });
 }
 
-function connect(topic, wasOpen = false) {
-    const stream = new EventSource(address(topic));
-    const source = {stream, open: false, wasOpen, lastId: ""};
+// An EventSource comes back with the last id by itself; a new one is told it in its address.
+function connect(topic, lastId = "", wasOpen = false) {
+    const after = lastId && "?lastEventId=" + encodeURIComponent(lastId);
+    const stream = new EventSource(address(topic) + after);
+    const source = {stream, open: false, wasOpen, lastId};
     stream.addEventListener("open", event => {
         if (!ofConnection(event)) return;
         source.open = source.wasOpen = true;
@@ -365,7 +370,7 @@ function connect(topic, wasOpen = false) {
 function reopen(topic, source) {
     if (sources.get(topic) !== source) return;
     source.stream.close();
-    connect(topic, source.wasOpen);
+    connect(topic, source.lastId, source.wasOpen);
 }
 
 // The fewest streams that bring every followed topic and the statistics.
@@ -373,12 +378,18 @@ function syncSources() {
     const wanted = [...followed, statsTopic];
     const needed = wanted.filter((topic, at) => !wanted.some((other, otherAt) =>
         otherAt !== at && covers(other, topic) && (other !== topic || otherAt < at)));
-    for (const [topic, source] of sources) {
+    const before = [...sources];
+    for (const [topic, source] of before) {
         if (needed.includes(topic)) continue;
         source.stream.close();
         sources.delete(topic);
     }
-    for (const topic of needed) if (!sources.has(topic)) connect(topic);
+    for (const topic of needed) {
+        if (sources.has(topic)) continue;
+        // A stream that brought the topic until now had all of it up to its last id.
+        const wider = before.find(([other]) => covers(other, topic));
+        connect(topic, wider?.[1].lastId);
+    }
     refreshState();
     drawTopics();
 }
@@ -466,6 +477,8 @@ let waiting = [];           // rows not yet drawn, oldest first, at most maxRows
 let paused = false, held = 0;
 
 function receive(event, topic, source) {
+    // Lost statistics are no loss, when the stream is there for nothing else.
+    if (event.type === page.gap && topic === statsTopic && !followed.has(topic)) return;
     const entry = names.get(event.type);
     const stats = event.type === "stats" && readStats(event.data);
     advance();
@@ -500,15 +513,29 @@ function dataParts(data) {
                      : [cut(data), element("span", "note", ` … ${rest} characters more`)];
 }
 
+// What the hub cannot send any more. Anybody with the token can publish an event of this name:
+// one that is no gap is shown as it came.
+function gapText(event) {
+    let gap;
+    try { gap = JSON.parse(event.data); } catch { return ""; }
+    const {reason, from, to, missed} = gap ?? {};
+    if (![reason, from, to].every(part => typeof part === "string")) return "";
+    const loss = !Number.isFinite(missed) ? "may have missed messages"
+        : `missed ${count.format(missed)} ${missed === 1 ? "message" : "messages"}`;
+    return cut(`${loss} (${reason}), from ${from} to ${to}`);
+}
+
 function rowOf(event) {
     const row = element("li");
+    const gap = event.name === page.gap && gapText(event);
+    if (gap) row.className = "gap";
     row.dataset.name = event.name;
     row.style.setProperty("--pen", `var(--pen-${event.pen})`);
     const time = element("time", "", clock(event.at) + "." +
                          String(event.at.getMilliseconds()).padStart(3, "0"));
     time.dateTime = event.at.toISOString();
     const data = element("span", "data");
-    data.append(...dataParts(event.data));
+    data.append(...gap ? [gap] : dataParts(event.data));
     const notes = [event.id && `id ${cut(event.id)}`,
                    followed.size > 1 && `through ${event.topic}`].filter(Boolean);
     if (notes.length) data.append(element("span", "note", "  " + notes.join(", ")));
@@ -548,6 +575,8 @@ const figures = [
     {key: "delivered", label: "Events delivered", rate: true},
     {key: "bytes", label: "Bytes sent", rate: true, format: amount},
     {key: "lagged", label: "Clients cut off for lag"},
+    {key: "gaps", label: "Gaps announced"},
+    {key: "conflated", label: "Messages conflated"},
 ];
 const connections = [];     // {at, value}
 let before = null;

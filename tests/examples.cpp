@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <map>
@@ -85,6 +86,7 @@ TEST_SUITE("examples") {
                                  "--prefix",
                                  "--health",
                                  "--heartbeat",
+                                 "--heartbeat-ids",
                                  "--allow-origin",
                                  "--allow-credentials",
                                  "--strange-origins",
@@ -104,6 +106,7 @@ TEST_SUITE("examples") {
                                  "--max-stream-age",
                                  "--publish-timeout",
                                  "--shutdown-timeout",
+                                 "--drain-window",
                                  "--max-connections",
                                  "--max-connections-per-ip",
                                  "--connect-rate-per-ip",
@@ -116,11 +119,16 @@ TEST_SUITE("examples") {
                                  "--ring-capacity",
                                  "--history",
                                  "--history-bytes",
+                                 "--history-age",
+                                 "--history-for",
+                                 "--gap-event",
+                                 "--lag",
+                                 "--max-topics",
                                  "--log",
                                  "--publish-token",
                                  "--demo"}) {
             CAPTURE(flag);
-            CHECK(has(help, flag));
+            CHECK(has(help, std::string("  ") + flag + ' '));
         }
     }
 
@@ -138,6 +146,11 @@ TEST_SUITE("examples") {
         check_refused("--heartbeat soon", "--heartbeat cannot be 'soon'");
         check_refused("--allow-origin https://app.example/", "without a path");
         check_refused("--over-limit medium", "give hard or soft");
+        check_refused("--heartbeat-ids maybe", "give on or off");
+        check_refused("--lag wait", "give disconnect or skip or conflate or hold-back");
+        check_refused("--history-for /prices", "give a topic and a number");
+        check_refused("--history-for /prices=many", "give a whole number");
+        check_refused("--history-for a//b=5", "--history-for");
         check_refused("--trusted-proxy nobody", "--trusted-proxy");
         check_refused("--allow-credentials", "name the origins");
         check_refused("--demo=yes", "switch");
@@ -191,6 +204,100 @@ TEST_SUITE("examples") {
         CHECK(http_get(hub.port, "/live", {{"Host", "evil.example"}}).status == 421);
     }
 
+    TEST_CASE("the hub's flags for the history do what they say") {
+        running_hub hub({"--publish-token", "secret", "--threads", "1", "--history", "4",
+                         "--history-for", "/room=100", "--gap-event", "hole", "--max-topics", "2"});
+        event_client all(hub.port, "/subscribe/?topic=room&topic=noise");
+        for (const std::string topic : {"room", "noise"}) {
+            for (int number = 1; number <= 10; ++number)
+                REQUIRE(hub.publish(topic, "text/plain", std::to_string(number)).status == 202);
+        }
+        const auto seen = all.next(20);
+        event_client room(hub.port, "/subscribe/room?from=oldest");
+        CHECK(room.next().data == "1");
+        CHECK(room.next(9).back().data == "10");
+        event_client noise(hub.port, "/subscribe/noise?from=oldest");
+        CHECK(noise.next().data == "7");
+
+        event_client back(hub.port, "/subscribe/noise", {{"Last-Event-ID", seen[10].id}});
+        const auto hole = back.next();
+        CHECK(hole.type == "hole");
+        CHECK(has(hole.data, R"("reason":"too_old")"));
+        CHECK(back.next().data == "7");
+
+        CHECK(http_get(hub.port, "/subscribe/?topic=a&topic=b&topic=c").status == 400);
+    }
+
+    TEST_CASE("the hub forgets what is older than --history-age") {
+        running_hub hub({"--publish-token", "secret", "--history-age", "0.05"});
+        REQUIRE(hub.publish("room", form, "data=old").status == 202);
+        CHECK(eventually([&] {
+            event_client client(hub.port, "/subscribe/room?from=oldest");
+            REQUIRE(hub.publish("room", form, "data=new&ephemeral=true").status == 202);
+            return client.next().data == "new";
+        }));
+    }
+
+    TEST_CASE("a heartbeat of the hub tells the newest id unless --heartbeat-ids is off") {
+        const auto id_after_heartbeats = [](const std::string& choice) {
+            running_hub hub(
+                {"--publish-token", "secret", "--heartbeat", "0.02", "--heartbeat-ids", choice});
+            event_client client(hub.port, "/subscribe/quiet");
+            REQUIRE(hub.publish("noise", form, "data=x").status == 202);
+            for (int beats = 0; beats < 3; ++beats) CHECK(client.next_comment().empty());
+            return client.decoder().last_event_id();
+        };
+        CHECK(has(id_after_heartbeats("on"), "-"));
+        CHECK(id_after_heartbeats("off") == "");
+    }
+
+    TEST_CASE("a client that the history has left behind is treated as --lag says") {
+        const std::string large(500'000, 'x'); // 60 of them are more than the sockets take
+        const auto publish_last = [](running_hub& hub) {
+            REQUIRE(hub.publish("room", form, "event=last&key=k&data=x").status == 202);
+        };
+        const auto types_heard_late = [&](const std::string& policy) {
+            running_hub hub(
+                {"--publish-token", "secret", "--threads", "1", "--history", "8", "--lag", policy});
+            event_client slow(hub.port, "/subscribe/room");
+            for (int number = 1; number <= 60; ++number)
+                REQUIRE(hub.publish("room", form, "key=k&data=" + large).status == 202);
+            if (policy == "conflate") publish_last(hub);
+            std::vector<std::string> types;
+            while (const auto event = slow.next_or_end()) {
+                types.push_back(event->type);
+                if (event->type == "gap") publish_last(hub);
+                if (event->type == "last") break;
+            }
+            return types;
+        };
+        const auto count = [](const std::vector<std::string>& types, std::string_view wanted) {
+            return std::count(types.begin(), types.end(), wanted);
+        };
+        const auto skipped = types_heard_late("skip");
+        CHECK(count(skipped, "gap") == 1);
+        CHECK(count(skipped, "last") == 1);
+        const auto conflated = types_heard_late("conflate");
+        CHECK(count(conflated, "gap") == 0);
+        CHECK(count(conflated, "last") == 1);
+        CHECK(conflated.size() < 60);
+        const auto disconnected = types_heard_late("disconnect");
+        CHECK(count(disconnected, "message") == std::ssize(disconnected));
+    }
+
+    TEST_CASE("on a signal the hub drains within --drain-window") {
+        running_hub hub({"--drain-window", "0.2"});
+        event_client client(hub.port);
+        hub.signal(SIGTERM);
+        client.wait_for_close();
+        const auto retry = client.decoder().reconnection_time();
+        REQUIRE(retry);
+        CHECK(*retry >= 1000);
+        CHECK(*retry <= 2000);
+        CHECK(has(hub.read_to_end(), "let go of 1 client"));
+        CHECK(hub.wait_for_exit().code == 0);
+    }
+
     TEST_CASE("the hub publishes what is posted with the token: form, JSON and text") {
         running_hub hub({"--publish-token", "secret"});
         event_client client(hub.port, "/subscribe/room");
@@ -213,6 +320,41 @@ TEST_SUITE("examples") {
         CHECK(wrong.header("WWW-Authenticate") == "Bearer");
     }
 
+    TEST_CASE("the hub answers with the id of a message, if the server gave it one") {
+        running_hub hub({"--publish-token", "secret"});
+        event_client client(hub.port, "/subscribe/room");
+        const auto given = hub.publish("room", form, "data=one");
+        const auto one = client.next();
+        CHECK(has(one.id, "-"));
+        CHECK(has(given.body, R"(,"id":")" + one.id + "\"}"));
+        CHECK(has(given.body, R"({"seq":)" + one.id.substr(one.id.rfind('-') + 1) + ","));
+        CHECK_FALSE(has(hub.publish("room", form, "data=two&id=7").body, "id"));
+        CHECK(client.next().id == "7");
+        const auto json = R"({"data":"three","key":"k","ephemeral":true})";
+        CHECK_FALSE(has(hub.publish("room", "application/json", json).body, "id"));
+        CHECK(client.next().id == "7"); // inherited: this one has none
+        CHECK(hub.publish("room", form, "data=four&key=k&ephemeral=false").status == 202);
+        CHECK(client.next().data == "four");
+
+        event_client back(hub.port, "/subscribe/room", {{"Last-Event-ID", one.id}});
+        CHECK(back.next().data == "two");
+        CHECK(back.next().data == "four");
+    }
+
+    TEST_CASE("the hub says what is wrong with a key and with ephemeral") {
+        running_hub hub({"--publish-token", "secret"});
+        const auto check_refused = [&](const std::string& type, const std::string& body,
+                                       std::string_view reason) {
+            const auto answer = hub.publish("room", type, body);
+            CHECK(answer.status == 400);
+            CHECK_MESSAGE(has(answer.body, reason), answer.body);
+        };
+        check_refused(form, "data=x&ephemeral=yes", "give true or false");
+        check_refused(form, "data=x&ephemeral=true&id=7", "ephemeral");
+        check_refused("application/json", R"({"data":"x","key":7})", "give a string");
+        check_refused(form, "data=x&keys=k", "the fields are event, data, id, key and ephemeral");
+    }
+
     TEST_CASE("without a token publishing over HTTP is off") {
         running_hub hub;
         CHECK(hub.publish("room", form, "data=x").status == 404);
@@ -225,7 +367,7 @@ TEST_SUITE("examples") {
         REQUIRE(
             eventually([&] { return has(http_get(hub.port, "/health").body, "connections: 1"); }));
         CHECK(hub.publish("room", form, "event=chat&data=hello").status == 202);
-        CHECK(curl.read_line() == "event: chat");
+        CHECK(curl.read_line_with("event: ") == "event: chat");
         CHECK(curl.read_line() == "data: hello");
         hub.signal(SIGINT);
         CHECK(curl.wait_for_exit().code == 0);

@@ -10,6 +10,7 @@
 import { spawn } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { createServer } from "node:http";
+import { connect as connectSocket, createServer as createSocketServer } from "node:net";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
@@ -89,6 +90,8 @@ async function start(program, ...args) {
 }
 
 const startHub = port => start(hubProgram, "--port", port, "--demo", "--publish-token", token);
+const startHubWithoutDemo = (port, ...flags) =>
+    start(hubProgram, "--port", port, "--publish-token", token, ...flags);
 const startSysenv = port => start(sysenvProgram, `127.0.0.1:${port}`);
 
 async function publish(hub, topic, body, type = "application/x-www-form-urlencoded") {
@@ -99,6 +102,93 @@ async function publish(hub, topic, body, type = "application/x-www-form-urlencod
     equal(answer.status, 202, `POST /publish${topic}`);
     return answer.json();
 }
+
+// Publishes "1", "2", "3" and so on to a topic, in this order whoever asks for more.
+function numbersTo(hub, topic) {
+    let sent = 0, last = Promise.resolve();
+    const next = () => publish(hub, topic, String(++sent), "text/plain");
+    return {
+        more(count) {
+            for (; count > 0; --count) last = last.then(next);
+            last.catch(() => {}); // whoever awaits it hears of it
+            return last;
+        },
+    };
+}
+
+const numberIn = id => Number(id.match(/-(\d+)$/)[1]);
+
+// >>wire  Between the browser and a hub: what passes is heard, and it can be cut at any byte
+async function wireTo(hub) {
+    const links = new Set(), watchers = new Set();
+    const streams = [];     // heads of the requests for a stream, as the hub got them
+    let said = "";          // what the hub answered
+    let share = null;       // of its next bytes, what still passes before a cut
+    let gate = Promise.resolve();
+    const look = () => { for (const watcher of watchers) watcher(); };
+    const server = createSocketServer(near => {
+        const far = connectSocket(hub.port, "127.0.0.1");
+        const link = { near, far, frozen: false };
+        links.add(link);
+        let heads = "";
+        near.on("data", async bytes => {
+            await gate;
+            if (far.destroyed) return;
+            far.write(bytes);
+            heads += bytes.toString("latin1");
+            for (let end; (end = heads.indexOf("\r\n\r\n")) >= 0; heads = heads.slice(end + 4)) {
+                if (heads.startsWith("GET /subscribe")) streams.push(heads.slice(0, end));
+                look();
+            }
+        });
+        far.on("data", bytes => {
+            if (link.frozen) return;
+            said += bytes.toString("latin1");
+            near.write(share === null ? bytes : bytes.subarray(0, bytes.length * share));
+            if (share !== null) wire.cut();
+            look();
+        });
+        near.on("close", () => { links.delete(link); far.destroy(); });
+        far.on("close", () => near.end());
+        for (const side of [near, far]) side.on("error", () => side.destroy());
+    });
+    const wire = {
+        streams,
+        // What arrived before is still read.
+        cut() {
+            share = null;
+            for (const { near, far } of links) { near.end(); far.destroy(); }
+        },
+        cutInside(part) { share = part; },
+        // Requests wait until the function that is returned is called.
+        hold() {
+            let release;
+            gate = new Promise(resolve => { release = resolve; });
+            return release;
+        },
+        // From now on nothing arrives, and nobody says so.
+        freeze() { for (const link of links) link.frozen = true; },
+        until: (condition, what) => within(patience, new Promise(resolve => {
+            const watcher = () => {
+                if (condition()) { watchers.delete(watcher); resolve(); }
+            };
+            watchers.add(watcher);
+            watcher();
+        }), what),
+        nextStream() {
+            const seen = streams.length;
+            return wire.until(() => streams.length > seen, "the browser asks for a stream again");
+        },
+        newestNumber: () => Number([...said.matchAll(/^id: \w+-(\d+)$/gm)].at(-1)?.[1] ?? -1),
+        heartbeats: () => [...said.matchAll(/^:$/gm)].length,
+        close() { server.close(); wire.cut(); },
+    };
+    await new Promise(resolve => server.listen(0, "127.0.0.1", resolve));
+    wire.url = `http://127.0.0.1:${server.address().port}/`;
+    return wire;
+}
+
+const lastEventId = head => head.match(/^Last-Event-ID: (.*)$/mi)?.[1];
 
 // >>pages
 const requested = [], complaints = [];
@@ -117,6 +207,40 @@ const until = (page, condition, argument) => page.waitForFunction(condition, arg
 const state = (page, wanted) => page.locator(`#state[data-state="${wanted}"]`).waitFor();
 const row = (page, text) => page.locator("#feed li", { hasText: text }).first();
 const number = async (page, selector) => Number(await page.locator(selector).textContent());
+
+// The list as a user reads it from its end, "message hello", without times and notes.
+const listed = page => page.locator("#feed li").evaluateAll(rows => rows.reverse().map(
+    each => `${each.dataset.name} ${each.querySelector(".data").firstChild.textContent}`));
+
+const newestListed = (page, data) => until(page, wanted => wanted ===
+    document.querySelector("#feed .data")?.firstChild.textContent, data);
+
+async function expectListed(page, wanted) {
+    await newestListed(page, wanted.at(-1).replace(/^\w+ /, ""));
+    equal((await listed(page)).join(), wanted.join(), "the list");
+}
+
+const messages = (first, last) =>
+    Array.from({ length: last - first + 1 }, (unused, index) => `message ${first + index}`);
+
+// An EventSource of our own, on a page of the hub that has no script. `heard` are its events,
+// `opened` counts its connections.
+async function listen(browser, wire, target) {
+    const page = await open(browser, wire.url + "health", desktop);
+    await page.evaluate(address => {
+        Object.assign(window, { heard: [], opened: 0, source: new EventSource(address) });
+        for (const type of ["message", "gap", "heartbeat"])
+            source.addEventListener(type, event => heard.push(`${type} ${event.data}`));
+        source.addEventListener("open", () => ++opened);
+    }, target);
+    await until(page, () => opened === 1);
+    return page;
+}
+
+async function expectHeard(page, wanted) {
+    await until(page, count => heard.length >= count, wanted.length);
+    equal((await page.evaluate(() => heard)).join(), wanted.join(), "what was heard");
+}
 
 // How often a listened name arrived: the figure on its button, which the page brings up to date
 // once a second.
@@ -232,7 +356,7 @@ async function hubShowsEvents(page) {
         expect(!before.equals(await page.locator("#chart").screenshot()), "two equal pictures");
     });
     await check("hub: the hub's own counters are shown", async () => {
-        await until(page, () => document.querySelectorAll("#counters dd:not(.per)").length === 6 &&
+        await until(page, () => document.querySelectorAll("#counters dd:not(.per)").length === 8 &&
             ![...document.querySelectorAll("#counters dd")].some(dd => dd.textContent === "–"));
         expect(await number(page, "#connections") >= 1, "no connection counted");
     });
@@ -437,6 +561,206 @@ async function testHub(browser) {
     await page.context().close();
 }
 
+// >>resume
+// What a page misses while it is away comes when it is back, once and in order; what cannot come
+// any more is said. Each check has a hub of its own, and a wire to it; all run at once, since most
+// of the time a browser waits before it reconnects.
+async function resumes(sentence, flags, body) {
+    await check("resume: " + sentence, async () => {
+        const hub = await startHubWithoutDemo("0", ...flags), wire = await wireTo(hub);
+        const page = await body(hub, wire, numbersTo(hub, "/count"));
+        await page.context().close();
+        wire.close();
+        await hub.end("SIGTERM");
+    });
+}
+
+const pageGoesOnAfterARestart = (browser, signal, ...flags) => resumes(
+    `after ${signal} and a restart the list has one gap`, flags, async (hub, wire, numbers) => {
+        const page = await open(browser, hub.url, desktop);
+        await state(page, "open");
+        const { id: last } = await numbers.more(5);
+        await expectListed(page, messages(1, 5));
+        await hub.end(signal);
+        await state(page, "lost");
+        Object.assign(hub, await startHubWithoutDemo(hub.port, ...flags));
+        const { id } = await numbers.more(3);
+        await state(page, "open");
+        await numbers.more(2);
+        const start = id.replace(/\d+$/, "0");
+        const gap = `gap may have missed messages (epoch), from ${last} to ${start}`;
+        await expectListed(page, [...messages(1, 5), gap, ...messages(6, 10)]);
+        return page;
+    });
+
+// Numbers are published before and while the page is away, in the moment in which its request
+// comes in, and after.
+const pageGoesOnAfterALoss = (browser, how, lose, ...flags) => resumes(
+    `every number is listed once when ${how}`, flags, async (hub, wire, numbers) => {
+        const page = await open(browser, wire.url, desktop);
+        await state(page, "open");
+        for (let round = 1; round <= 3; ++round) {
+            await numbers.more(5);
+            const asked = wire.nextStream().then(() => numbers.more(5));
+            lose(wire, round / 4);
+            await Promise.all([state(page, "lost"), numbers.more(10)]);
+            await asked;
+            await until(page, times => times <=
+                Number(document.getElementById("reconnects").textContent), round);
+            expect(lastEventId(wire.streams.at(-1)), "the browser sent no Last-Event-ID");
+        }
+        await expectListed(page, messages(1, 60));
+        return page;
+    });
+
+// Its statistics, on a stream of their own here, have no ids and so no gap.
+const pageSaysWhatIsLost = browser => resumes(
+    "the page says what the hub no longer has", ["--threads=1", "--history=16"],
+    async (hub, wire, numbers) => {
+        const page = await open(browser, wire.url + "?topic=/count", desktop);
+        await state(page, "open");
+        await numbers.more(5);
+        await newestListed(page, "5");
+        const release = wire.hold();
+        wire.cut();
+        await numbers.more(40);
+        release();
+        await newestListed(page, "45");
+        const [gap] = (await listed(page)).slice(5);
+        expect(/^gap (missed 24|may have missed) messages \(too_old\), from/.test(gap), gap);
+        await expectListed(page, [...messages(1, 5), gap, ...messages(30, 45)]);
+        return page;
+    });
+
+const pageGoesOnAfterSilence = browser => resumes(
+    "a page that heard nothing for long opens anew where it was", [],
+    async (hub, wire, numbers) => {
+        const page = await open(browser, wire.url, desktop);
+        await state(page, "open");
+        await numbers.more(3);
+        await newestListed(page, "3");
+        wire.freeze();
+        await numbers.more(3);
+        await wire.nextStream();
+        await until(page, () => document.getElementById("reconnects").textContent === "1");
+        await numbers.more(3);
+        await expectListed(page, messages(1, 9));
+        return page;
+    });
+
+const pageNarrowsItsTopic = browser => resumes(
+    "a page that turns to one of its topics misses none of it", [], async (hub, wire, numbers) => {
+        const page = await open(browser, wire.url, desktop);
+        await state(page, "open");
+        await numbers.more(5);
+        await newestListed(page, "5");
+        await page.fill("#follow-topic", "/count");
+        const release = wire.hold();
+        await page.click("#follow button");
+        await numbers.more(5);
+        release();
+        await state(page, "open");
+        await numbers.more(5);
+        await expectListed(page, messages(1, 15));
+        return page;
+    });
+
+const streamThatHeardNothingComesBack = browser => resumes(
+    "a stream that heard nothing yet misses nothing either", ["--heartbeat=3600"],
+    async (hub, wire, numbers) => {
+        await publish(hub, "/count", "before", "text/plain");
+        const page = await listen(browser, wire, "/subscribe/count");
+        await wire.until(() => wire.newestNumber() >= 1, "an id to come back with");
+        const release = wire.hold();
+        wire.cut();
+        await numbers.more(2);
+        release();
+        await until(page, () => opened === 2);
+        await numbers.more(1);
+        await expectHeard(page, messages(1, 3));
+        return page;
+    });
+
+const startIsAskedForOnce = (browser, query, oldest) => resumes(
+    `?${query} holds at the first connection only`, ["--threads=1"],
+    async (hub, wire, numbers) => {
+        await numbers.more(10);
+        const page = await listen(browser, wire, "/subscribe/count?" + query);
+        await expectHeard(page, messages(oldest, 10));
+        const release = wire.hold();
+        wire.cut();
+        await numbers.more(2);
+        release();
+        await until(page, () => opened === 2);
+        for (const head of wire.streams)
+            expect(head.startsWith(`GET /subscribe/count?${query} `), head);
+        equal(wire.streams.map(lastEventId).map(Boolean).join(), "false,true", "ids were sent");
+        await numbers.more(1);
+        await until(page, () => heard.at(-1) === "message 13");
+        await expectHeard(page, messages(oldest, 13));
+        return page;
+    });
+
+// The topic is quiet while others take the whole history. Once the client was told what `told`
+// waits for, it comes back: with which id, and what does it hear?
+const quietStreamComesBack = (browser, sentence, flags, told, check) => resumes(
+    sentence, ["--threads=1", "--history=16", ...flags], async (hub, wire) => {
+        const page = await listen(browser, wire, "/subscribe/quiet");
+        const { id: first } = await publish(hub, "/quiet", "first", "text/plain");
+        await expectHeard(page, ["message first"]);
+        const { id: newest } = await numbersTo(hub, "/noise").more(40);
+        await wire.until(told(wire, numberIn(newest)), "the stream is told");
+        await expectHeard(page, ["message first"]);
+        wire.cut();
+        await until(page, () => opened === 2);
+        await publish(hub, "/quiet", "second", "text/plain");
+        await until(page, () => heard.at(-1) === "message second");
+        const sent = lastEventId(wire.streams[1]);
+        check({ first, newest, sent, heard: await page.evaluate(() => heard) });
+        return page;
+    });
+
+function quietStreamsComeBack(browser) {
+    const expectNoGap = ({ heard }) =>
+        equal(heard.join(), "message first,message second", "what was heard");
+    return Promise.all([
+        quietStreamComesBack(browser, "heartbeats move a quiet stream's id, and fire no event",
+            ["--heartbeat=0.1"], (wire, newest) => () => wire.newestNumber() >= newest,
+            result => {
+                expectNoGap(result);
+                expect(numberIn(result.sent) >= numberIn(result.newest), `${result.sent} was sent`);
+            }),
+        quietStreamComesBack(browser, "a quiet stream is told before half of the history is gone",
+            ["--heartbeat=3600"], (wire, newest) => () => wire.newestNumber() >= newest - 8,
+            expectNoGap),
+        quietStreamComesBack(browser, "without --heartbeat-ids a quiet stream has a gap",
+            ["--heartbeat=0.1", "--heartbeat-ids=off"],
+            (wire, unused, before = wire.heartbeats()) => () => wire.heartbeats() >= before + 3,
+            ({ first, sent, heard }) => {
+                equal(sent, first, "the id that was sent");
+                equal(heard.length, 3, "events");
+                const { reason, from } = JSON.parse(heard[1].replace(/^gap /, ""));
+                equal(`${reason} from ${from}`, `too_old from ${first}`, "the gap");
+            }),
+    ]);
+}
+
+const testResume = browser => Promise.all([
+    pageGoesOnAfterARestart(browser, "SIGKILL"),
+    pageGoesOnAfterARestart(browser, "SIGTERM", "--drain-window=0.5"),
+    pageGoesOnAfterALoss(browser, "streams end at --max-stream-age", () => {},
+                         "--max-stream-age=1"),
+    pageGoesOnAfterALoss(browser, "the connection is cut within a message",
+                         (wire, share) => wire.cutInside(share)),
+    pageSaysWhatIsLost(browser),
+    pageGoesOnAfterSilence(browser),
+    pageNarrowsItsTopic(browser),
+    streamThatHeardNothingComesBack(browser),
+    startIsAskedForOnce(browser, "last=5", 6),
+    startIsAskedForOnce(browser, "from=oldest", 1),
+    quietStreamsComeBack(browser),
+]);
+
 // >>sysenv
 const valuesAppear = page => until(page, () => {
     const values = [...document.querySelectorAll(".value")].map(each => each.textContent);
@@ -511,7 +835,7 @@ const browser = await chromium.launch({
            "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
 });
 try {
-    for (const test of [testHub, testSysenv])
+    for (const test of [testHub, testResume, testSysenv])
         await test(browser).catch(error => check(test.name, () => { throw error; }));
     await check("all: the pages asked nobody but their own server", () => {
         const foreign = requested.filter(url => !/^(http:\/\/127\.0\.0\.1:\d+\/|data:)/.test(url));
