@@ -94,6 +94,7 @@ run_release() {
     done < <(tests/readme.sh build/readme)
     check "README: the first program is examples/clock.cpp" \
         diff build/readme/01.cpp examples/clock.cpp
+    check "the model: no loss without a gap, no duplicate" tests/model.sh build/model
     check "examples/run.sh starts the hub, curl sees its page and events" run_script_starts_the_hub
     run_browser
 }
@@ -131,6 +132,7 @@ for variant in "${variants[@]}"; do
         need nodejs have node
         need npm have npm
         need chromium test -x /usr/bin/chromium
+        need spin have spin
         ;;
     clang) need clang-19 have clang++-19 ;;
     asan | tsan) ;;
