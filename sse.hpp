@@ -3444,6 +3444,7 @@ inline void feed::enqueue_later(receiver& r, frame_ref f) {
 
 inline void feed::release(receiver& r, std::uint8_t by) {
     if ((r.held_ & by) == 0) return;
+    if (r.rare_ && r.rare_->finishing) return; // it comes back for what was held
     r.held_ = static_cast<std::uint8_t>(r.held_ & ~by);
     if (r.held_ != 0) return;
     if (!std::exchange(r.busy_, true)) flush(r); // its place is what it was

@@ -1565,6 +1565,27 @@ TEST_CASE("a stream that is ended with a gap is told of it, whoever else would m
     }
 }
 
+TEST_CASE("a stream that is ended while a gap is mended gets nothing from behind the gap") {
+    one_feed f(2);
+    listener keeper(f);
+    keeper.subscribe("/");
+    one_by_one(f, 5, "/a");
+    listener c(f);
+    c.mends = true;
+    c.subscribe("/", start::after(id(1)));
+    f.run();
+    REQUIRE(c.to_mend.size() == 1);
+    c.room = 3;
+    c.send("half"); // of what the program would send
+    f->finish(c, make_raw_frame("data: farewell\n\n"));
+    f->release(c, by_mending(c)); // the program was cancelled
+    c.room = unlimited;
+    f.run();
+    CHECK(c.got() == "half farewell");
+    CHECK(c.last_id() == "");
+    CHECK(c.is_finished);
+}
+
 TEST_CASE("too much unsent: the id does not move before the client is told of the gap") {
     one_feed f({.max_unsent_bytes = 100});
     listener c(f);
