@@ -2497,6 +2497,7 @@ private:
         return *rare_;
     }
     bool follows() const noexcept { return place_in_feed_ != nowhere; }
+    bool is_finishing() const noexcept { return rare_ && rare_->finishing; }
     bool conflates() const noexcept {
         bool any = false;
         for_each_subscription(
@@ -2548,6 +2549,9 @@ public:
         std::size_t max_unsent_bytes = 0;
         std::function<void(bool)> hold_publishers; ///< Must they wait for a client of this worker?
     };
+    static constexpr std::size_t batch_frames = 4096;      // of one pass
+    static constexpr std::size_t batch_bytes = 256 * 1024; // of one pass, and of one write
+
     struct totals {
         tally delivered, lagged, gaps, conflated;
     };
@@ -2644,8 +2648,6 @@ private:
         lag_policy policy = lag_policy::conflate; ///< The strictest of the subscriptions concerned.
     };
 
-    static constexpr std::size_t batch_frames = 4096;       // of one pass
-    static constexpr std::size_t batch_bytes = 256 * 1024;  // of one pass, and of one write
     static constexpr std::size_t flush_bytes = 1024 * 1024; // of one client's turn
     static constexpr std::size_t max_buffers = 64;          // what Asio gives to one call
     static constexpr std::size_t max_looks = 4096;          // at frames for one gathered write
@@ -2802,7 +2804,7 @@ inline void feed::plan_jobs() {
             receiver* const r = find(f.stream());
             if (r && r->follows()) {
                 alone_.push_back(r);
-            } else if (r && r->own_ && r->is_streaming() && !r->rare_->finishing) {
+            } else if (r && r->own_ && r->is_streaming() && !r->is_finishing()) {
                 enqueue_later(*r, log_.ref(planned_));
             }
         } else {
@@ -2950,7 +2952,7 @@ inline void feed::flush(receiver& r) {
                 continue;
             }
             r.busy_ = false;
-            if (r.rare_ && r.rare_->finishing) r.finished();
+            if (r.is_finishing()) r.finished();
             return;
         }
         const auto n = r.write_some({buffers_.data(), count});
@@ -3446,7 +3448,7 @@ inline void feed::enqueue_later(receiver& r, frame_ref f) {
 
 inline void feed::release(receiver& r, std::uint8_t by) {
     if ((r.held_ & by) == 0) return;
-    if (r.rare_ && r.rare_->finishing) return; // it comes back for what was held
+    if (r.is_finishing()) return; // it comes back for what was held
     r.held_ = static_cast<std::uint8_t>(r.held_ & ~by);
     if (r.held_ != 0) return;
     if (!std::exchange(r.busy_, true)) flush(r); // its place is what it was
@@ -3838,6 +3840,11 @@ private:
 
 class worker;
 
+/// Nothing is there now, or there is no room now: no failure of the socket.
+inline bool would_block(const asio::error_code& code) noexcept {
+    return code == asio::error::would_block || code == asio::error::try_again;
+}
+
 /// Eight characters of [0-9a-z] that differ with each start.
 inline std::string make_epoch() {
     std::random_device device; // where it is no more than a fixed sequence, the clock differs
@@ -4049,7 +4056,7 @@ public:
     void end_after(std::chrono::milliseconds time);
 
     /// False once the client is gone or the stream was ended.
-    bool open() const noexcept { return open_ && !rare_finishing(); }
+    bool open() const noexcept { return open_ && !is_finishing(); }
 
     executor_type get_executor() noexcept { return socket_.get_executor(); }
 
@@ -4094,7 +4101,6 @@ private:
 
     bool must_begin();
     void begin_streaming();
-    bool rare_finishing() const noexcept { return rare_ && rare_->finishing; }
     start resolved(start from) const;
     template <class Executor>
     asio::awaitable<void, Executor> write(detail::frame_ref f);
@@ -4318,8 +4324,6 @@ private:
 
     static constexpr std::size_t slice_writes = 64;         // then others get a turn
     static constexpr std::size_t frames_per_write = 64;     // as long as which a look at them takes
-    static constexpr std::size_t batch_frames = 4096;       // drained for one pass
-    static constexpr std::size_t batch_bytes = 256 * 1024;  // likewise
     static constexpr std::size_t max_discarded = 64 * 1024; // read from a client in one turn
     static constexpr std::uint32_t linger_ms = 2'000;
     static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in all
@@ -4653,9 +4657,9 @@ inline bool worker::plan() {
         return false;
     }
     if (feed_.plan()) return true;
-    if (!drain(batch_frames, batch_bytes)) {
+    if (!drain(feed::batch_frames, feed::batch_bytes)) {
         awake_.store(false, std::memory_order_seq_cst); // first lie down, then look once more
-        if (!drain(batch_frames, batch_bytes)) {
+        if (!drain(feed::batch_frames, feed::batch_bytes)) {
             fanning_ = false;
             return false;
         }
@@ -4721,7 +4725,7 @@ inline std::optional<std::size_t> worker::write_now(stream& s,
     asio::error_code failed;
     const std::size_t n = buffers.size() == 1 ? s.socket_.write_some(buffers.front(), failed)
                                               : s.socket_.write_some(buffers, failed);
-    if (failed && failed != asio::error::would_block && failed != asio::error::try_again) {
+    if (failed && !would_block(failed)) {
         close(s, end_reason::client_left);
         return std::nullopt;
     }
@@ -4755,7 +4759,7 @@ inline void worker::on_input(stream& s) {
     for (std::size_t discarded = 0; discarded < max_discarded;) {
         asio::error_code failed;
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
-        if (failed == asio::error::would_block || failed == asio::error::try_again) break;
+        if (would_block(failed)) break;
         if (failed == asio::error::eof && state && s.phase_ != stream::phase::streaming) {
             state->end_of_input = true; // what was asked before may still be answered
             return state->wake();
@@ -4821,7 +4825,7 @@ inline void worker::end_after(stream& s, std::chrono::milliseconds time) noexcep
 
 /// The stream ends once its client has all that is meant for it, and this frame behind that.
 inline void worker::finish(stream& s, end_reason why, frame_ref last) {
-    if (s.rare_ && s.rare_->finishing) return;
+    if (s.is_finishing()) return;
     s.why_ = why;
     const stream_ref held(&s);
     feed_.finish(s, std::move(last));
@@ -4997,6 +5001,13 @@ inline void worker::arm_sweep() {
     sweep_timer_.expires_after(period);
     sweep_timer_.async_wait([this](const asio::error_code& failed) {
         if (failed || stopping_) return;
+        refresh();
+        if (!feed_.has_receivers() && !fanning_) { // nobody wakes us: keep time, and to the bounds
+            drain();
+            feed_.skip();
+        } else {
+            feed_.forget();
+        }
         sweep_at_ = connections_.size();
         sweep();
     });
@@ -5005,11 +5016,6 @@ inline void worker::arm_sweep() {
 /// Looks at every connection, in slices: one timer for all of them.
 inline void worker::sweep() {
     refresh();
-    if (!feed_.has_receivers() && !fanning_) { // nobody wakes us: keep time, and within the bounds
-        drain();
-        feed_.skip();
-    }
-    feed_.forget();
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {
         if (writes >= slice_writes) {
@@ -5147,7 +5153,7 @@ inline io_awaitable<void> worker::serve(stream_ref s, int refusal) {
     }
     // The stream's own frames go first; live ones need no coroutine.
     const auto is_leaving = [&] {
-        return s->rare_ && s->rare_->finishing && s->phase_ == stream::phase::streaming;
+        return s->is_finishing() && s->phase_ == stream::phase::streaming;
     };
     // Whatever still uses the state, also of a closed stream, must have ended before it.
     while (state.mending || (s->open_ && (is_leaving() || state.box.written < state.box.queued))) {
@@ -5392,7 +5398,7 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, const h
     if (!s.open_ || state.answered) co_return;
     if (s.phase_ == stream::phase::streaming) {
         if (!failure) feed_.release(s);
-        if (failure && !s.rare_finishing()) {
+        if (failure && !s.is_finishing()) {
             s.why_ = client_left ? end_reason::ended : end_reason::failed;
             feed_.remove(s);
         }
@@ -5465,7 +5471,7 @@ inline io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
             io_.get_executor(), hub_.options.on_gap(*s, g),
             asio::bind_cancellation_slot(state.cancel_mending.slot(), use_io_awaitable));
     } catch (...) { failure = std::current_exception(); }
-    if (failure && s->open_ && !s->rare_finishing()) {
+    if (failure && s->open_ && !s->is_finishing()) {
         report(failure);
         close(*s, end_reason::failed);
     }
@@ -5829,6 +5835,7 @@ private:
                                                               std::shared_ptr<detail::listing> all);
 
     static std::error_code try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence);
+    std::error_code try_send(frame::kind what, std::string_view topic, const message& m);
     std::uint64_t push(frame_ref f);
     static asio::awaitable<std::uint64_t> async_push(std::shared_ptr<detail::hub> hub, frame_ref f);
 
@@ -5879,19 +5886,17 @@ inline sse::options server::checked(sse::options o) {
     require(o.history_age.count() >= 0 && o.history_age <= std::chrono::hours(21 * 24),
             "history_age must be from 0 to three weeks");
     require(o.histories.size() < 1'000, "histories must be fewer than 1000");
-    for (const topic_history& each : o.histories) {
+    std::vector<std::string> bounded;
+    for (topic_history& each : o.histories) {
         const auto topic = detail::canonical_topic(each.topic);
         require(topic && !topic->empty(),
                 "histories: '" + each.topic + "' is no topic such as /prices");
-        require(std::count_if(o.histories.begin(), o.histories.end(),
-                              [&](const topic_history& other) {
-                                  return detail::canonical_topic(other.topic) == topic;
-                              }) == 1,
+        require(std::count(bounded.begin(), bounded.end(), *topic) == 0,
                 "histories: '" + each.topic + "' has bounds twice");
+        bounded.push_back(each.topic = *topic);
         require(each.age.count() >= 0 && each.age <= std::chrono::hours(21 * 24),
                 "histories: the age must be from 0 to three weeks");
     }
-    for (topic_history& each : o.histories) each.topic = *detail::canonical_topic(each.topic);
     require(!o.gap_event.empty() && !check({.event = o.gap_event}),
             "gap_event must be a name without line breaks");
     require(o.max_topics > 0, "max_topics must be at least 1");
@@ -6265,9 +6270,8 @@ inline detail::io_awaitable<void> server::accept_loop() {
             failed = asio::error::no_memory; // nothing else is thrown there
         }
         const bool passing =
-            !failed || failed == asio::error::would_block || failed == asio::error::try_again ||
-            failed == asio::error::connection_aborted || failed == asio::error::interrupted ||
-            failed == asio::error::operation_aborted;
+            !failed || detail::would_block(failed) || failed == asio::error::connection_aborted ||
+            failed == asio::error::interrupted || failed == asio::error::operation_aborted;
         if (passing || !acceptor_->is_open()) continue;
         const std::string why = failed.message();
         hub_->log({.level = log_level::warning, .what = "accept failed", .detail = why});
@@ -6399,15 +6403,17 @@ inline std::uint64_t server::broadcast(const message& m) {
 inline std::error_code server::try_publish(std::string_view topic, const message& m) {
     const auto canonical = detail::canonical_topic(topic);
     if (!canonical) return errc::bad_topic;
-    if (const auto wrong = check(m)) return wrong;
-    frame_ref f = detail::make_frame(frame::kind::topic, *canonical, m);
-    std::uint64_t sequence = 0;
-    return try_push(*hub_, f, sequence);
+    return try_send(frame::kind::topic, *canonical, m);
 }
 
 inline std::error_code server::try_broadcast(const message& m) {
+    return try_send(frame::kind::everyone, {}, m);
+}
+
+inline std::error_code server::try_send(frame::kind what, std::string_view topic,
+                                        const message& m) {
     if (const auto wrong = check(m)) return wrong;
-    frame_ref f = detail::make_frame(frame::kind::everyone, {}, m);
+    frame_ref f = detail::make_frame(what, topic, m);
     std::uint64_t sequence = 0;
     return try_push(*hub_, f, sequence);
 }
@@ -6457,9 +6463,11 @@ inline std::shared_ptr<detail::listing> server::ask_all() const {
     auto all = std::make_shared<detail::listing>();
     all->answered.resize(hub_->workers.size());
     const std::lock_guard lock(state_);
-    if (!started_) all->answered.assign(all->answered.size(), true);
-    if (started_)
-        for (auto& w : hub_->workers) w->list(all);
+    if (!started_) {
+        all->answered.flip();
+        return all;
+    }
+    for (auto& w : hub_->workers) w->list(all);
     return all;
 }
 
