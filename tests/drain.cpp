@@ -1,4 +1,5 @@
 // The way out: drain() and stop(drain_options) send every client away with all that is its own.
+#include "support/handlers.hpp"
 #include "support/server.hpp"
 
 #include <asio/use_future.hpp>
@@ -15,7 +16,6 @@ using namespace support;
 
 namespace {
 
-using handler_result = asio::awaitable<void>;
 using steady = std::chrono::steady_clock;
 
 std::string text(std::uint64_t n) { return std::to_string(n); }
@@ -80,23 +80,6 @@ private:
     event_client client_;
     std::thread thread_;
 };
-
-struct error_count {
-    std::atomic<int> count{0};
-    void attach(sse::options& o) {
-        o.on_error = [this](std::exception_ptr) { ++count; };
-    }
-};
-
-struct count_end {
-    std::atomic<int>& count;
-    ~count_end() { ++count; }
-};
-
-handler_result wait_an_hour(sse::stream& client) {
-    asio::steady_timer timer(client.get_executor(), 1h);
-    co_await timer.async_wait(asio::use_awaitable);
-}
 
 /// A handler that says hello, waits for an hour, and counts its end, however that comes.
 sse::handler greet_and_wait(std::atomic<int>& ended) {

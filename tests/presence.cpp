@@ -1,4 +1,5 @@
 // Who is there: streams by name and by user, listings, revocation, and the one word of each end.
+#include "support/handlers.hpp"
 #include "support/server.hpp"
 
 #include <asio/detached.hpp>
@@ -15,8 +16,6 @@ using namespace std::chrono_literals;
 using namespace support;
 
 namespace {
-
-using handler_result = asio::awaitable<void>;
 
 sse::options watchful(std::size_t threads = 1) {
     sse::options o = with_threads(threads);
@@ -65,32 +64,6 @@ struct register_of_streams {
         CHECK(seen == expected);
     }
 };
-
-struct error_count {
-    std::atomic<int> count{0};
-    void attach(sse::options& o) {
-        o.on_error = [this](std::exception_ptr) { ++count; };
-    }
-};
-
-struct count_end {
-    std::atomic<int>& count;
-    ~count_end() { ++count; }
-};
-
-/// Suspends the handler of a stream until another thread says so.
-handler_result until(sse::stream& client, std::atomic<bool>& flag) {
-    asio::steady_timer timer(client.get_executor());
-    while (!flag) {
-        timer.expires_after(1ms);
-        co_await timer.async_wait(asio::use_awaitable);
-    }
-}
-
-handler_result wait_an_hour(sse::stream& client) {
-    asio::steady_timer timer(client.get_executor(), 1h);
-    co_await timer.async_wait(asio::use_awaitable);
-}
 
 /// The user that the request's header names: a stand-in for a session.
 void users_by_header(sse::options& o) {

@@ -1,4 +1,5 @@
 // Nothing lost, from outside: ids, resuming, gaps, history, snapshots, clients that fall behind.
+#include "support/handlers.hpp"
 #include "support/server.hpp"
 
 #include <doctest/doctest.h>
@@ -11,8 +12,6 @@ using namespace std::chrono_literals;
 using namespace support;
 
 namespace {
-
-using handler_result = asio::awaitable<void>;
 
 /// Options with which deadlines are looked at every few milliseconds.
 sse::options watchful(std::size_t threads = 1) {
@@ -142,15 +141,6 @@ void check_gap(const decoded& event, const std::string& reason, const std::strin
     CHECK(fields["to"] == to);
 }
 
-/// Suspends the handler of a stream until another thread says so.
-handler_result until(sse::stream& client, std::atomic<bool>& flag) {
-    asio::steady_timer timer(client.get_executor());
-    while (!flag) {
-        timer.expires_after(1ms);
-        co_await timer.async_wait(asio::use_awaitable);
-    }
-}
-
 /// Whether in the end this is kept for a topic, by each worker. More may be for a moment: bounds
 /// are looked at when messages come, and a few times a second.
 bool eventually_kept(const sse::server& server, const std::string& topic,
@@ -209,13 +199,6 @@ struct lagging_server : running_server {
 void let_it_work(const sse::server& server, int turns = 50) {
     for (int i = 0; i < turns; ++i) http_get(server.port(), "/health");
 }
-
-struct error_count {
-    std::atomic<int> count{0};
-    void attach(sse::options& o) {
-        o.on_error = [this](std::exception_ptr) { ++count; };
-    }
-};
 
 } // namespace
 
