@@ -157,9 +157,17 @@ enum class errc {
     bad_key,        ///< The key of a user is empty or has a control character.
     bad_topic,      ///< The topic has an empty or dot segment, a control character, or over 32.
     body_too_large, ///< The request body is over options::max_body_bytes; the client gets 413.
-    bad_body,      ///< The request body is cut short or its chunks are broken; the client gets 400.
-    body_timeout,  ///< The request body did not arrive in time; the client gets 408.
-    not_acceptable ///< The client takes no event streams by its Accept header; it gets 406.
+    bad_body,     ///< The request body is cut short or its chunks are broken; the client gets 400.
+    body_timeout, ///< The request body did not arrive in time; the client gets 408.
+    not_acceptable,     ///< The client takes no event streams by its Accept header; it gets 406.
+    job_exists,         ///< A job of that name is there already, running or kept.
+    too_many_jobs,      ///< As many jobs run as job_options::max_jobs allows.
+    event_too_large,    ///< Received: a line or an event is larger than the client's bounds.
+    bad_answer,         ///< Received: the answer is no valid HTTP, or ended before its end.
+    bad_status,         ///< Received: another status than 200; the server wants no stream.
+    bad_content_type,   ///< Received: an answer that is no event stream.
+    too_many_redirects, ///< Received: more redirects than client_options::max_redirects.
+    timed_out           ///< Received: no connection or no answer in time.
 };
 
 } // namespace sse
@@ -199,6 +207,22 @@ inline const std::error_category& error_category() noexcept {
             case errc::bad_body: return "the request body is cut short or its chunks are broken";
             case errc::body_timeout: return "the request body did not arrive in time";
             case errc::not_acceptable: return "the client's Accept header excludes event streams";
+            case errc::job_exists:
+                return "a job of that name is running or kept; finish it, or name this one anew";
+            case errc::too_many_jobs:
+                return "too many jobs are running; raise job_options::max_jobs, or finish some";
+            case errc::event_too_large:
+                return "the server sent a line or an event over max_line or max_event; raise them "
+                       "if that is to be expected";
+            case errc::bad_answer:
+                return "the answer is not valid HTTP/1.1, or it ended before its end";
+            case errc::bad_status:
+                return "the server answered with a status that opens no event stream";
+            case errc::bad_content_type:
+                return "the answer is no event stream: its Content-Type is not text/event-stream";
+            case errc::too_many_redirects:
+                return "the server redirects more often than max_redirects allows, or in a circle";
+            case errc::timed_out: return "the server did not connect or answer in time";
             }
             return "unknown error " + std::to_string(code);
         }

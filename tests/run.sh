@@ -100,7 +100,7 @@ run_release() {
 }
 
 run_asan() {
-    configure build-asan -Db_sanitize=address,undefined -Doptimization=1 \
+    configure build-asan -Db_sanitize=address,undefined -Doptimization=0 \
         -Dcpp_args=-D_GLIBCXX_ASSERTIONS
     build build-asan tests/tests examples
     ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 \
