@@ -122,7 +122,9 @@
 #include <ctime>
 #include <deque>
 #include <exception>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -838,6 +840,8 @@ public:
     std::string_view path;   ///< Percent-decoded once, without the query.
     std::string_view query;  ///< As sent, without the question mark.
     std::string_view rest;   ///< What the star of a route's pattern stands for.
+    /// What the names of a route's pattern stand for, in their order.
+    std::vector<std::pair<std::string_view, std::string_view>> path_values;
     /// All that a request to options::prefix names, by its path, ?topic= or its body, in the form
     /// "/a/b"; "" for the root. What authorize lets in is let in to each of them.
     std::vector<std::string> topics;
@@ -860,6 +864,16 @@ public:
     std::optional<std::string> query_value(std::string_view name) const {
         auto all = query_values(name);
         return all.empty() ? std::nullopt : std::optional(std::move(all.front()));
+    }
+
+    /// What `{name}` of the route's pattern stands for; never empty. Throws std::out_of_range when
+    /// the pattern has no such name.
+    std::string_view path_value(std::string_view name) const {
+        for (const auto& [known, value] : path_values) {
+            if (known == name) return value;
+        }
+        throw std::out_of_range("sse::request::path_value: the route's pattern has no {" +
+                                std::string(name) + "}");
     }
 
     /// The first field of that name, in any case.
@@ -3652,6 +3666,20 @@ struct options {
     std::function<void(std::exception_ptr)> on_error = {};
 };
 
+/// What holds for the routes of a group, and of the groups in it.
+struct group_options {
+    /// Who may read from another origin. Else as around the group.
+    std::optional<cors_options> cors = {};
+    /// Says who may come in, before each handler, after that of the group around. What it gives
+    /// besides applies to the stream. Kept for as long as the server lives, so it may capture.
+    std::function<asio::awaitable<access>(const request&)> authorize = {};
+    /// A larger request body is answered with 413. Else as around the group.
+    std::optional<std::size_t> max_body_bytes = {};
+    /// Requests and streams served at once, those of inner groups included; one more gets 503. 0:
+    /// no limit.
+    std::size_t max_requests = 0;
+};
+
 /// A snapshot of what happened, summed over the workers.
 struct counters {
     std::uint64_t connections = 0;     ///< Open now.
@@ -3698,22 +3726,143 @@ template <class T>
 using io_awaitable = asio::awaitable<T, io_executor>;
 inline constexpr asio::use_awaitable_t<io_executor> use_io_awaitable{};
 
+/// Takes "/segment" from the front of a path; what follows begins with a slash or is empty.
+inline std::string_view take_segment(std::string_view& path) noexcept {
+    const std::size_t end = std::min(path.find('/', 1), path.size());
+    const std::string_view segment = path.substr(1, end - 1);
+    path.remove_prefix(end);
+    return segment;
+}
+
+inline bool is_name_of_value(std::string_view segment) noexcept {
+    return segment.size() > 2 && segment.front() == '{' && segment.back() == '}';
+}
+
+/// A path whose segments may be `{name}`, for any one that is not empty, and whose last may be `*`,
+/// for all the rest.
+class path_pattern {
+public:
+    /// Throws std::invalid_argument for what is none.
+    explicit path_pattern(std::string text);
+
+    /// Whether a path fits. Then the values are those of the names, and `rest` what the star stands
+    /// for; views of both texts.
+    bool matches(std::string_view path,
+                 std::vector<std::pair<std::string_view, std::string_view>>& values,
+                 std::string_view& rest) const;
+
+    /// Whether all that fits the other one fits this one.
+    bool covers(const path_pattern& other) const noexcept;
+
+    const std::string& text() const noexcept { return text_; }
+
+private:
+    std::string text_;
+};
+
+inline path_pattern::path_pattern(std::string text) : text_(std::move(text)) {
+    const auto require = [&](bool right) {
+        if (right) return;
+        throw std::invalid_argument("sse: the pattern of a route must be a path such as /news, "
+                                    "/news/{id} with each name once, or end in /*, not '" +
+                                    text_ + "'");
+    };
+    require(text_.starts_with('/'));
+    std::vector<std::string_view> names;
+    std::string_view left = text_;
+    while (!left.empty()) {
+        const std::string_view segment = take_segment(left);
+        if (segment == "*") {
+            require(left.empty());
+        } else if (is_name_of_value(segment)) {
+            const auto name = segment.substr(1, segment.size() - 2);
+            require(is_token(name) && name.find_first_of("{}*") == name.npos &&
+                    std::count(names.begin(), names.end(), name) == 0);
+            names.push_back(name);
+        } else {
+            require(segment.find_first_of("{}*") == segment.npos);
+        }
+    }
+}
+
+inline bool
+path_pattern::matches(std::string_view path,
+                      std::vector<std::pair<std::string_view, std::string_view>>& values,
+                      std::string_view& rest) const {
+    values.clear();
+    std::string_view left = text_;
+    while (!left.empty() && path.starts_with('/')) {
+        if (left == "/*") {
+            rest = path.substr(1);
+            return true;
+        }
+        const std::string_view wanted = take_segment(left);
+        const std::string_view given = take_segment(path);
+        if (is_name_of_value(wanted)) {
+            if (given.empty()) return false;
+            values.emplace_back(wanted.substr(1, wanted.size() - 2), given);
+        } else if (wanted != given) {
+            return false;
+        }
+    }
+    return left.empty() && path.empty();
+}
+
+inline bool path_pattern::covers(const path_pattern& other) const noexcept {
+    std::string_view mine = text_;
+    std::string_view theirs = other.text_;
+    while (!mine.empty() && !theirs.empty()) {
+        if (mine == "/*") return true;
+        const std::string_view a = take_segment(mine);
+        const std::string_view b = take_segment(theirs);
+        if (b == "*") return false;
+        if (is_name_of_value(a) ? b.empty() : a != b) return false;
+    }
+    return mine.empty() && theirs.empty();
+}
+
+/// The routes under a prefix. The first of all is the server itself.
+struct group {
+    std::string prefix;
+    group_options options;
+    group* around = nullptr;
+    std::atomic<std::size_t> serving{0}; ///< Requests and streams.
+
+    // Set here, or by a group around; the server's own sets both.
+    const cors_options& cors() const noexcept {
+        return options.cors ? *options.cors : around->cors();
+    }
+    std::size_t max_body_bytes() const noexcept {
+        return options.max_body_bytes ? *options.max_body_bytes : around->max_body_bytes();
+    }
+    bool is_guarded() const noexcept {
+        return options.authorize || (around && around->is_guarded());
+    }
+    /// False, and nothing is counted, when this group or one around it serves as many as it may.
+    bool enter() noexcept {
+        const std::size_t before = serving.fetch_add(1, std::memory_order_relaxed);
+        const bool full = options.max_requests != 0 && before >= options.max_requests;
+        if (!full && (!around || around->enter())) return true;
+        serving.fetch_sub(1, std::memory_order_relaxed);
+        return false;
+    }
+    void leave() noexcept {
+        for (group* g = this; g; g = g->around) g->serving.fetch_sub(1, std::memory_order_relaxed);
+    }
+};
+
 struct route {
     std::string method;
-    std::string pattern; ///< A path, or one that ends in "/*".
+    path_pattern pattern;
     handler run;
+    group* of;
 
-    /// Whether the pattern fits; `rest` becomes what the star stands for.
-    bool matches(std::string_view path, std::string_view& rest) const noexcept {
-        std::string_view fixed = pattern;
-        if (!fixed.ends_with("/*")) return path == fixed;
-        fixed.remove_suffix(1);
-        if (!path.starts_with(fixed)) return false;
-        rest = path.substr(fixed.size());
-        return true;
-    }
     bool serves(std::string_view asked) const noexcept {
         return method == asked || (method == "GET" && asked == "HEAD");
+    }
+    /// Whether a request for the other one can never reach it when it stands behind this one.
+    bool hides(const route& other) const noexcept {
+        return serves(other.method) && pattern.covers(other.pattern);
     }
 };
 
@@ -3906,7 +4055,9 @@ struct hub {
 
     sse::options options;
     std::vector<address_block> trusted;
-    std::vector<route> routes;              ///< Fixed once the server runs.
+    std::deque<group> groups;               ///< The server's own first; fixed once it runs.
+    std::vector<route> routes;              ///< Likewise.
+    handler fallback;                       ///< For paths that no route knows. Likewise.
     std::vector<std::string> hosts;         ///< Those served; empty: any. Likewise.
     const std::string epoch = make_epoch(); ///< The first part of ids.
     broadcast_ring<frame*> ring;
@@ -4123,6 +4274,7 @@ private:
     void end(end_reason why) override;
     void fail(std::exception_ptr what) override;
 
+    asio::awaitable<bool> refused_by(access given);
     bool must_begin();
     void begin_streaming();
     start resolved(start from) const;
@@ -4142,7 +4294,8 @@ private:
     phase phase_ = phase::head;
     std::uint32_t index_ = nowhere; // in the worker's connections
     detail::worker* worker_;
-    detail::session* session_ = nullptr;         // while a coroutine serves it
+    detail::group* group_ = nullptr;     // that counts the request in hand, or this open stream
+    detail::session* session_ = nullptr; // while a coroutine serves it
     std::unique_ptr<asio::ip::address> counted_; // where the limits by address count it
     std::unique_ptr<log_context> log_context_;   // for a stream, when somebody wants to know
     std::uint32_t began_ = 0;                    // as a stream; worker's ms
@@ -4196,6 +4349,7 @@ struct session {
     bool timed_out = false;
     sse::request* request = nullptr;
     std::string answer_headers; // from the CORS decision
+    std::size_t max_body = 0;   // of the request in hand
     bool answered = false;
     bool closing = false;      // the answer said so
     bool last_request = false; // the server is being drained
@@ -4393,10 +4547,16 @@ private:
     io_awaitable<bool> serve_request(stream& s, session& state);
     io_awaitable<void> answer_request(stream& s, session& state);
     io_awaitable<bool> read_proxy(stream& s, session& state);
-    io_awaitable<bool> is_granted(stream& s, session& state, std::string_view origin);
+    const route* find_route(request& r, std::string& allow, group*& of);
+    io_awaitable<bool> is_granted(stream& s, session& state, const origin_matcher& matcher,
+                                  std::string_view origin);
+    io_awaitable<void> answer_options(stream& s, const group& of, bool granted,
+                                      const std::string& allow);
+    static asio::awaitable<void> guarded(stream& s, const group& of, const handler& run);
+    void leave_group(stream& s) noexcept;
     io_awaitable<void> refuse(stream& s, int status);
     int recount(stream& s, const session& state, const asio::ip::address& client);
-    io_awaitable<void> run_handler(stream& s, session& state, const handler& run);
+    io_awaitable<void> run_handler(stream& s, session& state, group& of, const handler& run);
     io_awaitable<void> answer(stream& s, int status, std::string_view text,
                               std::string_view headers = {});
     io_awaitable<void> linger(stream& s, session& state);
@@ -4444,6 +4604,9 @@ private:
 inline hub::hub(sse::options o)
     : options(std::move(o)), ring(options.ring_capacity, options.threads) {
     for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
+    group& own = groups.emplace_back();
+    own.options.cors = options.cors;
+    own.options.max_body_bytes = options.max_body_bytes;
 }
 
 inline hub::~hub() {
@@ -4897,6 +5060,7 @@ inline void worker::close(stream& s, end_reason why) {
         s.session_->box.waiting.clear();
         s.session_->wake();
     }
+    if (!s.session_) leave_group(s);
     if (s.counted_) hub_.addresses.leave(*s.counted_);
     if (s.refused_) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
@@ -5275,6 +5439,7 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
         if (state.refusal != 0) request.keep_alive = false;
         resume_reading(s);
         co_await answer_request(s, state);
+        if (!s.follows()) leave_group(s); // a stream that goes on leaves it when it ends
         another = s.open_ && s.phase_ == stream::phase::handling && !state.closing;
     }
     state.served = true;
@@ -5324,8 +5489,9 @@ inline io_awaitable<void> worker::refuse(stream& s, int status) {
     co_await answer(s, status, why, "Retry-After: " + std::to_string(seconds) + "\r\n");
 }
 
-inline io_awaitable<bool> worker::is_granted(stream& s, session& state, std::string_view origin) {
-    const origin_matcher& matcher = hub_.options.cors.origin;
+inline io_awaitable<bool> worker::is_granted(stream& s, session& state,
+                                             const origin_matcher& matcher,
+                                             std::string_view origin) {
     if (!matcher.is_coroutine()) co_return matcher.test(origin, *state.request);
     const bool granted = co_await asio::co_spawn(
         io_.get_executor(), matcher.ask(origin, *state.request),
@@ -5333,9 +5499,35 @@ inline io_awaitable<bool> worker::is_granted(stream& s, session& state, std::str
     co_return (granted && s.open_);
 }
 
+/// The route that serves the request, or nothing; then `allow` names the methods that its path has.
+/// The group is that of the route, or of the first one for this path.
+inline const route* worker::find_route(request& r, std::string& allow, group*& of) {
+    const std::string_view asked = r.method == "OPTIONS" && r.header("Origin")
+                                       ? r.header("Access-Control-Request-Method").value_or("")
+                                       : std::string_view();
+    bool is_of_asked = false;
+    for (const route& one : hub_.routes) {
+        if (!one.pattern.matches(r.path, r.path_values, r.rest)) continue;
+        const bool serves_asked = !is_of_asked && one.serves(asked);
+        if (allow.empty() || serves_asked) of = one.of;
+        is_of_asked = is_of_asked || serves_asked;
+        if (one.serves(r.method)) {
+            of = one.of;
+            return &one;
+        }
+        const auto add = [&](const std::string& method) {
+            if ((", " + allow).find(", " + method + ", ") == allow.npos) allow += method + ", ";
+        };
+        add(one.method);
+        if (one.method == "GET") add("HEAD");
+    }
+    r.path_values.clear();
+    r.rest = {};
+    return nullptr;
+}
+
 inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
     request& r = *state.request;
-    const auto& o = hub_.options;
     const auto host = r.header("Host");
     if (!hub_.hosts.empty() && host && !is_one_of_hosts(hub_.hosts, *host)) {
         co_await answer(s, 421,
@@ -5343,12 +5535,16 @@ inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
                         "those that are\n");
         co_return;
     }
+    std::string allow;
+    group* of = &hub_.groups.front();
+    const route* const found = find_route(r, allow, of);
+    const cors_options& cors = of->cors();
     const auto origin = r.header("Origin");
     bool granted = true;
     std::exception_ptr failure;
     try {
-        if (origin && !o.cors.origin.matches_any()) {
-            const bool answer_of_matcher = co_await is_granted(s, state, *origin);
+        if (origin && !cors.origin.matches_any()) {
+            const bool answer_of_matcher = co_await is_granted(s, state, cors.origin, *origin);
             granted = answer_of_matcher;
         }
     } catch (...) { failure = std::current_exception(); }
@@ -5357,41 +5553,40 @@ inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
         co_await answer(s, 500, "The request could not be served\n");
         co_return;
     }
-    state.answer_headers = cors_headers(o.cors, origin, granted);
-    if (!granted && o.cors.refuse && !is_same_origin(r, *origin)) {
+    state.answer_headers = cors_headers(cors, origin, granted);
+    if (!granted && cors.refuse && !is_same_origin(r, *origin)) {
         co_await answer(s, 403, "This origin is not allowed here\n");
         co_return;
     }
     if (state.refusal != 0) { // not before, since a page must be allowed to read a soft refusal
         co_await refuse(s, state.refusal);
-        co_return;
-    }
-    std::string allow = "OPTIONS";
-    const handler* found = nullptr;
-    for (const route& one : hub_.routes) {
-        std::string_view rest;
-        if (!one.matches(r.path, rest)) continue;
-        if (one.serves(r.method)) {
-            r.rest = rest;
-            found = &one.run;
-            break;
-        }
-        allow = one.method + (one.method == "GET" ? ", HEAD, " : ", ") + allow;
-    }
-    const bool known = found || allow != "OPTIONS" || r.target == "*";
-    if (found) {
-        co_await run_handler(s, state, *found);
-    } else if (!known) {
-        co_await answer(s, 404, "Nothing here\n");
-    } else if (r.method != "OPTIONS") {
-        co_await answer(s, 405, "Method not allowed here\n", "Allow: " + allow + "\r\n");
-    } else if (origin && r.header("Access-Control-Request-Method")) {
-        std::string lines; // named: g++ 12 destroys a conditional temporary twice
-        if (granted) lines = preflight_headers(o.cors, allow);
-        co_await answer(s, 204, {}, lines);
+    } else if (found) {
+        co_await run_handler(s, state, *of, found->run);
+    } else if (r.method == "OPTIONS" && (!allow.empty() || r.target == "*")) {
+        co_await answer_options(s, *of, granted, allow + "OPTIONS");
+    } else if (!allow.empty()) {
+        co_await answer(s, 405, "Method not allowed here\n", "Allow: " + allow + "OPTIONS\r\n");
+    } else if (hub_.fallback) {
+        co_await run_handler(s, state, *of, hub_.fallback);
     } else {
-        co_await answer(s, 204, {}, "Allow: " + allow + "\r\n");
+        co_await answer(s, 404, "Nothing here\n");
     }
+}
+
+/// A preflight (Fetch standard 4.8), or whoever asks what there is.
+inline io_awaitable<void> worker::answer_options(stream& s, const group& of, bool granted,
+                                                 const std::string& allow) {
+    const request& r = *s.session_->request;
+    std::string lines = "Allow: " + allow + "\r\n";
+    if (r.header("Origin") && r.header("Access-Control-Request-Method")) {
+        lines.clear();
+        if (granted) lines = preflight_headers(of.cors(), allow);
+    }
+    co_await answer(s, 204, {}, lines);
+}
+
+inline void worker::leave_group(stream& s) noexcept {
+    if (group* const of = std::exchange(s.group_, nullptr)) of->leave();
 }
 
 /// The status that answers what a handler threw.
@@ -5403,12 +5598,34 @@ inline int status_of(std::error_code code) noexcept {
     return code == errc::bad_topic ? 400 : 500;
 }
 
-inline io_awaitable<void> worker::run_handler(stream& s, session& state, const handler& run) {
+/// Asks the groups around a route first, from the outermost on.
+inline asio::awaitable<void> worker::guarded(stream& s, const group& of, const handler& run) {
+    std::vector<const group*> groups;
+    for (const group* g = &of; g; g = g->around) {
+        if (g->options.authorize) groups.push_back(g);
+    }
+    for (; !groups.empty(); groups.pop_back()) {
+        const access given = co_await groups.back()->options.authorize(s.request());
+        const bool refused = co_await s.refused_by(given);
+        if (refused) co_return;
+    }
+    co_await run(s);
+}
+
+inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& of,
+                                              const handler& run) {
+    if (!of.enter()) {
+        co_await refuse(s, 503);
+        co_return;
+    }
+    s.group_ = &of;
+    state.max_body = of.max_body_bytes();
     std::exception_ptr failure;
     std::error_code code;
     try {
+        asio::awaitable<void> work = of.is_guarded() ? guarded(s, of, run) : run(s);
         co_await asio::co_spawn(
-            io_.get_executor(), run(s),
+            io_.get_executor(), std::move(work),
             asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
     } catch (const std::system_error& e) {
         failure = std::current_exception();
@@ -5514,6 +5731,19 @@ inline const sse::request& stream::request() const {
         throw std::logic_error("sse::stream::request: only while the handler runs");
     }
     return *session_->request;
+}
+
+/// Applies what an authorize hook said. Whether it refused: then that is the answer.
+inline asio::awaitable<bool> stream::refused_by(access given) {
+    for (const auto& [name, value] : given.headers) add_header(name, value);
+    if (given.status != 0) {
+        co_await respond(given.status, "text/plain; charset=utf-8", given.text);
+        co_return true;
+    }
+    if (given.valid_for.count() > 0) end_after(given.valid_for);
+    if (!given.user.empty()) set_user(given.user);
+    if (!given.topics.empty()) session_->request->topics = std::move(given.topics);
+    co_return false;
 }
 
 /// Whether the head of an event stream is still to be sent. Throws where there can be none.
@@ -5673,7 +5903,7 @@ inline asio::awaitable<void> stream::respond(int status, std::string_view conten
 }
 
 inline asio::awaitable<std::string> stream::body() {
-    if (request().content_length > worker_->hub_.options.max_body_bytes) {
+    if (request().content_length > session_->max_body) {
         throw std::system_error(errc::body_too_large, "sse::stream::body");
     }
     return read_body();
@@ -5700,7 +5930,7 @@ inline asio::awaitable<std::string> stream::read_body() {
     worker_->enter(*this, phase::body);
     const bool chunked = request().chunked;
     const auto size = static_cast<std::size_t>(request().content_length);
-    detail::chunked_decoder chunks(worker_->hub_.options.max_body_bytes);
+    detail::chunked_decoder chunks(state.max_body);
     std::string whole;
     progress now = progress::need_more;
     for (;;) {
@@ -5726,6 +5956,25 @@ inline asio::awaitable<std::string> stream::read_body() {
 // Accepts, spreads connections over the workers, publishes, stops. Needs all of the above.
 // Tests: tests/server.cpp
 
+class server;
+
+/// Where the routes of a group are added. Refers to its server.
+class route_group {
+public:
+    /// As server::route(), below the prefix; an empty pattern is the prefix itself.
+    void route(std::string method, std::string pattern, handler run);
+
+    /// A group in this one.
+    route_group group(std::string prefix, group_options o = {});
+
+private:
+    friend class server;
+    route_group(server& s, detail::group& of) noexcept : server_(&s), group_(&of) {}
+
+    server* server_;
+    detail::group* group_;
+};
+
 /// An event-stream server with its own threads. Publishing and stop() are safe from any thread,
 /// also from handlers. One server runs once; several may run in one program.
 class server {
@@ -5738,11 +5987,19 @@ public:
     server(const server&) = delete;
     server& operator=(const server&) = delete;
 
-    /// Serves a path of the program's own, before the server starts: an exact path, or one ending
-    /// in
-    /// "/*". GET serves HEAD too. Earlier routes win, and all win over the built-in ones, which are
-    /// GET `<prefix>`, `<prefix>/*` and `/health`. Throws std::invalid_argument, std::logic_error.
+    /// Serves a path of the program's own, before the server starts. A pattern is a path whose
+    /// segments may be `{name}`, for any one that is not empty (request::path_value), and whose
+    /// last may be `*`, for all the rest (request::rest). It is compared with the decoded path, in
+    /// which %2F is a slash. GET serves HEAD too. Earlier routes win, and all win over the built-in
+    /// ones, which are `<prefix>`, `<prefix>/*` and `/health`. Throws std::invalid_argument, also
+    /// for a route that an earlier one hides; std::logic_error after the start.
     void route(std::string method, std::string pattern, handler run);
+
+    /// Serves paths that no route knows, with any method. Otherwise they get 404. Before the start.
+    void fallback(handler run);
+
+    /// Routes under a common prefix with rules of their own. Before the start.
+    route_group group(std::string prefix, group_options o = {});
 
     /// Listens on "127.0.0.1:8080", "[::1]:0", "localhost:8080" or ":8080" (every address; port 0:
     /// any free one) and returns at once. Throws std::invalid_argument for what is no address,
@@ -5839,7 +6096,11 @@ private:
 
     static constexpr std::size_t max_refusing = 256; // more get no answer
 
+    friend class route_group;
+
     static sse::options checked(sse::options o);
+    void add_route(detail::group& of, std::string method, const std::string& pattern, handler run);
+    detail::group& add_group(detail::group& around, std::string prefix, group_options o);
     void add_builtin_routes();
     void check_unused() const;
     void listen(const std::string& address);
@@ -5946,38 +6207,125 @@ inline server::~server() {
     join();
 }
 
-inline void server::route(std::string method, std::string pattern, handler run) {
+inline void server::add_route(detail::group& of, std::string method, const std::string& pattern,
+                              handler run) {
     if (!detail::is_token(method)) {
         throw std::invalid_argument("sse::server::route: '" + method + "' is not a method");
     }
-    const std::size_t star = pattern.find('*');
-    if (!pattern.starts_with('/') ||
-        (star != pattern.npos && (star + 1 != pattern.size() || pattern[star - 1] != '/'))) {
-        throw std::invalid_argument("sse::server::route: the pattern must be a path such as /news, "
-                                    "or end in /*, not '" +
-                                    pattern + "'");
-    }
     if (!run) throw std::invalid_argument("sse::server::route: the handler is empty");
+    const std::string whole = pattern.empty() ? of.prefix : of.prefix + pattern;
+    detail::route made{std::move(method), detail::path_pattern(whole), std::move(run), &of};
     const std::lock_guard lock(state_);
     if (started_) throw std::logic_error("sse::server::route: add routes before the start");
-    hub_->routes.push_back({std::move(method), std::move(pattern), std::move(run)});
+    for (const detail::route& earlier : hub_->routes) {
+        if (!earlier.hides(made)) continue;
+        throw std::invalid_argument("sse::server::route: " + made.method + " " + whole +
+                                    " would never be reached, since " + earlier.method + " " +
+                                    earlier.pattern.text() +
+                                    " stands before it; add the narrower one first");
+    }
+    hub_->routes.push_back(std::move(made));
+}
+
+inline void server::route(std::string method, std::string pattern, handler run) {
+    add_route(hub_->groups.front(), std::move(method), pattern, std::move(run));
+}
+
+inline void server::fallback(handler run) {
+    const std::lock_guard lock(state_);
+    if (started_) throw std::logic_error("sse::server::fallback: set it before the start");
+    hub_->fallback = std::move(run);
+}
+
+inline detail::group& server::add_group(detail::group& around, std::string prefix,
+                                        group_options o) {
+    if (!prefix.starts_with('/') || prefix.ends_with('/') || prefix.ends_with("/*")) {
+        throw std::invalid_argument("sse::server::group: the prefix must be a path such as /api, "
+                                    "without a slash or star at its end, not '" +
+                                    prefix + "'");
+    }
+    const detail::path_pattern whole(around.prefix + prefix);
+    if (o.cors) detail::check_cors(*o.cors);
+    const std::lock_guard lock(state_);
+    if (started_) throw std::logic_error("sse::server::group: add groups before the start");
+    detail::group& made = hub_->groups.emplace_back();
+    made.prefix = whole.text();
+    made.options = std::move(o);
+    made.around = &around;
+    return made;
+}
+
+inline route_group server::group(std::string prefix, group_options o) {
+    return {*this, add_group(hub_->groups.front(), std::move(prefix), std::move(o))};
+}
+
+inline void route_group::route(std::string method, std::string pattern, handler run) {
+    server_->add_route(*group_, std::move(method), pattern, std::move(run));
+}
+
+inline route_group route_group::group(std::string prefix, group_options o) {
+    return {*server_, server_->add_group(*group_, std::move(prefix), std::move(o))};
 }
 
 inline void server::add_builtin_routes() {
+    detail::group& own = hub_->groups.front();
+    const auto add = [&](const char* method, const std::string& path, handler run) {
+        hub_->routes.push_back({method, detail::path_pattern(path), std::move(run), &own});
+    };
     if (!hub_->options.health.empty()) {
-        hub_->routes.push_back({"GET", hub_->options.health, [this](stream& s) {
-                                    const std::uint64_t streams = counters().streams;
-                                    const std::string text =
-                                        "Active connections: " + std::to_string(streams) + "\n";
-                                    return s.respond(200, "text/plain; charset=utf-8", text);
-                                }});
+        add("GET", hub_->options.health, [this](stream& s) {
+            const std::uint64_t streams = counters().streams;
+            const std::string text = "Active connections: " + std::to_string(streams) + "\n";
+            return s.respond(200, "text/plain; charset=utf-8", text);
+        });
     }
     const handler subscribe = [this](stream& s) { return serve_topics(s); };
     const std::string& prefix = hub_->options.prefix;
     for (const char* const method : {"GET", "POST"}) {
-        if (!prefix.empty()) hub_->routes.push_back({method, prefix, subscribe});
-        hub_->routes.push_back({method, prefix + "/*", subscribe});
+        if (!prefix.empty()) add(method, prefix, subscribe);
+        add(method, prefix + "/*", subscribe);
     }
+}
+
+namespace detail {
+
+inline std::string_view media_type(std::string_view path) noexcept {
+    constexpr std::pair<std::string_view, std::string_view> known[] = {
+        {".html", "text/html; charset=utf-8"},
+        {".css", "text/css; charset=utf-8"},
+        {".js", "text/javascript; charset=utf-8"},
+        {".mjs", "text/javascript; charset=utf-8"},
+        {".json", "application/json"},
+        {".txt", "text/plain; charset=utf-8"},
+        {".svg", "image/svg+xml"},
+        {".png", "image/png"},
+        {".ico", "image/x-icon"},
+        {".wasm", "application/wasm"},
+    };
+    for (const auto& [suffix, type] : known) {
+        if (path.ends_with(suffix)) return type;
+    }
+    return "application/octet-stream";
+}
+
+inline asio::awaitable<void> respond_file(stream& s, const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    const bool known = in.is_open() && !in.bad();
+    if (!known) text = "The server cannot read the file of this page\n";
+    std::string_view type = "text/plain; charset=utf-8";
+    if (known) type = media_type(path);
+    co_await s.respond(known ? 200 : 404, type, text);
+}
+
+} // namespace detail
+
+/// A handler that answers with a file of the program's own, such as its page, read for each request
+/// and on the worker's thread: for small files on a local disk. The type follows the name's ending.
+///
+///     server.route("GET", "/", sse::file("page.html"));
+inline handler file(std::string path) {
+    return [path = std::move(path)](stream& s) { return detail::respond_file(s, path); };
 }
 
 namespace detail {
@@ -6043,14 +6391,12 @@ inline asio::awaitable<void> server::serve_topics(stream& s) {
     for (const std::string& topic : detail::topics_of(asked, body)) {
         asked.topics.push_back(detail::checked_topic(topic));
     }
-    access given;
-    if (hub_->options.authorize) given = co_await hub_->options.authorize(asked);
-    for (const auto& [name, value] : given.headers) s.add_header(name, value);
-    if (given.status != 0) {
-        co_await s.respond(given.status, "text/plain; charset=utf-8", given.text);
-        co_return;
+    if (hub_->options.authorize) {
+        const access given = co_await hub_->options.authorize(asked);
+        const bool refused = co_await s.refused_by(given);
+        if (refused) co_return;
     }
-    const std::vector<std::string>& topics = given.topics.empty() ? asked.topics : given.topics;
+    const std::vector<std::string>& topics = asked.topics;
     const auto from = detail::start_of(asked);
     std::string wrong;
     if (!from) wrong = "Start with from=oldest, from=now, last=20 or since=1764000000\n";
@@ -6061,8 +6407,6 @@ inline asio::awaitable<void> server::serve_topics(stream& s) {
         co_await s.respond(400, "text/plain; charset=utf-8", wrong);
         co_return;
     }
-    if (given.valid_for.count() > 0) s.end_after(given.valid_for);
-    if (!given.user.empty()) s.set_user(given.user);
     subscribe_options how;
     how.from = *from;
     for (const std::string& topic : topics) s.subscribe(topic, how);

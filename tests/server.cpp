@@ -296,7 +296,7 @@ TEST_SUITE("endpoints") {
             CAPTURE(method);
             const auto answer = http_request(server.port(), method, "/subscribe/a");
             CHECK(answer.status == 405);
-            CHECK(answer.header("Allow") == "POST, GET, HEAD, OPTIONS");
+            CHECK(answer.header("Allow") == "GET, HEAD, POST, OPTIONS");
         }
         connection peer(server.port());
         peer.send("HEAD /subscribe/a HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -327,14 +327,14 @@ TEST_SUITE("endpoints") {
         running_server server;
         const auto plain = http_request(server.port(), "OPTIONS", "/subscribe/a");
         CHECK(plain.status == 204);
-        CHECK(plain.header("Allow") == "POST, GET, HEAD, OPTIONS");
+        CHECK(plain.header("Allow") == "GET, HEAD, POST, OPTIONS");
         const auto preflight = http_request(server.port(), "OPTIONS", "/subscribe/a",
                                             {{"Origin", "https://app.example"},
                                              {"Access-Control-Request-Method", "GET"},
                                              {"Access-Control-Request-Headers", "Last-Event-ID"}});
         CHECK(preflight.status == 204);
         CHECK(preflight.header("Access-Control-Allow-Origin") == "*");
-        CHECK(preflight.header("Access-Control-Allow-Methods") == "POST, GET, HEAD, OPTIONS");
+        CHECK(preflight.header("Access-Control-Allow-Methods") == "GET, HEAD, POST, OPTIONS");
         CHECK(has(preflight.header("Access-Control-Allow-Headers").value_or(""), "Last-Event-ID"));
         CHECK(http_request(server.port(), "OPTIONS", "*").status == 204);
         CHECK(http_request(server.port(), "OPTIONS", "/nothing").status == 404);
