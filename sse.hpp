@@ -125,6 +125,7 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -884,6 +885,9 @@ public:
         return std::nullopt;
     }
 
+    /// Whether the client understands Transfer-Encoding: chunked, as HTTP/1.1 must.
+    bool takes_chunks() const noexcept { return minor_version_ > 0; }
+
     /// What to refuse a request with, and why; status 0 when it is right.
     struct verdict {
         int status = 0;
@@ -1118,26 +1122,36 @@ inline head_parser::progress head_parser::feed(std::string_view received) noexce
 
 namespace detail {
 
-/// Decodes a chunked body (RFC 9112 7.1) that arrives in any pieces. Strict: sizes are hexadecimal
-/// digits alone, lines end in CR LF, extensions and trailers are bounded and thrown away.
-class chunked_decoder {
+/// Decodes a body that arrives in any pieces, by its length or in chunks (RFC 9112 7.1). Strict:
+/// sizes are hexadecimal digits alone, lines end in CR LF, extensions and trailers are bounded and
+/// thrown away.
+class body_decoder {
 public:
     enum class progress { need_more, complete, refused };
 
-    explicit chunked_decoder(std::size_t max_body) noexcept : max_body_(max_body) {}
+    /// The size of a body that the end of the connection ends, or a bound that is none.
+    static constexpr std::uint64_t endless = std::numeric_limits<std::uint64_t>::max();
+
+    static body_decoder of_size(std::uint64_t size) noexcept { return {size, part::sized}; }
+    static body_decoder of_chunks(std::uint64_t max_body) noexcept {
+        return {max_body, part::size};
+    }
 
     /// Takes from the front of `input` what belongs to the body.
     progress feed(std::string& input);
 
-    std::string take_body() noexcept { return std::move(body_); }
+    /// What was decoded since the last call.
+    std::string take() noexcept { return std::exchange(body_, std::string()); }
     request::verdict why_refused() const noexcept { return refusal_; }
 
 private:
-    enum class part : std::uint8_t { size, data, data_end, trailer, end };
+    enum class part : std::uint8_t { sized, size, data, data_end, trailer, end };
 
     static constexpr std::size_t max_line = 1024;      // a size with its extensions, a trailer
     static constexpr std::size_t max_overhead = 16384; // all of them together, per 64 KiB of body
 
+    body_decoder(std::uint64_t size, part first) noexcept
+        : max_body_(size), left_(size), part_(first) {}
     progress refuse(int status, std::string_view reason) noexcept {
         refusal_ = {status, reason};
         return progress::refused;
@@ -1145,25 +1159,29 @@ private:
     progress take_line(std::string_view line);
     progress take_size(std::string_view line);
 
-    std::size_t max_body_;
-    part part_ = part::size;
-    std::size_t left_ = 0; // of the chunk in hand
-    std::size_t overhead_ = 0;
+    std::uint64_t max_body_;
+    std::uint64_t left_; // of the chunk in hand, or of the whole
+    std::uint64_t total_ = 0;
+    std::uint64_t overhead_ = 0;
+    part part_;
     std::string body_;
     request::verdict refusal_{};
 };
 
-inline chunked_decoder::progress chunked_decoder::feed(std::string& input) {
+inline body_decoder::progress body_decoder::feed(std::string& input) {
     if (refusal_.status != 0) return progress::refused;
+    if (part_ == part::sized && left_ == 0) part_ = part::end;
     std::size_t at = 0;
     progress outcome = progress::need_more;
     while (part_ != part::end && outcome == progress::need_more && at < input.size()) {
-        if (part_ == part::data) {
-            const std::size_t n = std::min(left_, input.size() - at);
+        if (part_ == part::data || part_ == part::sized) {
+            const auto n =
+                static_cast<std::size_t>(std::min<std::uint64_t>(left_, input.size() - at));
             body_.append(input, at, n);
             at += n;
+            total_ += n;
             left_ -= n;
-            if (left_ == 0) part_ = part::data_end;
+            if (left_ == 0) part_ = part_ == part::data ? part::data_end : part::end;
             continue;
         }
         const std::size_t limit = std::min(input.size(), at + max_line);
@@ -1183,9 +1201,10 @@ inline chunked_decoder::progress chunked_decoder::feed(std::string& input) {
     return part_ == part::end && refusal_.status == 0 ? progress::complete : outcome;
 }
 
-inline chunked_decoder::progress chunked_decoder::take_line(std::string_view line) {
+inline body_decoder::progress body_decoder::take_line(std::string_view line) {
+    if (max_body_ == endless && part_ == part::size) overhead_ = 0; // a stream may trickle
     overhead_ += line.size() + 2;
-    if (overhead_ > max_overhead + body_.size() / 4) {
+    if (overhead_ > max_overhead + total_ / 4) {
         return refuse(400, "the chunked body is mostly framing");
     }
     const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
@@ -1209,7 +1228,7 @@ inline chunked_decoder::progress chunked_decoder::take_line(std::string_view lin
     }
 }
 
-inline chunked_decoder::progress chunked_decoder::take_size(std::string_view line) {
+inline body_decoder::progress body_decoder::take_size(std::string_view line) {
     const auto digits = line.substr(0, line.find_first_not_of("0123456789abcdefABCDEF"));
     const auto extension = line.substr(digits.size());
     if (digits.empty() || digits.size() > 15) return refuse(400, "a chunk size is not a number");
@@ -1218,10 +1237,105 @@ inline chunked_decoder::progress chunked_decoder::take_size(std::string_view lin
     }
     std::uint64_t size = 0;
     std::from_chars(digits.data(), digits.data() + digits.size(), size, 16);
-    if (size > max_body_ - body_.size()) return refuse(413, "the request body is too large");
-    left_ = static_cast<std::size_t>(size);
+    if (max_body_ != endless && size > max_body_ - total_)
+        return refuse(413, "the request body is too large");
+    left_ = size;
     part_ = left_ == 0 ? part::trailer : part::data;
     return progress::need_more;
+}
+
+/// Puts a body into chunks while it is written, for a writer that may take only a part. Until the
+/// rest of a chunk has gone out, its last byte counts as not taken, so that the caller comes again.
+class chunked_encoder {
+public:
+    static constexpr std::string_view last_chunk = "0\r\n\r\n";
+
+    /// The next bytes are no part of the body: the head of the answer, or the last chunk.
+    void pass(std::size_t bytes) noexcept { plain_ += bytes; }
+
+    /// Whether the last chunk has yet to be sent. True once; it is the next that is written.
+    bool end() noexcept {
+        if (std::exchange(ended_, true)) return false;
+        pass(last_chunk.size());
+        return true;
+    }
+
+    /// Hands buffers to `write`, which says how much it took, or nothing when it is broken: then
+    /// this object may be gone. How much of them is taken.
+    template <class Write>
+    std::optional<std::size_t> write(std::span<const asio::const_buffer> buffers, Write&& write);
+
+private:
+    static constexpr std::size_t max_chunk = 64 * 1024; // of which the rest is kept here
+    static constexpr std::size_t max_buffers = 64;      // that Asio gives to one call
+
+    std::size_t plain_ = 0;
+    std::string rest_; // of the chunk that a short write cut
+    bool ended_ = false;
+};
+
+template <class Write>
+std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_buffer> buffers,
+                                                  Write&& write) {
+    std::size_t taken = 0;
+    if (!rest_.empty()) {
+        const asio::const_buffer left = asio::buffer(rest_);
+        const std::optional<std::size_t> n = write(std::span(&left, 1));
+        if (!n) return std::nullopt;
+        rest_.erase(0, *n);
+        if (!rest_.empty()) return 0;
+        rest_.shrink_to_fit();
+        taken = 1; // the byte that was owed
+    }
+    for (;;) {
+        std::array<asio::const_buffer, max_buffers> out;
+        std::array<char, 24> header;
+        std::size_t count = 0;
+        std::size_t plain = 0;
+        std::size_t payload = 0;
+        std::size_t header_at = 0;
+        std::size_t skip = taken;
+        for (const asio::const_buffer& whole : buffers) {
+            if (skip >= whole.size()) {
+                skip -= whole.size();
+                continue;
+            }
+            asio::const_buffer left = whole + std::exchange(skip, 0);
+            if (plain < plain_) {
+                out[count] = asio::buffer(left, plain_ - plain);
+                plain += out[count].size();
+                left += out[count++].size();
+            }
+            if (left.size() == 0) continue;
+            if (payload == 0) header_at = count++;
+            if (count + 2 > max_buffers || payload == max_chunk) break;
+            out[count] = asio::buffer(left, max_chunk - payload);
+            payload += out[count++].size();
+        }
+        if (plain + payload == 0) return taken;
+        std::size_t framing = 0;
+        if (payload > 0) {
+            const auto digits = std::to_chars(header.begin(), header.end(), payload, 16).ptr;
+            const auto end = std::copy_n("\r\n", 2, digits);
+            out[header_at] =
+                asio::buffer(header.data(), static_cast<std::size_t>(end - header.data()));
+            out[count++] = asio::buffer("\r\n", 2);
+            framing = out[header_at].size() + 2;
+        }
+        const std::optional<std::size_t> n = write(std::span(out.data(), count));
+        if (!n) return std::nullopt;
+        plain_ -= std::min(plain, *n);
+        if (*n <= plain && *n < plain + payload + framing) return taken + *n;
+        taken += plain + payload;
+        if (*n == plain + payload + framing) continue;
+        std::size_t gone = *n; // a part of the chunk: the rest of it is kept
+        for (std::size_t i = 0; i < count; ++i) {
+            const asio::const_buffer left = out[i] + std::min(gone, out[i].size());
+            gone -= out[i].size() - left.size();
+            rest_.append(static_cast<const char*>(left.data()), left.size());
+        }
+        return taken - 1;
+    }
 }
 
 } // namespace detail
@@ -2466,6 +2580,11 @@ struct outbox {
     std::vector<frame_ref> waiting; ///< Not yet begun.
     std::uint64_t queued = 0;       ///< All so far.
     std::uint64_t written = 0;      ///< Those of them that are written whole.
+
+    void push(frame_ref f) {
+        waiting.push_back(std::move(f));
+        ++queued;
+    }
 };
 
 /// One client, as its feed sees it.
@@ -2649,6 +2768,7 @@ public:
     void hold(receiver& r) noexcept { r.held_ |= receiver::by_program; }
     void release(receiver& r, std::uint8_t by = receiver::by_program);
     void enqueue(receiver& r, frame_ref f);
+    void enqueue(receiver& r, std::vector<frame_ref> several);
     void enqueue_later(receiver& r, frame_ref f);
     void flush(receiver& r);
     bool heartbeat(receiver& r); ///< Whether one could be sent.
@@ -3468,8 +3588,14 @@ inline void feed::name(receiver& r, std::uint64_t number) {
 // --- what streams ask for
 
 inline void feed::enqueue(receiver& r, frame_ref f) {
-    r.own_->waiting.push_back(std::move(f));
-    ++r.own_->queued;
+    r.own_->push(std::move(f));
+    if (std::exchange(r.busy_, true)) return;
+    settle(r);
+    flush(r);
+}
+
+inline void feed::enqueue(receiver& r, std::vector<frame_ref> several) {
+    for (frame_ref& each : several) r.own_->push(std::move(each));
     if (std::exchange(r.busy_, true)) return;
     settle(r);
     flush(r);
@@ -3477,8 +3603,7 @@ inline void feed::enqueue(receiver& r, frame_ref f) {
 
 /// As enqueue(), but others get a turn first, so that what follows goes out in the same write.
 inline void feed::enqueue_later(receiver& r, frame_ref f) {
-    r.own_->waiting.push_back(std::move(f));
-    ++r.own_->queued;
+    r.own_->push(std::move(f));
     if (std::exchange(r.busy_, true)) return;
     settle(r);
     r.yield();
@@ -3790,6 +3915,7 @@ path_pattern::matches(std::string_view path,
                       std::vector<std::pair<std::string_view, std::string_view>>& values,
                       std::string_view& rest) const {
     values.clear();
+    rest = {};
     std::string_view left = text_;
     while (!left.empty() && path.starts_with('/')) {
         if (left == "/*") {
@@ -4172,6 +4298,16 @@ public:
     /// 408.
     asio::awaitable<std::string> body();
 
+    /// The next piece of the body, of any size; empty at its end. For what is worked on as it
+    /// comes: options::body_timeout holds for each piece. Errors: as body().
+    asio::awaitable<std::string> body_some();
+
+    /// Makes this an event stream now: its head is sent before there is a first message. Like one
+    /// that begins with send(), it may come to an end that the client can tell from a broken
+    /// connection: when the handler returns without having subscribed it, its last chunk follows,
+    /// and a connection of HTTP/1.1 serves the next request. Errors: as send().
+    void begin();
+
     /// Makes this an event stream that gets everything published to the topic or below it, and
     /// every broadcast. By default it goes on behind the id with which the client comes back, else
     /// with what is published from now on; what can no longer be given is told in one gap event.
@@ -4198,6 +4334,23 @@ public:
     /// Errors: errc::closed when the client is gone, what `check` finds. Cancellation: terminal; a
     /// message that was not written yet may still be.
     asio::awaitable<void> send(const message& m);
+
+    /// Several in one write, as far as the socket takes them.
+    asio::awaitable<void> send(std::span<const message> several);
+
+    /// The same without waiting: false, and nothing is sent, while what was sent before still waits
+    /// for the client, and when it is gone. Throws what `check` finds.
+    bool try_send(const message& m);
+
+    /// Waits. The client's leaving ends it as it ends all that the handler awaits.
+    asio::awaitable<void> sleep_for(std::chrono::nanoseconds time);
+
+    /// Waits until the client is gone or the stream was ended. Only while the handler runs.
+    asio::awaitable<void> closed();
+
+    /// From now on the handler goes on when the client leaves: open() tells, send() throws
+    /// errc::closed. The end of the server cancels it still. Only while the handler runs.
+    void outlive_client();
 
     /// Adds a header line to the answer, before it begins. Throws std::invalid_argument for a name
     /// that is no token or a value with a line break, std::logic_error once the answer has begun.
@@ -4275,14 +4428,14 @@ private:
     void fail(std::exception_ptr what) override;
 
     asio::awaitable<bool> refused_by(access given);
+    detail::session& session_in_hand(const char* asked) const;
     bool must_begin();
-    void begin_streaming();
+    void begin_streaming(bool finite);
     start resolved(start from) const;
-    template <class Executor>
-    asio::awaitable<void, Executor> write(detail::frame_ref f);
-    asio::awaitable<std::string> read_body();
-    static detail::chunked_decoder::progress take_sized(std::string& input, std::string& body,
-                                                        std::size_t size);
+    asio::awaitable<void> write(detail::frame_ref f);
+    asio::awaitable<void> write(std::vector<detail::frame_ref> several);
+    asio::awaitable<void> written();
+    asio::awaitable<std::string> read_body(bool whole);
 
     detail::tcp_socket socket_;
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
@@ -4296,6 +4449,8 @@ private:
     detail::worker* worker_;
     detail::group* group_ = nullptr;     // that counts the request in hand, or this open stream
     detail::session* session_ = nullptr; // while a coroutine serves it
+    std::unique_ptr<detail::chunked_encoder>
+        chunks_;                                 // of a body that may end before its connection
     std::unique_ptr<asio::ip::address> counted_; // where the limits by address count it
     std::unique_ptr<log_context> log_context_;   // for a stream, when somebody wants to know
     std::uint32_t began_ = 0;                    // as a stream; worker's ms
@@ -4316,10 +4471,7 @@ struct session {
         owner.session_ = this;
         owner.own_ = &box;
     }
-    ~session() {
-        owner.session_ = nullptr;
-        owner.own_ = nullptr;
-    }
+    ~session();
     session(const session&) = delete;
     session& operator=(const session&) = delete;
 
@@ -4351,9 +4503,13 @@ struct session {
     std::string answer_headers; // from the CORS decision
     std::size_t max_body = 0;   // of the request in hand
     bool answered = false;
+    std::uint64_t begun = 0;   // what the box had when the head of a stream was in it
     bool closing = false;      // the answer said so
     bool last_request = false; // the server is being drained
     bool body_taken = false;
+    std::optional<body_decoder> body; // once its reading has begun
+    bool handling = false;            // a handler runs
+    bool outlives_client = false;
     int refusal = 0;                          // the status of a limit that the connection is over
     bool served = false;                      // a request was answered before
     asio::ip::address peer;                   // or whom the PROXY protocol names
@@ -4497,6 +4653,7 @@ public:
 
 private:
     friend class sse::stream;
+    friend struct session;
 
     struct input_ready;
 
@@ -4559,6 +4716,7 @@ private:
     io_awaitable<void> run_handler(stream& s, session& state, group& of, const handler& run);
     io_awaitable<void> answer(stream& s, int status, std::string_view text,
                               std::string_view headers = {});
+    io_awaitable<void> end_chunks(stream& s, session& state);
     io_awaitable<void> linger(stream& s, session& state);
     void mend(stream& s, gap g);
     io_awaitable<void> run_mending(stream_ref s, gap g);
@@ -4586,6 +4744,7 @@ private:
     feed feed_;
     bool fanning_ = false;
     std::vector<stream*> connections_;                     // all; holds a reference to each
+    std::vector<session*> outliving_;                      // whose handlers outlive their clients
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
     steady_timer sweep_timer_;
     std::size_t sweep_at_ = 0;
@@ -4599,6 +4758,12 @@ private:
     std::atomic<std::uint64_t> streaming_{0};
     std::atomic<bool> ended_{false}; // its thread will look at nothing any more
 };
+
+inline session::~session() {
+    if (outlives_client) std::erase(owner.worker_->outliving_, this);
+    owner.session_ = nullptr;
+    owner.own_ = nullptr;
+}
 
 // Here, where worker is complete: C++23 looks at once at what may have to be destroyed.
 inline hub::hub(sse::options o)
@@ -4714,6 +4879,7 @@ inline void worker::shut_down() {
         if (!fanning_) fan_out();
         while (fanning_) fan_out();
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
+        for (session* const state : outliving_) cancel(state->owner);
         sweep_timer_.cancel();
         guard_.reset();
         io_.stop();
@@ -4940,28 +5106,34 @@ inline void worker::watch(stream& s) {
 
 inline void worker::on_input(stream& s) {
     session* const state = s.session_;
-    const bool keep =
-        state && (s.phase_ == stream::phase::head || s.phase_ == stream::phase::body ||
-                  s.phase_ == stream::phase::handling);
+    const bool streaming = s.phase_ == stream::phase::streaming;
+    // Behind a stream that ends with its last chunk another request may stand already.
+    bool keep = state && s.phase_ != stream::phase::lingering &&
+                (!streaming || (s.chunks_ && !state->closing));
     for (std::size_t discarded = 0; discarded < max_discarded;) {
         asio::error_code failed;
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
         if (would_block(failed)) break;
-        if (failed == asio::error::eof && state && s.phase_ != stream::phase::streaming) {
+        if (failed == asio::error::eof && state && !streaming) {
             state->end_of_input = true; // what was asked before may still be answered
             return state->wake();
         }
         if (failed) return close(s, end_reason::client_left);
         if (!keep) {
             discarded += n;
-            if (s.phase_ == stream::phase::streaming) s.discarded_ += static_cast<std::uint32_t>(n);
+            if (streaming) s.discarded_ += static_cast<std::uint32_t>(n);
         } else {
             if (s.phase_ == stream::phase::head && state->input.empty())
                 s.stamp_ = milliseconds_now();
             state->input.append(scratch_->data(), n);
-            if (state->input.size() > state->input_limit) {
+            if (state->input.size() > state->input_limit && !streaming) {
                 state->paused = true;
                 return state->wake();
+            }
+            if (state->input.size() > state->input_limit) { // reading goes on: it may leave
+                state->closing = true;
+                state->input = std::string();
+                keep = false;
             }
         }
         if (n < scratch_->size()) break;
@@ -5060,7 +5232,7 @@ inline void worker::close(stream& s, end_reason why) {
         s.session_->box.waiting.clear();
         s.session_->wake();
     }
-    if (!s.session_) leave_group(s);
+    if (!s.session_ || !s.session_->handling) leave_group(s);
     if (s.counted_) hub_.addresses.leave(*s.counted_);
     if (s.refused_) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
@@ -5076,8 +5248,11 @@ inline void worker::close(stream& s, end_reason why) {
 /// Ends what the handler waits for. Posted, since the handler may be what called us.
 inline void worker::cancel(stream& s) {
     if (!s.session_) return;
-    asio::post(io_, [held = stream_ref(&s)] {
-        if (held->session_) held->session_->cancel.emit(asio::cancellation_type::terminal);
+    asio::post(io_, [this, held = stream_ref(&s)] {
+        session* const state = held->session_;
+        if (state && (!state->outlives_client || stopping_)) {
+            state->cancel.emit(asio::cancellation_type::terminal);
+        }
         if (held->session_) held->session_->cancel_mending.emit(asio::cancellation_type::terminal);
     });
 }
@@ -5280,7 +5455,10 @@ inline std::size_t worker::keep_alive(stream& s) {
 } // namespace detail
 
 inline std::optional<std::size_t> stream::write_some(std::span<const asio::const_buffer> bytes) {
-    return worker_->write_now(*this, bytes);
+    if (!chunks_) return worker_->write_now(*this, bytes);
+    return chunks_->write(bytes, [this](std::span<const asio::const_buffer> framed) {
+        return worker_->write_now(*this, framed);
+    });
 }
 
 inline void stream::await_writable() { worker_->await_writable(*this); }
@@ -5304,7 +5482,16 @@ inline bool stream::mend(const gap& g) {
     return true;
 }
 
-inline void stream::finished() { worker_->depart(*this); }
+inline void stream::finished() {
+    if (phase_ == phase::streaming && chunks_ && chunks_->end()) {
+        rare_->said_farewell = true;
+        cut_ = detail::make_raw_frame(detail::chunked_encoder::last_chunk);
+        cut_at_ = 0;
+        busy_ = true;
+        return worker_->feed_.flush(*this); // then comes again
+    }
+    worker_->depart(*this);
+}
 
 inline void stream::end(end_reason why) { worker_->close(*this, why); }
 
@@ -5427,7 +5614,9 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
     }
     state.request = &request;
     state.answered = false;
+    state.closing = false;
     state.body_taken = false;
+    state.body.reset();
     state.answer_headers.clear();
     enter(s, stream::phase::handling);
     bool another = false;
@@ -5439,7 +5628,7 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
         if (state.refusal != 0) request.keep_alive = false;
         resume_reading(s);
         co_await answer_request(s, state);
-        if (!s.follows()) leave_group(s); // a stream that goes on leaves it when it ends
+        if (!s.follows() || !s.open_) leave_group(s); // a stream that goes on leaves it at its end
         another = s.open_ && s.phase_ == stream::phase::handling && !state.closing;
     }
     state.served = true;
@@ -5619,6 +5808,7 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
         co_return;
     }
     s.group_ = &of;
+    state.handling = true;
     state.max_body = of.max_body_bytes();
     std::exception_ptr failure;
     std::error_code code;
@@ -5631,6 +5821,7 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
         failure = std::current_exception();
         code = e.code();
     } catch (...) { failure = std::current_exception(); }
+    state.handling = false;
     const bool going_down = farewell_ && code == asio::error::operation_aborted;
     const int status = !failure ? 204 : going_down ? 503 : status_of(code);
     const bool client_left =
@@ -5639,9 +5830,12 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
     if (!s.open_ || state.answered) co_return;
     if (s.phase_ == stream::phase::streaming) {
         if (!failure) feed_.release(s);
+        const bool ends_here = !s.follows() && !s.is_finishing();
         if (failure && !s.is_finishing()) {
             s.why_ = client_left ? end_reason::ended : end_reason::failed;
             feed_.remove(s);
+        } else if (ends_here && s.chunks_) {
+            co_await end_chunks(s, state);
         }
         co_return;
     }
@@ -5649,6 +5843,22 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
     // 204 tells an EventSource that there is nothing more to come, for good (HTML 9.2.3).
     const std::string text = status == 500 ? "The request could not be served" : code.message();
     co_await answer(s, status, text + "\n");
+}
+
+/// A stream that its handler has brought to its end: the connection may serve another request.
+inline io_awaitable<void> worker::end_chunks(stream& s, session& state) {
+    co_await sent(s, state);
+    if (!s.open_ || s.is_finishing()) co_return; // meanwhile others have ended it
+    tell_end(s, end_reason::ended);
+    feed_.remove(s);
+    enter(s, stream::phase::handling); // nothing of a stream comes any more
+    s.chunks_->pass(chunked_encoder::last_chunk.size());
+    feed_.enqueue(s, make_raw_frame(chunked_encoder::last_chunk));
+    co_await sent(s, state);
+    s.chunks_.reset();
+    s.held_ = 0;
+    s.primed_ = false;
+    state.closing = state.closing || farewell_ != nullptr;
 }
 
 inline frame_ref make_answer(session& state, int status, std::string_view type,
@@ -5746,6 +5956,14 @@ inline asio::awaitable<bool> stream::refused_by(access given) {
     co_return false;
 }
 
+inline detail::session& stream::session_in_hand(const char* asked) const {
+    if (!session_) {
+        throw std::logic_error(std::string("sse::stream::") + asked +
+                               ": only while the handler runs");
+    }
+    return *session_;
+}
+
 /// Whether the head of an event stream is still to be sent. Throws where there can be none.
 inline bool stream::must_begin() {
     const bool first = phase_ != phase::streaming;
@@ -5756,25 +5974,31 @@ inline bool stream::must_begin() {
     if (first && (!session_ || session_->answered)) {
         throw std::logic_error("sse::stream: this request has its answer already");
     }
-    if (first && !detail::accepts_event_stream(request())) {
-        throw std::system_error(errc::not_acceptable, "sse::stream");
-    }
     return first;
 }
 
 /// Sends the head of an event stream, after the subscription holds: what is published once the
 /// client knows of its stream reaches it. Others get a turn first, so that what is replayed goes
 /// out in the same write.
-inline void stream::begin_streaming() {
+inline void stream::begin_streaming(bool finite) {
+    using detail::chunked_encoder;
+    const bool chunked = finite && request().takes_chunks() && !request().is_head() &&
+                         session_->may_serve_another() && !worker_->farewell_;
     worker_->enter(*this, phase::streaming);
-    session_->input.clear();
+    if (!chunked) session_->input.clear();
     worker_->resume_reading(*this);
-    // The end of the connection ends the body: one encoding serves HTTP/1.0 and HTTP/1.1.
-    worker_->feed_.enqueue_later(*this, detail::make_raw_frame(detail::answer_head(
-                                            200, "Content-Type: text/event-stream\r\n"
-                                                 "Cache-Control: no-cache, no-transform\r\n"
-                                                 "X-Accel-Buffering: no\r\nConnection: close\r\n" +
-                                                     session_->answer_headers)));
+    // Otherwise the end of the connection ends the body, in HTTP/1.0 as in HTTP/1.1.
+    const std::string head = detail::answer_head(
+        200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
+             "X-Accel-Buffering: no\r\n" +
+                 std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "Connection: close\r\n") +
+                 session_->answer_headers);
+    if (chunked) {
+        chunks_ = std::make_unique<chunked_encoder>();
+        chunks_->pass(head.size());
+    }
+    worker_->feed_.enqueue_later(*this, detail::make_raw_frame(head));
+    session_->begun = session_->box.queued;
     if (request().is_head()) {
         worker_->hub_.log_request(request(), 200);
         throw std::system_error(errc::closed, "sse::stream: HEAD has no body");
@@ -5798,6 +6022,9 @@ inline start stream::resolved(start from) const {
 inline void stream::subscribe(std::string_view topic, subscribe_options how) {
     const std::string canonical = detail::checked_topic(topic);
     const bool first = must_begin();
+    if (first && !detail::accepts_event_stream(request())) {
+        throw std::system_error(errc::not_acceptable, "sse::stream");
+    }
     const bool head_only = first && request().is_head();
     if (!head_only) {
         // What is held is to follow a snapshot: what came before it is no longer of use.
@@ -5811,7 +6038,7 @@ inline void stream::subscribe(std::string_view topic, subscribe_options how) {
         worker_->subscribe(*this, canonical, from, how, false);
         if (how.held) worker_->feed_.hold(*this);
     }
-    if (first) begin_streaming();
+    if (first) begin_streaming(false);
 }
 
 inline bool stream::unsubscribe(std::string_view topic) {
@@ -5841,25 +6068,87 @@ inline sse::lag stream::lag() const { return worker_->feed_.lag_of(*this); }
 
 inline stream_info stream::info() { return worker_->info(*this); }
 
-template <class Executor>
-asio::awaitable<void, Executor> stream::write(detail::frame_ref f) {
+/// Suspends until all that is in the box now is written.
+inline asio::awaitable<void> stream::written() {
+    const std::uint64_t mine = session_->box.queued;
+    // A handler that never has to wait would keep its thread to itself.
+    if (mine % 64 == 0) co_await asio::post(socket_.get_executor(), asio::use_awaitable);
+    while (open_ && session_->box.written < mine) {
+        co_await session_->change<asio::any_io_executor>();
+    }
+    if (session_->box.written < mine) throw std::system_error(errc::closed, "sse::stream");
+}
+
+inline asio::awaitable<void> stream::write(detail::frame_ref f) {
     if (!open()) throw std::system_error(errc::closed, "sse::stream");
-    if (!session_) throw std::logic_error("sse::stream: only while its handler runs");
-    detail::outbox& box = session_->box;
+    session_in_hand("send");
     worker_->refresh();
     worker_->feed_.enqueue(*this, std::move(f));
-    const std::uint64_t mine = box.queued;
-    // A handler that never has to wait would keep its thread to itself.
-    if (mine % 64 == 0)
-        co_await asio::post(socket_.get_executor(), asio::use_awaitable_t<Executor>{});
-    while (open_ && box.written < mine) co_await session_->change<Executor>();
-    if (box.written < mine) throw std::system_error(errc::closed, "sse::stream");
+    co_await written();
+}
+
+inline asio::awaitable<void> stream::write(std::vector<detail::frame_ref> several) {
+    if (!open()) throw std::system_error(errc::closed, "sse::stream");
+    session_in_hand("send");
+    worker_->refresh();
+    worker_->feed_.enqueue(*this, std::move(several));
+    co_await written();
+}
+
+inline void stream::begin() {
+    if (must_begin()) begin_streaming(true);
 }
 
 inline asio::awaitable<void> stream::send(const message& m) {
     detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
-    if (must_begin()) begin_streaming();
-    return write<asio::any_io_executor>(std::move(f));
+    begin();
+    return write(std::move(f));
+}
+
+inline asio::awaitable<void> stream::send(std::span<const message> several) {
+    std::vector<detail::frame_ref> frames;
+    for (const message& m : several) {
+        frames.push_back(detail::make_frame(detail::frame::kind::one, {}, m));
+    }
+    begin();
+    return write(std::move(frames));
+}
+
+inline bool stream::try_send(const message& m) {
+    detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
+    if (!open() || !session_) return false;
+    begin();
+    const detail::outbox& box = session_->box;
+    if (box.written < box.queued && box.queued > session_->begun) return false;
+    worker_->refresh();
+    worker_->feed_.enqueue(*this, std::move(f));
+    return true;
+}
+
+inline asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) {
+    detail::steady_timer timer(socket_.get_executor(), time);
+    co_await timer.async_wait(asio::use_awaitable);
+}
+
+inline asio::awaitable<void> stream::closed() {
+    detail::session& state = session_in_hand("closed");
+    const bool throws = co_await asio::this_coro::throw_if_cancelled();
+    co_await asio::this_coro::throw_if_cancelled(false);
+    bool cancelled = false;
+    while (open() && !cancelled) {
+        co_await state.change<asio::any_io_executor>();
+        const auto asked = co_await asio::this_coro::cancellation_state;
+        cancelled = asked.cancelled() != asio::cancellation_type::none;
+    }
+    co_await asio::this_coro::throw_if_cancelled(throws);
+    if (open()) throw std::system_error(asio::error::operation_aborted, "sse::stream::closed");
+}
+
+inline void stream::outlive_client() {
+    detail::session& state = session_in_hand("outlive_client");
+    if (state.outlives_client) return;
+    worker_->outliving_.push_back(&state);
+    state.outlives_client = true;
 }
 
 inline void stream::end_after(std::chrono::milliseconds time) {
@@ -5898,44 +6187,37 @@ inline asio::awaitable<void> stream::respond(int status, std::string_view conten
     session_->answered = true;
     session_->last_request = worker_->farewell_ != nullptr;
     worker_->hub_.log_request(request(), status);
-    return write<asio::any_io_executor>(
-        detail::make_answer(*session_, status, content_type, text, {}));
+    return write(detail::make_answer(*session_, status, content_type, text, {}));
 }
 
-inline asio::awaitable<std::string> stream::body() {
-    if (request().content_length > session_->max_body) {
+inline asio::awaitable<std::string> stream::body() { return read_body(true); }
+
+inline asio::awaitable<std::string> stream::body_some() { return read_body(false); }
+
+/// Whole, or what has come of it.
+inline asio::awaitable<std::string> stream::read_body(bool whole) {
+    using progress = detail::body_decoder::progress;
+    detail::session& state = session_in_hand("body");
+    if (!state.body_is_left()) co_return std::string();
+    if (request().content_length > state.max_body) {
         throw std::system_error(errc::body_too_large, "sse::stream::body");
     }
-    return read_body();
-}
-
-/// A body of known size, taken from the input as it comes.
-inline detail::chunked_decoder::progress stream::take_sized(std::string& input, std::string& body,
-                                                            std::size_t size) {
-    const std::size_t n = std::min(input.size(), size - body.size());
-    body.append(input, 0, n);
-    input.erase(0, n);
-    return body.size() == size ? detail::chunked_decoder::progress::complete
-                               : detail::chunked_decoder::progress::need_more;
-}
-
-inline asio::awaitable<std::string> stream::read_body() {
-    using progress = detail::chunked_decoder::progress;
-    detail::session& state = *session_;
-    if (!state.body_is_left()) co_return std::string();
-    const auto expect = request().header("Expect");
-    if (expect && state.input.empty() && detail::equal_ignoring_case(*expect, "100-continue")) {
-        worker_->feed_.enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
+    if (!state.body) {
+        state.body = request().chunked ? detail::body_decoder::of_chunks(state.max_body)
+                                       : detail::body_decoder::of_size(request().content_length);
+        const auto expect = request().header("Expect");
+        if (expect && state.input.empty() && detail::equal_ignoring_case(*expect, "100-continue")) {
+            worker_->feed_.enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
+            co_await written();
+        }
     }
     worker_->enter(*this, phase::body);
-    const bool chunked = request().chunked;
-    const auto size = static_cast<std::size_t>(request().content_length);
-    detail::chunked_decoder chunks(state.max_body);
-    std::string whole;
+    std::string piece;
     progress now = progress::need_more;
     for (;;) {
-        now = chunked ? chunks.feed(state.input) : take_sized(state.input, whole, size);
-        if (now != progress::need_more) break;
+        now = state.body->feed(state.input);
+        piece += state.body->take();
+        if (now != progress::need_more || (!whole && !piece.empty())) break;
         if (!open_ || state.end_of_input || state.timed_out) break;
         worker_->resume_reading(*this);
         co_await state.change<asio::any_io_executor>();
@@ -5944,8 +6226,8 @@ inline asio::awaitable<std::string> stream::read_body() {
     worker_->resume_reading(*this);
     worker_->enter(*this, phase::handling);
     state.body_taken = now == progress::complete;
-    if (state.body_taken) co_return chunked ? chunks.take_body() : std::move(whole);
-    const bool too_large = chunks.why_refused().status == 413;
+    if (state.body_taken || (!whole && !piece.empty())) co_return piece;
+    const bool too_large = state.body->why_refused().status == 413;
     const errc why = too_large         ? errc::body_too_large
                      : state.timed_out ? errc::body_timeout
                                        : errc::bad_body;
@@ -6310,9 +6592,10 @@ inline std::string_view media_type(std::string_view path) noexcept {
 
 inline asio::awaitable<void> respond_file(stream& s, const std::string& path) {
     std::ifstream in(path, std::ios::binary);
-    std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    in.peek(); // a directory opens, and cannot be read
     const bool known = in.is_open() && !in.bad();
-    if (!known) text = "The server cannot read the file of this page\n";
+    std::string text = "The server cannot read the file of this page\n";
+    if (known) text.assign(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
     std::string_view type = "text/plain; charset=utf-8";
     if (known) type = media_type(path);
     co_await s.respond(known ? 200 : 404, type, text);

@@ -27,8 +27,8 @@ using support::random_ends;
 
 namespace {
 
-using sse::detail::chunked_decoder;
-using progress = chunked_decoder::progress;
+using sse::detail::body_decoder;
+using progress = body_decoder::progress;
 
 constexpr std::size_t default_limit = 1024 * 1024;
 constexpr std::size_t longest_line = 1024;  // of a size, an extension, a trailer, with its CR LF
@@ -55,7 +55,7 @@ struct outcome {
 
 /// What becomes of bytes that arrive in pieces which end at these places, the last at their end.
 outcome decode(std::string_view bytes, const std::vector<std::size_t>& ends, std::size_t limit) {
-    chunked_decoder decoder(limit);
+    auto decoder = body_decoder::of_chunks(limit);
     outcome o;
     std::size_t at = 0;
     for (const std::size_t end : ends) {
@@ -73,7 +73,7 @@ outcome decode(std::string_view bytes, const std::vector<std::size_t>& ends, std
         o.rest.clear(); // after a refusal nobody looks at it again
         return o;
     }
-    o.body = decoder.take_body();
+    o.body = decoder.take();
     return o;
 }
 
@@ -397,7 +397,7 @@ std::string trailers_of(std::size_t size) {
 
 /// How many of endless bytes a decoder takes before it refuses.
 std::size_t bytes_until_refused(std::string_view start, std::string_view again) {
-    chunked_decoder decoder(default_limit);
+    auto decoder = body_decoder::of_chunks(default_limit);
     std::string input(start);
     std::size_t fed = start.size();
     while (decoder.feed(input) == progress::need_more) {
@@ -494,20 +494,20 @@ TEST_CASE("a thousand chunks of one byte are accepted") {
 }
 
 TEST_CASE("a refused body stays refused, a complete one complete, whatever comes behind it") {
-    chunked_decoder refused(default_limit);
+    auto refused = body_decoder::of_chunks(default_limit);
     std::string input = "x\r\n";
     CHECK(refused.feed(input) == progress::refused);
     input = "0\r\n\r\n";
     CHECK(refused.feed(input) == progress::refused);
     CHECK(refused.why_refused().status == 400);
 
-    chunked_decoder complete(default_limit);
+    auto complete = body_decoder::of_chunks(default_limit);
     input = "1\r\na\r\n0\r\n\r\nx\r\n";
     CHECK(complete.feed(input) == progress::complete);
     CHECK(complete.feed(input) == progress::complete);
     CHECK(input == "x\r\n");
     CHECK(complete.why_refused().status == 0);
-    CHECK(complete.take_body() == "a");
+    CHECK(complete.take() == "a");
 }
 
 // ---- random -------------------------------------------------------------------------------------

@@ -290,10 +290,11 @@ struct connect_options {
     deadline until = patience;
 };
 
-/// How the peer ended a connection.
+/// How the peer ended a connection, or a stream.
 enum class ending {
-    fin,   ///< In order: every byte it sent has arrived.
-    reset, ///< By RST: bytes may be lost.
+    fin,        ///< In order: every byte it sent has arrived.
+    reset,      ///< By RST: bytes may be lost.
+    last_chunk, ///< By the last chunk of its body; the connection goes on.
 };
 
 /// One TCP connection. Received bytes that no read has consumed yet wait in a buffer.
@@ -534,6 +535,49 @@ inline response http_get(std::uint16_t port, std::string_view target,
 
 // ---- event client -------------------------------------------------------------------------------
 
+/// Takes chunks apart, as they come. Strict: throws `bad_response` for what is no chunk as a server
+/// must write it: a size in hexadecimal digits alone, CR LF, the bytes, CR LF.
+class chunk_reader {
+public:
+    std::string feed(std::string_view bytes) {
+        std::string body;
+        input_ += bytes;
+        for (;;) {
+            if (left_ > 0) {
+                const std::size_t n = std::min(left_, input_.size());
+                body.append(input_, 0, n);
+                input_.erase(0, n);
+                left_ -= n;
+                if (left_ > 0) return body;
+                behind_data_ = true;
+            }
+            const std::size_t end = input_.find("\r\n");
+            if (end == input_.npos || ended_) return body;
+            const std::string line = input_.substr(0, end);
+            input_.erase(0, end + 2);
+            if (behind_data_ || in_trailer_) {
+                if (!line.empty()) throw bad_response("behind a chunk stands " + show(line));
+                ended_ = in_trailer_;
+                behind_data_ = in_trailer_ = false;
+                continue;
+            }
+            if (line.empty() || line.find_first_not_of("0123456789abcdef") != line.npos)
+                throw bad_response("no chunk size: " + show(line));
+            left_ = std::stoul(line, nullptr, 16);
+            in_trailer_ = left_ == 0;
+        }
+    }
+    bool ended() const { return ended_; }
+    const std::string& rest() const { return input_; } ///< What came behind the last chunk.
+
+private:
+    std::string input_;
+    std::size_t left_ = 0;
+    bool behind_data_ = false;
+    bool in_trailer_ = false;
+    bool ended_ = false;
+};
+
 /// Subscribes on construction: when it returns, the head has come and it is 200, text/event-stream.
 /// Any other answer throws `bad_response`; to look at a refusal use http_get().
 class event_client {
@@ -550,6 +594,7 @@ public:
             throw bad_response("no event stream at " + std::string(target) + ": status " +
                                std::to_string(head_.status) + ", type \"" + type + "\", " +
                                show(connection_.received()));
+        if (head_.header("Transfer-Encoding") == "chunked") chunks_.emplace();
     }
 
     const response& head() const { return head_; }
@@ -582,7 +627,7 @@ public:
     /// Reads until the server ends the stream. Events that come meanwhile are kept for next().
     ending wait_for_close(deadline until = patience) {
         while (receive(until, "the end")) {}
-        return *connection_.ended();
+        return chunks_ && chunks_->ended() ? ending::last_chunk : *connection_.ended();
     }
 
     void close() { connection_.close(); }
@@ -606,6 +651,7 @@ private:
 
     // False at the end of the stream. Bytes that came with the head are there without receiving.
     bool receive(deadline until, const char* what) {
+        if (chunks_ && chunks_->ended()) return false;
         if (connection_.received().empty()) {
             bool more = false;
             try {
@@ -615,7 +661,8 @@ private:
             }
             if (!more) return false;
         }
-        const std::string bytes = connection_.read_until([](const std::string&) { return true; });
+        std::string bytes = connection_.read_until([](const std::string&) { return true; });
+        if (chunks_) bytes = chunks_->feed(bytes);
         decoder_.feed(bytes);
         for (decoded& event : decoder_.take_events()) events_.push_back(std::move(event));
         for (std::string& comment : decoder_.take_comments())
@@ -633,6 +680,7 @@ private:
 
     connection connection_;
     response head_;
+    std::optional<chunk_reader> chunks_; // when the body comes in such
     event_stream_decoder decoder_;
     std::deque<decoded> events_;
     std::deque<std::string> comments_;
