@@ -34,6 +34,7 @@
 //     >>stream   one client
 //     >>worker   one thread: drains the ring, writes to its sockets, keeps the deadlines
 //     >>connection  a worker's coroutines, from accept to the end
+//     >>job      work that runs on while viewers come, leave and come back
 //     >>server   accept, spread over the workers, publish, stop
 //
 // How a message travels:
@@ -2530,6 +2531,16 @@ inline std::string make_id(std::string_view epoch, std::uint64_t number) {
     return std::string(epoch) + "-" + std::to_string(number);
 }
 
+/// The epoch and the number of such an id, or nothing for what can be none.
+inline std::optional<std::pair<std::string_view, std::uint64_t>> parse_id(std::string_view id) {
+    const std::size_t dash = std::min(id.rfind('-'), id.size());
+    const std::string_view digits = id.substr(std::min(dash + 1, id.size()));
+    std::uint64_t number = 0;
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+    if (!is_digits(digits) || parsed.ec != std::errc()) return std::nullopt;
+    return std::pair(id.substr(0, dash), number);
+}
+
 /// How many bytes the character of UTF-8 has with which the text begins (RFC 3629 4); 0: none.
 inline std::size_t utf8_size(std::string_view text) noexcept {
     const auto at = [&](std::size_t i) {
@@ -3498,17 +3509,12 @@ inline std::uint64_t feed::place_of_last(node& where, std::size_t count) const {
 inline std::uint64_t feed::place_of_id(receiver& r, const std::string& id,
                                        std::uint64_t published) {
     if (const auto own = log_.find_id(id)) return *own + 1;
-    const std::string_view text = id;
-    const std::size_t dash = std::min(text.rfind('-'), text.size());
-    const std::string_view epoch = text.substr(0, dash);
-    const std::string_view digits = text.substr(std::min(dash + 1, text.size()));
-    std::uint64_t number = 0;
-    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-    const bool of_ours =
-        is_digits(digits) && parsed.ec == std::errc() && epoch.size() == settings_.epoch.size();
-    if (of_ours && epoch == settings_.epoch && number <= published) return number;
+    const auto parts = parse_id(id);
+    const bool of_ours = parts && parts->first.size() == settings_.epoch.size();
+    const bool of_epoch = of_ours && parts->first == settings_.epoch;
+    if (of_epoch && parts->second <= published) return parts->second;
     if (!r.rare().unknown_id) {
-        const bool other = of_ours && epoch != settings_.epoch;
+        const bool other = of_ours && !of_epoch;
         r.rare().pending = gap{other ? gap_reason::epoch : gap_reason::unknown, id, {}};
         r.rare().unknown_id = true; // one word for all topics
     }
@@ -4392,6 +4398,7 @@ private:
     friend class detail::worker;
     friend struct detail::session;
     friend class detail::local_ref<stream>;
+    friend class jobs;
     friend class server;
 
     enum class phase : std::uint8_t {
@@ -6232,6 +6239,330 @@ inline asio::awaitable<std::string> stream::read_body(bool whole) {
                      : state.timed_out ? errc::body_timeout
                                        : errc::bad_body;
     throw std::system_error(why, "sse::stream::body");
+}
+
+// >>job ///////////////////////////////////////////////////////////////////////////////////////////
+// Work that goes on by itself while viewers attach, leave and resume by id: a bounded log of its
+// own for each job, apart from the server's ring and history. Needs >>stream. Tests: tests/jobs.cpp
+
+struct job_options {
+    /// Messages kept of each job for viewers to come, and their bytes. Who missed one is told.
+    std::size_t history = 4096;
+    std::size_t history_bytes = 4 * 1024 * 1024;
+    /// How long a finished job can still be looked at.
+    std::chrono::milliseconds keep{600'000};
+    /// Jobs at once; the oldest finished ones make room for new ones.
+    std::size_t max_jobs = 10'000;
+    /// The event that tells a viewer what it missed.
+    std::string gap_event = "gap";
+};
+
+namespace detail {
+
+/// What a job has sent. Places are counted from 0; the id `<epoch>-<n>` means "everything before
+/// place n". Thread safety: any thread.
+class job_log {
+public:
+    using clock = std::chrono::steady_clock;
+
+    explicit job_log(const job_options& o)
+        : max_frames_(o.history), max_bytes_(o.history_bytes), gap_event_(o.gap_event) {}
+
+    /// False, and nothing is appended, behind the last message.
+    bool push(const message& m, bool last);
+
+    struct batch {
+        std::vector<frame_ref> frames;
+        std::uint64_t from = 0;  ///< Where they begin.
+        std::uint64_t next = 0;  ///< The place behind them.
+        bool ends = false;       ///< And behind everything.
+        std::optional<gap> lost; ///< Comes before them.
+    };
+    /// What a viewer gets at a place; ephemeral messages only from `live_from` on.
+    batch read(std::uint64_t place, std::uint64_t live_from) const;
+
+    /// Where a viewer begins that comes with an id, or with none; and what it missed by then.
+    std::pair<std::uint64_t, std::optional<gap>> place_of(const std::string& id) const;
+
+    std::uint64_t end() const noexcept { return end_.load(std::memory_order_acquire); }
+    std::string id_of(std::uint64_t place) const { return make_id(epoch_, place); }
+    const std::string& gap_event() const noexcept { return gap_event_; }
+
+    /// When its last message came, or nothing while it runs.
+    std::optional<clock::time_point> finished_at() const {
+        const std::lock_guard lock(mutex_);
+        return finished_at_;
+    }
+
+    detail::room changed;                ///< Notified of every message.
+    std::atomic<std::size_t> viewers{0}; ///< Who follows it now.
+
+private:
+    static constexpr std::size_t batch_frames = 64;
+
+    void remove(std::map<std::uint64_t, frame_ref>::iterator which);
+    void forget_oldest();
+
+    const std::size_t max_frames_;
+    const std::size_t max_bytes_;
+    const std::string gap_event_;
+    const std::string epoch_ = make_epoch();
+    mutable std::mutex mutex_;
+    std::map<std::uint64_t, frame_ref> frames_;             // by place; only the newest of a key
+    std::unordered_map<std::string, std::uint64_t> newest_; // of a key
+    std::uint64_t forgotten_ = 0;                           // one past the last that was lost
+    std::size_t bytes_ = 0;
+    std::atomic<std::uint64_t> end_{0};
+    std::optional<clock::time_point> finished_at_;
+};
+
+inline bool job_log::push(const message& m, bool last) {
+    frame_ref f = make_frame(frame::kind::topic, {}, m);
+    {
+        const std::lock_guard lock(mutex_);
+        if (finished_at_) return false;
+        const std::uint64_t place = end_.load(std::memory_order_relaxed);
+        f->stamp(epoch_, place + 1);
+        if (!m.key.empty()) {
+            const auto [known, is_new] = newest_.try_emplace(std::string(m.key), place);
+            if (!is_new) remove(frames_.find(std::exchange(known->second, place)));
+        }
+        bytes_ += f->bytes().size();
+        frames_.emplace_hint(frames_.end(), place, std::move(f));
+        if (last) finished_at_ = clock::now();
+        while (frames_.size() > max_frames_ || (bytes_ > max_bytes_ && frames_.size() > 1)) {
+            forget_oldest();
+        }
+        end_.store(place + 1, std::memory_order_release);
+    }
+    changed.notify();
+    return true;
+}
+
+inline void job_log::remove(std::map<std::uint64_t, frame_ref>::iterator which) {
+    bytes_ -= which->second->bytes().size();
+    frames_.erase(which);
+}
+
+inline void job_log::forget_oldest() {
+    const auto oldest = frames_.begin();
+    const frame& f = *oldest->second;
+    if (!f.ephemeral()) forgotten_ = oldest->first + 1;
+    if (!f.key().empty()) newest_.erase(std::string(f.key()));
+    remove(oldest);
+}
+
+inline job_log::batch job_log::read(std::uint64_t place, std::uint64_t live_from) const {
+    batch found;
+    const std::lock_guard lock(mutex_);
+    found.from = std::max(place, forgotten_);
+    if (place < forgotten_) {
+        found.lost = gap{gap_reason::lapped, id_of(place), id_of(forgotten_)};
+    }
+    auto at = frames_.lower_bound(found.from);
+    for (; at != frames_.end() && found.frames.size() < batch_frames; ++at) {
+        const frame_ref& f = at->second;
+        if (!f->ephemeral() || at->first >= live_from) found.frames.push_back(f);
+    }
+    const std::uint64_t end = end_.load(std::memory_order_relaxed);
+    found.next = at == frames_.end() ? end : at->first;
+    found.ends = finished_at_ && found.next == end;
+    return found;
+}
+
+inline std::pair<std::uint64_t, std::optional<gap>> job_log::place_of(const std::string& id) const {
+    const std::lock_guard lock(mutex_);
+    const std::uint64_t end = end_.load(std::memory_order_relaxed);
+    const auto parts = parse_id(id);
+    const bool of_epoch = parts && parts->first == epoch_ && parts->second <= end;
+    const std::uint64_t place = of_epoch ? parts->second : 0;
+    if (!id.empty() && !of_epoch) {
+        const bool other = parts && parts->first.size() == epoch_.size() && parts->first != epoch_;
+        const auto reason = other ? gap_reason::epoch : gap_reason::unknown;
+        return {forgotten_, gap{reason, id, id_of(forgotten_)}};
+    }
+    if (place >= forgotten_) return {place, std::nullopt};
+    return {forgotten_, gap{gap_reason::too_old, id_of(place), id_of(forgotten_)}};
+}
+
+/// Counts a viewer while it is there.
+class viewer_count {
+public:
+    explicit viewer_count(std::atomic<std::size_t>& count) noexcept : count_(count) { ++count_; }
+    ~viewer_count() { --count_; }
+    viewer_count(const viewer_count&) = delete;
+    viewer_count& operator=(const viewer_count&) = delete;
+
+private:
+    std::atomic<std::size_t>& count_;
+};
+
+} // namespace detail
+
+/// The producer of a job. Thread safety: any thread. One that is destroyed before it is finished
+/// ends its job with the event "abandoned", lest viewers wait for ever.
+class job {
+public:
+    job(job&&) noexcept = default;
+    job& operator=(job&& other) noexcept {
+        std::swap(name_, other.name_);
+        std::swap(log_, other.log_);
+        return *this;
+    }
+    ~job() {
+        if (!log_) return;
+        try {
+            log_->push({.event = "abandoned"}, true);
+        } catch (...) {} // no memory: its viewers wait until their streams end
+    }
+
+    const std::string& name() const noexcept { return name_; }
+
+    /// Sends to all viewers, also to those to come. A newer message with the same key takes the
+    /// place of an older one, for who has not had that; an ephemeral one is for who is there now.
+    /// Errors: errc::closed behind finish(), what `check` finds; std::invalid_argument for an id,
+    /// since a job numbers its messages itself.
+    void send(const message& m) { push(m, false); }
+
+    /// The last message. Errors: as send().
+    void finish(const message& last = {.event = "done"}) { push(last, true); }
+
+    /// How many streams look at it now.
+    std::size_t viewers() const noexcept { return log_->viewers; }
+
+private:
+    friend class jobs;
+    job(std::string name, std::shared_ptr<detail::job_log> log) noexcept
+        : name_(std::move(name)), log_(std::move(log)) {}
+
+    void push(const message& m, bool last) {
+        if (m.id) {
+            throw std::invalid_argument("sse::job: a job numbers its messages itself; leave the id "
+                                        "out, or put it into data");
+        }
+        if (!log_->push(m, last)) throw std::system_error(errc::closed, "sse::job: finished");
+    }
+
+    std::string name_;
+    std::shared_ptr<detail::job_log> log_;
+};
+
+/// Jobs by name.
+///
+///     sse::jobs jobs;
+///     server.route("GET", "/jobs/{id}", [&](sse::stream& s) {
+///         return jobs.serve(s, s.request().path_value("id"));
+///     });
+///     sse::job job = jobs.start("42"); // then, on any thread: job.send(...), job.finish()
+///
+/// Thread safety: any thread. Independent of servers; what serve() returned does not refer to it.
+class jobs {
+public:
+    /// Throws std::invalid_argument for an option that cannot work.
+    explicit jobs(job_options o = {});
+
+    /// Errors: errc::job_exists, errc::too_many_jobs.
+    job start(std::string name);
+
+    /// Whether it runs or is kept.
+    bool known(std::string_view name) const { return find(name) != nullptr; }
+
+    /// Serves a viewer until it leaves or has had the last message: from behind the id with which
+    /// it comes back, or from the oldest message kept; what is lost is told in a gap event. Who has
+    /// had the last message already gets 204, which ends an EventSource for good; who asks for a
+    /// job that is not known gets 404.
+    asio::awaitable<void> serve(stream& s, std::string_view name) const {
+        return serve_log(s, find(name));
+    }
+
+private:
+    using log_ref = std::shared_ptr<detail::job_log>;
+
+    log_ref find(std::string_view name) const;
+    bool is_over(const detail::job_log& log) const;
+    static asio::awaitable<void> serve_log(stream& s, log_ref log);
+    static asio::awaitable<void> tell(stream& s, const detail::job_log& log, gap g,
+                                      std::uint64_t place);
+
+    const job_options options_;
+    mutable std::mutex mutex_;
+    std::map<std::string, log_ref, std::less<>> logs_;
+};
+
+inline jobs::jobs(job_options o) : options_(std::move(o)) {
+    const auto require = [](bool right, const char* what) {
+        if (!right) throw std::invalid_argument(std::string("sse::job_options::") + what);
+    };
+    require(options_.history > 0, "history must be at least 1 message");
+    require(options_.history_bytes > 0, "history_bytes must be at least 1");
+    require(options_.keep.count() >= 0, "keep must not be negative");
+    require(options_.max_jobs > 0, "max_jobs must be at least 1");
+    require(!options_.gap_event.empty() && !check({.event = options_.gap_event}),
+            "gap_event must be a name without line breaks");
+}
+
+inline bool jobs::is_over(const detail::job_log& log) const {
+    const auto finished = log.finished_at();
+    return finished && detail::job_log::clock::now() - *finished >= options_.keep;
+}
+
+inline job jobs::start(std::string name) {
+    const std::lock_guard lock(mutex_);
+    std::erase_if(logs_, [this](const auto& one) { return is_over(*one.second); });
+    if (logs_.contains(name)) throw std::system_error(errc::job_exists, "sse::jobs '" + name + "'");
+    if (logs_.size() >= options_.max_jobs) {
+        auto oldest = logs_.end();
+        for (auto at = logs_.begin(); at != logs_.end(); ++at) {
+            const auto finished = at->second->finished_at();
+            if (!finished) continue;
+            if (oldest == logs_.end() || *finished < *oldest->second->finished_at()) oldest = at;
+        }
+        if (oldest == logs_.end()) throw std::system_error(errc::too_many_jobs, "sse::jobs");
+        logs_.erase(oldest);
+    }
+    auto log = std::make_shared<detail::job_log>(options_);
+    logs_.emplace(name, log);
+    return {std::move(name), std::move(log)};
+}
+
+inline jobs::log_ref jobs::find(std::string_view name) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = logs_.find(name);
+    return found == logs_.end() || is_over(*found->second) ? nullptr : found->second;
+}
+
+inline asio::awaitable<void> jobs::tell(stream& s, const detail::job_log& log, gap g,
+                                        std::uint64_t place) {
+    const std::string data = detail::to_json(g);
+    const std::string id = log.id_of(place);
+    return s.send({.event = log.gap_event(), .data = data, .id = std::string_view(id)});
+}
+
+inline asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
+    if (!log) {
+        co_await s.respond(404, "text/plain; charset=utf-8", "No such job, or not any more\n");
+        co_return;
+    }
+    const detail::viewer_count counted(log->viewers);
+    const std::string id = detail::last_event_id(s.request());
+    const std::uint64_t live_from = log->end();
+    const auto [from, missed] = log->place_of(id);
+    std::uint64_t next = from;
+    if (!missed && !id.empty() && next == live_from && log->finished_at()) {
+        co_await s.respond(204, {}, {});
+        co_return;
+    }
+    s.begin();
+    if (missed) co_await tell(s, *log, *missed, from);
+    const auto has_all = [&next, l = log.get()] { return l->end() == next; };
+    for (;;) {
+        detail::job_log::batch found = log->read(next, live_from);
+        if (found.lost) co_await tell(s, *log, *found.lost, found.from);
+        if (!found.frames.empty()) co_await s.write(std::move(found.frames));
+        next = found.next;
+        if (found.ends) co_return;
+        co_await log->changed.async_wait(has_all);
+    }
 }
 
 // >>server ////////////////////////////////////////////////////////////////////////////////////////
