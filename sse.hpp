@@ -34,8 +34,9 @@
 //     >>stream   one client
 //     >>worker   one thread: drains the ring, writes to its sockets, keeps the deadlines
 //     >>connection  a worker's coroutines, from accept to the end
+//     >>lifecycle  listens, accepts, spreads connections over the workers, drains, stops
 //     >>job      work that runs on while viewers come, leave and come back
-//     >>server   accept, spread over the workers, publish, stop
+//     >>server   what the program calls: routes, start, publish, stop
 //
 // How a message travels:
 //
@@ -4144,6 +4145,7 @@ private:
 };
 
 class worker;
+class lifecycle;
 
 /// Nothing is there now, or there is no room now: no failure of the socket.
 inline bool would_block(const asio::error_code& code) noexcept {
@@ -4163,9 +4165,12 @@ inline std::string make_epoch() {
 }
 
 struct hub {
-    explicit hub(sse::options o);
-
+    hub(sse::options o, const std::vector<asio::io_context*>& contexts);
     ~hub();
+
+    /// The worker on whose thread the call is made, or nothing.
+    worker* worker_here() const noexcept;
+    sse::counters count() const noexcept;
 
     /// Whether connections of this peer speak for others.
     bool speaks_for_others(const asio::ip::address& peer) const {
@@ -4207,7 +4212,8 @@ struct hub {
     std::atomic<std::uint64_t> accept_failures{0};
     std::atomic<std::uint64_t> no_room{0};
     std::atomic<std::size_t> refusing{0};         ///< Open connections that a limit refused.
-    std::vector<std::unique_ptr<worker>> workers; ///< Destroyed first: they refer to the rest.
+    std::vector<std::unique_ptr<worker>> workers; ///< They refer to the rest.
+    std::unique_ptr<detail::lifecycle> life;      ///< Destroyed first: it refers to them.
 };
 
 /// Room for one pending operation inside an object that lives as long as it: a waiting client then
@@ -4301,7 +4307,7 @@ public:
 
     /// The whole request body, by length or in chunks. Errors: errc::body_too_large,
     /// errc::bad_body, errc::body_timeout, errc::closed; left unhandled, they answer 413, 400 or
-    /// 408.
+    /// 408. Once a stream has begun: std::logic_error.
     asio::awaitable<std::string> body();
 
     /// The next piece of the body, of any size; empty at its end. For what is worked on as it
@@ -4516,6 +4522,7 @@ struct session {
     bool body_taken = false;
     std::optional<body_decoder> body; // once its reading has begun
     bool handling = false;            // a handler runs
+    bool handed_over = false;         // by another server, to which it does not go back
     bool outlives_client = false;
     int refusal = 0;                          // the status of a limit that the connection is over
     bool served = false;                      // a request was answered before
@@ -4630,9 +4637,19 @@ struct listing {
     std::vector<bool> answered; ///< By worker.
 };
 
+/// A connection on its way to its worker.
+struct arrival {
+    tcp_socket socket;
+    int refusal = 0;                              ///< The status of a limit that it is over.
+    std::unique_ptr<asio::ip::address> counted{}; ///< Where the limits by address count it.
+    std::optional<std::string> received{};        ///< By another server, which has handed it over.
+};
+
 class worker {
 public:
-    worker(hub& shared, std::size_t index);
+    /// Without a context it has one of its own, for run().
+    worker(hub& shared, std::size_t index, asio::io_context* context);
+    ~worker();
     worker(const worker&) = delete;
     worker& operator=(const worker&) = delete;
 
@@ -4649,12 +4666,12 @@ public:
     void reserve() noexcept { load_.fetch_add(1, std::memory_order_relaxed); }
     void count(counters& sum) const noexcept;
     asio::io_context& context() noexcept { return io_; }
-    static worker* current() noexcept { return current_; }
-    bool is_of(const hub& shared) const noexcept { return &hub_ == &shared; }
+    bool runs_here() const noexcept { return io_.get_executor().running_in_this_thread(); }
 
     // On the worker's own thread.
     void run();
-    void adopt(tcp_socket socket, int refusal, std::unique_ptr<asio::ip::address> counted);
+    void begin() { arm_sweep(); } ///< Instead of run(), on a context of the program's.
+    void adopt(arrival one);
     bool drain(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
     void make_room();
 
@@ -4706,7 +4723,7 @@ private:
     // Coroutines
     void prepare_socket(stream& s);
     void log_connection(const stream& s, std::string_view what) const;
-    io_awaitable<void> serve(stream_ref s, int refusal);
+    io_awaitable<void> serve(stream_ref s, int refusal, std::optional<std::string> received);
     io_awaitable<void> sent(stream& s, session& state);
     io_awaitable<bool> serve_request(stream& s, session& state);
     io_awaitable<void> answer_request(stream& s, session& state);
@@ -4733,10 +4750,9 @@ private:
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
     std::uint32_t age(const stream& s) const noexcept { return now_ - s.stamp_; }
 
-    static inline thread_local worker* current_ = nullptr;
-
-    asio::io_context io_{1}; // first, so that it is destroyed last: operations refer to it
-    asio::executor_work_guard<io_executor> guard_;
+    std::unique_ptr<asio::io_context> own_; // first, so that it is destroyed last
+    asio::io_context& io_;                  // that one, or the program's
+    std::optional<asio::executor_work_guard<io_executor>> guard_;
     hub& hub_;
     const std::size_t index_;
     const std::chrono::steady_clock::time_point birth_ = std::chrono::steady_clock::now();
@@ -4772,21 +4788,6 @@ inline session::~session() {
     owner.own_ = nullptr;
 }
 
-// Here, where worker is complete: C++23 looks at once at what may have to be destroyed.
-inline hub::hub(sse::options o)
-    : options(std::move(o)), ring(options.ring_capacity, options.threads) {
-    for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
-    group& own = groups.emplace_back();
-    own.options.cors = options.cors;
-    own.options.max_body_bytes = options.max_body_bytes;
-}
-
-inline hub::~hub() {
-    for (auto& w : workers) {
-        while (w->drain()) {} // frames that nobody will read hold a reference for each worker
-    }
-}
-
 // Handlers of the two waits that a stream has pending. Their operations live in the stream, or, for
 // the rare wait for writability, on the heap.
 
@@ -4820,9 +4821,21 @@ inline feed::settings feed_settings(hub& shared) {
     return made;
 }
 
-inline worker::worker(hub& shared, std::size_t index)
-    : guard_(io_.get_executor()), hub_(shared), index_(index), feed_(feed_settings(shared)),
-      scratch_(std::make_unique<std::array<char, 64 * 1024>>()), sweep_timer_(io_) {}
+inline worker::worker(hub& shared, std::size_t index, asio::io_context* context)
+    : own_(context ? nullptr : std::make_unique<asio::io_context>(1)),
+      io_(context ? *context : *own_), hub_(shared), index_(index), feed_(feed_settings(shared)),
+      scratch_(std::make_unique<std::array<char, 64 * 1024>>()), sweep_timer_(io_) {
+    if (own_) guard_.emplace(io_.get_executor());
+}
+
+/// Connections are left only where the program's context ended before the server did.
+inline worker::~worker() {
+    for (stream* const s : connections_) {
+        s->open_ = false;
+        feed_.remove(*s);
+        s->release_reference();
+    }
+}
 
 inline std::uint32_t worker::milliseconds_now() const noexcept {
     return static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -4843,7 +4856,6 @@ inline void worker::count(counters& sum) const noexcept {
 // --- life of the thread
 
 inline void worker::run() {
-    current_ = this;
     const auto guarded = [this](auto&& loop) {
         for (;;) {
             try {
@@ -4862,7 +4874,6 @@ inline void worker::run() {
     io_.restart();
     const auto deadline = std::chrono::steady_clock::now() + hub_.options.shutdown_timeout;
     guarded([&] { io_.run_until(deadline); }); // until the handlers have ended
-    current_ = nullptr;
     ended_.store(true, std::memory_order_release);
     hub_.room.notify(); // those who wait for its answer
 }
@@ -4889,28 +4900,29 @@ inline void worker::shut_down() {
         for (session* const state : outliving_) cancel(state->owner);
         sweep_timer_.cancel();
         guard_.reset();
-        io_.stop();
+        if (own_) return io_.stop();
+        ended_.store(true, std::memory_order_release);
+        hub_.room.notify();
     });
 }
 
 /// Takes over a connection that reserve() has counted, and that admit() may have counted further.
-inline void worker::adopt(tcp_socket socket, int refusal,
-                          std::unique_ptr<asio::ip::address> counted) {
+inline void worker::adopt(arrival one) {
     refresh();
     stream* s = nullptr;
     try {
         if (connections_.size() == connections_.capacity()) {
             connections_.reserve(connections_.size() * 2 + 16);
         }
-        s = new stream(*this, std::move(socket));
+        s = new stream(*this, std::move(one.socket));
     } catch (...) { // no memory: the connection ends, and so does what it counts for
-        if (counted) hub_.addresses.leave(*counted);
-        if (refusal != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
+        if (one.counted) hub_.addresses.leave(*one.counted);
+        if (one.refusal != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
         load_.fetch_sub(1, std::memory_order_relaxed);
         return report(std::current_exception());
     }
-    s->counted_ = std::move(counted);
-    s->refused_ = refusal != 0;
+    s->counted_ = std::move(one.counted);
+    s->refused_ = one.refusal != 0;
     s->index_ = static_cast<std::uint32_t>(connections_.size());
     connections_.push_back(s);
     s->add_reference();
@@ -4920,11 +4932,12 @@ inline void worker::adopt(tcp_socket socket, int refusal,
     prepare_socket(*s);
     log_connection(*s, "connected");
     try {
-        asio::co_spawn(io_, serve(held, refusal), [this, held](std::exception_ptr failure) {
-            if (!failure) return;
-            report(failure);
-            close(*held, end_reason::failed);
-        });
+        asio::co_spawn(io_, serve(held, one.refusal, std::move(one.received)),
+                       [this, held](std::exception_ptr failure) {
+                           if (!failure) return;
+                           report(failure);
+                           close(*held, end_reason::failed);
+                       });
     } catch (...) {
         report(std::current_exception());
         close(*s, end_reason::failed);
@@ -5518,14 +5531,18 @@ inline io_awaitable<void> worker::sent(stream& s, session& state) {
     while (s.open_ && state.box.written < state.box.queued) co_await state.change<io_executor>();
 }
 
-inline io_awaitable<void> worker::serve(stream_ref s, int refusal) {
+inline io_awaitable<void> worker::serve(stream_ref s, int refusal,
+                                        std::optional<std::string> received) {
     session state(*s, io_, hub_.options.max_head_bytes);
     state.refusal = refusal;
+    state.handed_over = received.has_value();
+    if (received) state.input = std::move(*received);
+    received.reset();
     asio::error_code ignored; // a connection that is gone shows it at the first read
     state.peer = unmapped(s->socket_.remote_endpoint(ignored).address());
     watch(*s);
     bool again = true;
-    if (hub_.options.proxy_protocol) {
+    if (hub_.options.proxy_protocol && !state.handed_over) {
         const bool understood = co_await read_proxy(*s, state);
         again = understood;
     }
@@ -5632,7 +5649,7 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
         co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
     } else {
         if (state.refusal == 0) state.refusal = recount(s, state, request.client);
-        if (state.refusal != 0) request.keep_alive = false;
+        if (state.refusal != 0 || state.handed_over) request.keep_alive = false;
         resume_reading(s);
         co_await answer_request(s, state);
         if (!s.follows() || !s.open_) leave_group(s); // a stream that goes on leaves it at its end
@@ -6124,7 +6141,12 @@ inline asio::awaitable<void> stream::send(std::span<const message> several) {
 inline bool stream::try_send(const message& m) {
     detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
     if (!open() || !session_) return false;
-    begin();
+    try {
+        begin();
+    } catch (const std::system_error& e) {
+        if (e.code() == errc::closed) return false;
+        throw;
+    }
     const detail::outbox& box = session_->box;
     if (box.written < box.queued && box.queued > session_->begun) return false;
     worker_->refresh();
@@ -6206,6 +6228,9 @@ inline asio::awaitable<std::string> stream::read_body(bool whole) {
     using progress = detail::body_decoder::progress;
     detail::session& state = session_in_hand("body");
     if (!state.body_is_left()) co_return std::string();
+    if (phase_ == phase::streaming) {
+        throw std::logic_error("sse::stream::body: read it before the stream begins");
+    }
     if (request().content_length > state.max_body) {
         throw std::system_error(errc::body_too_large, "sse::stream::body");
     }
@@ -6240,6 +6265,376 @@ inline asio::awaitable<std::string> stream::read_body(bool whole) {
                                        : errc::bad_body;
     throw std::system_error(why, "sse::stream::body");
 }
+
+// >>lifecycle /////////////////////////////////////////////////////////////////////////////////////
+// A server's own life: it listens, accepts, spreads the connections over the workers, drains,
+// stops. The hub owns it, so that it is there for as long as an operation of it is pending.
+// Needs >>worker. Tests: tests/server.cpp, tests/drain.cpp, tests/embed.cpp
+namespace detail {
+
+class lifecycle {
+public:
+    explicit lifecycle(hub& shared) noexcept : hub_(shared) {}
+
+    mutable std::mutex state; ///< Held by those who call what follows.
+    void start(const std::string& text);
+    void start(asio::ip::tcp::acceptor listener);
+    void start();
+    void give_up() noexcept;
+    bool has_started() const noexcept { return started_; }
+    void require_unused(const char* what) const;
+    std::chrono::steady_clock::time_point drained_by() const noexcept { return drained_by_; }
+
+    // These take it themselves. Any thread.
+    void stop() noexcept;
+    bool drain(std::shared_ptr<const farewell> how);
+    asio::ip::tcp::endpoint endpoint() const;
+    void adopt(tcp_socket::native_handle_type handle, std::string received);
+
+    static std::shared_ptr<const farewell> checked(const drain_options& how);
+
+private:
+    static constexpr std::size_t max_refusing = 256; // more get no answer
+
+    void check_unused() const;
+    void listen(const std::string& text);
+    void launch();
+    void take_signals();
+    io_awaitable<void> accept_loop();
+    asio::error_code accept_one();
+    void take_in(worker& w, arrival one);
+    int admit(const tcp_socket& socket, std::unique_ptr<asio::ip::address>& counted);
+    worker& least_loaded() noexcept;
+
+    hub& hub_;
+    std::optional<tcp_acceptor> acceptor_;
+    std::optional<asio::basic_signal_set<io_executor>> signals_;
+    std::optional<asio::ip::tcp::endpoint> endpoint_;
+    bool started_ = false;
+    bool stop_begun_ = false;
+    bool drain_begun_ = false;
+    std::chrono::steady_clock::time_point drained_by_{};
+};
+
+// Here, where its parts are complete: C++23 looks at once at what may have to be destroyed.
+inline hub::hub(sse::options o, const std::vector<asio::io_context*>& contexts)
+    : options(std::move(o)), ring(options.ring_capacity, options.threads),
+      life(std::make_unique<lifecycle>(*this)) {
+    for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
+    group& own = groups.emplace_back();
+    own.options.cors = options.cors;
+    own.options.max_body_bytes = options.max_body_bytes;
+    for (std::size_t i = 0; i < options.threads; ++i) {
+        asio::io_context* const context = contexts.empty() ? nullptr : contexts[i];
+        workers.push_back(std::make_unique<worker>(*this, i, context));
+    }
+}
+
+inline hub::~hub() {
+    for (auto& w : workers) {
+        while (w->drain()) {} // frames that nobody will read hold a reference for each worker
+    }
+}
+
+inline worker* hub::worker_here() const noexcept {
+    for (const auto& w : workers) {
+        if (w->runs_here()) return w.get();
+    }
+    return nullptr;
+}
+
+inline sse::counters hub::count() const noexcept {
+    sse::counters sum;
+    sum.accepted = accepted.load(std::memory_order_relaxed);
+    sum.refused = refused.load(std::memory_order_relaxed);
+    sum.accept_failures = accept_failures.load(std::memory_order_relaxed);
+    sum.published = ring.published();
+    sum.no_room = no_room.load(std::memory_order_relaxed);
+    for (const auto& w : workers) w->count(sum);
+    return sum;
+}
+
+/// Keeps what pending operations of an io_context refer to until these are destroyed. A service is
+/// destroyed after what is pending, and the newest first: before those that it needs itself.
+class keeper final : public asio::execution_context::service {
+public:
+    using key_type = keeper;
+    static inline asio::execution_context::id id;
+
+    explicit keeper(asio::execution_context& context) : service(context) {}
+    static void keep(asio::io_context& context, std::shared_ptr<void> what) {
+        // All that is needed must be there before it.
+        const tcp_socket socket(context);
+        const steady_timer timer(context);
+        const asio::signal_set signals(context);
+        keeper& here = asio::use_service<keeper>(context);
+        const std::lock_guard lock(here.mutex_);
+        here.held_.push_back(std::move(what));
+    }
+
+private:
+    void shutdown() override {}
+
+    std::mutex mutex_;
+    std::vector<std::shared_ptr<void>> held_;
+};
+
+inline void lifecycle::start(const std::string& text) {
+    check_unused();
+    try {
+        listen(text);
+    } catch (const std::system_error& e) {
+        throw std::system_error(e.code(), "sse::server: cannot listen on '" + text + "'");
+    }
+    launch();
+}
+
+inline void lifecycle::start(asio::ip::tcp::acceptor listener) {
+    check_unused();
+    const auto protocol = listener.local_endpoint().protocol();
+    acceptor_.emplace(hub_.workers.front()->context(), protocol, listener.release());
+    launch();
+}
+
+inline void lifecycle::start() {
+    check_unused();
+    launch();
+}
+
+inline void lifecycle::check_unused() const {
+    if (started_) throw std::logic_error("sse::server::start: a server runs once");
+    if (hub_.stopped) throw std::system_error(errc::stopped, "sse::server::start");
+}
+
+inline void lifecycle::require_unused(const char* what) const {
+    if (!started_) return;
+    throw std::logic_error(std::string("sse::server::") + what + ": only before the start");
+}
+
+inline asio::ip::tcp::endpoint lifecycle::endpoint() const {
+    const std::lock_guard lock(state);
+    if (!endpoint_) throw std::logic_error("sse::server::endpoint: it does not listen");
+    return *endpoint_;
+}
+
+inline void lifecycle::listen(const std::string& text) {
+    const std::size_t colon = text.rfind(':');
+    std::string host = text.substr(0, colon);
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    std::uint16_t port = 0;
+    const char* const end = text.data() + text.size();
+    const char* const digits = colon == text.npos ? end : text.data() + colon + 1;
+    const auto parsed = std::from_chars(digits, end, port);
+    if (digits == end || parsed.ec != std::errc() || parsed.ptr != end) {
+        throw std::invalid_argument("sse::server: '" + text +
+                                    "' is no text to listen on; write host:port, such as "
+                                    "127.0.0.1:8080, [::1]:8080 or :8080");
+    }
+    tcp_acceptor acceptor(hub_.workers.front()->context());
+    asio::ip::tcp::endpoint where;
+    if (host.empty()) { // every text: IPv6 takes IPv4 in, unless this machine has no IPv6
+        where = {asio::ip::tcp::v6(), port};
+        asio::error_code failed;
+        acceptor.open(where.protocol(), failed);
+        if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
+        if (failed) {
+            where = {asio::ip::tcp::v4(), port};
+            acceptor.close();
+            acceptor.open(where.protocol());
+        }
+    } else {
+        asio::ip::tcp::resolver resolver(hub_.workers.front()->context());
+        where = *resolver.resolve(host, std::to_string(port)).begin();
+        acceptor.open(where.protocol());
+    }
+#if !defined(_WIN32) // there it would let another program take the port over
+    acceptor.set_option(asio::socket_base::reuse_address(true));
+#endif
+    acceptor.bind(where);
+    acceptor.listen(4096); // a whole crowd that reconnects; the kernel lowers it to its own limit
+    acceptor_.emplace(std::move(acceptor));
+}
+
+/// Lets the workers serve. From now on connections may come.
+inline void lifecycle::launch() {
+    hub_.hosts = hub_.options.hosts;
+    auto& first = hub_.workers.front()->context();
+    if (acceptor_) {
+        acceptor_->non_blocking(true);
+        endpoint_ = acceptor_->local_endpoint();
+        if (hub_.hosts.empty() && endpoint_->address().is_loopback()) {
+            hub_.hosts = {"localhost", "127.0.0.1", "[::1]"};
+        }
+    }
+    if (std::count(hub_.hosts.begin(), hub_.hosts.end(), "*") > 0) hub_.hosts.clear();
+    if (hub_.options.handle_signals) take_signals();
+    if (acceptor_) {
+        asio::co_spawn(first, accept_loop(), [this](std::exception_ptr failure) {
+            if (failure && hub_.options.on_error) hub_.options.on_error(failure);
+        });
+    }
+    started_ = true;
+}
+
+inline void lifecycle::take_signals() {
+    signals_.emplace(hub_.workers.front()->context(), SIGINT, SIGTERM);
+    signals_->async_wait([this](const asio::error_code& failed, int) {
+        if (failed) return;
+        if (hub_.options.drain_window.count() == 0) return stop();
+        asio::error_code ignored;
+        signals_->clear(ignored); // a second Ctrl-C does what it does by itself
+        drain_options how;
+        how.window = hub_.options.drain_window;
+        drain(checked(how));
+    });
+}
+
+/// Threads could not be had: it runs whole or not at all.
+inline void lifecycle::give_up() noexcept {
+    hub_.stopped = true;
+    stop_begun_ = true;
+    for (auto& w : hub_.workers) w->shut_down();
+    asio::error_code ignored;
+    if (acceptor_) acceptor_->close(ignored);
+}
+
+inline void lifecycle::stop() noexcept {
+    hub_.stopped = true;
+    hub_.room.notify();
+    const std::lock_guard lock(state);
+    if (!started_ || std::exchange(stop_begun_, true)) return;
+    // The workers after the acceptor, so that none is handed a connection behind its end.
+    asio::post(hub_.workers.front()->context(), [this] {
+        asio::error_code ignored; // nothing is left to do with it
+        if (acceptor_) acceptor_->close(ignored);
+        if (signals_) {
+            signals_->cancel(ignored);
+            signals_->clear(ignored); // a second Ctrl-C does what it does by itself
+        }
+        for (auto& w : hub_.workers) w->shut_down();
+    });
+}
+
+inline std::shared_ptr<const farewell> lifecycle::checked(const drain_options& how) {
+    if (how.window.count() < 0 || how.window > std::chrono::hours(24)) {
+        throw std::invalid_argument("sse::drain_options::window must be from 0 to a day");
+    }
+    if (how.retry.count() < 0 || how.retry > std::chrono::hours(24)) {
+        throw std::invalid_argument("sse::drain_options::retry must be from 0 to a day");
+    }
+    auto made = std::make_shared<farewell>();
+    made->window = how.window;
+    made->retry = how.retry;
+    if (how.farewell) made->bytes = encode(*how.farewell);
+    return made;
+}
+
+/// False when there is nothing to drain, or it is being drained.
+inline bool lifecycle::drain(std::shared_ptr<const farewell> how) {
+    hub_.stopped = true;
+    hub_.room.notify();
+    const std::lock_guard lock(state);
+    if (!started_ || stop_begun_ || std::exchange(drain_begun_, true)) return false;
+    hub_.undrained = hub_.workers.size();
+    drained_by_ = std::chrono::steady_clock::now() + how->window;
+    hub_.when_drained = [this] { stop(); };
+    asio::post(hub_.workers.front()->context(), [this, how = std::move(how)] {
+        asio::error_code ignored; // nothing is left to do with it
+        if (acceptor_) acceptor_->close(ignored);
+        for (auto& w : hub_.workers) w->send_away(how);
+    });
+    return true;
+}
+
+// --- accept: one listener hands its sockets to the workers, since closing one of several that
+// share a port resets what waits in its queue
+
+inline io_awaitable<void> lifecycle::accept_loop() {
+    asio::error_code failed;
+    steady_timer pause(hub_.workers.front()->context());
+    while (acceptor_->is_open()) {
+        co_await acceptor_->async_wait(tcp_acceptor::wait_read,
+                                       asio::redirect_error(use_io_awaitable, failed));
+        try {
+            for (int i = 0; i < 64 && !failed; ++i) failed = accept_one();
+        } catch (const std::exception&) {
+            failed = asio::error::no_memory; // nothing else is thrown there
+        }
+        const bool passing =
+            !failed || would_block(failed) || failed == asio::error::connection_aborted ||
+            failed == asio::error::interrupted || failed == asio::error::operation_aborted;
+        if (passing || !acceptor_->is_open()) continue;
+        const std::string why = failed.message();
+        hub_.log({.level = log_level::warning, .what = "accept failed", .detail = why});
+        hub_.accept_failures.fetch_add(1, std::memory_order_relaxed);
+        // Out of descriptors or memory: wait for some to be given back instead of spinning.
+        pause.expires_after(std::chrono::milliseconds(100));
+        co_await pause.async_wait(asio::redirect_error(use_io_awaitable, failed));
+    }
+}
+
+inline asio::error_code lifecycle::accept_one() {
+    worker& w = least_loaded();
+    tcp_socket socket(w.context());
+    asio::error_code failed;
+    acceptor_->accept(socket, failed);
+    if (!failed) take_in(w, {std::move(socket)});
+    return failed;
+}
+
+/// Gives a connection to its worker, or closes it at once.
+inline void lifecycle::take_in(worker& w, arrival one) {
+    hub_.accepted.fetch_add(1, std::memory_order_relaxed);
+    one.refusal = admit(one.socket, one.counted);
+    if (one.refusal != 0) hub_.refused.fetch_add(1, std::memory_order_relaxed);
+    if (one.refusal < 0) return;
+    w.reserve();
+    asio::dispatch(w.context(), [&w, one = std::move(one)]() mutable { w.adopt(std::move(one)); });
+}
+
+/// Takes over a connection of another server, with what that has read from it.
+inline void lifecycle::adopt(tcp_socket::native_handle_type handle, std::string received) {
+    const std::lock_guard lock(state); // stop() comes before or after
+    if (!started_) throw std::logic_error("sse::server::adopt: start the server first");
+    if (stop_begun_ || drain_begun_) throw std::system_error(errc::stopped, "sse::server::adopt");
+    worker& w = least_loaded();
+    tcp_socket socket(w.context());
+    socket.assign(asio::ip::tcp::v4(), handle); // the family is asked for where it matters
+    take_in(w, {std::move(socket), 0, nullptr, std::move(received)});
+}
+
+/// 0, or the status that refuses the connection, or -1: too many even to be answered.
+inline int lifecycle::admit(const tcp_socket& socket, std::unique_ptr<asio::ip::address>& counted) {
+    const auto& o = hub_.options;
+    // Refused connections take no place from others. Read before the loads, which they are part of.
+    const std::size_t refusing = hub_.refusing.load(std::memory_order_relaxed);
+    std::size_t open = 0;
+    for (const auto& w : hub_.workers) open += w->load();
+    const auto refuse = [&](int status) {
+        if (refusing >= max_refusing) return -1;
+        hub_.refusing.fetch_add(1, std::memory_order_relaxed);
+        return status;
+    };
+    if (o.max_connections != 0 && open >= o.max_connections + refusing) return refuse(503);
+    if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
+    asio::error_code failed;
+    const auto peer = unmapped(socket.remote_endpoint(failed).address());
+    if (failed || hub_.speaks_for_others(peer)) return 0; // gone; or counted once the head is read
+    const auto key = counted_as(peer);
+    if (!hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
+                              std::chrono::steady_clock::now())) {
+        return refuse(429);
+    }
+    counted = std::make_unique<asio::ip::address>(key);
+    return 0;
+}
+
+inline worker& lifecycle::least_loaded() noexcept {
+    return **std::min_element(hub_.workers.begin(), hub_.workers.end(),
+                              [](const auto& a, const auto& b) { return a->load() < b->load(); });
+}
+
+} // namespace detail
 
 // >>job ///////////////////////////////////////////////////////////////////////////////////////////
 // Work that goes on by itself while viewers attach, leave and resume by id: a bounded log of its
@@ -6595,7 +6990,16 @@ public:
     /// Throws std::invalid_argument for an option that cannot work.
     explicit server(sse::options o = {});
 
-    /// Stops and joins. Not from a handler: that thread would wait for itself.
+    /// Without threads of its own, on contexts of the program: one worker on each, instead of
+    /// options::threads. Each must be run by one thread at a time, and must outlive the server. It
+    /// runs on until stop(), then until all handlers have ended, whatever
+    /// options::shutdown_timeout says. What the server needs stays in memory as long as the
+    /// contexts.
+    explicit server(asio::io_context& context, sse::options o = {});
+    explicit server(const std::vector<asio::io_context*>& contexts, sse::options o = {});
+
+    /// Stops and joins. Not from a handler: that thread would wait for itself. Where the contexts
+    /// are the program's, what goes on there ends when they are run, or with them.
     ~server();
     server(const server&) = delete;
     server& operator=(const server&) = delete;
@@ -6621,6 +7025,18 @@ public:
 
     /// The same with a socket that listens already.
     void start(asio::ip::tcp::acceptor listener);
+
+    /// The same without listening: for connections that adopt() brings.
+    void start();
+
+    /// Takes over a connection on which another server has begun to read: its socket, and all that
+    /// was read from it, from the first byte of the request's head on. The head may have been
+    /// written anew from a parsed request. The answer closes the connection, since that does not go
+    /// back. All of the options hold for it. Throws std::logic_error before start(),
+    /// std::system_error when the socket cannot be taken, or errc::stopped; then a socket given by
+    /// its handle still is the caller's. Thread safety: any thread.
+    void adopt(asio::ip::tcp::socket socket, std::string received);
+    void adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received);
 
     /// start() and join(): returns once the server was stopped.
     void serve(const std::string& address);
@@ -6704,29 +7120,23 @@ public:
     sse::counters counters() const;
 
 private:
+    friend class route_group;
+
     using frame = detail::frame;
     using frame_ref = detail::frame_ref;
 
-    static constexpr std::size_t max_refusing = 256; // more get no answer
-
-    friend class route_group;
-
     static sse::options checked(sse::options o);
+    static std::shared_ptr<detail::hub> make_hub(sse::options o,
+                                                 const std::vector<asio::io_context*>& contexts);
     void add_route(detail::group& of, std::string method, const std::string& pattern, handler run);
     detail::group& add_group(detail::group& around, std::string prefix, group_options o);
     void add_builtin_routes();
-    void check_unused() const;
-    void listen(const std::string& address);
-    void launch();
-    detail::io_awaitable<void> accept_loop();
-    asio::error_code accept_one();
-    int admit(const detail::tcp_socket& socket, std::unique_ptr<asio::ip::address>& counted);
-    detail::worker& least_loaded() noexcept;
+    template <class... Where>
+    void launch(Where&&... where);
     void check_thread(const char* what) const;
-    asio::awaitable<void> serve_topics(stream& s);
-    bool begin_drain(std::shared_ptr<const detail::farewell> how);
-    static std::shared_ptr<const detail::farewell> checked(const drain_options& how);
-    asio::awaitable<drained> async_drain(std::shared_ptr<const detail::farewell> how);
+    static asio::awaitable<void> serve_topics(detail::hub& hub, stream& s);
+    static asio::awaitable<drained> async_drain(std::shared_ptr<detail::hub> hub,
+                                                std::shared_ptr<const detail::farewell> how);
     std::shared_ptr<detail::listing> ask_all() const;
     static bool all_answered(const detail::hub& hub, detail::listing& all);
     static asio::awaitable<std::vector<stream_info>> wait_for(std::shared_ptr<detail::hub> hub,
@@ -6738,14 +7148,7 @@ private:
     static asio::awaitable<std::uint64_t> async_push(std::shared_ptr<detail::hub> hub, frame_ref f);
 
     std::shared_ptr<detail::hub> hub_; // shared with coroutines that wait for room
-    std::optional<detail::tcp_acceptor> acceptor_;
-    std::optional<asio::basic_signal_set<detail::io_executor>> signals_;
-    asio::ip::tcp::endpoint endpoint_;
-    mutable std::mutex state_; // guards what follows, and start against stop
-    bool started_ = false;
-    bool stop_begun_ = false;
-    bool drain_begun_ = false;
-    std::chrono::steady_clock::time_point drained_by_{};
+    bool has_threads_ = true;          // of its own
     std::mutex joining_;
     std::vector<std::thread> threads_;
 };
@@ -6809,10 +7212,26 @@ inline sse::options server::checked(sse::options o) {
     return o;
 }
 
-inline server::server(sse::options o) : hub_(std::make_shared<detail::hub>(checked(std::move(o)))) {
-    for (std::size_t i = 0; i < hub_->options.threads; ++i) {
-        hub_->workers.push_back(std::make_unique<detail::worker>(*hub_, i));
+inline std::shared_ptr<detail::hub>
+server::make_hub(sse::options o, const std::vector<asio::io_context*>& contexts) {
+    for (asio::io_context* const one : contexts) {
+        if (one && std::count(contexts.begin(), contexts.end(), one) == 1) continue;
+        throw std::invalid_argument("sse::server: a context is null or there twice");
     }
+    if (!contexts.empty()) o.threads = contexts.size();
+    auto hub = std::make_shared<detail::hub>(checked(std::move(o)), contexts);
+    for (asio::io_context* const one : contexts) detail::keeper::keep(*one, hub);
+    return hub;
+}
+
+inline server::server(sse::options o) : hub_(make_hub(std::move(o), {})) {}
+
+inline server::server(asio::io_context& context, sse::options o)
+    : server(std::vector<asio::io_context*>{&context}, std::move(o)) {}
+
+inline server::server(const std::vector<asio::io_context*>& contexts, sse::options o)
+    : hub_(make_hub(std::move(o), contexts)), has_threads_(contexts.empty()) {
+    if (contexts.empty()) throw std::invalid_argument("sse::server: there is no context");
 }
 
 inline server::~server() {
@@ -6828,8 +7247,8 @@ inline void server::add_route(detail::group& of, std::string method, const std::
     if (!run) throw std::invalid_argument("sse::server::route: the handler is empty");
     const std::string whole = pattern.empty() ? of.prefix : of.prefix + pattern;
     detail::route made{std::move(method), detail::path_pattern(whole), std::move(run), &of};
-    const std::lock_guard lock(state_);
-    if (started_) throw std::logic_error("sse::server::route: add routes before the start");
+    const std::lock_guard lock(hub_->life->state);
+    hub_->life->require_unused("route");
     for (const detail::route& earlier : hub_->routes) {
         if (!earlier.hides(made)) continue;
         throw std::invalid_argument("sse::server::route: " + made.method + " " + whole +
@@ -6845,8 +7264,8 @@ inline void server::route(std::string method, std::string pattern, handler run) 
 }
 
 inline void server::fallback(handler run) {
-    const std::lock_guard lock(state_);
-    if (started_) throw std::logic_error("sse::server::fallback: set it before the start");
+    const std::lock_guard lock(hub_->life->state);
+    hub_->life->require_unused("fallback");
     hub_->fallback = std::move(run);
 }
 
@@ -6859,8 +7278,8 @@ inline detail::group& server::add_group(detail::group& around, std::string prefi
     }
     const detail::path_pattern whole(around.prefix + prefix);
     if (o.cors) detail::check_cors(*o.cors);
-    const std::lock_guard lock(state_);
-    if (started_) throw std::logic_error("sse::server::group: add groups before the start");
+    const std::lock_guard lock(hub_->life->state);
+    hub_->life->require_unused("group");
     detail::group& made = hub_->groups.emplace_back();
     made.prefix = whole.text();
     made.options = std::move(o);
@@ -6880,19 +7299,21 @@ inline route_group route_group::group(std::string prefix, group_options o) {
     return {*server_, server_->add_group(*group_, std::move(prefix), std::move(o))};
 }
 
+/// Their handlers refer to the hub, which may live longer than the server.
 inline void server::add_builtin_routes() {
+    detail::hub& hub = *hub_;
     detail::group& own = hub_->groups.front();
     const auto add = [&](const char* method, const std::string& path, handler run) {
         hub_->routes.push_back({method, detail::path_pattern(path), std::move(run), &own});
     };
     if (!hub_->options.health.empty()) {
-        add("GET", hub_->options.health, [this](stream& s) {
-            const std::uint64_t streams = counters().streams;
+        add("GET", hub_->options.health, [&hub](stream& s) {
+            const std::uint64_t streams = hub.count().streams;
             const std::string text = "Active connections: " + std::to_string(streams) + "\n";
             return s.respond(200, "text/plain; charset=utf-8", text);
         });
     }
-    const handler subscribe = [this](stream& s) { return serve_topics(s); };
+    const handler subscribe = [&hub](stream& s) { return serve_topics(hub, s); };
     const std::string& prefix = hub_->options.prefix;
     for (const char* const method : {"GET", "POST"}) {
         if (!prefix.empty()) add(method, prefix, subscribe);
@@ -6998,15 +7419,15 @@ inline std::optional<start> start_of(const request& r) {
 
 /// The built-in route. An EventSource that comes back asks for the same target again, so an id wins
 /// over what else that says of the start.
-inline asio::awaitable<void> server::serve_topics(stream& s) {
+inline asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s) {
     sse::request& asked = *s.session_->request;
     std::string body;
     if (asked.method == "POST") body = co_await s.body();
     for (const std::string& topic : detail::topics_of(asked, body)) {
         asked.topics.push_back(detail::checked_topic(topic));
     }
-    if (hub_->options.authorize) {
-        const access given = co_await hub_->options.authorize(asked);
+    if (hub.options.authorize) {
+        const access given = co_await hub.options.authorize(asked);
         const bool refused = co_await s.refused_by(given);
         if (refused) co_return;
     }
@@ -7014,8 +7435,8 @@ inline asio::awaitable<void> server::serve_topics(stream& s) {
     const auto from = detail::start_of(asked);
     std::string wrong;
     if (!from) wrong = "Start with from=oldest, from=now, last=20 or since=1764000000\n";
-    if (topics.size() > hub_->options.max_topics) {
-        wrong = "Too many topics; at most " + std::to_string(hub_->options.max_topics) + "\n";
+    if (topics.size() > hub.options.max_topics) {
+        wrong = "Too many topics; at most " + std::to_string(hub.options.max_topics) + "\n";
     }
     if (!wrong.empty()) {
         co_await s.respond(400, "text/plain; charset=utf-8", wrong);
@@ -7028,23 +7449,52 @@ inline asio::awaitable<void> server::serve_topics(stream& s) {
 
 // --- start and stop
 
-inline void server::start(const std::string& address) {
-    const std::lock_guard lock(state_);
-    check_unused();
-    try {
-        listen(address);
-    } catch (const std::system_error& e) {
-        throw std::system_error(e.code(), "sse::server: cannot listen on '" + address + "'");
+/// Begins a life, and runs the workers.
+template <class... Where>
+void server::launch(Where&&... where) {
+    detail::lifecycle& life = *hub_->life;
+    const std::lock_guard lock(life.state);
+    if (!life.has_started()) add_builtin_routes();
+    life.start(std::forward<Where>(where)...);
+    if (!has_threads_) {
+        for (auto& w : hub_->workers) {
+            asio::post(w->context(), [worker = w.get()] { worker->begin(); });
+            w->wake_always(); // for what was published before
+        }
+        return;
     }
-    launch();
+    const std::lock_guard joining(joining_);
+    try {
+        for (auto& w : hub_->workers) {
+            w->wake_always(); // for what was published before
+            threads_.emplace_back([worker = w.get()] { worker->run(); });
+        }
+    } catch (...) { // no more threads to be had
+        life.give_up();
+        for (std::thread& t : threads_) t.join();
+        throw;
+    }
 }
 
-inline void server::start(asio::ip::tcp::acceptor listener) {
-    const std::lock_guard lock(state_);
-    check_unused();
-    const auto protocol = listener.local_endpoint().protocol();
-    acceptor_.emplace(hub_->workers.front()->context(), protocol, listener.release());
-    launch();
+inline void server::start(const std::string& address) { launch(address); }
+
+inline void server::start(asio::ip::tcp::acceptor listener) { launch(std::move(listener)); }
+
+inline void server::start() { launch(); }
+
+inline void server::adopt(asio::ip::tcp::socket socket, std::string received) {
+    const auto handle = socket.release();
+    try {
+        adopt(handle, std::move(received));
+    } catch (...) {
+        asio::error_code ignored; // it ends with its owner
+        socket.assign(asio::ip::tcp::v4(), handle, ignored);
+        throw;
+    }
+}
+
+inline void server::adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received) {
+    hub_->life->adopt(socket, std::move(received));
 }
 
 inline void server::serve(const std::string& address) {
@@ -7057,147 +7507,15 @@ inline void server::serve(asio::ip::tcp::acceptor listener) {
     join();
 }
 
-inline void server::listen(const std::string& address) {
-    const std::size_t colon = address.rfind(':');
-    std::string host = address.substr(0, colon);
-    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
-    std::uint16_t port = 0;
-    const char* const end = address.data() + address.size();
-    const char* const digits = colon == address.npos ? end : address.data() + colon + 1;
-    const auto parsed = std::from_chars(digits, end, port);
-    if (digits == end || parsed.ec != std::errc() || parsed.ptr != end) {
-        throw std::invalid_argument("sse::server: '" + address +
-                                    "' is no address to listen on; write host:port, such as "
-                                    "127.0.0.1:8080, [::1]:8080 or :8080");
-    }
-    detail::tcp_acceptor acceptor(hub_->workers.front()->context());
-    asio::ip::tcp::endpoint where;
-    if (host.empty()) { // every address: IPv6 takes IPv4 in, unless this machine has no IPv6
-        where = {asio::ip::tcp::v6(), port};
-        asio::error_code failed;
-        acceptor.open(where.protocol(), failed);
-        if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
-        if (failed) {
-            where = {asio::ip::tcp::v4(), port};
-            acceptor.close();
-            acceptor.open(where.protocol());
-        }
-    } else {
-        asio::ip::tcp::resolver resolver(hub_->workers.front()->context());
-        where = *resolver.resolve(host, std::to_string(port)).begin();
-        acceptor.open(where.protocol());
-    }
-#if !defined(_WIN32) // there it would let another program take the port over
-    acceptor.set_option(asio::socket_base::reuse_address(true));
-#endif
-    acceptor.bind(where);
-    acceptor.listen(4096); // a whole crowd that reconnects; the kernel lowers it to its own limit
-    acceptor_.emplace(std::move(acceptor));
-}
-
-inline void server::check_unused() const {
-    if (started_) throw std::logic_error("sse::server::start: a server runs once");
-    if (hub_->stopped) throw std::system_error(errc::stopped, "sse::server::start");
-}
-
-inline void server::launch() {
-    acceptor_->non_blocking(true);
-    endpoint_ = acceptor_->local_endpoint();
-    add_builtin_routes();
-    hub_->hosts = hub_->options.hosts;
-    if (hub_->hosts.empty() && endpoint_.address().is_loopback()) {
-        hub_->hosts = {"localhost", "127.0.0.1", "[::1]"};
-    }
-    if (std::count(hub_->hosts.begin(), hub_->hosts.end(), "*") > 0) hub_->hosts.clear();
-    auto& first = hub_->workers.front()->context();
-    if (hub_->options.handle_signals) {
-        signals_.emplace(first, SIGINT, SIGTERM);
-        signals_->async_wait([this](const asio::error_code& failed, int) {
-            if (failed) return;
-            if (hub_->options.drain_window.count() == 0) return stop();
-            asio::error_code ignored;
-            signals_->clear(ignored); // a second Ctrl-C does what it does by itself
-            drain_options how;
-            how.window = hub_->options.drain_window;
-            begin_drain(checked(how));
-        });
-    }
-    asio::co_spawn(first, accept_loop(), [this](std::exception_ptr failure) {
-        if (failure && hub_->options.on_error) hub_->options.on_error(failure);
-    });
-    started_ = true;
-    const std::lock_guard lock(joining_);
-    try {
-        for (auto& w : hub_->workers) {
-            w->wake_always(); // for what was published before
-            threads_.emplace_back([worker = w.get()] { worker->run(); });
-        }
-    } catch (...) { // no more threads to be had: it runs whole or not at all
-        hub_->stopped = true;
-        stop_begun_ = true;
-        for (auto& w : hub_->workers) w->shut_down();
-        for (std::thread& t : threads_) t.join();
-        asio::error_code ignored;
-        acceptor_->close(ignored);
-        throw;
-    }
-}
-
-inline void server::stop() noexcept {
-    hub_->stopped = true;
-    hub_->room.notify();
-    const std::lock_guard lock(state_);
-    if (!started_ || std::exchange(stop_begun_, true)) return;
-    // The workers after the acceptor, so that none is handed a connection behind its end.
-    asio::post(hub_->workers.front()->context(), [this] {
-        asio::error_code ignored; // nothing is left to do with it
-        acceptor_->close(ignored);
-        if (signals_) {
-            signals_->cancel(ignored);
-            signals_->clear(ignored); // a second Ctrl-C does what it does by itself
-        }
-        for (auto& w : hub_->workers) w->shut_down();
-    });
-}
-
-inline std::shared_ptr<const detail::farewell> server::checked(const drain_options& how) {
-    if (how.window.count() < 0 || how.window > std::chrono::hours(24)) {
-        throw std::invalid_argument("sse::drain_options::window must be from 0 to a day");
-    }
-    if (how.retry.count() < 0 || how.retry > std::chrono::hours(24)) {
-        throw std::invalid_argument("sse::drain_options::retry must be from 0 to a day");
-    }
-    auto made = std::make_shared<detail::farewell>();
-    made->window = how.window;
-    made->retry = how.retry;
-    if (how.farewell) made->bytes = encode(*how.farewell);
-    return made;
-}
-
-/// False when there is nothing to drain, or it is being drained.
-inline bool server::begin_drain(std::shared_ptr<const detail::farewell> how) {
-    hub_->stopped = true;
-    hub_->room.notify();
-    const std::lock_guard lock(state_);
-    if (!started_ || stop_begun_ || std::exchange(drain_begun_, true)) return false;
-    hub_->undrained = hub_->workers.size();
-    drained_by_ = std::chrono::steady_clock::now() + how->window;
-    hub_->when_drained = [this] { stop(); };
-    asio::post(hub_->workers.front()->context(), [this, how = std::move(how)] {
-        asio::error_code ignored; // nothing is left to do with it
-        acceptor_->close(ignored);
-        for (auto& w : hub_->workers) w->send_away(how);
-    });
-    return true;
-}
+inline void server::stop() noexcept { hub_->life->stop(); }
 
 inline asio::awaitable<drained> server::drain(const drain_options& how) {
-    return async_drain(checked(how));
+    return async_drain(hub_, detail::lifecycle::checked(how));
 }
 
-inline asio::awaitable<drained> server::async_drain(std::shared_ptr<const detail::farewell> how) {
-    begin_drain(std::move(how));
-    const auto hub = hub_;
+inline asio::awaitable<drained> server::async_drain(std::shared_ptr<detail::hub> hub,
+                                                    std::shared_ptr<const detail::farewell> how) {
+    hub->life->drain(std::move(how));
     const auto goes_on = [h = hub.get()] { return h->undrained != 0; };
     while (goes_on()) co_await hub->room.async_wait(goes_on);
     co_return drained{hub->drained, hub->cut};
@@ -7205,10 +7523,12 @@ inline asio::awaitable<drained> server::async_drain(std::shared_ptr<const detail
 
 inline drained server::stop(const drain_options& how) {
     check_thread("sse::server::stop");
-    begin_drain(checked(how));
-    state_.lock();
-    const auto deadline = drained_by_ + hub_->options.shutdown_timeout + std::chrono::seconds(1);
-    state_.unlock();
+    detail::lifecycle& life = *hub_->life;
+    life.drain(detail::lifecycle::checked(how));
+    life.state.lock();
+    const auto deadline =
+        life.drained_by() + hub_->options.shutdown_timeout + std::chrono::seconds(1);
+    life.state.unlock();
     hub_->room.wait_until(deadline, [this] { return hub_->undrained == 0; });
     stop();
     join();
@@ -7216,8 +7536,7 @@ inline drained server::stop(const drain_options& how) {
 }
 
 inline void server::check_thread(const char* what) const {
-    const detail::worker* const here = detail::worker::current();
-    if (here && here->is_of(*hub_)) {
+    if (hub_->worker_here()) {
         throw std::system_error(std::make_error_code(std::errc::resource_deadlock_would_occur),
                                 std::string(what) + ": called on a thread of the server");
     }
@@ -7231,89 +7550,7 @@ inline void server::join() {
     }
 }
 
-inline asio::ip::tcp::endpoint server::endpoint() const {
-    const std::lock_guard lock(state_);
-    if (!started_) throw std::logic_error("sse::server::endpoint: not started");
-    return endpoint_;
-}
-
-// --- accept: one listener hands its sockets to the workers, since closing one of several that
-// share a port resets what waits in its queue
-
-inline detail::io_awaitable<void> server::accept_loop() {
-    asio::error_code failed;
-    detail::steady_timer pause(hub_->workers.front()->context());
-    while (acceptor_->is_open()) {
-        co_await acceptor_->async_wait(detail::tcp_acceptor::wait_read,
-                                       asio::redirect_error(detail::use_io_awaitable, failed));
-        try {
-            for (int i = 0; i < 64 && !failed; ++i) failed = accept_one();
-        } catch (const std::exception&) {
-            failed = asio::error::no_memory; // nothing else is thrown there
-        }
-        const bool passing =
-            !failed || detail::would_block(failed) || failed == asio::error::connection_aborted ||
-            failed == asio::error::interrupted || failed == asio::error::operation_aborted;
-        if (passing || !acceptor_->is_open()) continue;
-        const std::string why = failed.message();
-        hub_->log({.level = log_level::warning, .what = "accept failed", .detail = why});
-        hub_->accept_failures.fetch_add(1, std::memory_order_relaxed);
-        // Out of descriptors or memory: wait for some to be given back instead of spinning.
-        pause.expires_after(std::chrono::milliseconds(100));
-        co_await pause.async_wait(asio::redirect_error(detail::use_io_awaitable, failed));
-    }
-}
-
-inline asio::error_code server::accept_one() {
-    detail::worker& w = least_loaded();
-    detail::tcp_socket socket(w.context());
-    asio::error_code failed;
-    acceptor_->accept(socket, failed);
-    if (failed) return failed;
-    hub_->accepted.fetch_add(1, std::memory_order_relaxed);
-    std::unique_ptr<asio::ip::address> counted;
-    const int refusal = admit(socket, counted);
-    if (refusal != 0) hub_->refused.fetch_add(1, std::memory_order_relaxed);
-    if (refusal < 0) return failed;
-    w.reserve();
-    asio::dispatch(w.context(), [&w, socket = std::move(socket), refusal,
-                                 counted = std::move(counted)]() mutable {
-        w.adopt(std::move(socket), refusal, std::move(counted));
-    });
-    return failed;
-}
-
-/// 0, or the status that refuses the connection, or -1: too many even to be answered.
-inline int server::admit(const detail::tcp_socket& socket,
-                         std::unique_ptr<asio::ip::address>& counted) {
-    const auto& o = hub_->options;
-    // Refused connections take no place from others. Read before the loads, which they are part of.
-    const std::size_t refusing = hub_->refusing.load(std::memory_order_relaxed);
-    std::size_t open = 0;
-    for (const auto& w : hub_->workers) open += w->load();
-    const auto refuse = [&](int status) {
-        if (refusing >= max_refusing) return -1;
-        hub_->refusing.fetch_add(1, std::memory_order_relaxed);
-        return status;
-    };
-    if (o.max_connections != 0 && open >= o.max_connections + refusing) return refuse(503);
-    if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
-    asio::error_code failed;
-    const auto peer = detail::unmapped(socket.remote_endpoint(failed).address());
-    if (failed || hub_->speaks_for_others(peer)) return 0; // gone; or counted once the head is read
-    const auto key = detail::counted_as(peer);
-    if (!hub_->addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
-                               std::chrono::steady_clock::now())) {
-        return refuse(429);
-    }
-    counted = std::make_unique<asio::ip::address>(key);
-    return 0;
-}
-
-inline detail::worker& server::least_loaded() noexcept {
-    return **std::min_element(hub_->workers.begin(), hub_->workers.end(),
-                              [](const auto& a, const auto& b) { return a->load() < b->load(); });
-}
+inline asio::ip::tcp::endpoint server::endpoint() const { return hub_->life->endpoint(); }
 
 // --- publish
 
@@ -7344,12 +7581,12 @@ inline std::uint64_t server::push(frame_ref f) {
     std::uint64_t sequence = 0;
     std::error_code failed = try_push(*hub_, f, sequence);
     const auto deadline = std::chrono::steady_clock::now() + hub_->options.publish_timeout;
-    detail::worker* const here = detail::worker::current();
-    const bool on_worker = here && here->is_of(*hub_);
+    if (!failed) return sequence;
+    detail::worker* const here = hub_->worker_here();
     while (failed == errc::no_room && std::chrono::steady_clock::now() < deadline) {
-        if (on_worker) here->make_room(); // else this thread would wait for itself
+        if (here) here->make_room(); // else this thread would wait for itself
         const auto until =
-            on_worker ? std::min(deadline, std::chrono::steady_clock::now() + 1ms) : deadline;
+            here ? std::min(deadline, std::chrono::steady_clock::now() + 1ms) : deadline;
         hub_->room.wait_until(until, [&] {
             failed = try_push(*hub_, f, sequence);
             return failed != errc::no_room;
@@ -7444,8 +7681,8 @@ inline void server::revoke_if(std::function<bool(const stream_info&)> which) {
 inline std::shared_ptr<detail::listing> server::ask_all() const {
     auto all = std::make_shared<detail::listing>();
     all->answered.resize(hub_->workers.size());
-    const std::lock_guard lock(state_);
-    if (!started_) {
+    const std::lock_guard lock(hub_->life->state);
+    if (!hub_->life->has_started()) {
         all->answered.flip();
         return all;
     }
@@ -7482,16 +7719,7 @@ server::wait_for(std::shared_ptr<detail::hub> hub, std::shared_ptr<detail::listi
     co_return std::move(all->streams);
 }
 
-inline sse::counters server::counters() const {
-    sse::counters sum;
-    sum.accepted = hub_->accepted.load(std::memory_order_relaxed);
-    sum.refused = hub_->refused.load(std::memory_order_relaxed);
-    sum.accept_failures = hub_->accept_failures.load(std::memory_order_relaxed);
-    sum.published = hub_->ring.published();
-    sum.no_room = hub_->no_room.load(std::memory_order_relaxed);
-    for (const auto& w : hub_->workers) w->count(sum);
-    return sum;
-}
+inline sse::counters server::counters() const { return hub_->count(); }
 
 } // namespace sse
 
