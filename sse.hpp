@@ -6666,18 +6666,24 @@ public:
     /// False, and nothing is appended, behind the last message.
     bool push(const message& m, bool last);
 
-    struct batch {
-        std::vector<frame_ref> frames;
-        std::uint64_t from = 0;  ///< Where they begin.
-        std::uint64_t next = 0;  ///< The place behind them.
-        bool ends = false;       ///< And behind everything.
-        std::optional<gap> lost; ///< Comes before them.
+    /// Where a viewer begins that comes with an id, or with none.
+    struct entrance {
+        std::uint64_t place = 0;
+        std::uint64_t live_from = 0; ///< It gets ephemeral messages from here on.
+        bool has_all = false;        ///< The last message too.
+        std::optional<gap> missed{}; ///< By then.
     };
-    /// What a viewer gets at a place; ephemeral messages only from `live_from` on.
-    batch read(std::uint64_t place, std::uint64_t live_from) const;
+    entrance enter(const std::string& id) const;
 
-    /// Where a viewer begins that comes with an id, or with none; and what it missed by then.
-    std::pair<std::uint64_t, std::optional<gap>> place_of(const std::string& id) const;
+    struct batch {
+        std::vector<frame_ref> frames{};
+        std::uint64_t from = 0;    ///< Where they begin.
+        std::uint64_t next = 0;    ///< The place behind them.
+        bool ends = false;         ///< And behind everything.
+        std::optional<gap> lost{}; ///< Comes before them.
+    };
+    /// What a viewer gets at a place.
+    batch read(std::uint64_t place, std::uint64_t live_from) const;
 
     std::uint64_t end() const noexcept { return end_.load(std::memory_order_acquire); }
     std::string id_of(std::uint64_t place) const { return make_id(epoch_, place); }
@@ -6695,89 +6701,117 @@ public:
 private:
     static constexpr std::size_t batch_frames = 64;
 
-    void remove(std::map<std::uint64_t, frame_ref>::iterator which);
-    void forget_oldest();
+    void keep(std::uint64_t place, frame_ref f);
+
+    struct shelf { // frames by place
+        std::map<std::uint64_t, frame_ref> frames;
+        std::size_t bytes = 0;
+
+        void add(std::uint64_t place, frame_ref f) {
+            bytes += f->bytes().size();
+            frames.emplace_hint(frames.end(), place, std::move(f));
+        }
+        void remove(std::map<std::uint64_t, frame_ref>::iterator which) {
+            bytes -= which->second->bytes().size();
+            frames.erase(which);
+        }
+        bool is_over(std::size_t max_frames, std::size_t max_bytes) const noexcept {
+            return frames.size() > max_frames || (bytes > max_bytes && frames.size() > 1);
+        }
+    };
 
     const std::size_t max_frames_;
     const std::size_t max_bytes_;
     const std::string gap_event_;
     const std::string epoch_ = make_epoch();
     mutable std::mutex mutex_;
-    std::map<std::uint64_t, frame_ref> frames_;             // by place; only the newest of a key
-    std::unordered_map<std::string, std::uint64_t> newest_; // of a key
+    shelf kept_;
+    shelf passing_;                                         // ephemeral: they push out no others
+    std::unordered_map<std::string, std::uint64_t> newest_; // in kept_, of a key
     std::uint64_t forgotten_ = 0;                           // one past the last that was lost
-    std::size_t bytes_ = 0;
     std::atomic<std::uint64_t> end_{0};
     std::optional<clock::time_point> finished_at_;
 };
 
 inline bool job_log::push(const message& m, bool last) {
-    frame_ref f = make_frame(frame::kind::topic, {}, m);
+    message kept = m;
+    if (last) kept.ephemeral = false; // it is for all who will ever ask
+    frame_ref f = make_frame(frame::kind::topic, {}, kept);
     {
         const std::lock_guard lock(mutex_);
         if (finished_at_) return false;
         const std::uint64_t place = end_.load(std::memory_order_relaxed);
         f->stamp(epoch_, place + 1);
-        if (!m.key.empty()) {
-            const auto [known, is_new] = newest_.try_emplace(std::string(m.key), place);
-            if (!is_new) remove(frames_.find(std::exchange(known->second, place)));
+        if (kept.ephemeral) {
+            passing_.add(place, std::move(f));
+            while (passing_.is_over(max_frames_, max_bytes_)) {
+                passing_.remove(passing_.frames.begin());
+            }
+        } else {
+            keep(place, std::move(f));
         }
-        bytes_ += f->bytes().size();
-        frames_.emplace_hint(frames_.end(), place, std::move(f));
         if (last) finished_at_ = clock::now();
-        while (frames_.size() > max_frames_ || (bytes_ > max_bytes_ && frames_.size() > 1)) {
-            forget_oldest();
-        }
         end_.store(place + 1, std::memory_order_release);
     }
     changed.notify();
     return true;
 }
 
-inline void job_log::remove(std::map<std::uint64_t, frame_ref>::iterator which) {
-    bytes_ -= which->second->bytes().size();
-    frames_.erase(which);
+inline void job_log::keep(std::uint64_t place, frame_ref f) {
+    if (!f->key().empty()) {
+        const auto [known, is_new] = newest_.try_emplace(std::string(f->key()), place);
+        if (!is_new) kept_.remove(kept_.frames.find(std::exchange(known->second, place)));
+    }
+    kept_.add(place, std::move(f));
+    while (kept_.is_over(max_frames_, max_bytes_)) {
+        const auto oldest = kept_.frames.begin();
+        forgotten_ = oldest->first + 1;
+        if (const auto key = oldest->second->key(); !key.empty()) newest_.erase(std::string(key));
+        kept_.remove(oldest);
+    }
 }
 
-inline void job_log::forget_oldest() {
-    const auto oldest = frames_.begin();
-    const frame& f = *oldest->second;
-    if (!f.ephemeral()) forgotten_ = oldest->first + 1;
-    if (!f.key().empty()) newest_.erase(std::string(f.key()));
-    remove(oldest);
+inline job_log::entrance job_log::enter(const std::string& id) const {
+    const std::lock_guard lock(mutex_);
+    entrance found;
+    found.live_from = end_.load(std::memory_order_relaxed);
+    const auto parts = parse_id(id);
+    const bool known = parts && parts->first == epoch_ && parts->second <= found.live_from;
+    if (known) found.place = parts->second;
+    found.has_all = known && finished_at_ && found.place == found.live_from;
+    if (!id.empty() && !known) {
+        const bool other = parts && parts->first.size() == epoch_.size() && parts->first != epoch_;
+        const auto reason = other ? gap_reason::epoch : gap_reason::unknown;
+        found.missed = gap{reason, id, id_of(forgotten_)};
+    } else if (found.place < forgotten_) {
+        found.missed = gap{gap_reason::too_old, id_of(found.place), id_of(forgotten_)};
+    }
+    found.place = std::max(found.place, forgotten_);
+    return found;
 }
 
 inline job_log::batch job_log::read(std::uint64_t place, std::uint64_t live_from) const {
     batch found;
     const std::lock_guard lock(mutex_);
-    found.from = std::max(place, forgotten_);
     if (place < forgotten_) {
         found.lost = gap{gap_reason::lapped, id_of(place), id_of(forgotten_)};
     }
-    auto at = frames_.lower_bound(found.from);
-    for (; at != frames_.end() && found.frames.size() < batch_frames; ++at) {
-        const frame_ref& f = at->second;
-        if (!f->ephemeral() || at->first >= live_from) found.frames.push_back(f);
-    }
+    found.from = found.next = std::max(place, forgotten_);
     const std::uint64_t end = end_.load(std::memory_order_relaxed);
-    found.next = at == frames_.end() ? end : at->first;
+    auto a = kept_.frames.lower_bound(found.from);
+    auto b = passing_.frames.lower_bound(std::max(found.from, live_from));
+    while (found.next < end && found.frames.size() < batch_frames) {
+        const std::uint64_t of_a = a == kept_.frames.end() ? end : a->first;
+        const std::uint64_t of_b = b == passing_.frames.end() ? end : b->first;
+        found.next = std::min({of_a, of_b, end - 1}) + 1;
+        if (of_a < of_b) {
+            found.frames.push_back((a++)->second);
+        } else if (of_b < of_a) {
+            found.frames.push_back((b++)->second);
+        }
+    }
     found.ends = finished_at_ && found.next == end;
     return found;
-}
-
-inline std::pair<std::uint64_t, std::optional<gap>> job_log::place_of(const std::string& id) const {
-    const std::lock_guard lock(mutex_);
-    const std::uint64_t end = end_.load(std::memory_order_relaxed);
-    const auto parts = parse_id(id);
-    const bool of_epoch = parts && parts->first == epoch_ && parts->second <= end;
-    const std::uint64_t place = of_epoch ? parts->second : 0;
-    if (!id.empty() && !of_epoch) {
-        const bool other = parts && parts->first.size() == epoch_.size() && parts->first != epoch_;
-        const auto reason = other ? gap_reason::epoch : gap_reason::unknown;
-        return {forgotten_, gap{reason, id, id_of(forgotten_)}};
-    }
-    if (place >= forgotten_) return {place, std::nullopt};
-    return {forgotten_, gap{gap_reason::too_old, id_of(place), id_of(forgotten_)}};
 }
 
 /// Counts a viewer while it is there.
@@ -6940,18 +6974,17 @@ inline asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
     }
     const detail::viewer_count counted(log->viewers);
     const std::string id = detail::last_event_id(s.request());
-    const std::uint64_t live_from = log->end();
-    const auto [from, missed] = log->place_of(id);
-    std::uint64_t next = from;
-    if (!missed && !id.empty() && next == live_from && log->finished_at()) {
+    const detail::job_log::entrance begin = log->enter(id);
+    std::uint64_t next = begin.place;
+    if (begin.has_all) {
         co_await s.respond(204, {}, {});
         co_return;
     }
     s.begin();
-    if (missed) co_await tell(s, *log, *missed, from);
+    if (begin.missed) co_await tell(s, *log, *begin.missed, next);
     const auto has_all = [&next, l = log.get()] { return l->end() == next; };
     for (;;) {
-        detail::job_log::batch found = log->read(next, live_from);
+        detail::job_log::batch found = log->read(next, begin.live_from);
         if (found.lost) co_await tell(s, *log, *found.lost, found.from);
         if (!found.frames.empty()) co_await s.write(std::move(found.frames));
         next = found.next;
