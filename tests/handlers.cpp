@@ -1,0 +1,1455 @@
+// Handlers: streams that begin and end on a connection that goes on, bodies in pieces, and what a
+// handler learns of its client.
+#include "support/bytes.hpp"
+#include "support/dice.hpp"
+#include "support/handlers.hpp"
+#include "support/server.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdio>
+#include <list>
+#include <mutex>
+
+using namespace std::chrono_literals;
+using namespace support;
+
+namespace {
+
+using routes = std::vector<std::tuple<std::string, std::string, sse::handler>>;
+
+struct routes_server : running_server {
+    explicit routes_server(const routes& all, sse::options o = with_threads(1))
+        : running_server(std::move(o), [&](sse::server& s) {
+              for (const auto& [method, pattern, run] : all) s.route(method, pattern, run);
+          }) {}
+};
+
+/// A route that answers with its body's size, for the requests between streams.
+std::tuple<std::string, std::string, sse::handler> plain_route() {
+    return {"POST", "/plain", [](sse::stream& client) -> handler_result {
+                const std::string body = co_await client.body();
+                const std::string size = std::to_string(body.size());
+                co_await client.respond(200, "text/plain", size);
+            }};
+}
+
+/// Sends so many messages with their number.
+sse::handler counts_to(int end) {
+    return [end](sse::stream& client) -> handler_result {
+        for (int n = 0; n < end; ++n) co_await client.send({.data = std::to_string(n)});
+    };
+}
+
+/// What errors were thrown, by the name of their code.
+struct error_log {
+    std::mutex mutex;
+    std::vector<std::string> texts;
+
+    void attach(sse::options& o) {
+        o.on_error = [this](std::exception_ptr failure) {
+            const std::lock_guard lock(mutex);
+            try {
+                std::rethrow_exception(failure);
+            } catch (const std::exception& e) { texts.emplace_back(e.what()); }
+        };
+    }
+    std::size_t size() {
+        const std::lock_guard lock(mutex);
+        return texts.size();
+    }
+};
+
+// ---- chunks as they are on the wire -------------------------------------------------------------
+
+/// The size of the next chunk. Throws for what RFC 9112 7.1 does not allow a sender.
+std::size_t read_chunk_size(connection& peer, deadline until = patience) {
+    std::string line = peer.read_through("\r\n", until);
+    line.resize(line.size() - 2);
+    if (line.empty() || line.find_first_not_of("0123456789abcdef") != line.npos)
+        throw bad_response("no size of a chunk: " + show(line));
+    if (line.size() > 1 && line.starts_with('0')) throw bad_response("size " + show(line));
+    return std::stoul(line, nullptr, 16);
+}
+
+/// The next chunk; empty: the last one.
+std::string read_chunk(connection& peer, deadline until = patience) {
+    const std::size_t size = read_chunk_size(peer, until);
+    std::string bytes = peer.read_exactly(size + 2, until);
+    if (!bytes.ends_with("\r\n")) throw bad_response("behind a chunk: " + show(bytes));
+    bytes.resize(size);
+    return bytes;
+}
+
+/// Chunks up to the last one; what follows stays in received().
+std::vector<std::string> read_chunks(connection& peer, deadline until = patience) {
+    std::vector<std::string> all;
+    for (std::string chunk = read_chunk(peer, until); !chunk.empty();
+         chunk = read_chunk(peer, until)) {
+        all.push_back(std::move(chunk));
+    }
+    return all;
+}
+
+std::string joined(const std::vector<std::string>& chunks) {
+    std::string all;
+    for (const std::string& chunk : chunks) all += chunk;
+    return all;
+}
+
+/// The data of all events of a chunked stream whose head was read, each followed by a comma.
+std::string read_data(connection& peer, deadline until = patience) {
+    std::string all;
+    for (const decoded& event : decode_event_stream(joined(read_chunks(peer, until)))) {
+        all.append(event.data).append(",");
+    }
+    return all;
+}
+
+/// The head of a stream that its last chunk will end.
+bool is_chunked_stream(const response& head) {
+    return head.status == 200 && head.header("Content-Type") == "text/event-stream" &&
+           head.header("Transfer-Encoding") == "chunked" && !head.header("Content-Length") &&
+           !head.header("Connection");
+}
+
+/// One whole stream on a connection that goes on: its data.
+std::string stream_on(connection& peer, std::string_view target, std::string_view method = "GET",
+                      std::string_view body = {}) {
+    peer.send_request(method, target, {}, body);
+    const response head = peer.read_head();
+    if (!is_chunked_stream(head)) return "no chunked stream: " + std::to_string(head.status);
+    return read_data(peer);
+}
+
+/// The status of a GET, whatever its body is.
+int head_status(std::uint16_t port, std::string_view target) {
+    connection peer(port);
+    peer.send_request("GET", target);
+    return peer.read_head().status;
+}
+
+/// Feeds what a connection receives to a decoder, chunk by chunk, until so many events came.
+class chunked_events {
+public:
+    explicit chunked_events(connection& peer) : peer_(peer) {}
+
+    decoded next(deadline until = patience) {
+        while (events_.empty()) {
+            const std::string chunk = read_chunk(peer_, until);
+            if (chunk.empty()) throw connection_ended("the last chunk came before an event");
+            decoder_.feed(chunk);
+            for (decoded& event : decoder_.take_events()) events_.push_back(std::move(event));
+            for (std::string& c : decoder_.take_comments()) comments_.push_back(std::move(c));
+        }
+        decoded event = std::move(events_.front());
+        events_.pop_front();
+        return event;
+    }
+    std::size_t comments() const { return comments_.size(); }
+    bool between_events() const { return decoder_.between_events(); }
+
+private:
+    connection& peer_;
+    event_stream_decoder decoder_;
+    std::deque<decoded> events_;
+    std::vector<std::string> comments_;
+};
+
+} // namespace
+
+TEST_SUITE("finite streams") {
+    TEST_CASE("a stream that its handler ends is chunked, and its connection serves another") {
+        routes_server server({{"GET", "/count", counts_to(3)}, plain_route()});
+        connection peer(server.port());
+        for (int n = 0; n < 3; ++n) {
+            peer.send_request("GET", "/count");
+            const auto head = peer.read_head();
+            CHECK(is_chunked_stream(head));
+            CHECK(head.header("Cache-Control") == "no-cache, no-transform");
+            CHECK(head.header_lines("Transfer-Encoding") == 1);
+            CHECK(read_data(peer) == "0,1,2,");
+            CHECK(peer.received().empty());
+            CHECK(peer.request("POST", "/plain", {}, "four").body == "4");
+            CHECK(peer.request("GET", "/health").body == "Active connections: 0\n");
+        }
+        CHECK(server.counters().accepted == 1);
+    }
+
+    TEST_CASE("a stream may have no message at all") {
+        routes_server server({{"GET", "/empty", [](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   co_return;
+                               }}});
+        connection peer(server.port());
+        for (int n = 0; n < 2; ++n) {
+            peer.send_request("GET", "/empty");
+            CHECK(is_chunked_stream(peer.read_head()));
+            CHECK(peer.read_exactly(5) == "0\r\n\r\n");
+        }
+        CHECK(peer.received().empty());
+    }
+
+    TEST_CASE("begin sends the head before there is a message, and once") {
+        std::atomic<bool> go{false};
+        routes_server server({{"GET", "/later", [&](sse::stream& client) -> handler_result {
+                                   client.add_header("X-Model", "m");
+                                   client.begin();
+                                   client.begin();
+                                   co_await until(client, go);
+                                   co_await client.send({.data = "late"});
+                                   client.begin();
+                               }}});
+        connection peer(server.port());
+        peer.send_request("GET", "/later");
+        const auto head = peer.read_head();
+        CHECK(is_chunked_stream(head));
+        CHECK(head.header("X-Model") == "m");
+        CHECK(peer.received().empty());
+        CHECK(server.counters().streams == 1);
+        go = true;
+        CHECK(read_data(peer) == "late,");
+    }
+
+    TEST_CASE("after begin there is no plain answer and no header, and after an answer no stream") {
+        error_log errors;
+        sse::options o = with_threads(1);
+        errors.attach(o);
+        std::atomic<int> refused{0};
+        const auto is_refused = [&](auto&& call) {
+            try {
+                call();
+            } catch (const std::logic_error&) { ++refused; }
+        };
+        routes_server server({{"GET", "/begun",
+                               [&](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   is_refused([&] { client.add_header("X", "y"); });
+                                   co_await client.respond(200, "text/plain", "no");
+                               }},
+                              {"GET", "/answered",
+                               [&](sse::stream& client) -> handler_result {
+                                   co_await client.respond(200, "text/plain", "yes");
+                                   is_refused([&] { client.begin(); });
+                                   is_refused(
+                                       [&] { static_cast<void>(client.try_send({.data = "x"})); });
+                                   co_await client.send({.data = "x"});
+                               }}},
+                             o);
+        connection begun(server.port());
+        begun.send_request("GET", "/begun");
+        CHECK(is_chunked_stream(begun.read_head()));
+        CHECK(begun.read_to_end().empty()); // what failed has no last chunk
+        connection answered(server.port());
+        CHECK(answered.request("GET", "/answered").body == "yes");
+        CHECK(answered.request("GET", "/health").status == 200);
+        CHECK(eventually([&] { return errors.size() == 2; }));
+        CHECK(refused == 3);
+    }
+
+    TEST_CASE("to HTTP/1.0, or where the connection is to close, the end of it ends the stream") {
+        routes_server server({{"GET", "/count", counts_to(3)}, {"POST", "/count", counts_to(3)}});
+        const std::string requests[] = {
+            "GET /count HTTP/1.0\r\n\r\n",
+            "GET /count HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            "GET /count HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            "GET /count HTTP/1.1\r\nHost: localhost\r\nConnection: x, Close\r\n\r\n",
+            // A body that nobody reads stands between this stream and the next request.
+            "POST /count HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody",
+        };
+        for (const std::string& request : requests) {
+            CAPTURE(request);
+            connection peer(server.port());
+            peer.send(request);
+            const auto head = peer.read_head();
+            CHECK(head.status == 200);
+            CHECK_FALSE(head.header("Transfer-Encoding"));
+            CHECK(head.header("Connection") == "close");
+            const std::string all = peer.read_to_end();
+            CHECK(peer.ended() == ending::fin);
+            CHECK(decode_event_stream(all).size() == 3);
+            CHECK(all.ends_with("data: 2\n\n"));
+        }
+    }
+
+    TEST_CASE("a stream that begins with subscribe ends with its connection") {
+        routes_server server({{"GET", "/live", [](sse::stream& client) -> handler_result {
+                                   client.subscribe("/news");
+                                   co_await client.send({.data = "welcome"});
+                               }}});
+        event_client client(server.port(), "/live");
+        CHECK_FALSE(client.head().header("Transfer-Encoding"));
+        CHECK(client.head().header("Connection") == "close");
+        CHECK(client.next().data == "welcome");
+    }
+
+    TEST_CASE("requests that came while a stream was open are served behind it, in order") {
+        std::atomic<bool> go{false};
+        routes_server server({{"GET", "/wait",
+                               [&](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "begun"});
+                                   co_await until(client, go);
+                                   co_await client.send({.data = "done"});
+                               }},
+                              {"GET", "/count", counts_to(2)},
+                              {"GET", "/live",
+                               [](sse::stream& client) -> handler_result {
+                                   client.subscribe("/news");
+                                   co_return;
+                               }},
+                              plain_route()});
+        connection peer(server.port());
+        peer.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"); // with the request
+        CHECK(is_chunked_stream(peer.read_head()));
+        chunked_events events(peer);
+        CHECK(events.next().data == "begun");
+        const std::string rest = "lth HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                                 "POST /plain HTTP/1.1\r\nHost: localhost\r\n"
+                                 "Content-Length: 5\r\n\r\nabcde"
+                                 "GET /count HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                                 "HEAD /count HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                                 "GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        for (const char byte : rest) peer.send(std::string_view(&byte, 1));
+        go = true;
+        CHECK(events.next().data == "done");
+        CHECK(read_chunk(peer).empty());
+        CHECK(peer.read_response().body == "Active connections: 0\n");
+        CHECK(peer.read_response().body == "5");
+        CHECK(is_chunked_stream(peer.read_head()));
+        CHECK(read_data(peer) == "0,1,");
+    }
+
+    TEST_CASE("a subscription that follows streams on its connection gets all that is its own") {
+        routes_server server({{"GET", "/count", counts_to(3)},
+                              {"GET", "/live", [](sse::stream& client) -> handler_result {
+                                   client.subscribe("/news");
+                                   co_return;
+                               }}});
+        server.publish("/news", {.data = "one"});
+        const std::string id = server.last_id();
+        connection peer(server.port());
+        CHECK(stream_on(peer, "/count") == "0,1,2,");
+        server.publish("/news", {.data = "two"});
+        CHECK(stream_on(peer, "/count") == "0,1,2,");
+        peer.send_request("GET", "/live", {{"Last-Event-ID", id}});
+        CHECK(peer.read_head().header("Connection") == "close");
+        CHECK(without_ids(peer.read_through("two\n\n")) == "data: two\n\n");
+        server.publish("/news", {.data = "three"});
+        CHECK(without_ids(peer.read_through("three\n\n")) == "data: three\n\n");
+    }
+
+    TEST_CASE("each stream of a connection has a name of its own, and a beginning and an end") {
+        std::mutex mutex;
+        std::vector<std::uint64_t> names;
+        std::atomic<int> connected{0};
+        std::vector<sse::end_reason> ends;
+        sse::options o = with_threads(1);
+        o.on_connect = [&](sse::stream&) { ++connected; };
+        o.on_disconnect = [&](const sse::stream_info&, sse::end_reason why) {
+            const std::lock_guard lock(mutex);
+            ends.push_back(why);
+        };
+        routes_server server({{"GET", "/name",
+                               [&](sse::stream& client) -> handler_result {
+                                   client.set_user("ann");
+                                   const std::lock_guard lock(mutex);
+                                   names.push_back(client.id());
+                                   co_await client.send({.data = "x"});
+                               }},
+                              {"GET", "/who",
+                               [](sse::stream& client) -> handler_result {
+                                   const std::string user(client.user());
+                                   co_await client.send({.data = "user " + user});
+                               }}},
+                             o);
+        connection peer(server.port());
+        CHECK(stream_on(peer, "/name") == "x,");
+        CHECK(server.counters().streams == 0);
+        server.send_to(names.at(0), {.data = "too late"});
+        server.send_to_user("ann", {.data = "too late"});
+        server.broadcast({.data = "too late"});
+        CHECK(stream_on(peer, "/who") == "user ,");
+        CHECK(stream_on(peer, "/name") == "x,");
+        CHECK(names.at(0) != names.at(1));
+        CHECK(connected == 3);
+        const std::lock_guard lock(mutex);
+        CHECK(ends == std::vector<sse::end_reason>(3, sse::end_reason::ended));
+    }
+
+    TEST_CASE("HEAD of a finite stream gets its head only, and the connection may go on") {
+        std::atomic<int> told{0};
+        routes_server server({{"GET", "/begin",
+                               [&](sse::stream& client) -> handler_result {
+                                   try {
+                                       client.begin();
+                                   } catch (const std::system_error& e) {
+                                       told += e.code() == sse::errc::closed;
+                                   }
+                                   co_return;
+                               }},
+                              {"GET", "/try", [&](sse::stream& client) -> handler_result {
+                                   told += !client.try_send({.data = "x"});
+                                   co_return;
+                               }}});
+        for (const char* const target : {"/begin", "/try"}) {
+            CAPTURE(target);
+            connection peer(server.port());
+            peer.send_request("HEAD", target);
+            CHECK(peer.read_head().header("Content-Type") == "text/event-stream");
+            CHECK(peer.read_to_end().empty());
+        }
+        CHECK(told == 2);
+    }
+
+    TEST_CASE("an exception before the head is a 500, after it the last chunk stays out") {
+        error_log errors;
+        sse::options o = with_threads(1);
+        errors.attach(o);
+        routes_server server({{"GET", "/before",
+                               [](sse::stream&) -> handler_result {
+                                   throw std::runtime_error("before");
+                                   co_return;
+                               }},
+                              {"GET", "/begun",
+                               [](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   throw std::runtime_error("begun");
+                                   co_return;
+                               }},
+                              {"GET", "/after",
+                               [](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "one"});
+                                   co_await client.send({.data = "two"});
+                                   throw std::runtime_error("after");
+                               }},
+                              {"GET", "/tried",
+                               [](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   static_cast<void>(client.try_send({.data = "one"}));
+                                   throw std::runtime_error("tried");
+                                   co_return;
+                               }}},
+                             o);
+        connection peer(server.port());
+        CHECK(peer.request("GET", "/before").status == 500);
+        peer.send_request("GET", "/begun");
+        CHECK(is_chunked_stream(peer.read_head()));
+        CHECK(peer.read_to_end().empty());
+        CHECK(peer.ended() == ending::fin);
+        connection second(server.port());
+        second.send_request("GET", "/after");
+        CHECK(is_chunked_stream(second.read_head()));
+        chunked_events events(second);
+        CHECK(events.next().data == "one");
+        CHECK(events.next().data == "two");
+        CHECK(second.read_to_end().empty());
+        connection third(server.port());
+        third.send_request("GET", "/tried");
+        CHECK(is_chunked_stream(third.read_head()));
+        CHECK_FALSE(third.read_to_end().ends_with("0\r\n\r\n"));
+        CHECK(eventually([&] { return errors.size() == 4; }));
+        CHECK(server.counters().streams == 0);
+    }
+
+    TEST_CASE("close ends a finite stream with its last chunk, and its handler is cancelled") {
+        std::atomic<int> ended{0};
+        routes_server server({{"GET", "/close", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   co_await client.send({.data = "last"});
+                                   client.close();
+                                   CHECK_FALSE(client.open());
+                                   co_await client.sleep_for(1h);
+                               }}});
+        connection peer(server.port());
+        CHECK(stream_on(peer, "/close") == "last,");
+        CHECK(eventually([&] { return ended == 1; }));
+    }
+
+    TEST_CASE("a finite stream ends at its time, with its last chunk") {
+        sse::options o = with_threads(1);
+        o.max_stream_age = 60ms;
+        std::atomic<int> ended{0};
+        routes_server server({{"GET", "/long",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   co_await client.send({.data = "x"});
+                                   co_await client.sleep_for(1h);
+                               }}},
+                             o);
+        connection peer(server.port());
+        CHECK(stream_on(peer, "/long") == "x,");
+        CHECK(eventually([&] { return ended == 1; }));
+    }
+
+    TEST_CASE("time between two streams of a connection is not of the next one's age") {
+        sse::options o = with_threads(1);
+        o.max_stream_age = 150ms;
+        routes_server server({{"GET", "/some",
+                               [&](sse::stream& client) -> handler_result {
+                                   for (int n = 0; n < 4; ++n) {
+                                       co_await client.send({.data = std::to_string(n)});
+                                       co_await client.sleep_for(20ms);
+                                   }
+                               }}},
+                             o);
+        connection peer(server.port());
+        for (int n = 0; n < 4; ++n) CHECK(stream_on(peer, "/some") == "0,1,2,3,");
+    }
+
+    TEST_CASE("heartbeats of a finite stream are chunks too") {
+        sse::options o = with_threads(1);
+        o.heartbeat = 15ms;
+        std::atomic<bool> go{false};
+        routes_server server({{"GET", "/think",
+                               [&](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   co_await until(client, go);
+                                   co_await client.send({.data = "thought"});
+                               }}},
+                             o);
+        connection peer(server.port());
+        peer.send_request("GET", "/think");
+        CHECK(is_chunked_stream(peer.read_head()));
+        for (int n = 0; n < 3; ++n) {
+            const std::string chunk = read_chunk(peer);
+            CHECK(chunk.starts_with(":"));
+            CHECK(decode_event_stream(chunk).empty());
+        }
+        go = true;
+        CHECK(read_data(peer) == "thought,");
+        CHECK(peer.request("GET", "/health").status == 200);
+    }
+
+    TEST_CASE("a client that talks too much into its stream is closed behind it, not served") {
+        std::atomic<bool> go{false};
+        routes_server server({{"GET", "/wait", [&](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "begun"});
+                                   co_await until(client, go);
+                                   co_await client.send({.data = "done"});
+                               }}});
+        connection peer(server.port());
+        peer.send_request("GET", "/wait");
+        CHECK(is_chunked_stream(peer.read_head()));
+        chunked_events events(peer);
+        CHECK(events.next().data == "begun");
+        peer.send(std::string(40'000, 'x')); // more than the head of a request may have
+        go = true;
+        CHECK(events.next().data == "done");
+        CHECK(read_chunk(peer).empty());
+        const std::string rest =
+            peer.read_to_end(); // a refusal, if it was read only behind the end
+        CHECK((rest.empty() || rest.starts_with("HTTP/1.1 4")));
+    }
+
+    TEST_CASE("a client is seen to leave, however much it had sent behind its request") {
+        std::atomic<int> ended{0}, begun{0};
+        routes_server server({{"GET", "/wait", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   client.begin();
+                                   ++begun;
+                                   co_await client.sleep_for(1h);
+                               }}});
+        for (const std::size_t behind : {0u, 100u, 15'000u, 20'000u, 60'000u, 200'000u}) {
+            CAPTURE(behind);
+            connection peer(server.port());
+            const int before = begun;
+            peer.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n" + std::string(behind, 'x'));
+            REQUIRE(eventually([&] { return begun == before + 1; }));
+            peer.reset();
+            CHECK(eventually([&] { return ended == begun; }, 2s));
+        }
+    }
+}
+
+TEST_SUITE("chunks") {
+    TEST_CASE("several messages go out in one write, each as it is") {
+        routes_server server(
+            {{"GET", "/pair", [](sse::stream& client) -> handler_result {
+                  client.begin();
+                  const sse::message both[] = {{.data = "a"}, {.event = "e", .data = "b\nc"}};
+                  co_await client.send(both);
+                  const std::vector<sse::message> many(50, {.data = "m"});
+                  co_await client.send(many);
+                  co_await client.send(std::span<const sse::message>());
+              }}});
+        connection peer(server.port());
+        peer.send_request("GET", "/pair");
+        CHECK(is_chunked_stream(peer.read_head()));
+        const auto chunks = read_chunks(peer);
+        REQUIRE(chunks.size() == 2);
+        CHECK(chunks[0] == "data: a\n\nevent: e\ndata: b\ndata: c\n\n");
+        CHECK(decode_event_stream(chunks[1]).size() == 50);
+    }
+
+    TEST_CASE("of several messages with a bad one among them none is sent") {
+        std::atomic<bool> told{false};
+        routes_server server(
+            {{"GET", "/pair", [&](sse::stream& client) -> handler_result {
+                  const sse::message both[] = {{.data = "a"}, {.event = "e\n", .data = "b"}};
+                  try {
+                      co_await client.send(both);
+                  } catch (const std::system_error& e) { told = e.code() == sse::errc::bad_event; }
+                  co_await client.respond(200, "text/plain", "nothing yet");
+              }}});
+        CHECK(http_get(server.port(), "/pair").body == "nothing yet"); // not even the head
+        CHECK(told);
+    }
+
+    TEST_CASE("10,000 messages, sent one by one or many at once, arrive in order") {
+        routes_server server({{"GET", "/one", counts_to(10'000)},
+                              {"GET", "/many", [](sse::stream& client) -> handler_result {
+                                   std::vector<std::string> texts;
+                                   for (int n = 0; n < 10'000; ++n)
+                                       texts.push_back(std::to_string(n));
+                                   std::vector<sse::message> all;
+                                   for (const std::string& text : texts)
+                                       all.push_back({.data = text});
+                                   co_await client.send(all);
+                               }}});
+        std::string expected;
+        for (int n = 0; n < 10'000; ++n) expected += std::to_string(n) + ",";
+        connection peer(server.port());
+        CHECK((stream_on(peer, "/one") == expected));
+        CHECK((stream_on(peer, "/many") == expected));
+    }
+
+    TEST_CASE("chunks are right however little the client takes at a time") {
+        dice dice(61);
+        for (const std::size_t largest : {40u, 3'000u, 400'000u}) {
+            CAPTURE(largest);
+            std::vector<std::size_t> sizes;
+            std::size_t total = 0;
+            const std::size_t least = largest < 1000 ? 200'000 : 7'000'000;
+            while (total < least) total += sizes.emplace_back(dice.between(0, largest));
+            routes_server server({{"GET", "/sizes",
+                                   [&](sse::stream& client) -> handler_result {
+                                       std::vector<std::string> texts;
+                                       for (std::size_t n = 0; n < sizes.size(); ++n) {
+                                           const char fill = static_cast<char>('a' + n % 26);
+                                           texts.emplace_back(sizes[n], fill);
+                                       }
+                                       for (std::size_t n = 0; n < texts.size();) {
+                                           std::vector<sse::message> some;
+                                           for (std::size_t k = 0; k < n % 7 + 1; ++k) {
+                                               if (n < texts.size())
+                                                   some.push_back({.data = texts[n++]});
+                                           }
+                                           co_await client.send(some);
+                                       }
+                                   }},
+                                  plain_route()});
+            connection peer(server.port(), {.receive_buffer = 4096});
+            peer.send_request("GET", "/sizes");
+            CHECK(is_chunked_stream(peer.read_head()));
+            // Byte by byte at first, and now and then not at all.
+            std::string bytes = peer.read_until([](const std::string&) { return true; });
+            char some[8192];
+            const auto take = [&](std::size_t most) {
+                const ssize_t n = ::recv(peer.native_handle(), some, most, 0);
+                if (n > 0) bytes.append(some, static_cast<std::size_t>(n));
+                if (n < 0) REQUIRE(wait_for(peer.native_handle(), POLLIN, patience));
+                REQUIRE(n != 0);
+            };
+            for (int n = 0; n < 3'000; ++n) take(1);
+            while (!bytes.ends_with("\r\n0\r\n\r\n")) {
+                if (dice.one_in(500)) std::this_thread::sleep_for(1ms);
+                take(dice.one_in(4) ? dice.between(1, 9) : sizeof some);
+            }
+            chunk_reader reader;
+            const auto events = decode_event_stream(reader.feed(bytes));
+            CHECK(reader.ended());
+            CHECK(reader.rest().empty());
+            REQUIRE(events.size() == sizes.size());
+            bool right = true;
+            for (std::size_t n = 0; n < sizes.size(); ++n) {
+                right = right &&
+                        events[n].data == std::string(sizes[n], static_cast<char>('a' + n % 26));
+            }
+            CHECK(right);
+            CHECK(peer.request("POST", "/plain", {}, "abc").body == "3");
+        }
+    }
+
+    TEST_CASE("a subscription on a chunked stream adds live messages between its own") {
+        const std::string own(120'000, 'o'), live(80'000, 'l');
+        std::atomic<bool> subscribed{false}, go{false};
+        routes_server server({{"GET", "/both", [&](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "first"});
+                                   client.subscribe("/live");
+                                   subscribed = true;
+                                   for (int n = 0; n < 30; ++n)
+                                       co_await client.send({.event = "own", .data = own});
+                                   co_await client.send({.event = "own", .data = "end"});
+                                   go = true;
+                               }}});
+        connection peer(server.port(), {.receive_buffer = 4096});
+        peer.send_request("GET", "/both");
+        CHECK(is_chunked_stream(peer.read_head()));
+        chunked_events events(peer);
+        CHECK(events.next().data == "first");
+        REQUIRE(eventually([&] { return subscribed.load(); }));
+        for (int n = 0; n < 30; ++n) server.publish("/live", {.event = "live", .data = live});
+        server.publish("/live", {.event = "live", .data = "end"});
+        int own_seen = 0, live_seen = 0, ends = 0;
+        std::string last_id;
+        while (ends < 2) {
+            const decoded event = events.next();
+            if (event.data == "end") {
+                ++ends;
+            } else if (event.type == "own") {
+                REQUIRE((event.data == own));
+                ++own_seen;
+            } else {
+                REQUIRE((event.data == live));
+                CHECK(event.id != last_id); // each live message has its own
+                ++live_seen;
+            }
+            if (event.type == "live") last_id = event.id;
+        }
+        CHECK(own_seen == 30);
+        CHECK(live_seen == 30);
+        CHECK(last_id == server.last_id());
+        // It lives on when its handler has returned, and each message is a chunk.
+        REQUIRE(eventually([&] { return go.load(); }));
+        server.publish("/live", {.data = "later"});
+        CHECK(events.next().data == "later");
+        CHECK(server.counters().streams == 1);
+        server.revoke(server.streams().at(0).id);
+        CHECK_FALSE(peer.read_to_end().ends_with("0\r\n\r\n")); // cut, not ended
+    }
+
+    TEST_CASE("a chunked stream that subscribes resumes behind an id, with the gap told") {
+        sse::options o = with_threads(1);
+        o.history = 4;
+        o.heartbeat = 20ms;
+        std::atomic<bool> subscribed{false};
+        routes_server server({{"GET", "/both",
+                               [&](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "first"});
+                                   client.subscribe("/live");
+                                   subscribed = true;
+                               }}},
+                             o);
+        event_client early(server.port(), "/both");
+        CHECK(early.head().header("Transfer-Encoding") == "chunked");
+        CHECK(early.next().data == "first");
+        REQUIRE(eventually([&] { return subscribed.load(); }));
+        server.publish("/live", {.data = "0"});
+        const std::string id = early.next().id;
+        for (int n = 1; n < 20; ++n) {
+            server.publish("/live", {.data = std::to_string(n)});
+            CHECK(early.next().data == std::to_string(n));
+        }
+        early.next_comment();
+        event_client late(server.port(), "/both", {{"Last-Event-ID", id}});
+        std::vector<std::string> seen;
+        for (decoded e = late.next(); e.data != "19"; e = late.next()) {
+            seen.push_back(e.type == "message" ? e.data : e.type);
+        }
+        CHECK(std::count(seen.begin(), seen.end(), "gap") == 1);
+        CHECK(std::count(seen.begin(), seen.end(), "first") == 1);
+        CHECK(seen.back() == "18");
+        late.next_comment();
+    }
+
+    TEST_CASE("drain gives open chunked streams a farewell and the last chunk") {
+        std::atomic<int> ended{0};
+        routes_server server({{"GET", "/wait",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   co_await client.send({.data = "begun"});
+                                   co_await client.sleep_for(1h);
+                               }},
+                              {"GET", "/both",
+                               [](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "begun"});
+                                   client.subscribe("/live");
+                               }}},
+                             with_threads(1));
+        std::vector<connection> peers;
+        for (const char* const target : {"/wait", "/both", "/wait", "/both"}) {
+            peers.emplace_back(server.port());
+            peers.back().send_request("GET", target);
+            CHECK(is_chunked_stream(peers.back().read_head()));
+            const std::string chunk = read_chunk(peers.back());
+            CHECK(chunk == "data: begun\n\n");
+        }
+        sse::drain_options how;
+        how.window = 300ms;
+        how.farewell = sse::message{.event = "bye", .data = "come again"};
+        server.stop(how);
+        for (connection& peer : peers) {
+            const auto events = decode_event_stream(joined(read_chunks(peer)));
+            REQUIRE(events.size() == 1);
+            CHECK(events[0].type == "bye");
+            CHECK(peer.read_to_end().empty());
+            CHECK(peer.ended() == ending::fin);
+        }
+        server.join();
+        CHECK(ended == 2);
+    }
+
+    TEST_CASE("stop ends chunked streams and their handlers") {
+        std::atomic<int> ended{0};
+        routes_server server({{"GET", "/wait", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   co_await client.send({.data = "begun"});
+                                   co_await client.closed();
+                               }}});
+        connection a(server.port()), b(server.port());
+        for (connection* const peer : {&a, &b}) {
+            peer->send_request("GET", "/wait");
+            CHECK(is_chunked_stream(peer->read_head()));
+            CHECK(read_chunk(*peer) == "data: begun\n\n");
+        }
+        server.stop();
+        server.join();
+        CHECK(ended == 2);
+        CHECK(a.wait_for_close() == ending::fin);
+    }
+
+    TEST_CASE("a client that takes nothing is disconnected, in the middle of a chunk too") {
+        sse::options o = with_threads(1);
+        o.stall_timeout = 100ms;
+        std::atomic<int> ended{0};
+        routes_server server({{"GET", "/much",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   const std::string large(500'000, 'x');
+                                   for (;;) co_await client.send({.data = large});
+                               }}},
+                             o);
+        connection stuck(server.port(), {.receive_buffer = 4096});
+        stuck.send_request("GET", "/much");
+        CHECK(eventually([&] { return ended == 1; }));
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+        CHECK(server.counters().lagged == 1);
+    }
+}
+
+TEST_SUITE("bodies") {
+    /// What body_some gave, piece by piece.
+    struct pieces {
+        std::mutex mutex;
+        std::vector<std::string> all;
+        void add(const std::string& piece) {
+            const std::lock_guard lock(mutex);
+            all.push_back(piece);
+        }
+        std::size_t count() {
+            const std::lock_guard lock(mutex);
+            return all.size();
+        }
+        std::string text() {
+            const std::lock_guard lock(mutex);
+            return joined(all);
+        }
+        handler_result read(sse::stream& client) {
+            for (;;) {
+                const std::string piece = co_await client.body_some();
+                if (piece.empty()) break;
+                add(piece);
+            }
+            const std::string again = co_await client.body_some(); // the end stays the end
+            const std::string whole = co_await client.body();
+            const std::string sizes = std::to_string(again.size() + whole.size());
+            co_await client.respond(200, "text/plain", sizes);
+        }
+        std::tuple<std::string, std::string, sse::handler> route() {
+            return {"POST", "/some", [this](sse::stream& client) { return read(client); }};
+        }
+    };
+
+    TEST_CASE("a body is given in the pieces in which it comes") {
+        pieces got;
+        routes_server server({got.route(), plain_route()});
+        connection peer(server.port());
+        peer.send("POST /some HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n");
+        const std::vector<std::string> sent{"a", "bcd", "efghi"};
+        for (std::size_t n = 0; n < sent.size(); ++n) {
+            peer.send(sent[n]);
+            REQUIRE(eventually([&] { return got.count() == n + 1; }));
+        }
+        CHECK(peer.read_response().body == "0");
+        CHECK(got.all == sent);
+        CHECK(peer.request("POST", "/plain", {}, "abc").body == "3");
+    }
+
+    TEST_CASE("chunks of a body are given without their framing, however they are cut") {
+        dice dice(62);
+        for (int round = 0; round < 12; ++round) {
+            pieces got;
+            routes_server server({got.route(), plain_route()});
+            std::string whole, bytes;
+            for (std::size_t n = dice.between(0, 12); n > 0; --n) {
+                const std::string chunk(dice.between(1, 400), dice.one_of("abcdef"));
+                char size[20];
+                std::snprintf(size, sizeof size, "%zX", chunk.size());
+                whole += chunk;
+                bytes.append(size).append(dice.one_in(3) ? ";x=y" : "").append("\r\n");
+                bytes.append(chunk).append("\r\n");
+            }
+            bytes += dice.one_in(2) ? "0\r\n\r\n" : "0\r\nTrailer: x\r\n\r\n";
+            bytes += "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"; // pipelined
+            connection peer(server.port());
+            peer.send("POST /some HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+                      "\r\n");
+            std::size_t at = 0;
+            for (const std::size_t end : random_ends(dice, bytes.size(), 60)) {
+                peer.send(std::string_view(bytes).substr(at, end - at));
+                at = end;
+            }
+            CHECK(peer.read_response().body == "0");
+            CHECK(peer.read_response().status == 200);
+            CHECK((got.text() == whole));
+        }
+    }
+
+    TEST_CASE("a body that is read in part and then whole gives each byte once") {
+        routes_server server({{"POST", "/mixed", [](sse::stream& client) -> handler_result {
+                                   const std::string first = co_await client.body_some();
+                                   const std::string rest = co_await client.body();
+                                   const std::string all = first + rest;
+                                   co_await client.respond(200, "text/plain", all);
+                               }}});
+        connection peer(server.port());
+        std::string text(300'000, 'x');
+        for (std::size_t n = 0; n < text.size(); ++n) text[n] = static_cast<char>('a' + n % 26);
+        CHECK((peer.request("POST", "/mixed", {}, text).body == text));
+        CHECK(peer.request("POST", "/mixed", {}, "a").body == "a");
+        CHECK(peer.request("POST", "/mixed").body.empty());
+    }
+
+    TEST_CASE("a body of any length passes through pieces that are small") {
+        sse::options o = with_threads(1);
+        o.max_head_bytes = 4096;
+        o.max_body_bytes = 32 * 1024 * 1024;
+        std::atomic<std::size_t> largest{0};
+        routes_server server({{"POST", "/count",
+                               [&](sse::stream& client) -> handler_result {
+                                   std::size_t total = 0;
+                                   for (;;) {
+                                       const std::string piece = co_await client.body_some();
+                                       if (piece.empty()) break;
+                                       total += piece.size();
+                                       largest = std::max(largest.load(), piece.size());
+                                   }
+                                   const std::string text = std::to_string(total);
+                                   co_await client.respond(200, "text/plain", text);
+                               }}},
+                             o);
+        const std::string large(20'000'000, 'x');
+        CHECK(http_request(server.port(), "POST", "/count", {}, large).body == "20000000");
+        CHECK(largest < 1'000'000);
+    }
+
+    TEST_CASE("a body in pieces that is cut short, too large or too late gets 400, 413 or 408") {
+        sse::options o = with_threads(1);
+        o.max_body_bytes = 10;
+        o.body_timeout = 80ms;
+        pieces got;
+        routes_server server({got.route()}, o);
+        const auto status_of = [&](const std::string& rest, bool cut) {
+            connection peer(server.port());
+            peer.send("POST /some HTTP/1.1\r\nHost: localhost\r\n" + rest);
+            if (cut) peer.finish_sending();
+            return peer.read_response().status;
+        };
+        const std::string chunked = "Transfer-Encoding: chunked\r\n\r\n";
+        CHECK(status_of("Content-Length: 11\r\n\r\n0123456789X", false) == 413);
+        CHECK(status_of("Content-Length: 11\r\n\r\n", false) == 413); // before it comes
+        CHECK(status_of(chunked + "8\r\nabcdefgh\r\n3\r\nijk\r\n0\r\n\r\n", false) == 413);
+        CHECK(status_of("Content-Length: 5\r\n\r\nab", true) == 400);
+        CHECK(status_of("Content-Length: 5\r\n\r\n", true) == 400);
+        CHECK(status_of(chunked + "3\r\nabc\r\n", true) == 400);
+        CHECK(status_of(chunked + "3\r\nabcd\r\n", false) == 400);
+        CHECK(status_of(chunked + "x\r\n", false) == 400);
+        CHECK(status_of("Content-Length: 5\r\n\r\nab", false) == 408);
+        CHECK(status_of(chunked + "3\r\na", false) == 408);
+        CHECK(status_of(chunked + "3\r\nabc\r\n0\r\n", false) == 408);
+    }
+
+    TEST_CASE("each piece of a body has its own time, the time that the handler takes has none") {
+        sse::options o = with_threads(1);
+        o.body_timeout = 200ms;
+        pieces got;
+        routes_server server({got.route(),
+                              {"POST", "/slow",
+                               [](sse::stream& client) -> handler_result {
+                                   const std::string first = co_await client.body_some();
+                                   co_await client.sleep_for(400ms);
+                                   const std::string rest = co_await client.body();
+                                   const std::string all = first + rest;
+                                   co_await client.respond(200, "text/plain", all);
+                               }}},
+                             o);
+        connection peer(server.port());
+        peer.send("POST /some HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n");
+        for (int n = 0; n < 6; ++n) { // half a second in all
+            asio::io_context clock;
+            asio::steady_timer(clock, 80ms).wait();
+            peer.send("x");
+        }
+        CHECK(peer.read_response().status == 200);
+        connection slow(server.port());
+        slow.send("POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\nabcdef");
+        CHECK(slow.read_response().body == "abcdef");
+    }
+
+    TEST_CASE("who waits for a 100 gets it once, when the first piece is asked for") {
+        std::atomic<bool> go{false};
+        pieces got;
+        routes_server server({got.route(),
+                              {"POST", "/gated",
+                               [&](sse::stream& client) {
+                                   return [](sse::stream& c, std::atomic<bool>& f,
+                                             pieces& p) -> handler_result {
+                                       co_await until(c, f);
+                                       co_await p.read(c);
+                                   }(client, go, got);
+                               }},
+                              {"POST", "/never", [](sse::stream& client) -> handler_result {
+                                   co_await client.respond(200, "text/plain", "no need");
+                               }}});
+        const std::string head = " HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n";
+        connection peer(server.port());
+        peer.send("POST /gated" + head + "Content-Length: 4\r\n\r\n");
+        CHECK(http_get(server.port(), "/health").status == 200);
+        CHECK_THROWS_AS(peer.receive_some(30ms), timed_out); // nobody has asked yet
+        go = true;
+        CHECK(peer.read_head().status == 100);
+        peer.send("ab");
+        REQUIRE(eventually([&] { return got.text() == "ab"; }));
+        peer.send("cd");
+        CHECK(peer.read_response().status == 200); // and no second 100 before it
+        peer.send("POST /some" + head + "Transfer-Encoding: chunked\r\n\r\n");
+        CHECK(peer.read_head().status == 100);
+        peer.send("1\r\ne\r\n0\r\n\r\n");
+        CHECK(peer.read_response().status == 200);
+        CHECK(got.text() == "abcde");
+        peer.send("POST /some" + head + "Content-Length: 1\r\n\r\nf"); // it did not wait
+        CHECK(peer.read_response().status == 200);
+        peer.send("POST /never" + head + "Content-Length: 1\r\n\r\n");
+        CHECK(peer.read_response().body == "no need");
+        CHECK(peer.read_to_end().empty()); // whether the body comes cannot be known
+    }
+
+    TEST_CASE("a stream answers a body that was read in pieces, and the connection goes on") {
+        routes_server server({{"POST", "/echo", [](sse::stream& client) -> handler_result {
+                                   std::string all;
+                                   for (;;) {
+                                       const std::string piece = co_await client.body_some();
+                                       if (piece.empty()) break;
+                                       all += piece;
+                                   }
+                                   for (const char c : all)
+                                       co_await client.send({.data = std::string_view(&c, 1)});
+                               }}});
+        connection peer(server.port());
+        for (int n = 0; n < 3; ++n) CHECK(stream_on(peer, "/echo", "POST", "abc") == "a,b,c,");
+    }
+
+    TEST_CASE("a body is read while its stream is open") {
+        routes_server server({{"POST", "/echo", [](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   for (;;) {
+                                       const std::string piece = co_await client.body_some();
+                                       if (piece.empty()) break;
+                                       co_await client.send({.data = piece});
+                                   }
+                                   co_await client.send({.data = "end"});
+                               }}});
+        for (const bool at_once : {false, true}) {
+            CAPTURE(at_once);
+            connection peer(server.port());
+            const std::string head =
+                "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n";
+            peer.send(at_once ? head + "abcdef" : head);
+            CHECK(peer.read_head().status == 200);
+            std::string all;
+            if (!at_once) {
+                for (const char* const piece : {"ab", "cd", "ef"}) {
+                    peer.send(piece);
+                    all += peer.read_through(std::string(piece) + "\n\n");
+                }
+            }
+            all += peer.read_through("end\n\n");
+            CHECK(all.find("HTTP/1.1") == std::string::npos);
+            if (at_once) CHECK(all.find("data: abcdef") != std::string::npos);
+        }
+    }
+}
+
+TEST_SUITE("what a handler learns") {
+    TEST_CASE("try_send queues nothing while what was sent before still waits") {
+        std::atomic<int> taken{0}, refused{0}, sent{0};
+        routes_server server({{"GET", "/tries", [&](sse::stream& client) -> handler_result {
+                                   const std::string large(300'000, 'x');
+                                   co_await client.send({.data = "first"});
+                                   for (int n = 0; n < 100; ++n) {
+                                       if (client.try_send({.data = large})) {
+                                           ++taken;
+                                       } else {
+                                           ++refused;
+                                       }
+                                   }
+                                   // What was taken is sent before this is.
+                                   co_await client.send({.data = "waited"});
+                                   ++sent;
+                                   if (client.try_send({.data = "room again"})) ++taken;
+                                   co_await client.send({.data = "end"});
+                               }}});
+        connection peer(server.port(), {.receive_buffer = 4096});
+        peer.send_request("GET", "/tries");
+        CHECK(is_chunked_stream(peer.read_head()));
+        REQUIRE(eventually([&] { return refused > 0 && refused + taken == 100; }));
+        CHECK(sent == 0);
+        const int large = taken;
+        CHECK(large >= 1);
+        chunked_events events(peer);
+        CHECK(events.next().data == "first");
+        for (int n = 0; n < large; ++n) CHECK(events.next().data.size() == 300'000);
+        CHECK(events.next().data == "waited");
+        CHECK(events.next().data == "room again");
+        CHECK(events.next().data == "end");
+        CHECK(read_chunk(peer).empty());
+    }
+
+    TEST_CASE("try_send to a client that takes it all sends all") {
+        std::atomic<int> refused{0};
+        routes_server server({{"GET", "/tries", [&](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   for (int n = 0; n < 100; ++n) {
+                                       if (!client.try_send({.data = std::to_string(n)})) ++refused;
+                                       co_await client.sleep_for(100us);
+                                   }
+                               }}});
+        connection peer(server.port());
+        std::string expected;
+        for (int n = 0; n < 100; ++n) expected += std::to_string(n) + ",";
+        CHECK(stream_on(peer, "/tries") == expected);
+        CHECK(refused == 0);
+    }
+
+    TEST_CASE("try_send throws for a message that cannot be sent, and begins nothing") {
+        std::atomic<bool> told{false};
+        routes_server server({{"GET", "/bad", [&](sse::stream& client) -> handler_result {
+                                   try {
+                                       static_cast<void>(
+                                           client.try_send({.event = "a\nb", .data = "x"}));
+                                   } catch (const std::system_error& e) {
+                                       told = e.code() == sse::errc::bad_event;
+                                   }
+                                   co_await client.respond(200, "text/plain", "plain");
+                               }}});
+        CHECK(http_get(server.port(), "/bad").body == "plain");
+        CHECK(told);
+    }
+
+    TEST_CASE("what the last try_send took is sent before the stream ends") {
+        const std::string large(900'000, 'x');
+        routes_server server({{"GET", "/last", [&](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "first"});
+                                   CHECK(client.try_send({.data = large}));
+                               }}});
+        connection peer(server.port(), {.receive_buffer = 4096});
+        for (int n = 0; n < 2; ++n) CHECK((stream_on(peer, "/last") == "first," + large + ","));
+    }
+
+    TEST_CASE("of 100 token streams whose clients leave at random, those that stay get all") {
+        constexpr int clients = 100, tokens = 60;
+        std::atomic<int> begun{0}, ended{0}, finished{0};
+        error_count errors;
+        sse::options o = with_threads(2);
+        errors.attach(o);
+        routes_server server({{"GET", "/tokens",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   ++begun;
+                                   for (int n = 0; n < tokens; ++n) {
+                                       co_await client.send({.data = std::to_string(n)});
+                                       co_await client.sleep_for(1ms);
+                                   }
+                                   ++finished;
+                               }}},
+                             o);
+        dice dice(63);
+        std::list<connection> stay, leave;
+        for (int n = 0; n < clients; ++n) {
+            std::list<connection>& where = dice.one_in(2) ? stay : leave;
+            where.emplace_back(server.port()).send_request("GET", "/tokens");
+        }
+        const int leaving = static_cast<int>(leave.size());
+        while (!leave.empty()) {
+            connection& peer = leave.front();
+            const std::size_t most = dice.below(300);
+            while (peer.received().size() < most) REQUIRE(peer.receive_some());
+            if (dice.one_in(2)) peer.reset();
+            leave.pop_front();
+        }
+        for (connection& peer : stay) {
+            CHECK(is_chunked_stream(peer.read_head()));
+            std::string all;
+            for (int n = 0; n < tokens; ++n) all += std::to_string(n) + ",";
+            CHECK(read_data(peer) == all);
+        }
+        CHECK(eventually([&] { return ended == begun; }));
+        CHECK(finished >= clients - leaving);
+        CHECK(finished < clients);
+        CHECK(errors.count == 0);
+        CHECK(server.counters().streams == 0);
+    }
+
+    TEST_CASE("each handler has ended soon after its client left, the others go on") {
+        std::atomic<int> ended{0}, begun{0};
+        routes_server server({{"GET", "/sleep",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   client.begin();
+                                   ++begun;
+                                   co_await client.sleep_for(1h);
+                               }},
+                              {"GET", "/closed",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   client.begin();
+                                   ++begun;
+                                   co_await client.closed();
+                               }},
+                              {"POST", "/body", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   ++begun;
+                                   const std::string first = co_await client.body_some();
+                                   const std::string second = co_await client.body_some();
+                               }}});
+        std::list<connection> peers;
+        for (int n = 0; n < 30; ++n) {
+            connection& peer = peers.emplace_back(server.port());
+            if (n % 3 < 2) peer.send_request("GET", n % 3 == 0 ? "/sleep" : "/closed");
+            if (n % 3 == 2)
+                peer.send("POST /body HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\na");
+        }
+        REQUIRE(eventually([&] { return begun == 30; }));
+        for (int n = 1; n <= 30; ++n) {
+            if (n % 2 == 0) peers.front().reset();
+            peers.pop_front();
+            REQUIRE(eventually([&] { return ended == n; }, 2s));
+        }
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+    }
+
+    TEST_CASE("closed completes when the client is gone, and when the stream has ended") {
+        std::atomic<int> seen{0}, ended{0};
+        routes_server server({{"GET", "/waits",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   client.outlive_client();
+                                   client.begin();
+                                   co_await client.closed();
+                                   if (!client.open()) ++seen;
+                                   co_await client.closed(); // still is
+                                   ++seen;
+                               }},
+                              {"GET", "/closes", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   client.outlive_client();
+                                   co_await client.send({.data = "x"});
+                                   client.close();
+                                   co_await client.closed();
+                                   ++seen;
+                               }}});
+        for (const bool by_reset : {false, true}) {
+            connection peer(server.port());
+            peer.send_request("GET", "/waits");
+            CHECK(is_chunked_stream(peer.read_head()));
+            CHECK(seen == (by_reset ? 2 : 0));
+            if (by_reset) peer.reset();
+            peer.close();
+            CHECK(eventually([&] { return seen == (by_reset ? 4 : 2); }));
+        }
+        connection peer(server.port());
+        CHECK(stream_on(peer, "/closes") == "x,");
+        CHECK(eventually([&] { return seen == 5; }));
+        CHECK(eventually([&] { return ended == 3; }));
+    }
+
+    TEST_CASE("closed, sleep_for and body_some are cancelled by the program's own timeout") {
+        std::atomic<int> cancelled{0};
+        routes_server server(
+            {{"POST", "/waits", [&](sse::stream& client) -> handler_result {
+                  for (int which = 0; which < 3; ++which) {
+                      asio::cancellation_signal stop;
+                      asio::steady_timer timer(client.get_executor(), 5ms);
+                      timer.async_wait([&stop](asio::error_code) {
+                          stop.emit(asio::cancellation_type::terminal);
+                      });
+                      const auto wait = [](sse::stream& c, int n) -> handler_result {
+                          if (n == 0) co_await c.sleep_for(1h);
+                          if (n == 1) co_await c.closed();
+                          if (n == 2) { const std::string piece = co_await c.body_some(); }
+                      };
+                      try {
+                          co_await asio::co_spawn(
+                              client.get_executor(), wait(client, which),
+                              asio::bind_cancellation_slot(stop.slot(), asio::use_awaitable));
+                      } catch (const std::system_error& e) {
+                          cancelled += e.code() == asio::error::operation_aborted;
+                      }
+                  }
+                  co_await client.respond(200, "text/plain", "done");
+              }}});
+        connection peer(server.port());
+        peer.send("POST /waits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n");
+        CHECK(peer.read_response().body == "done");
+        CHECK(cancelled == 3);
+    }
+
+    TEST_CASE("a handler that outlives its client goes on, and is told") {
+        std::atomic<bool> left{false};
+        std::atomic<int> told{0}, steps{0}, ended{0};
+        error_count errors;
+        sse::options o = with_threads(1);
+        errors.attach(o);
+        routes_server server({{"GET", "/work",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   client.outlive_client();
+                                   co_await client.send({.data = "begun"});
+                                   co_await until(client, left);
+                                   while (client.open()) co_await client.sleep_for(1ms);
+                                   for (int n = 0; n < 5; ++n) {
+                                       co_await client.sleep_for(1ms);
+                                       ++steps;
+                                   }
+                                   told += !client.try_send({.data = "x"});
+                                   try {
+                                       co_await client.send({.data = "x"});
+                                   } catch (const std::system_error& e) {
+                                       told += e.code() == sse::errc::closed;
+                                   }
+                                   try {
+                                       client.subscribe("/x");
+                                   } catch (const std::system_error& e) {
+                                       told += e.code() == sse::errc::closed;
+                                   }
+                                   told += client.request().path == "/work"; // it is still there
+                                   co_await client.closed();
+                                   co_await client.sleep_for(1ms);
+                                   ++steps;
+                               }}},
+                             o);
+        for (const bool by_reset : {true, false}) {
+            steps = told = 0;
+            left = false;
+            connection peer(server.port());
+            peer.send_request("GET", "/work");
+            CHECK(is_chunked_stream(peer.read_head()));
+            CHECK(read_chunk(peer) == "data: begun\n\n");
+            if (by_reset) peer.reset();
+            peer.close();
+            CHECK(eventually([&] { return server.counters().connections == 0; }));
+            left = true;
+            CHECK(eventually([&] { return steps == 6; }));
+            CHECK(told == 4);
+        }
+        CHECK(eventually([&] { return ended == 2; }));
+        CHECK(errors.count == 0);
+    }
+
+    TEST_CASE("a handler that outlives its client counts for its group until it ends") {
+        std::atomic<bool> go{false};
+        std::atomic<int> ended{0};
+        running_server server(with_threads(1), [&](sse::server& s) {
+            sse::group_options one;
+            one.max_requests = 1;
+            s.group("/g", one).route("GET", "/work", [&](sse::stream& client) -> handler_result {
+                const count_end guard{ended};
+                client.outlive_client();
+                client.begin();
+                co_await until(client, go);
+            });
+        });
+        {
+            connection peer(server.port());
+            peer.send_request("GET", "/g/work");
+            CHECK(peer.read_head().status == 200);
+        }
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+        CHECK(head_status(server.port(), "/g/work") == 503);
+        go = true;
+        CHECK(eventually([&] { return ended == 1; }));
+        CHECK(eventually([&] { return head_status(server.port(), "/g/work") == 200; }));
+    }
+
+    TEST_CASE("stop and drain cancel handlers that outlive their clients") {
+        for (const bool drained : {false, true}) {
+            for (const bool client_left : {false, true}) {
+                CAPTURE(drained);
+                CAPTURE(client_left);
+                std::atomic<int> ended{0};
+                sse::options o = with_threads(1);
+                o.shutdown_timeout = 1h; // what is not cancelled is not destroyed either
+                routes_server server({{"GET", "/work",
+                                       [&](sse::stream& client) -> handler_result {
+                                           const count_end guard{ended};
+                                           client.outlive_client();
+                                           client.begin();
+                                           co_await client.sleep_for(1h);
+                                       }},
+                                      {"GET", "/other", counts_to(1)}},
+                                     o);
+                connection peer(server.port());
+                peer.send_request("GET", "/work");
+                CHECK(peer.read_head().status == 200);
+                if (client_left) {
+                    peer.reset();
+                    CHECK(eventually([&] { return server.counters().connections == 0; }));
+                    CHECK(head_status(server.port(), "/other") == 200);
+                }
+                CHECK(ended == 0);
+                if (drained) {
+                    server.stop(sse::drain_options{.window = 100ms});
+                } else {
+                    server.stop();
+                }
+                CHECK(eventually([&] { return ended == 1; }));
+                server.join();
+            }
+        }
+    }
+
+    TEST_CASE(
+        "calls that belong to a running handler are refused behind its end, without a crash") {
+        std::atomic<int> refused{0};
+        routes_server server({{"GET", "/live", [&](sse::stream& client) -> handler_result {
+                                   client.subscribe("/x");
+                                   co_return;
+                               }}});
+        event_client client(server.port(), "/live");
+        std::uint64_t id = 0;
+        REQUIRE(eventually([&] {
+            const auto streams = server.streams();
+            if (!streams.empty()) id = streams[0].id;
+            return id != 0;
+        }));
+        std::atomic<bool> done{false};
+        // The session may not have ended yet when the head has come: ask until it has.
+        const auto ask = [&] {
+            done = false;
+            refused = 0;
+            server.run_on(id, [&](sse::stream& s) {
+                try {
+                    s.outlive_client();
+                } catch (const std::logic_error&) { ++refused; }
+                try {
+                    refused += !s.try_send({.data = "x"});
+                } catch (const std::logic_error&) { ++refused; }
+                done = true;
+            });
+            return eventually([&] { return done.load(); }) && refused == 2;
+        };
+        CHECK(eventually(ask));
+        server.publish("/x", {.data = "goes on"});
+        CHECK(client.next().data == "goes on");
+    }
+}
