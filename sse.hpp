@@ -6007,7 +6007,8 @@ inline bool stream::must_begin() {
 inline void stream::begin_streaming(bool finite) {
     using detail::chunked_encoder;
     const bool chunked = finite && request().takes_chunks() && !request().is_head() &&
-                         session_->may_serve_another() && !worker_->farewell_;
+                         session_->may_serve_another() && !worker_->farewell_ &&
+                         session_->input.size() <= session_->input_limit;
     worker_->enter(*this, phase::streaming);
     if (!chunked) session_->input.clear();
     worker_->resume_reading(*this);

@@ -898,9 +898,9 @@ TEST_SUITE("requests at once") {
         std::uint16_t port() const { return server->port(); }
         /// All that came in has gone: as many as may be are let in again, and not one more.
         void check_nothing_is_counted(std::size_t most) {
-            go = false;
             REQUIRE(comes_in(port(), "/g/plain"));
             REQUIRE(eventually([&] { return server->counters().connections == 0; }));
+            go = false;
             std::vector<event_client> streams;
             for (std::size_t n = 0; n < most; ++n) {
                 REQUIRE(eventually([&] {
