@@ -1271,10 +1271,57 @@ private:
     static constexpr std::size_t max_chunk = 64 * 1024; // of which the rest is kept here
     static constexpr std::size_t max_buffers = 64;      // that Asio gives to one call
 
+    struct portion;
+    void assemble(portion& p, std::span<const asio::const_buffer> from,
+                  std::size_t skip) const noexcept;
+    void keep_rest(const portion& p, std::size_t gone);
+
     std::size_t plain_ = 0;
     std::string rest_; // of the chunk that a short write cut
     bool ended_ = false;
 };
+
+/// What one call of the writer is given: bytes that are passed, then one chunk.
+struct chunked_encoder::portion {
+    std::array<asio::const_buffer, max_buffers> buffers;
+    std::size_t count = 0;
+    std::size_t plain = 0;
+    std::size_t payload = 0;
+    std::array<char, 24> header;
+    std::size_t header_size = 0;
+
+    void add(asio::const_buffer one) noexcept { buffers[count++] = one; }
+    std::size_t size() const noexcept {
+        return plain + (payload == 0 ? 0 : header_size + payload + 2);
+    }
+};
+
+/// Takes from the buffers, behind their first `skip` bytes.
+inline void chunked_encoder::assemble(portion& p, std::span<const asio::const_buffer> from,
+                                      std::size_t skip) const noexcept {
+    std::size_t header_at = 0;
+    for (const asio::const_buffer& whole : from) {
+        if (p.count + 3 > max_buffers || p.payload == max_chunk) break; // header, bytes, end
+        asio::const_buffer left = whole + skip;
+        skip -= std::min(skip, whole.size());
+        if (left.size() == 0) continue;
+        if (p.plain < plain_) {
+            p.add(asio::buffer(left, plain_ - p.plain));
+            p.plain += p.buffers[p.count - 1].size();
+            left += p.buffers[p.count - 1].size();
+        }
+        if (left.size() == 0) continue;
+        if (p.payload == 0) header_at = p.count++;
+        p.add(asio::buffer(left, max_chunk - p.payload));
+        p.payload += p.buffers[p.count - 1].size();
+    }
+    if (p.payload == 0) return;
+    const auto digits = std::to_chars(p.header.begin(), p.header.end(), p.payload, 16).ptr;
+    const auto end = std::copy_n("\r\n", 2, digits);
+    p.header_size = static_cast<std::size_t>(end - p.header.data());
+    p.buffers[header_at] = asio::buffer(p.header.data(), p.header_size);
+    p.add(asio::buffer("\r\n", 2));
+}
 
 template <class Write>
 std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_buffer> buffers,
@@ -1290,53 +1337,25 @@ std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_bu
         taken = 1; // the byte that was owed
     }
     for (;;) {
-        std::array<asio::const_buffer, max_buffers> out;
-        std::array<char, 24> header;
-        std::size_t count = 0;
-        std::size_t plain = 0;
-        std::size_t payload = 0;
-        std::size_t header_at = 0;
-        std::size_t skip = taken;
-        for (const asio::const_buffer& whole : buffers) {
-            if (skip >= whole.size()) {
-                skip -= whole.size();
-                continue;
-            }
-            asio::const_buffer left = whole + std::exchange(skip, 0);
-            if (plain < plain_) {
-                out[count] = asio::buffer(left, plain_ - plain);
-                plain += out[count].size();
-                left += out[count++].size();
-            }
-            if (left.size() == 0) continue;
-            if (payload == 0) header_at = count++;
-            if (count + 2 > max_buffers || payload == max_chunk) break;
-            out[count] = asio::buffer(left, max_chunk - payload);
-            payload += out[count++].size();
-        }
-        if (plain + payload == 0) return taken;
-        std::size_t framing = 0;
-        if (payload > 0) {
-            const auto digits = std::to_chars(header.begin(), header.end(), payload, 16).ptr;
-            const auto end = std::copy_n("\r\n", 2, digits);
-            out[header_at] =
-                asio::buffer(header.data(), static_cast<std::size_t>(end - header.data()));
-            out[count++] = asio::buffer("\r\n", 2);
-            framing = out[header_at].size() + 2;
-        }
-        const std::optional<std::size_t> n = write(std::span(out.data(), count));
+        portion p;
+        assemble(p, buffers, taken);
+        if (p.count == 0) return taken;
+        const std::optional<std::size_t> n = write(std::span(p.buffers.data(), p.count));
         if (!n) return std::nullopt;
-        plain_ -= std::min(plain, *n);
-        if (*n <= plain && *n < plain + payload + framing) return taken + *n;
-        taken += plain + payload;
-        if (*n == plain + payload + framing) continue;
-        std::size_t gone = *n; // a part of the chunk: the rest of it is kept
-        for (std::size_t i = 0; i < count; ++i) {
-            const asio::const_buffer left = out[i] + std::min(gone, out[i].size());
-            gone -= out[i].size() - left.size();
-            rest_.append(static_cast<const char*>(left.data()), left.size());
-        }
+        plain_ -= std::min(p.plain, *n);
+        if (*n < p.size() && *n <= p.plain) return taken + *n; // the chunk was not begun
+        taken += p.plain + p.payload;
+        if (*n == p.size()) continue;
+        keep_rest(p, *n);
         return taken - 1;
+    }
+}
+
+inline void chunked_encoder::keep_rest(const portion& p, std::size_t gone) {
+    for (std::size_t i = 0; i < p.count; ++i) {
+        const asio::const_buffer left = p.buffers[i] + gone;
+        gone -= std::min(gone, p.buffers[i].size());
+        rest_.append(static_cast<const char*>(left.data()), left.size());
     }
 }
 
@@ -7030,7 +7049,7 @@ public:
     /// options::shutdown_timeout says. What the server needs stays in memory as long as the
     /// contexts.
     explicit server(asio::io_context& context, sse::options o = {});
-    explicit server(const std::vector<asio::io_context*>& contexts, sse::options o = {});
+    server(const std::vector<asio::io_context*>& contexts, sse::options o);
 
     /// Stops and joins. Not from a handler: that thread would wait for itself. Where the contexts
     /// are the program's, what goes on there ends when they are run, or with them.
