@@ -20,6 +20,7 @@
 //     >>config   compiler and Asio checks; the only place with macros
 //     >>error    errc: every failure by name, with its cause and remedy
 //     >>message  what a program publishes, and its wire format (WHATWG HTML 9.2)
+//     >>parser   an event stream as a client reads it, no I/O
 //     >>ring     lock-free broadcast ring: the one place where threads meet
 //     >>frame    a message as immutable bytes, shared by all clients
 //     >>head     HTTP/1.1 request head (RFC 9112), no I/O
@@ -37,6 +38,7 @@
 //     >>lifecycle  listens, accepts, spreads connections over the workers, drains, stops
 //     >>job      work that runs on while viewers come, leave and come back
 //     >>server   what the program calls: routes, start, publish, stop
+//     >>client   receives events: connects, redirects, reconnects; nothing of the server
 //
 // How a message travels:
 //
@@ -99,6 +101,7 @@
 #include <asio/co_spawn.hpp>
 #include <asio/dispatch.hpp>
 #include <asio/error.hpp>
+#include <asio/execution_context.hpp>
 #include <asio/executor_work_guard.hpp>
 #include <asio/io_context.hpp>
 #include <asio/ip/tcp.hpp>
@@ -110,12 +113,14 @@
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
+#include <asio/write.hpp>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <charconv>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <csignal>
 #include <cstddef>
@@ -126,6 +131,7 @@
 #include <exception>
 #include <fstream>
 #include <functional>
+#include <initializer_list>
 #include <iterator>
 #include <limits>
 #include <map>
@@ -362,6 +368,332 @@ inline std::string encode(const message& m) {
     detail::copy_sink copy{bytes.data()};
     detail::write_message(m, copy);
     return bytes;
+}
+
+// >>parser ////////////////////////////////////////////////////////////////////////////////////////
+// An event stream as a client reads it (WHATWG HTML 9.2.5 and 9.2.6): bytes in, events out.
+// Needs >>error. Knows nothing of HTTP or Asio. Tests: tests/parser.cpp
+
+/// One event, as a client gets it.
+struct event {
+    std::string type;          ///< "message", unless the stream named another.
+    std::string data;          ///< Without the last line break.
+    std::string last_event_id; ///< Its own, or that of an event before it.
+};
+
+namespace detail {
+
+/// How many bytes the character of UTF-8 has with which the text begins (RFC 3629 4); 0: none.
+inline std::size_t utf8_size(std::string_view text) noexcept {
+    const auto at = [&](std::size_t i) {
+        return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+    };
+    const auto tail = [&](std::size_t i) { return (at(i) & 0xc0) == 0x80; };
+    const unsigned first = at(0);
+    const unsigned second = at(1);
+    if (first < 0x80) return 1;
+    if (first < 0xc2 || first > 0xf4 || !tail(1)) return 0;
+    if (first < 0xe0) return 2;
+    if (!tail(2) || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
+    if (first < 0xf0) return 3;
+    if (!tail(3) || (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
+    return 4;
+}
+
+inline bool is_ascii(std::string_view text) noexcept {
+    std::uint64_t bits = 0; // of eight bytes at once; compilers widen it further
+    std::size_t at = 0;
+    for (; at + sizeof bits <= text.size(); at += sizeof bits) {
+        std::uint64_t word;
+        std::memcpy(&word, text.data() + at, sizeof word);
+        bits |= word;
+    }
+    for (; at < text.size(); ++at) bits |= static_cast<unsigned char>(text[at]);
+    return (bits & 0x8080808080808080u) == 0;
+}
+
+/// How many bytes at the front of what is no UTF-8 become one U+FFFD: as many as could have begun a
+/// character (Encoding standard 4.4, and the Unicode standard's "maximal subparts").
+inline std::size_t broken_utf8_size(std::string_view text) noexcept {
+    const auto first = static_cast<unsigned char>(text[0]);
+    if (first < 0xc2 || first > 0xf4) return 1;
+    const std::size_t whole = first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+    unsigned low = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
+    unsigned high = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
+    std::size_t size = 1;
+    for (; size < whole && size < text.size(); ++size) {
+        const auto next = static_cast<unsigned char>(text[size]);
+        if (next < low || next > high) break;
+        low = 0x80;
+        high = 0xbf;
+    }
+    return size;
+}
+
+/// Appends text, with U+FFFD for what is no UTF-8. A line break is ASCII, so that a whole line is
+/// decoded alone as it is in its stream.
+inline void append_utf8(std::string& out, std::string_view text) {
+    if (is_ascii(text)) {
+        out.append(text);
+        return;
+    }
+    std::size_t right = 0; // not yet appended, and valid
+    while (right < text.size()) {
+        if (const std::size_t size = utf8_size(text.substr(right, 4)); size != 0) {
+            right += size;
+            continue;
+        }
+        const std::size_t broken = broken_utf8_size(text.substr(right));
+        out.append(text.substr(0, right)).append("\xef\xbf\xbd");
+        text.remove_prefix(right + broken);
+        right = 0;
+    }
+    out.append(text);
+}
+
+} // namespace detail
+
+/// Parses one event stream after another, of one event source: feed() takes bytes in any pieces,
+/// next() gives the events in them. The same bytes give the same events however they were cut, each
+/// as early as its last byte is there. Lines end in LF, CR or CRLF; one byte order mark is skipped
+/// at the start of each stream; what is no UTF-8 becomes U+FFFD.
+///
+/// Memory: what was fed and not yet asked for, and a small multiple of max_line and max_event.
+/// Events are made when they are asked for, since a few bytes make a large one where the id is
+/// long. Comments and unknown fields may be of any length, they are not stored.
+class event_parser {
+public:
+    struct limits {
+        std::size_t max_line = 1024 * 1024;       ///< Of a field that means something, in bytes.
+        std::size_t max_event = 16 * 1024 * 1024; ///< Data, type and id together, in bytes.
+    };
+
+    event_parser() : event_parser(limits{}) {}
+    /// `last_event_id` is that of events that come without one, before the first that has one: what
+    /// the stream is resumed behind.
+    explicit event_parser(limits l, std::string last_event_id = {})
+        : limits_(l), id_(std::move(last_event_id)), last_id_(id_) {}
+
+    void feed(std::string_view bytes);
+
+    /// The next whole event, or nothing before more is fed. Throws std::system_error
+    /// (errc::event_too_large) when a bound is passed, and again until finish() drops it all; the
+    /// events before it were given.
+    std::optional<event> next();
+
+    /// The stream has ended: what was fed and not asked for is dropped, an unfinished event too.
+    /// Ready for the next stream. The last event id and the retry time stay.
+    void finish() noexcept;
+
+    /// As of the last blank line: what a client sends to resume behind it.
+    const std::string& last_event_id() const noexcept { return last_id_; }
+
+    /// The last reconnection time the server gave; at most max_retry.
+    std::optional<std::chrono::milliseconds> retry() const noexcept { return retry_; }
+
+    /// Comment lines so far: what many servers send as a sign of life.
+    std::uint64_t comments() const noexcept { return comments_; }
+
+    /// Larger reconnection times count as this one: 30 years, which clocks can still be asked for.
+    static constexpr std::chrono::milliseconds max_retry{std::chrono::hours(24 * 365 * 30)};
+
+private:
+    enum class skip : std::uint8_t { nothing, comment, field };
+
+    static bool may_matter(std::string_view line, bool whole) noexcept;
+    std::size_t find(char c, std::size_t& known) const noexcept;
+    std::optional<std::string_view> take_line();
+    void take_rest();
+    void take_field(std::string_view line);
+    void take_data(std::string_view value);
+    void take_retry(std::string_view value) noexcept;
+    void check_event(std::size_t more);
+    std::optional<event> dispatch();
+    [[noreturn]] void refuse(const char* what);
+
+    limits limits_;
+    std::string input_;             // from at_ on not yet parsed
+    std::size_t at_ = 0;            // where the next line begins
+    std::size_t cr_ = 0;            // the first CR at or behind at_, or up to where there is none
+    std::size_t lf_ = 0;            // the same for LF
+    bool at_start_ = true;          // of a stream: a byte order mark may come
+    bool after_cr_ = false;         // a LF now belongs to the line break that the CR was
+    skip skipping_ = skip::nothing; // what comes belongs to a line that means nothing
+    bool has_data_ = false;         // the event in hand has a data field
+    const char* refused_ = nullptr; // why, once a bound was passed
+    std::string data_;              // the three buffers of the standard
+    std::string type_;
+    std::string id_;
+    std::string last_id_;
+    std::optional<std::chrono::milliseconds> retry_;
+    std::uint64_t comments_ = 0;
+};
+
+inline void event_parser::feed(std::string_view bytes) {
+    if (refused_) return;          // none of it would be looked at
+    if (at_ > input_.size() / 2) { // not each time: what is kept would be moved again and again
+        input_.erase(0, at_);
+        cr_ -= std::min(cr_, at_);
+        lf_ -= std::min(lf_, at_);
+        at_ = 0;
+    }
+    input_.append(bytes);
+}
+
+inline void event_parser::finish() noexcept {
+    std::string().swap(input_); // its memory too: the next stream may have no large events
+    std::string().swap(data_);
+    type_.clear();
+    id_.assign(last_id_); // was this long before: allocates nothing
+    at_ = cr_ = lf_ = 0;
+    at_start_ = true;
+    after_cr_ = has_data_ = false;
+    skipping_ = skip::nothing;
+    refused_ = nullptr;
+}
+
+inline std::optional<event> event_parser::next() {
+    if (refused_) refuse(refused_);
+    while (const auto line = take_line()) {
+        if (!line->empty()) {
+            take_field(*line);
+        } else if (auto complete = dispatch()) {
+            return complete;
+        }
+    }
+    return std::nullopt;
+}
+
+/// Where c stands next, or the end of the input. No byte is looked at twice, so that a line in many
+/// small pieces costs no more than one in a single piece.
+inline std::size_t event_parser::find(char c, std::size_t& known) const noexcept {
+    known = std::max(known, at_);
+    if (known < input_.size() && input_[known] != c) {
+        known = std::min(input_.find(c, known), input_.size());
+    }
+    return known;
+}
+
+/// The next whole line that may mean something, without its end. It is valid until more is fed.
+inline std::optional<std::string_view> event_parser::take_line() {
+    constexpr std::string_view mark = "\xef\xbb\xbf";
+    if (at_start_) {
+        const std::string_view front = std::string_view(input_).substr(at_, mark.size());
+        if (front != mark && mark.starts_with(front)) return std::nullopt; // not known yet
+        if (front == mark) at_ += mark.size();
+        at_start_ = false;
+    }
+    for (;;) {
+        if (after_cr_ && at_ < input_.size()) {
+            after_cr_ = false;
+            if (input_[at_] == '\n') ++at_;
+        }
+        const std::size_t end = std::min(find('\r', cr_), find('\n', lf_));
+        if (end == input_.size()) {
+            take_rest();
+            return std::nullopt;
+        }
+        const auto line = std::string_view(input_).substr(at_, end - at_);
+        const skip skipped = std::exchange(skipping_, skip::nothing);
+        const bool whole = skipped == skip::nothing;
+        const bool matters = whole && (line.empty() || may_matter(line, true));
+        if (matters && line.size() > limits_.max_line) refuse("a line is longer than max_line");
+        if (skipped == skip::comment || (whole && line.starts_with(':'))) ++comments_;
+        after_cr_ = input_[end] == '\r';
+        at_ = end + 1;
+        if (matters) return line;
+    }
+}
+
+/// Deals with the beginning of a line that is not there whole: it is dropped as soon as it can mean
+/// nothing.
+inline void event_parser::take_rest() {
+    const auto begun = std::string_view(input_).substr(at_);
+    if (skipping_ == skip::nothing && (begun.empty() || may_matter(begun, false))) {
+        if (begun.size() > limits_.max_line) refuse("a line is longer than max_line");
+        if (!begun.empty()) return;
+    } else if (skipping_ == skip::nothing) {
+        skipping_ = begun.front() == ':' ? skip::comment : skip::field;
+    }
+    input_.clear();
+    at_ = cr_ = lf_ = 0;
+}
+
+/// Whether the line is a field the standard knows, or its beginning could become one. Names are
+/// compared byte for byte: "Data" is another field.
+inline bool event_parser::may_matter(std::string_view line, bool whole) noexcept {
+    constexpr std::string_view names[] = {"data", "event", "id", "retry"};
+    const auto front = line.substr(0, 6); // no name is longer, with its colon
+    const auto name = front.substr(0, front.find(':'));
+    const bool named = whole || name.size() < front.size();
+    return std::any_of(std::begin(names), std::end(names), [&](std::string_view known) {
+        return named ? name == known : known.starts_with(name);
+    });
+}
+
+inline void event_parser::take_field(std::string_view line) {
+    const std::size_t colon = std::min(line.find(':'), line.size());
+    auto value = line.substr(std::min(colon + 1, line.size()));
+    if (value.starts_with(' ')) value.remove_prefix(1); // one, and no tab
+    switch (line.front()) {                             // may_matter() saw the rest of the name
+    case 'd': take_data(value); break;
+    case 'e':
+        type_.clear();
+        detail::append_utf8(type_, value);
+        check_event(0);
+        break;
+    case 'i':
+        if (value.find('\0') != value.npos) break;
+        id_.clear();
+        detail::append_utf8(id_, value);
+        check_event(0);
+        break;
+    default: take_retry(value);
+    }
+}
+
+inline void event_parser::take_data(std::string_view value) {
+    check_event(value.size() + (has_data_ ? 1 : 0));
+    if (has_data_) data_ += '\n';
+    has_data_ = true;
+    detail::append_utf8(data_, value);
+    check_event(0); // again: U+FFFD is longer than the byte it stands for
+}
+
+inline void event_parser::take_retry(std::string_view value) noexcept {
+    const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+    if (value.empty() || !std::all_of(value.begin(), value.end(), is_digit)) return;
+    std::int64_t time = 0;
+    const auto result = std::from_chars(value.data(), value.data() + value.size(), time);
+    const bool fits = result.ec == std::errc{} && time < max_retry.count();
+    retry_ = fits ? std::chrono::milliseconds(time) : max_retry;
+}
+
+inline void event_parser::check_event(std::size_t more) {
+    if (more + data_.size() + type_.size() + id_.size() > limits_.max_event) {
+        refuse("an event is larger than max_event");
+    }
+}
+
+/// What a blank line does: the id counts from here on, also without data, which fires nothing.
+inline std::optional<event> event_parser::dispatch() {
+    if (last_id_ != id_) last_id_ = id_;
+    if (!std::exchange(has_data_, false)) {
+        type_.clear();
+        return std::nullopt;
+    }
+    event complete;
+    complete.type = type_.empty() ? "message" : std::move(type_);
+    complete.data = std::move(data_);
+    complete.last_event_id = last_id_;
+    type_.clear();
+    data_.clear();
+    return complete;
+}
+
+inline void event_parser::refuse(const char* what) {
+    refused_ = what;
+    throw std::system_error(errc::event_too_large, std::string("sse::event_parser: ") + what);
 }
 
 // >>ring //////////////////////////////////////////////////////////////////////////////////////////
@@ -2559,23 +2891,6 @@ inline std::optional<std::pair<std::string_view, std::uint64_t>> parse_id(std::s
     const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), number);
     if (!is_digits(digits) || parsed.ec != std::errc()) return std::nullopt;
     return std::pair(id.substr(0, dash), number);
-}
-
-/// How many bytes the character of UTF-8 has with which the text begins (RFC 3629 4); 0: none.
-inline std::size_t utf8_size(std::string_view text) noexcept {
-    const auto at = [&](std::size_t i) {
-        return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
-    };
-    const auto tail = [&](std::size_t i) { return (at(i) & 0xc0) == 0x80; };
-    const unsigned first = at(0);
-    const unsigned second = at(1);
-    if (first < 0x80) return 1;
-    if (first < 0xc2 || first > 0xf4 || !tail(1)) return 0;
-    if (first < 0xe0) return 2;
-    if (!tail(2) || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
-    if (first < 0xf0) return 3;
-    if (!tail(3) || (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
-    return 4;
 }
 
 /// Bytes as a JSON string (RFC 8259 7), with U+FFFD for what is no UTF-8.
@@ -7773,6 +8088,886 @@ server::wait_for(std::shared_ptr<detail::hub> hub, std::shared_ptr<detail::listi
 }
 
 inline sse::counters server::counters() const { return hub_->count(); }
+
+// >>client ////////////////////////////////////////////////////////////////////////////////////////
+// An event source for programs (WHATWG HTML 9.2.3, RFC 9112, RFC 9110, redirects after the Fetch
+// standard). Needs >>head, >>parser; nothing of the server. Tests: tests/client.cpp
+
+struct client_options {
+    std::string method = "GET"; ///< Any but HEAD and CONNECT, whose answers have no body.
+    /// Added to each request. Accept may be given in place of the client's own. Authorization,
+    /// Cookie and Proxy-Authorization are not sent on to another origin by a redirect.
+    std::vector<std::pair<std::string, std::string>> headers = {};
+    std::string body = {};
+    std::string last_event_id = {}; ///< Resumes behind this.
+    /// Whether it connects again after a stream has ended or failed. Not given: GET does, other
+    /// methods do not, since what they do would be done twice.
+    std::optional<bool> reconnect = {};
+    std::chrono::milliseconds retry{3'000};      ///< Wait before that, until the server gives one.
+    std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait up to this.
+    double jitter = 0.25;         ///< Up to this part of the wait is added to it, at random.
+    std::size_t max_attempts = 0; ///< Failed connections in a row, then it gives up. 0: never.
+    std::chrono::milliseconds connect_timeout{10'000}; ///< To resolve; for each address. 0: none.
+    std::chrono::milliseconds head_timeout{30'000};    ///< From the request to the answer's head.
+    std::chrono::milliseconds silence_timeout{0};      ///< Without a byte of a stream. 0: none.
+    std::size_t max_redirects = 20;                    ///< The Fetch standard's number.
+    std::size_t max_line = 1024 * 1024;                ///< See event_parser::limits.
+    std::size_t max_event = 16 * 1024 * 1024;          ///< The same.
+    std::size_t max_head_bytes = 64 * 1024;            ///< Of an answer, with all 1xx before it.
+};
+
+namespace detail {
+
+/// An absolute http URL, without a fragment.
+struct http_url {
+    std::string host; ///< As in a Host header: an IPv6 address is in brackets.
+    std::string port;
+    std::string target; ///< Path and query.
+
+    std::string authority() const { return port == "80" ? host : host + ":" + port; }
+    std::string text() const { return "http://" + authority() + target; }
+    /// For messages: what is secret stands in queries.
+    std::string without_query() const { return text().substr(0, text().find('?')); }
+    std::string host_to_resolve() const {
+        return host.front() == '[' ? host.substr(1, host.size() - 2) : host;
+    }
+    bool same_origin(const http_url& other) const noexcept {
+        return equal_ignoring_case(host, other.host) && port == other.port;
+    }
+};
+
+/// Throws std::invalid_argument for what is no such URL.
+inline http_url read_http_url(std::string_view text) {
+    const auto check = [&](bool right, const char* what) {
+        if (right) return;
+        std::string shown(text.substr(0, text.find('?'))); // secrets stand in queries,
+        if (const auto at = shown.rfind('@'); at != shown.npos) shown.replace(0, at, "..."); // here
+        throw std::invalid_argument("sse::client: the URL '" + shown + "' " + what);
+    };
+    const auto visible = [](char c) { return c > ' ' && c < 0x7f; };
+    check(std::all_of(text.begin(), text.end(), visible),
+          "has a character that must be percent-encoded");
+    constexpr std::string_view scheme = "http://";
+    check(!equal_ignoring_case(text.substr(0, 8), "https://"),
+          "needs TLS, which is not spoken here; connect to a local proxy that speaks it");
+    check(equal_ignoring_case(text.substr(0, scheme.size()), scheme),
+          "must begin with http:// and be absolute");
+    const auto rest = text.substr(0, text.find('#')).substr(scheme.size());
+    const std::size_t slash = std::min(rest.find_first_of("/?"), rest.size());
+    const auto authority = rest.substr(0, slash);
+    check(authority.find('@') == authority.npos,
+          "contains a user name; give it as a header, Authorization: Basic");
+    const auto [host, colon_port] = split_port(authority);
+    check(is_host_name(host) && host.find('%') == host.npos, "has no valid host");
+    auto port = colon_port.substr(std::min<std::size_t>(1, colon_port.size()));
+    port.remove_prefix(std::min(port.find_first_not_of('0'), port.size()));
+    std::uint32_t number = 80;
+    if (colon_port.size() > 1) {
+        check(is_digits(colon_port.substr(1)) && port.size() <= 5, "has no valid port");
+        number = 0;
+        std::from_chars(port.data(), port.data() + port.size(), number);
+    }
+    check(number > 0 && number <= 65535, "has no valid port");
+    http_url url;
+    url.host = host;
+    url.port = std::to_string(number);
+    url.target = rest.substr(slash);
+    if (!url.target.starts_with('/')) url.target.insert(0, "/");
+    return url;
+}
+
+/// A path without segments "." and ".." (RFC 3986 5.2.4).
+inline std::string remove_dot_segments(std::string_view path) {
+    std::string out;
+    while (!path.empty()) { // begins with a slash
+        const std::size_t end = std::min(path.find('/', 1), path.size());
+        const auto segment = path.substr(0, end);
+        const bool last = end == path.size();
+        path.remove_prefix(end);
+        if (segment == "/..") out.erase(std::min(out.rfind('/'), out.size()));
+        if (segment != "/." && segment != "/..") {
+            out.append(segment);
+        } else if (last) {
+            out += '/';
+        }
+    }
+    return out;
+}
+
+/// The URL that a Location header gives, relative to the one asked for (RFC 3986 5.2).
+inline std::string resolve_reference(const http_url& base, std::string_view reference) {
+    reference = reference.substr(0, reference.find('#'));
+    const std::size_t colon = reference.find(':');
+    if (colon < reference.find_first_of("/?")) return std::string(reference);
+    if (reference.starts_with("//")) return "http:" + std::string(reference);
+    const auto base_path = std::string_view(base.target).substr(0, base.target.find('?'));
+    const std::size_t question = std::min(reference.find('?'), reference.size());
+    std::string path(reference.substr(0, question));
+    auto query = reference.substr(question);
+    if (path.empty()) {
+        path = base_path;
+        if (query.empty()) query = std::string_view(base.target).substr(base_path.size());
+    } else if (!path.starts_with('/')) {
+        path.insert(0, base_path.substr(0, base_path.rfind('/') + 1));
+    }
+    return "http://" + base.authority() + remove_dot_segments(path) + std::string(query);
+}
+
+/// What may not stand in a URL as it is, percent-encoded: servers put spaces and UTF-8 there.
+inline std::string escape_url(std::string_view text) {
+    constexpr std::string_view digits = "0123456789ABCDEF";
+    std::string out;
+    for (const char c : text) {
+        const auto code = static_cast<unsigned char>(c);
+        if (code > ' ' && code < 0x7f) {
+            out += c;
+        } else {
+            out.append(1, '%').append(1, digits[code >> 4]).append(1, digits[code & 15]);
+        }
+    }
+    return out;
+}
+
+/// The head of an answer (RFC 9112 4), as head_parser delimits it, and what it says of the body.
+struct received_head {
+    /// Where the body ends (RFC 9112 6.3).
+    enum class framing : std::uint8_t { none, length, chunked, until_close };
+
+    int status = 0;
+    std::vector<std::pair<std::string, std::string>> fields;
+    framing body = framing::none;
+    std::uint64_t length = 0;
+    std::string unknown_coding; ///< A Content-Encoding or Transfer-Encoding nobody asked for.
+
+    std::optional<std::string_view> header(std::string_view name) const noexcept;
+    /// False: no head of HTTP/1.x, or one that two parties could read in different ways.
+    bool parse(std::string_view head);
+    body_decoder decoder() const noexcept;
+
+private:
+    bool parse_status_line(std::string_view line);
+    bool parse_field(std::string_view line);
+    bool parse_framing();
+    void take_codings(const std::string& name, const std::string& value, std::string_view known);
+    bool take_length(std::string_view value);
+
+    int minor_version_ = 1;
+    bool chunked_ = false;
+    bool has_length_ = false;
+};
+
+inline std::optional<std::string_view> received_head::header(std::string_view name) const noexcept {
+    for (const auto& [key, value] : fields) {
+        if (equal_ignoring_case(key, name)) return value;
+    }
+    return std::nullopt;
+}
+
+inline bool received_head::parse(std::string_view head) {
+    *this = {};
+    const auto next_line = [&] {
+        const auto line = head.substr(0, head.find("\r\n"));
+        head.remove_prefix(std::min(head.size(), line.size() + 2));
+        return line;
+    };
+    if (!parse_status_line(next_line())) return false;
+    for (auto line = next_line(); !line.empty(); line = next_line()) {
+        if (!parse_field(line)) return false;
+    }
+    return parse_framing();
+}
+
+inline bool received_head::parse_status_line(std::string_view line) {
+    const auto digits = line.substr(std::min<std::size_t>(line.size(), 9), 3);
+    if (!line.starts_with("HTTP/1.") || line.size() < 12 || !is_digits(line.substr(7, 1)) ||
+        line[8] != ' ' || !is_digits(digits) || digits.front() == '0') {
+        return false;
+    }
+    if (line.size() > 12 && line[12] != ' ') return false; // without a reason some leave it out
+    minor_version_ = line[7] == '0' ? 0 : 1;
+    std::from_chars(digits.data(), digits.data() + digits.size(), status);
+    return true;
+}
+
+inline bool received_head::parse_field(std::string_view line) {
+    if (line.front() == ' ' || line.front() == '\t') { // folded: RFC 9112 5.2 wants it unfolded
+        if (fields.empty()) return false;
+        fields.back().second.append(" ").append(trim(line));
+        return true;
+    }
+    const std::size_t colon = line.find(':');
+    if (colon == line.npos || !is_token(line.substr(0, colon))) return false;
+    fields.emplace_back(line.substr(0, colon), trim(line.substr(colon + 1)));
+    return true;
+}
+
+inline bool received_head::parse_framing() {
+    bool right = true;
+    for (const auto& [name, value] : fields) {
+        if (equal_ignoring_case(name, "Transfer-Encoding")) {
+            take_codings(name, value, "chunked");
+        } else if (equal_ignoring_case(name, "Content-Encoding")) {
+            take_codings(name, value, "identity");
+        } else if (equal_ignoring_case(name, "Content-Length")) {
+            right = right && take_length(value);
+        }
+    }
+    if (chunked_ && (has_length_ || minor_version_ == 0)) return false; // RFC 9112 6.1: faulty
+    if (status < 200 || status == 204 || status == 304) {
+        body = framing::none; // whatever its Content-Length says
+        length = 0;
+    } else if (chunked_) {
+        body = framing::chunked;
+    } else {
+        body = has_length_ ? framing::length : framing::until_close;
+    }
+    return right;
+}
+
+/// `known` is the only one that was asked for; chunked may come once.
+inline void received_head::take_codings(const std::string& name, const std::string& value,
+                                        std::string_view known) {
+    for_each_element(value, [&](std::string_view coding) {
+        const bool right = equal_ignoring_case(coding, known);
+        const bool chunked = known == "chunked";
+        if (!right || (chunked && chunked_)) unknown_coding = name + ": " + value;
+        chunked_ = chunked_ || chunked;
+    });
+}
+
+/// Some senders repeat it, in a list too; all must say the same (RFC 9112 6.3).
+inline bool received_head::take_length(std::string_view value) {
+    bool right = !value.empty();
+    for_each_element(value, [&](std::string_view digits) {
+        std::uint64_t number = 0;
+        right = right && is_digits(digits) && digits.size() <= 18;
+        if (right) std::from_chars(digits.data(), digits.data() + digits.size(), number);
+        right = right && (!has_length_ || length == number);
+        length = number;
+        has_length_ = true;
+    });
+    return right && has_length_;
+}
+
+inline body_decoder received_head::decoder() const noexcept {
+    if (body == framing::chunked) return body_decoder::of_chunks(body_decoder::endless);
+    return body_decoder::of_size(body == framing::until_close ? body_decoder::endless : length);
+}
+
+/// What a client is made of. It is shared with what it has begun, and so outlives it: an operation
+/// that ends late finds that its number is no longer the one waited for.
+///
+/// Everything waits in one place, wait(), on one timer: for an operation, which ends the wait by
+/// cancelling the timer; for a deadline, which is the timer's own; for close(); or to be cancelled,
+/// which so works alike in each phase, also where Asio cannot cancel, as while it resolves.
+class client_core : public std::enable_shared_from_this<client_core> {
+public:
+    client_core(asio::any_io_executor where, const std::string& url, client_options o);
+
+    static asio::awaitable<std::optional<event>> next(std::shared_ptr<client_core> self);
+    void close();
+
+    const received_head& head() const noexcept { return head_; }
+    const std::string& answer() const noexcept { return answer_; }
+    const std::string& last_event_id() const noexcept { return parser_.last_event_id(); }
+    const std::string& url() const noexcept { return url_; }
+    std::uint64_t connections() const noexcept { return connections_; }
+
+private:
+    using clock = std::chrono::steady_clock;
+
+    /// One connection, kept by what it has begun until that has ended.
+    struct link {
+        explicit link(const asio::any_io_executor& where) : socket(where) {}
+        asio::ip::tcp::socket socket;
+        std::string request;
+        std::array<char, 16 * 1024> input;
+    };
+
+    /// What one attempt asks for; redirects change it.
+    struct target {
+        http_url url;
+        std::string method;
+        bool with_body = true;
+        bool with_secrets = true;
+    };
+
+    /// The handler of all operations.
+    struct on_end {
+        std::shared_ptr<client_core> core;
+        std::shared_ptr<link> used;
+        std::uint64_t operation;
+        void operator()(const asio::error_code& failed, std::size_t size = 0) const {
+            core->ended(operation, failed, size);
+        }
+        void operator()(const asio::error_code& failed,
+                        const asio::ip::tcp::resolver::results_type& found) const {
+            if (operation != core->operation_) return;
+            for (const auto& entry : found) core->endpoints_.push_back(entry.endpoint());
+            core->ended(operation, failed, 0);
+        }
+    };
+
+    /// Refuses a second next() beside one that waits.
+    class turn {
+    public:
+        explicit turn(client_core& core) : core_(core) {
+            if (core.busy_) {
+                throw std::logic_error("sse::client::next: another call waits still; await it "
+                                       "first, or let one coroutine read");
+            }
+            core.busy_ = true;
+        }
+        ~turn() { core_.busy_ = false; }
+        turn(const turn&) = delete;
+        turn& operator=(const turn&) = delete;
+
+    private:
+        client_core& core_;
+    };
+
+    static client_options checked(client_options o);
+    static void check_header(std::string_view name, std::string_view value);
+
+    // Waiting.
+    on_end begin() noexcept;
+    void ended(std::uint64_t operation, const asio::error_code& failed, std::size_t size);
+    asio::awaitable<std::error_code> wait(clock::time_point until);
+    static clock::time_point from_now(std::chrono::milliseconds time) noexcept;
+    void disconnect() noexcept;
+
+    // One answer.
+    asio::awaitable<std::error_code> open();
+    asio::awaitable<std::error_code> ask(const target& what);
+    asio::awaitable<std::error_code> resolve(const http_url& url);
+    asio::awaitable<std::error_code> connect();
+    asio::awaitable<std::error_code> read_head(clock::time_point until);
+    asio::awaitable<std::error_code> read(clock::time_point until);
+    asio::awaitable<void> read_answer();
+    std::string request_text(const target& what) const;
+    bool is_redirect() const noexcept;
+    bool is_event_stream() const noexcept;
+    void redirect(target& what) const;
+
+    // Its body.
+    asio::awaitable<void> receive();
+    std::string take_body();
+    void finish(std::error_code failed);
+    std::chrono::milliseconds next_pause();
+    [[noreturn]] void fail(std::error_code why, const std::string& detail = {}) const;
+
+    client_options options_;
+    bool reconnect_;
+    http_url origin_; // whom the secrets are for
+    target target_;   // where an attempt begins: after permanent redirects the new place
+    std::string url_; // of the last answer
+    asio::steady_timer timer_;
+    asio::ip::tcp::resolver resolver_;
+    std::vector<asio::ip::tcp::endpoint> endpoints_;
+    std::shared_ptr<link> link_;
+
+    std::uint64_t operation_ = 0; // the one waited for
+    bool has_ended_ = false;
+    asio::error_code failed_;
+    std::size_t size_ = 0;
+
+    std::string input_; // received, not yet understood
+    received_head head_;
+    std::optional<body_decoder> body_;
+    std::string answer_;
+    event_parser parser_;
+    bool streaming_ = false;                // an event stream is open, or its last events are left
+    std::optional<std::error_code> ending_; // how it ended, to be told behind its last events
+
+    bool busy_ = false;
+    bool over_ = false; // for good
+    std::uint64_t connections_ = 0;
+    std::size_t failures_ = 0; // in a row
+    std::optional<std::chrono::milliseconds> pause_;
+    std::minstd_rand random_{std::random_device()()}; // spreads reconnects, keeps no secret
+};
+
+} // namespace detail
+
+/// Receives events: connects, follows redirects, reconnects behind the last event as an EventSource
+/// does, with a growing wait after failures. Everything happens inside next(); between its calls
+/// the connection stays, and what comes is kept by the system.
+///
+///     sse::client source(io, "http://localhost:8080/subscribe/prices");
+///     for (;;) {
+///         const auto event = co_await source.next();
+///         if (!event) break;
+///         std::cout << event->data << '\n';
+///     }
+///
+/// 200 with text/event-stream opens a stream; 204 ends it for good; every other answer is thrown.
+/// Thread safety: the client, its executor and the coroutine that awaits next() belong to one
+/// thread or strand.
+class client {
+public:
+    /// A URL http://host[:port]/path?query; a fragment is cut off. Throws std::invalid_argument for
+    /// another one, and for options that cannot work, such as a header with a line break.
+    client(asio::any_io_executor where, const std::string& url, client_options o = {})
+        : core_(std::make_shared<detail::client_core>(std::move(where), url, std::move(o))) {}
+
+    template <class Context>
+    requires std::is_convertible_v<Context&, asio::execution_context&>
+    client(Context& where, const std::string& url, client_options o = {})
+        : client(asio::any_io_executor(where.get_executor()), url, std::move(o)) {}
+
+    /// Closes. A next() that waits ends as with close().
+    ~client() {
+        if (core_) core_->close();
+    }
+    client(client&& other) noexcept = default;
+    client& operator=(client&& other) noexcept {
+        client before(std::move(other));
+        std::swap(core_, before.core_);
+        return *this;
+    }
+
+    /// The next event. Nothing: it is over for good, after 204, close(), the end of a body without
+    /// reconnecting, or a call that threw. One call at a time.
+    ///
+    /// Throws std::system_error, after which it is over: errc::bad_status, errc::bad_content_type,
+    /// errc::too_many_redirects, errc::event_too_large, errc::bad_answer for a coding that was not
+    /// asked for; and when it does not reconnect, or no more: errc::bad_answer, errc::timed_out and
+    /// the network's errors. std::logic_error for a second call beside one that waits.
+    ///
+    /// Cancellation: terminal, and total and partial where the coroutine lets them through, all in
+    /// each phase; operation_aborted is thrown and it is over. A name that is being resolved is
+    /// left to the resolver's thread, which io_context::run() waits for.
+    asio::awaitable<std::optional<event>> next() { return detail::client_core::next(core_); }
+
+    /// Ends it for good, and a next() that waits, which gives nothing.
+    void close() { core_->close(); }
+
+    /// Of the last answer; 0 before the first.
+    int status() const noexcept { return core_->head().status; }
+    /// Body of an answer that was no event stream, at most 64 KiB of it.
+    const std::string& answer() const noexcept { return core_->answer(); }
+    /// The first of that name in the last answer; valid until the next one.
+    std::optional<std::string_view> header(std::string_view name) const noexcept {
+        return core_->head().header(name);
+    }
+    /// What a reconnection resumes behind; to be kept by who wants to resume in another process.
+    const std::string& last_event_id() const noexcept { return core_->last_event_id(); }
+    /// Of the last answer, after redirects. A reconnection begins behind those that are permanent,
+    /// 301 and 308, and goes through the others again.
+    std::string_view url() const noexcept { return core_->url(); }
+    /// Event streams opened so far.
+    std::uint64_t connections() const noexcept { return core_->connections(); }
+
+private:
+    std::shared_ptr<detail::client_core> core_;
+};
+
+namespace detail {
+
+inline client_core::client_core(asio::any_io_executor where, const std::string& url,
+                                client_options o)
+    : options_(checked(std::move(o))),
+      reconnect_(options_.reconnect.value_or(options_.method == "GET")),
+      origin_(read_http_url(url)), target_{origin_, options_.method, true, true},
+      url_(origin_.text()), timer_(where), resolver_(std::move(where)),
+      parser_({options_.max_line, options_.max_event}, options_.last_event_id) {}
+
+inline client_options client_core::checked(client_options o) {
+    const auto need = [](bool right, const std::string& what) {
+        if (!right) throw std::invalid_argument("sse::client_options::" + what);
+    };
+    need(is_token(o.method), "method: '" + o.method + "' is not a method");
+    need(o.method != "HEAD" && o.method != "CONNECT",
+         "method: the answer to " + o.method + " has no body; ask by GET or POST");
+    for (const auto& [name, value] : o.headers) check_header(name, value);
+    need(o.last_event_id.find_first_of(std::string_view("\r\n\0", 3)) == std::string::npos,
+         "last_event_id: contains CR, LF or NUL, which no id can");
+    const std::pair<const char*, std::chrono::milliseconds> times[] = {
+        {"retry", o.retry},
+        {"max_retry", o.max_retry},
+        {"connect_timeout", o.connect_timeout},
+        {"head_timeout", o.head_timeout},
+        {"silence_timeout", o.silence_timeout}};
+    for (const auto& [name, time] : times) {
+        need(time.count() >= 0 && time <= event_parser::max_retry,
+             std::string(name) + ": must be from 0 to 30 years");
+    }
+    need(o.jitter >= 0 && o.jitter <= 10, "jitter: must be from 0 to 10");
+    need(o.max_line > 0 && o.max_event > 0, "max_line, max_event: 0 lets no event through");
+    need(o.max_head_bytes > 0, "max_head_bytes: 0 lets no answer through");
+    return o;
+}
+
+/// Without this a value with a line break could add headers, or a whole request.
+inline void client_core::check_header(std::string_view name, std::string_view value) {
+    const auto need = [&](bool right, const char* what) {
+        if (right) return;
+        throw std::invalid_argument("sse::client_options::headers: '" + std::string(name) + "' " +
+                                    what);
+    };
+    need(is_token(name), "is no header name; write only letters, digits and '-'");
+    const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
+    need(std::none_of(value.begin(), value.end(), control),
+         "has a control character in its value, which could add headers; remove it");
+    constexpr std::string_view own[] = {"Host",
+                                        "Content-Length",
+                                        "Transfer-Encoding",
+                                        "Cache-Control",
+                                        "Connection",
+                                        "Upgrade",
+                                        "Keep-Alive",
+                                        "TE",
+                                        "Accept-Encoding",
+                                        "Expect",
+                                        "Trailer"};
+    need(std::none_of(std::begin(own), std::end(own),
+                      [&](std::string_view o) { return equal_ignoring_case(o, name); }),
+         "is the client's own; leave it out");
+    need(!equal_ignoring_case(name, "Last-Event-ID"),
+         "is the client's own; give client_options::last_event_id");
+}
+
+inline asio::awaitable<std::optional<event>> client_core::next(std::shared_ptr<client_core> self) {
+    const turn only_one(*self);
+    try {
+        while (!self->over_) {
+            if (self->streaming_) {
+                std::optional<event> found = self->parser_.next();
+                if (found) co_return std::move(found);
+            }
+            if (self->ending_) {
+                self->finish(*std::exchange(self->ending_, std::nullopt));
+            } else if (self->streaming_) {
+                co_await self->receive();
+            } else {
+                const std::error_code failed = co_await self->open();
+                if (failed) self->ending_ = failed;
+            }
+        }
+    } catch (...) { // also when cancelled: nothing goes on that nobody waits for
+        self->close();
+        throw;
+    }
+    co_return std::nullopt;
+}
+
+inline void client_core::close() {
+    over_ = true;
+    timer_.cancel();
+    disconnect();
+}
+
+/// Everything of the connection ends, also what is still under way.
+inline void client_core::disconnect() noexcept {
+    ++operation_;
+    resolver_.cancel();
+    asio::error_code ignored;
+    if (link_) link_->socket.close(ignored);
+    link_.reset();
+    input_.clear();
+}
+
+inline client_core::on_end client_core::begin() noexcept {
+    has_ended_ = false;
+    return {shared_from_this(), link_, ++operation_};
+}
+
+inline void client_core::ended(std::uint64_t operation, const asio::error_code& failed,
+                               std::size_t size) {
+    if (operation != operation_) return;
+    has_ended_ = true;
+    failed_ = failed;
+    size_ = size;
+    timer_.cancel();
+}
+
+/// Until the operation begun has ended, or that time has come: errc::timed_out. Throws when
+/// cancelled.
+inline asio::awaitable<std::error_code> client_core::wait(clock::time_point until) {
+    asio::error_code woken;
+    timer_.expires_at(until);
+    co_await timer_.async_wait(asio::redirect_error(asio::use_awaitable, woken));
+    if (over_) co_return make_error_code(errc::closed);
+    if (has_ended_) co_return failed_;
+    if (woken) throw std::system_error(asio::error::operation_aborted, "sse::client");
+    co_return make_error_code(errc::timed_out);
+}
+
+inline client_core::clock::time_point
+client_core::from_now(std::chrono::milliseconds time) noexcept {
+    return time.count() == 0 ? clock::time_point::max() : clock::now() + time;
+}
+
+// ---- one answer ----
+
+/// Connects, asks, follows redirects. A code: it is worth another attempt. Throws for what is not.
+inline asio::awaitable<std::error_code> client_core::open() {
+    if (pause_) {
+        begin(); // nothing that could end it before its time
+        const std::error_code slept = co_await wait(clock::now() + *pause_);
+        pause_.reset();
+        if (slept != errc::timed_out) co_return slept; // closed
+    }
+    target what = target_;
+    bool permanent = true;
+    for (std::size_t redirects = 0;; ++redirects) {
+        const std::error_code failed = co_await ask(what);
+        if (failed) co_return failed;
+        if (!is_redirect()) break;
+        if (redirects == options_.max_redirects) fail(errc::too_many_redirects);
+        redirect(what);
+        permanent = permanent && (head_.status == 301 || head_.status == 308);
+        if (permanent) target_ = what;
+    }
+    if (head_.status == 204) {
+        close();
+        co_return std::error_code();
+    }
+    const bool is_stream = head_.status == 200 && is_event_stream();
+    if (!is_stream) co_await read_answer();
+    if (over_) co_return make_error_code(errc::closed);
+    if (head_.status != 200) fail(errc::bad_status, "status " + std::to_string(head_.status));
+    if (!is_stream) fail(errc::bad_content_type);
+    if (!head_.unknown_coding.empty()) {
+        fail(errc::bad_answer, head_.unknown_coding + ", which was not asked for");
+    }
+    streaming_ = true;
+    ++connections_;
+    failures_ = 0;
+    parser_.feed(take_body());
+    co_return std::error_code();
+}
+
+/// One request, and the head of its answer.
+inline asio::awaitable<std::error_code> client_core::ask(const target& what) {
+    disconnect();
+    std::error_code failed = co_await resolve(what.url);
+    if (failed) co_return failed;
+    failed = co_await connect();
+    if (failed) co_return failed;
+    const auto until = from_now(options_.head_timeout);
+    link_->request = request_text(what);
+    asio::async_write(link_->socket, asio::buffer(link_->request), begin());
+    const std::error_code unsent = co_await wait(until);
+    if (unsent == errc::timed_out || over_) co_return unsent;
+    // A server that refuses a large body may answer and close before it has all of it.
+    failed = co_await read_head(until);
+    if (failed && unsent) co_return unsent;
+    if (!failed) url_ = what.url.text();
+    co_return failed;
+}
+
+inline asio::awaitable<std::error_code> client_core::resolve(const http_url& url) {
+    endpoints_.clear();
+    const std::string host = url.host_to_resolve();
+    asio::error_code is_name;
+    const auto numeric = asio::ip::make_address(host, is_name);
+    if (!is_name) {
+        endpoints_.emplace_back(numeric, static_cast<std::uint16_t>(std::stoi(url.port)));
+        co_return std::error_code();
+    }
+    resolver_.async_resolve(host, url.port, begin());
+    const std::error_code failed = co_await wait(from_now(options_.connect_timeout));
+    if (failed) resolver_.cancel();
+    co_return failed;
+}
+
+/// To the first address that takes it.
+inline asio::awaitable<std::error_code> client_core::connect() {
+    std::error_code failed = make_error_code(errc::bad_answer);
+    for (const auto& endpoint : endpoints_) {
+        link_ = std::make_shared<link>(timer_.get_executor());
+        link_->socket.async_connect(endpoint, begin());
+        failed = co_await wait(from_now(options_.connect_timeout));
+        if (!failed) break;
+        disconnect();
+        if (over_) co_return failed;
+    }
+    if (failed) co_return failed;
+    asio::error_code ignored; // both are for speed and for peers that vanish
+    link_->socket.set_option(asio::ip::tcp::no_delay(true), ignored);
+    link_->socket.set_option(asio::socket_base::keep_alive(true), ignored);
+    co_return std::error_code();
+}
+
+inline std::string client_core::request_text(const target& what) const {
+    std::string text =
+        what.method + " " + what.url.target + " HTTP/1.1\r\nHost: " + what.url.authority() + "\r\n";
+    const auto add = [&](std::string_view name, std::string_view value) {
+        text.append(name).append(": ").append(value).append("\r\n");
+    };
+    const auto one_of = [](std::string_view name, std::initializer_list<std::string_view> names) {
+        return std::any_of(names.begin(), names.end(),
+                           [&](std::string_view n) { return equal_ignoring_case(n, name); });
+    };
+    bool accept = false;
+    for (const auto& [name, value] : options_.headers) {
+        if (!what.with_secrets &&
+            one_of(name, {"Authorization", "Cookie", "Proxy-Authorization"})) {
+            continue;
+        }
+        if (!what.with_body && one_of(name, {"Content-Type", "Content-Encoding", "Content-Language",
+                                             "Content-Location"})) {
+            continue; // Fetch standard 4.4: these go with the body
+        }
+        accept = accept || equal_ignoring_case(name, "Accept");
+        add(name, value);
+    }
+    if (!accept) add("Accept", "text/event-stream");
+    add("Accept-Encoding", "identity");
+    add("Cache-Control", "no-store");
+    if (!last_event_id().empty()) add("Last-Event-ID", last_event_id());
+    const bool has_body = what.with_body && (!options_.body.empty() || what.method == "POST" ||
+                                             what.method == "PUT" || what.method == "PATCH");
+    if (has_body) add("Content-Length", std::to_string(options_.body.size()));
+    text.append("\r\n");
+    if (has_body) text.append(options_.body);
+    return text;
+}
+
+/// Reads until the final head is there: interim answers before it are skipped (RFC 9110 15.2).
+inline asio::awaitable<std::error_code> client_core::read_head(clock::time_point until) {
+    std::size_t interim = 0; // bytes
+    head_parser parser(options_.max_head_bytes);
+    for (;;) {
+        auto progress = parser.feed(input_);
+        while (progress == head_parser::progress::need_more) {
+            const std::error_code failed = co_await read(until);
+            if (failed == asio::error::eof) co_return make_error_code(errc::bad_answer);
+            if (failed) co_return failed;
+            progress = parser.feed(input_);
+        }
+        if (progress == head_parser::progress::refused || !head_.parse(parser.head(input_))) {
+            co_return make_error_code(errc::bad_answer);
+        }
+        input_.erase(0, parser.size());
+        if (head_.status >= 200) break;
+        interim += parser.size();
+        if (head_.status == 101 || interim >= options_.max_head_bytes) {
+            co_return make_error_code(errc::bad_answer);
+        }
+        parser = head_parser(options_.max_head_bytes - interim);
+    }
+    answer_.clear();
+    body_ = head_.decoder();
+    co_return std::error_code();
+}
+
+inline asio::awaitable<std::error_code> client_core::read(clock::time_point until) {
+    link_->socket.async_read_some(asio::buffer(link_->input), begin());
+    const std::error_code failed = co_await wait(until);
+    if (!failed) input_.append(link_->input.data(), size_);
+    co_return failed;
+}
+
+/// What the server says in place of a stream: for people, so that no trouble with it matters.
+inline asio::awaitable<void> client_core::read_answer() {
+    constexpr std::size_t most = 64 * 1024;
+    constexpr std::chrono::milliseconds patience{5'000};
+    if (!head_.unknown_coding.empty()) co_return;
+    const auto until = std::min(from_now(options_.head_timeout), from_now(patience));
+    answer_ = take_body();
+    while (!ending_ && answer_.size() < most) {
+        const std::error_code failed = co_await read(until);
+        if (failed) break;
+        answer_ += take_body();
+    }
+    answer_.resize(std::min(answer_.size(), most));
+    ending_.reset();
+}
+
+inline bool client_core::is_redirect() const noexcept {
+    constexpr int redirects[] = {301, 302, 303, 307, 308};
+    return std::count(std::begin(redirects), std::end(redirects), head_.status) != 0 &&
+           head_.header("Location");
+}
+
+/// Parameters do not matter, and of several types the last one counts (Fetch standard 3.4).
+inline bool client_core::is_event_stream() const noexcept {
+    std::string_view type;
+    for (const auto& [name, value] : head_.fields) {
+        if (equal_ignoring_case(name, "Content-Type")) type = value;
+    }
+    return equal_ignoring_case(trim(type.substr(0, type.find(';'))), "text/event-stream");
+}
+
+/// Fetch standard 4.4, "HTTP-redirect fetch".
+inline void client_core::redirect(target& what) const {
+    try {
+        const std::string location = escape_url(*head_.header("Location"));
+        what.url = read_http_url(resolve_reference(what.url, location));
+    } catch (const std::invalid_argument& e) {
+        fail(errc::bad_status, "status " + std::to_string(head_.status) + ": " + e.what());
+    }
+    const bool to_get = head_.status == 303 || (head_.status < 303 && what.method == "POST");
+    if (to_get && what.method != "GET") {
+        what.method = "GET";
+        what.with_body = false;
+    }
+    // Once gone they stay away: a foreign server must not choose what they are used for.
+    what.with_secrets = what.with_secrets && what.url.same_origin(origin_);
+}
+
+// ---- its body ----
+
+inline asio::awaitable<void> client_core::receive() {
+    const std::error_code failed = co_await read(from_now(options_.silence_timeout));
+    if (over_) co_return;
+    if (!failed) {
+        parser_.feed(take_body());
+    } else if (failed != asio::error::eof) {
+        ending_ = failed;
+    } else if (head_.body == received_head::framing::until_close) {
+        ending_ = std::error_code();
+    } else {
+        ending_ = make_error_code(errc::bad_answer); // cut short
+    }
+}
+
+/// Takes out of the input what is of the body, and notes its end.
+inline std::string client_core::take_body() {
+    const auto progress = body_->feed(input_);
+    if (progress == body_decoder::progress::complete) ending_ = std::error_code();
+    if (progress == body_decoder::progress::refused) ending_ = make_error_code(errc::bad_answer);
+    return body_->take();
+}
+
+/// A stream has ended, or could not be opened. Throws when there is no other attempt.
+inline void client_core::finish(std::error_code failed) {
+    if (!std::exchange(streaming_, false)) ++failures_;
+    disconnect();
+    parser_.finish();
+    const bool enough = options_.max_attempts != 0 && failures_ >= options_.max_attempts;
+    if (reconnect_ && !enough) {
+        pause_ = next_pause();
+        return;
+    }
+    over_ = true;
+    if (failed) fail(failed);
+}
+
+/// The server's reconnection time, or the option's, doubled for each failure in a row but the
+/// first.
+inline std::chrono::milliseconds client_core::next_pause() {
+    auto wait = static_cast<double>(parser_.retry().value_or(options_.retry).count());
+    if (failures_ > 0) wait = std::max(wait, 1.0); // "retry: 0" must not become a busy loop
+    const double limit = std::max(wait, static_cast<double>(options_.max_retry.count()));
+    const auto doublings = static_cast<int>(std::min<std::size_t>(failures_, 64));
+    wait = std::min(limit, std::ldexp(wait, std::max(0, doublings - 1)));
+    const double chance = static_cast<double>(random_() - random_.min()) /
+                          static_cast<double>(random_.max() - random_.min());
+    wait += wait * options_.jitter * chance;
+    const auto longest = static_cast<double>(event_parser::max_retry.count());
+    return std::chrono::milliseconds(static_cast<std::int64_t>(std::min(wait, longest)));
+}
+
+inline void client_core::fail(std::error_code why, const std::string& detail) const {
+    std::string what = "sse::client: " + target_.url.without_query();
+    if (!detail.empty()) what += ": " + detail;
+    throw std::system_error(why, what);
+}
+
+} // namespace detail
 
 } // namespace sse
 
