@@ -4505,6 +4505,7 @@ struct hub {
     /// The worker on whose thread the call is made, or nothing.
     worker* worker_here() const noexcept;
     sse::counters count() const noexcept;
+    void let_go(const asio::execution_context& context) noexcept; ///< It ends.
 
     /// Whether connections of this peer speak for others.
     bool speaks_for_others(const asio::ip::address& peer) const {
@@ -5005,6 +5006,7 @@ public:
     // On the worker's own thread.
     void run();
     void begin() { arm_sweep(); } ///< Instead of run(), on a context of the program's.
+    void let_go() noexcept;
     void adopt(arrival one);
     bool drain(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
     void make_room();
@@ -5103,7 +5105,7 @@ private:
     std::vector<stream*> connections_;                     // all; holds a reference to each
     std::vector<session*> outliving_;                      // whose handlers outlive their clients
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
-    steady_timer sweep_timer_;
+    std::optional<steady_timer> sweep_timer_;
     std::size_t sweep_at_ = 0;
     std::shared_ptr<const farewell> farewell_; // once a drain has begun
     std::uint32_t cut_at_ = 0;                 // then the end of its window
@@ -5162,13 +5164,17 @@ inline worker::worker(hub& shared, std::size_t index, asio::io_context* context)
     if (own_) guard_.emplace(io_.get_executor());
 }
 
-/// Connections are left only where the program's context ended before the server did.
-inline worker::~worker() {
+inline worker::~worker() { let_go(); }
+
+/// Its context ends. Connections are left only where that comes before their end.
+inline void worker::let_go() noexcept {
     for (stream* const s : connections_) {
         s->open_ = false;
         feed_.remove(*s);
         s->release_reference();
     }
+    connections_.clear();
+    sweep_timer_.reset();
 }
 
 inline std::uint32_t worker::milliseconds_now() const noexcept {
@@ -5232,7 +5238,7 @@ inline void worker::shut_down() {
         while (fanning_) fan_out();
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
         for (session* const state : outliving_) cancel(state->owner);
-        sweep_timer_.cancel();
+        sweep_timer_->cancel();
         guard_.reset();
         if (own_) return io_.stop();
         ended_.store(true, std::memory_order_release);
@@ -5715,8 +5721,8 @@ inline void worker::arm_sweep() {
     if (farewell_) shortest = std::min(shortest, farewell_->window / 8);
     const auto period =
         std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(1'000));
-    sweep_timer_.expires_after(period);
-    sweep_timer_.async_wait([this](const asio::error_code& failed) {
+    sweep_timer_->expires_after(period);
+    sweep_timer_->async_wait([this](const asio::error_code& failed) {
         if (failed || stopping_) return;
         refresh();
         if (!feed_.has_receivers() && !fanning_) { // nobody wakes us: keep time, and to the bounds
@@ -6620,6 +6626,12 @@ public:
     void require_unused(const char* what) const;
     std::chrono::steady_clock::time_point drained_by() const noexcept { return drained_by_; }
 
+    /// The context that it listens on ends.
+    void let_go() noexcept {
+        acceptor_.reset();
+        signals_.reset();
+    }
+
     // These take it themselves. Any thread.
     void stop() noexcept;
     bool drain(std::shared_ptr<const farewell> how);
@@ -6689,6 +6701,14 @@ inline sse::counters hub::count() const noexcept {
     return sum;
 }
 
+inline void hub::let_go(const asio::execution_context& context) noexcept {
+    for (const auto& w : workers) {
+        if (&static_cast<const asio::execution_context&>(w->context()) != &context) continue;
+        if (w == workers.front()) life->let_go();
+        w->let_go();
+    }
+}
+
 /// Keeps what pending operations of an io_context refer to until these are destroyed. A service is
 /// destroyed after what is pending, and the newest first: before those that it needs itself.
 class keeper final : public asio::execution_context::service {
@@ -6697,7 +6717,11 @@ public:
     static inline asio::execution_context::id id;
 
     explicit keeper(asio::execution_context& context) : service(context) {}
-    static void keep(asio::io_context& context, std::shared_ptr<void> what) {
+    ~keeper() override {
+        for (const auto& each : held_) each->let_go(context());
+    }
+
+    static void keep(asio::io_context& context, std::shared_ptr<hub> what) {
         // All that is needed must be there before it.
         const tcp_socket socket(context);
         const steady_timer timer(context);
@@ -6711,7 +6735,7 @@ private:
     void shutdown() override {}
 
     std::mutex mutex_;
-    std::vector<std::shared_ptr<void>> held_;
+    std::vector<std::shared_ptr<hub>> held_; // contexts may end one after the other
 };
 
 inline void lifecycle::start(const std::string& text) {
@@ -6910,10 +6934,9 @@ inline io_awaitable<void> lifecycle::accept_loop() {
 
 inline asio::error_code lifecycle::accept_one() {
     worker& w = least_loaded();
-    tcp_socket socket(w.context());
     asio::error_code failed;
-    acceptor_->accept(socket, failed);
-    if (!failed) take_in(w, {std::move(socket)});
+    arrival one{acceptor_->accept(w.context(), failed)};
+    if (!failed) take_in(w, std::move(one));
     return failed;
 }
 
