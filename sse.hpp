@@ -4499,7 +4499,7 @@ inline std::string make_epoch() {
 }
 
 struct hub {
-    hub(sse::options o, const std::vector<asio::io_context*>& contexts);
+    hub(sse::options o, std::span<asio::io_context* const> contexts);
     ~hub();
 
     /// The worker on whose thread the call is made, or nothing.
@@ -6664,7 +6664,7 @@ private:
 };
 
 // Here, where its parts are complete: C++23 looks at once at what may have to be destroyed.
-inline hub::hub(sse::options o, const std::vector<asio::io_context*>& contexts)
+inline hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     : options(std::move(o)), ring(options.ring_capacity, options.threads),
       life(std::make_unique<lifecycle>(*this)) {
     for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
@@ -7387,7 +7387,7 @@ public:
     /// options::shutdown_timeout says. What the server needs stays in memory as long as the
     /// contexts.
     explicit server(asio::io_context& context, sse::options o = {});
-    server(const std::vector<asio::io_context*>& contexts, sse::options o);
+    explicit server(std::span<asio::io_context* const> contexts, sse::options o = {});
 
     /// Stops and joins. Not from a handler: that thread would wait for itself. Where the contexts
     /// are the program's, what goes on there ends when they are run, or with them.
@@ -7518,7 +7518,7 @@ private:
 
     static sse::options checked(sse::options o);
     static std::shared_ptr<detail::hub> make_hub(sse::options o,
-                                                 const std::vector<asio::io_context*>& contexts);
+                                                 std::span<asio::io_context* const> contexts);
     void add_route(detail::group& of, std::string method, const std::string& pattern, handler run);
     detail::group& add_group(detail::group& around, std::string prefix, group_options o);
     void add_builtin_routes();
@@ -7603,8 +7603,8 @@ inline sse::options server::checked(sse::options o) {
     return o;
 }
 
-inline std::shared_ptr<detail::hub>
-server::make_hub(sse::options o, const std::vector<asio::io_context*>& contexts) {
+inline std::shared_ptr<detail::hub> server::make_hub(sse::options o,
+                                                     std::span<asio::io_context* const> contexts) {
     for (asio::io_context* const one : contexts) {
         if (one && std::count(contexts.begin(), contexts.end(), one) == 1) continue;
         throw std::invalid_argument("sse::server: a context is null or there twice");
@@ -7618,9 +7618,9 @@ server::make_hub(sse::options o, const std::vector<asio::io_context*>& contexts)
 inline server::server(sse::options o) : hub_(make_hub(std::move(o), {})) {}
 
 inline server::server(asio::io_context& context, sse::options o)
-    : server(std::vector<asio::io_context*>{&context}, std::move(o)) {}
+    : server(std::array{&context}, std::move(o)) {}
 
-inline server::server(const std::vector<asio::io_context*>& contexts, sse::options o)
+inline server::server(std::span<asio::io_context* const> contexts, sse::options o)
     : hub_(make_hub(std::move(o), contexts)), has_threads_(contexts.empty()) {
     if (contexts.empty()) throw std::invalid_argument("sse::server: there is no context");
 }
