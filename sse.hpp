@@ -6211,7 +6211,8 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
 
 /// A stream that its handler has brought to its end: the connection may serve another request.
 inline io_awaitable<void> worker::end_chunks(stream& s, session& state) {
-    co_await sent(s, state);
+    // Until nothing at all is pending: a heartbeat too would be torn by the last chunk.
+    while (s.open_ && !s.is_finishing() && s.busy_) co_await state.change<io_executor>();
     if (!s.open_ || s.is_finishing()) co_return; // meanwhile others have ended it
     tell_end(s, end_reason::ended);
     feed_.remove(s);
