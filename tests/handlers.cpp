@@ -5,11 +5,14 @@
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 
+#include <asio/experimental/awaitable_operators.hpp>
+
 #include <doctest/doctest.h>
 
 #include <cstdio>
 #include <list>
 #include <mutex>
+#include <thread>
 
 using namespace std::chrono_literals;
 using namespace support;
@@ -808,6 +811,139 @@ TEST_SUITE("chunks") {
         CHECK(a.wait_for_close() == ending::fin);
     }
 
+    TEST_CASE("a heartbeat that finds no room does not mix with the last chunk") {
+        // What the system takes for a client that does not read is a certain number of bytes, when
+        // its buffers have a fixed size. Of streams that end just below it some leave no room, or
+        // only a part of it, for the heartbeat that comes behind them.
+        sse::options o = with_threads(1);
+        o.heartbeat = 20ms;
+        std::atomic<int> taken{0}, waiting{0};
+        // Whether all of it is taken in the end: the client's system acknowledges late.
+        const auto fits = [](sse::stream& client, const std::string& text) -> asio::awaitable<bool> {
+            for (int tries = 0; tries < 60; ++tries) {
+                if (client.try_send({.data = text})) co_return true;
+                co_await client.sleep_for(2ms);
+            }
+            co_return false;
+        };
+        sse::server server(o);
+        server.route("GET", "/fill", [&](sse::stream& client) -> handler_result {
+            const std::string query(client.request().query);
+            const std::string text(100, 'x'), small;
+            client.begin();
+            co_await client.sleep_for(1ms);
+            if (query == "probe") {
+                for (;;) {
+                    const bool fit = co_await fits(client, text);
+                    if (!fit) break;
+                    ++taken;
+                }
+                ++waiting;
+                co_await client.sleep_for(1h);
+            }
+            for (int n = 0; n < taken - 3; ++n) {
+                const bool fit = co_await fits(client, text);
+                if (!fit) break;
+            }
+            for (int n = std::stoi(query); n > 0; --n) {
+                const bool fit = co_await fits(client, small);
+                if (!fit) break;
+            }
+            co_await client.sleep_for(60ms); // three heartbeats
+            ++waiting;
+        });
+        asio::io_context io;
+        asio::ip::tcp::acceptor listener(io, {asio::ip::address_v4::loopback(), 0});
+        listener.set_option(asio::socket_base::send_buffer_size(1));
+        const std::uint16_t port = listener.local_endpoint().port();
+        server.start(std::move(listener));
+        {
+            connection probe(port, {.receive_buffer = 4096});
+            probe.send_request("GET", "/fill?probe");
+            REQUIRE(eventually([&] { return waiting == 1; }));
+        }
+        std::list<connection> peers;
+        for (int small = 0; small < 40; ++small) {
+            connection& peer = peers.emplace_back(port, connect_options{.receive_buffer = 4096});
+            peer.send_request("GET", "/fill?" + std::to_string(small));
+        }
+        const int all = 1 + static_cast<int>(peers.size());
+        REQUIRE(eventually([&] { return waiting == all; }));
+        for (connection& peer : peers) {
+            CHECK(is_chunked_stream(peer.read_head()));
+            try {
+                CHECK(decode_event_stream(joined(read_chunks(peer))).size() >= 2);
+            } catch (const std::exception& e) { FAIL_CHECK(e.what()); }
+        }
+        server.stop();
+    }
+
+    TEST_CASE("a farewell stands behind the chunk that a slow client has in part") {
+        const std::string large(700'000, 'x');
+        std::atomic<int> ended{0};
+        routes_server server({{"GET", "/much", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   for (;;) co_await client.send({.data = large});
+                               }}});
+        connection peer(server.port(), {.receive_buffer = 4096});
+        peer.send_request("GET", "/much");
+        CHECK(is_chunked_stream(peer.read_head()));
+        std::thread stopper([&] {
+            sse::drain_options how;
+            how.window = 1500ms;
+            how.farewell = sse::message{.event = "bye", .data = "bye"};
+            server.stop(how);
+        });
+        // Nothing is read until the handler was cancelled, and so the farewell stands in line.
+        CHECK(eventually([&] { return ended == 1; }));
+        const auto events = decode_event_stream(joined(read_chunks(peer)));
+        CHECK(peer.read_to_end().empty());
+        stopper.join();
+        REQUIRE(events.size() >= 2);
+        CHECK(events.back().type == "bye");
+        for (std::size_t n = 0; n + 1 < events.size(); ++n) CHECK((events[n].data == large));
+    }
+
+    TEST_CASE("a chunked subscription that falls behind is told the gap between whole chunks") {
+        sse::options o = with_threads(1);
+        o.history_bytes = 600'000;
+        o.history = 100;
+        std::atomic<bool> subscribed{false};
+        routes_server server({{"GET", "/both",
+                               [&](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "first"});
+                                   sse::subscribe_options how;
+                                   how.lag = sse::lag_policy::skip;
+                                   client.subscribe("/live", how);
+                                   subscribed = true;
+                               }}},
+                             o);
+        connection peer(server.port(), {.receive_buffer = 4096});
+        peer.send_request("GET", "/both");
+        CHECK(is_chunked_stream(peer.read_head()));
+        chunked_events events(peer);
+        CHECK(events.next().data == "first");
+        REQUIRE(eventually([&] { return subscribed.load(); }));
+        const std::string padding(90'000, 'p');
+        constexpr int messages = 100;
+        for (int n = 0; n < messages; ++n) {
+            const std::string data = std::to_string(n) + " " + padding;
+            server.publish("/live", {.data = data});
+            if (n % 20 == 19) CHECK(events.next().data.size() > padding.size());
+            http_get(server.port(), "/health"); // the worker had its turn
+        }
+        int last = 4; // five of them were read
+        decoded e = events.next();
+        for (; e.type != "gap"; e = events.next()) {
+            CHECK(std::stoi(e.data) == ++last);
+            CHECK(e.data.size() == std::to_string(last).size() + 1 + padding.size());
+        }
+        CHECK(last < messages - 1);
+        server.publish("/live", {.data = "live again"});
+        CHECK(events.next().data == "live again");
+        CHECK(events.between_events());
+    }
+
     TEST_CASE("a client that takes nothing is disconnected, in the middle of a chunk too") {
         sse::options o = with_threads(1);
         o.stall_timeout = 100ms;
@@ -1294,6 +1430,138 @@ TEST_SUITE("what a handler learns") {
         peer.send("POST /waits HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n");
         CHECK(peer.read_response().body == "done");
         CHECK(cancelled == 3);
+    }
+
+    TEST_CASE("closed races with work: who is first ends the other") {
+        using namespace asio::experimental::awaitable_operators;
+        std::atomic<int> left{0}, done{0}, ended{0};
+        routes_server server({{"GET", "/race", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   client.outlive_client();
+                                   const auto work = [](sse::stream& c) -> handler_result {
+                                       for (int n = 0; n < 5; ++n) {
+                                           co_await c.send({.data = std::to_string(n)});
+                                           co_await c.sleep_for(1ms);
+                                       }
+                                       if (c.request().query == "long") co_await c.sleep_for(1h);
+                                   };
+                                   const auto first = co_await (client.closed() || work(client));
+                                   if (first.index() == 0) {
+                                       ++left;
+                                   } else {
+                                       ++done;
+                                       co_await client.send({.data = "end"});
+                                   }
+                               }}});
+        connection peer(server.port());
+        for (int n = 0; n < 2; ++n) CHECK(stream_on(peer, "/race") == "0,1,2,3,4,end,");
+        CHECK(done == 2);
+        CHECK(left == 0);
+        peer.send_request("GET", "/race?long");
+        CHECK(is_chunked_stream(peer.read_head()));
+        for (int n = 0; n < 5; ++n) CHECK(read_chunk(peer).starts_with("data: "));
+        peer.reset();
+        CHECK(eventually([&] { return left == 1 && ended == 3; }));
+    }
+
+    TEST_CASE("what a handler asks of a client that has left is errc::closed") {
+        std::atomic<bool> left{false};
+        std::atomic<int> closed{0};
+        routes_server server({{"POST", "/work", [&](sse::stream& client) -> handler_result {
+                                   client.outlive_client();
+                                   const std::string first = co_await client.body_some();
+                                   co_await until(client, left);
+                                   for (int which = 0; which < 4; ++which) {
+                                       try {
+                                           if (which == 0)
+                                               co_await client.respond(200, "text/plain", "x");
+                                           if (which == 1) {
+                                               const std::string more = co_await client.body_some();
+                                           }
+                                           if (which == 2) client.begin();
+                                           if (which == 3) client.subscribe("/x");
+                                       } catch (const std::system_error& e) {
+                                           closed += e.code() == sse::errc::closed;
+                                       }
+                                   }
+                                   closed += !client.try_send({.data = "x"});
+                                   closed += !client.open();
+                               }}});
+        connection peer(server.port());
+        peer.send("POST /work HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\na");
+        REQUIRE(eventually([&] { return server.counters().connections == 1; }));
+        http_get(server.port(), "/health"); // it has been read by now, or is a part of the rest
+        peer.reset();
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+        left = true;
+        CHECK(eventually([&] { return closed == 6; }));
+    }
+
+    TEST_CASE("a stream that is ended under a handler that outlives it ends in order") {
+        sse::options o = with_threads(1);
+        o.max_stream_age = 60ms;
+        std::atomic<bool> go{false};
+        std::atomic<int> ended{0}, told{0};
+        routes_server server({{"GET", "/work",
+                               [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   client.outlive_client();
+                                   co_await client.send({.data = "x"});
+                                   co_await client.closed();
+                                   ++told;
+                                   co_await until(client, go);
+                               }}},
+                             o);
+        connection peer(server.port());
+        CHECK(stream_on(peer, "/work") == "x,");
+        CHECK(eventually([&] { return told == 1; }));
+        CHECK(ended == 0);
+        go = true;
+        CHECK(eventually([&] { return ended == 1; }));
+        CHECK(peer.read_to_end().empty());
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+    }
+
+    TEST_CASE("a connection that is idle behind a stream is closed in time, not sooner") {
+        sse::options o = with_threads(1);
+        o.idle_timeout = 100ms;
+        o.header_timeout = 100ms;
+        routes_server server({{"GET", "/long",
+                               [&](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   co_await client.sleep_for(300ms);
+                                   co_await client.send({.data = "x"});
+                               }}},
+                             o);
+        connection peer(server.port());
+        CHECK(stream_on(peer, "/long") == "x,");
+        peer.send("GET /long HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he");
+        CHECK(is_chunked_stream(peer.read_head()));
+        CHECK(read_data(peer) == "x,");
+        peer.send("alth HTTP/1.1\r\nHost: localhost\r\n\r\n"); // its time begins here
+        CHECK(peer.read_response().status == 200);
+        CHECK(peer.read_to_end().empty());
+    }
+
+    TEST_CASE("a message to a stream by its name reaches one that a handler holds open") {
+        std::atomic<std::uint64_t> name{0};
+        std::atomic<bool> go{false};
+        routes_server server({{"GET", "/named", [&](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "begun"});
+                                   name = client.id();
+                                   co_await until(client, go);
+                               }}});
+        connection peer(server.port());
+        peer.send_request("GET", "/named");
+        CHECK(is_chunked_stream(peer.read_head()));
+        CHECK(read_chunk(peer) == "data: begun\n\n");
+        REQUIRE(eventually([&] { return name != 0; }));
+        server.send_to(name, {.data = "for you"});
+        CHECK(read_chunk(peer) == "data: for you\n\n");
+        go = true;
+        CHECK(read_chunk(peer).empty());
+        server.send_to(name, {.data = "too late"});
+        CHECK(peer.request("GET", "/health").status == 200);
     }
 
     TEST_CASE("a handler that outlives its client goes on, and is told") {
