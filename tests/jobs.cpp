@@ -731,7 +731,10 @@ TEST_SUITE("any thread, any order") {
                 producer = std::thread([&] {
                     while (!enough) job.send({.data = "x"});
                 });
-                for (event_client& viewer : viewers) CHECK(viewer.next().data == "x");
+                for (event_client& viewer : viewers) { // which may be too slow for it
+                    const auto event = viewer.next();
+                    CHECK((event.data == "x" || event.type == "gap"));
+                }
             }
             enough = true;
             producer.join();
