@@ -2,6 +2,8 @@
 //
 //   for (const json::member& each : json::read_object(R"({"event": "chat", "data": [1, 2]})"))
 //       each.name is "data", each.value is "[1, 2]", the text as it came
+//   json::raw(members, "data") is "[1, 2]", json::text(members, "event") is "chat"
+//   json::quoted("a \"b\"") is a JSON string
 //
 // Strict: no comment, no trailing comma, no bare control character, no second member of one name,
 // no text that is not UTF-8. What is wrong is said with its place, for a person to mend.
@@ -239,6 +241,48 @@ private:
 
 inline std::vector<member> read_object(std::string_view text) {
     return reader(text).whole_object();
+}
+
+inline const member* find(const std::vector<member>& members, std::string_view name) {
+    const auto same = [&](const member& each) { return each.name == name; };
+    const auto found = std::find_if(members.begin(), members.end(), same);
+    return found == members.end() ? nullptr : &*found;
+}
+
+// The text of a member's value as it came; empty when there is none.
+inline std::string_view raw(const std::vector<member>& members, std::string_view name) {
+    const member* const found = find(members, name);
+    return found ? found->value : std::string_view();
+}
+
+// A member that is a string, decoded; empty when it is none.
+inline std::string text(const std::vector<member>& members, std::string_view name) {
+    const member* const found = find(members, name);
+    return found ? found->text : std::string();
+}
+
+// The members of a member that is an object; none when it is none.
+inline std::vector<member> object(const std::vector<member>& members, std::string_view name) {
+    const std::string_view value = raw(members, name);
+    return value.starts_with('{') ? read_object(value) : std::vector<member>();
+}
+
+// The text as a JSON string; bytes that are not UTF-8 become U+FFFD.
+inline std::string quoted(std::string_view text) {
+    constexpr std::string_view hex = "0123456789abcdef";
+    std::string out = "\"";
+    while (!text.empty()) {
+        const std::size_t length = utf8_length(text);
+        const auto code = static_cast<unsigned char>(text.front());
+        if (length == 0)
+            out += "\uFFFD";
+        else if (code < 0x20)
+            out.append("\\u00").append(1, hex[code / 16]).append(1, hex[code % 16]);
+        else
+            out.append(code == '"' || code == '\\' ? "\\" : "").append(text.substr(0, length));
+        text.remove_prefix(length == 0 ? 1 : length);
+    }
+    return out + '"';
 }
 
 } // namespace json

@@ -40,6 +40,28 @@ struct running_hub : process {
     const std::uint16_t port;
 };
 
+/// An example that takes its address as its first argument.
+struct running_example : process {
+    explicit running_example(const std::string& name, std::vector<std::string> more = {})
+        : process(with_address(name, std::move(more))), port(port_in(read_line())) {}
+
+    static std::vector<std::string> with_address(const std::string& name,
+                                                 std::vector<std::string> more) {
+        std::vector<std::string> command{example(name), "127.0.0.1:0"};
+        command.insert(command.end(), more.begin(), more.end());
+        return command;
+    }
+    std::string url(const std::string& path) const {
+        return "http://127.0.0.1:" + std::to_string(port) + path;
+    }
+    void check_ends_on_signal() {
+        signal(SIGINT);
+        CHECK(wait_for_exit().code == 0);
+    }
+
+    const std::uint16_t port;
+};
+
 const std::string form = "application/x-www-form-urlencoded";
 
 /// Runs a program that must end by itself: its status, and what it says with stderr joined.
@@ -50,6 +72,13 @@ std::pair<int, std::string> run(const std::string& command) {
 }
 
 bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
+
+/// What curl prints when it is given these arguments, and that it says all is well.
+std::string curl(const std::string& arguments) {
+    const auto [status, text] = run("curl -sSN --max-time 10 " + arguments);
+    CHECK_MESSAGE(status == 0, text);
+    return text;
+}
 
 } // namespace
 
@@ -379,6 +408,37 @@ TEST_SUITE("examples") {
         std::map<std::string, int> names;
         while (names.size() < 4) ++names[client.next().type];
         CHECK(names.size() == 4);
+    }
+
+    TEST_CASE("tokens streams a completion, tells it in one piece, and refuses as OpenAI does") {
+        running_example tokens("tokens");
+        const auto ask = [&](const std::string& more) {
+            return curl(tokens.url("/v1/chat/completions") +
+                        R"( -w '%{http_code}' -d '{"model":"parrot","messages":[],)" + more + "}'");
+        };
+        const std::string stream = ask(R"("max_tokens":3,"stream":true)");
+        CHECK(has(stream, R"("delta":{"role":"assistant")"));
+        CHECK(has(stream, R"("delta":{"content":" Events"})"));
+        CHECK(has(stream, R"("finish_reason":"length")"));
+        CHECK(has(stream, "data: [DONE]\n\n200"));
+        CHECK(tokens.read_line() == "finished after 3 tokens");
+        const std::string whole = ask(R"("max_tokens":3)");
+        CHECK(has(whole, R"("content":"Server-Sent Events are")"));
+        CHECK(has(whole, R"("completion_tokens":3)"));
+        CHECK(has(ask(R"("stream":maybe)"), "invalid_request_error"));
+        CHECK(has(curl(tokens.url("/v1/models")), R"("id":"parrot")"));
+        CHECK(has(curl(tokens.url("/v2")), R"({"error":{"message":"there is no /v2")"));
+        tokens.check_ends_on_signal();
+    }
+
+    TEST_CASE("tokens stops when its client leaves") {
+        running_example tokens("tokens");
+        connection client(tokens.port);
+        client.send_request("POST", "/v1/chat/completions", {},
+                            R"({"model":"parrot","messages":[],"stream":true})");
+        client.read_through(R"("content":"Server-Sent")");
+        client.close();
+        CHECK(tokens.read_line().starts_with("stopped after "));
     }
 
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
