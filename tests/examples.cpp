@@ -441,6 +441,32 @@ TEST_SUITE("examples") {
         CHECK(tokens.read_line().starts_with("stopped after "));
     }
 
+    TEST_CASE("mcp opens a session, counts down with progress, refuses strange pages") {
+        running_example mcp("mcp");
+        const auto post = [&](const std::string& body, const std::string& headers = "") {
+            return curl("-i " + mcp.url("/mcp") + " " + headers + " --json '" + body + "'");
+        };
+        const std::string initialize =
+            R"({"jsonrpc":"2.0","id":1,"method":"initialize","params":{}})";
+        const std::string welcome = post(initialize);
+        CHECK(has(welcome, R"("protocolVersion":"2025-11-25")"));
+        const auto start = welcome.find("Mcp-Session-Id: ");
+        REQUIRE(start != welcome.npos);
+        const std::string session =
+            "-H '" + welcome.substr(start, welcome.find('\r', start) - start) + "'";
+        CHECK(has(post(R"({"jsonrpc":"2.0","method":"notifications/initialized"})", session),
+                  " 202 Accepted"));
+        const std::string result =
+            post(R"({"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"count_down",)"
+                 R"("arguments":{"from":2},"_meta":{"progressToken":"p"}}})",
+                 session);
+        CHECK(has(result, R"("params":{"progressToken":"p","progress":1,"total":2})"));
+        CHECK(has(result, R"("id":"a","result":{"content":[{"type":"text","text":"Lift-off)"));
+        CHECK(has(post(R"({"jsonrpc":"2.0","id":2,"method":"tools/list"})"), " 400 "));
+        CHECK(has(post(initialize, "-H 'Origin: https://evil.example'"), " 403 "));
+        mcp.check_ends_on_signal();
+    }
+
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
         if (raise_descriptor_limit() < 10'200) {
             MESSAGE("skipped: this process may not open 10,200 files");
