@@ -467,6 +467,32 @@ TEST_SUITE("examples") {
         mcp.check_ends_on_signal();
     }
 
+    TEST_CASE("job goes on without its client, and is there when it comes back") {
+        running_example job("job");
+        const auto started = http_request(job.port, "POST", "/jobs", {}, "x");
+        CHECK(started.status == 202);
+        const std::string path = started.header("Location").value_or("");
+        CHECK(started.body == path + "\n");
+        const auto until_knead = [&] {
+            event_client client(job.port, path, {{"Connection", "close"}});
+            for (;;) {
+                const auto event = client.next();
+                if (event.data == "now: knead") return event.id;
+            }
+        };
+        const std::string id = until_knead();
+        const std::string rest = curl(job.url(path) + " -H 'Last-Event-ID: " + id + "'");
+        CHECK_FALSE(has(rest, "now: mix"));
+        CHECK_FALSE(has(rest, "now: knead"));
+        CHECK(has(rest, "data: now: rise\n"));
+        CHECK(has(rest, "event: done\ndata: bread\n\n"));
+        const std::string late = curl(job.url(path));
+        CHECK(has(late, "data: now: mix\n"));
+        CHECK_FALSE(has(late, "data: mix 10 %\n")); // a newer one replaced it
+        CHECK(http_get(job.port, "/jobs/none").status == 404);
+        job.check_ends_on_signal();
+    }
+
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
         if (raise_descriptor_limit() < 10'200) {
             MESSAGE("skipped: this process may not open 10,200 files");

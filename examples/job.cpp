@@ -1,0 +1,52 @@
+// job.cpp - work that goes on without its client, who may come back for it. Run it, then: curl -N
+// localhost:8080$(curl -s -d '' localhost:8080/jobs); Ctrl-C and the same URL again: it went on.
+//
+// POST /jobs starts a job and answers with its path; GET /jobs/{id} shows it from its beginning, or
+// behind Last-Event-ID, to its last event. Whoever comes late gets only the newest progress, which
+// has a key, but every line of the log.
+#include "sse.hpp"
+
+#include <asio/thread_pool.hpp>
+
+#include <iostream>
+
+using namespace std::chrono_literals;
+
+std::atomic<bool> stopping = false;
+
+// On a thread of the pool, with nothing of HTTP in it.
+void bake(sse::job job) {
+    for (const std::string step : {"mix", "knead", "rise", "bake"}) {
+        job.send({.event = "log", .data = "now: " + step});
+        for (int percent = 10; percent <= 100; percent += 10) {
+            if (stopping) return;
+            std::this_thread::sleep_for(30ms);
+            job.send({.event = "progress",
+                      .data = step + " " + std::to_string(percent) + " %",
+                      .key = "progress"});
+        }
+    }
+    job.finish({.event = "done", .data = "bread"});
+}
+
+int main(int argc, char** argv) {
+    sse::jobs jobs;
+    asio::thread_pool workers(2);
+    std::atomic<int> started = 0;
+
+    sse::server server({.handle_signals = true});
+    server.route("POST", "/jobs", [&](sse::stream& client) -> asio::awaitable<void> {
+        const std::string id = std::to_string(++started);
+        asio::post(workers, [job = jobs.start(id)]() mutable { bake(std::move(job)); });
+        client.add_header("Location", "/jobs/" + id);
+        co_await client.respond(202, "text/plain", "/jobs/" + id + "\n");
+    });
+    server.route("GET", "/jobs/{id}", [&](sse::stream& client) {
+        return jobs.serve(client, client.request().path_value("id"));
+    });
+    server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
+    std::cout << "http://localhost:" << server.port() << "/jobs" << std::endl;
+    server.join();
+    stopping = true;
+    workers.join();
+}
