@@ -80,6 +80,25 @@ std::string curl(const std::string& arguments) {
     return text;
 }
 
+std::vector<std::string> data_of(const std::vector<decoded>& events) {
+    std::vector<std::string> all;
+    for (const decoded& event : events) all.push_back(event.data);
+    return all;
+}
+
+/// A file that is there for the time of a test.
+struct scratch_file {
+    scratch_file() : path("/tmp/sse-test-" + std::to_string(::getpid())) { replace(""); }
+    ~scratch_file() { ::unlink(path.c_str()); }
+    void append(const std::string& text) { std::ofstream(path, std::ios::app) << text; }
+    void replace(const std::string& text) { // as log rotation does: by another file
+        std::ofstream(path + ".new") << text;
+        REQUIRE(std::rename((path + ".new").c_str(), path.c_str()) == 0);
+    }
+    void cut() { std::ofstream(path, std::ios::trunc); }
+    const std::string path;
+};
+
 } // namespace
 
 TEST_SUITE("examples") {
@@ -491,6 +510,29 @@ TEST_SUITE("examples") {
         CHECK_FALSE(has(late, "data: mix 10 %\n")); // a newer one replaced it
         CHECK(http_get(job.port, "/jobs/none").status == 404);
         job.check_ends_on_signal();
+    }
+
+    TEST_CASE("tail gives the last lines, then what is added, over rotation and truncation") {
+        scratch_file log;
+        log.append("1\n2\n3\n");
+        running_example tail("tail", {log.path});
+        event_client all(tail.port, "/?lines=1000");
+        CHECK(data_of(all.next(3)) == std::vector<std::string>{"1", "2", "3"});
+        event_client last(tail.port, "/?lines=2");
+        CHECK(data_of(last.next(2)) == std::vector<std::string>{"2", "3"});
+        log.append("4\rid: forged\n");
+        const auto line = last.next();
+        CHECK(line.data == "4\nid: forged");
+        last.close();
+        log.replace("first\n");
+        CHECK(all.next(2).back().data == "first");
+        log.cut();
+        log.append("cut\n");
+        CHECK(all.next().data == "cut");
+        event_client back(tail.port, "/", {{"Last-Event-ID", line.id}});
+        CHECK(data_of(back.next(2)) == std::vector<std::string>{"first", "cut"});
+        CHECK(http_get(tail.port, "/?lines=many").status == 400);
+        tail.check_ends_on_signal();
     }
 
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
