@@ -535,6 +535,28 @@ TEST_SUITE("examples") {
         tail.check_ends_on_signal();
     }
 
+    TEST_CASE("chat says what is posted to all, and who is here") {
+        running_example chat("chat", {example("chat.html")});
+        const auto page = http_get(chat.port, "/");
+        CHECK(page.header("Content-Type") == "text/html; charset=utf-8");
+        CHECK(has(page.body, "EventSource"));
+        CHECK_FALSE(has(page.body, "innerHTML"));
+        event_client ann(chat.port, "/room?name=Ann");
+        CHECK(ann.next().data == R"(["Ann"])");
+        event_client bob(chat.port, "/room?name=%22Bob%22");
+        CHECK(ann.next().data == R"(["Ann","\"Bob\""])");
+        CHECK(bob.next().type == "here");
+        const std::string said = R"({"name":"Ann","text":"<b>1 < 2</b>\n"})";
+        CHECK(http_request(chat.port, "POST", "/say", {}, said).status == 204);
+        CHECK(ann.next().type == "line");
+        CHECK(bob.next().data == R"({"name":"Ann","text":"<b>1 < 2</b>\u000a"})");
+        bob.close();
+        CHECK(ann.next().data == R"(["Ann"])");
+        CHECK(http_request(chat.port, "POST", "/say", {}, "{}").status == 400);
+        CHECK(http_get(chat.port, "/room").status == 400);
+        chat.check_ends_on_signal();
+    }
+
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
         if (raise_descriptor_limit() < 10'200) {
             MESSAGE("skipped: this process may not open 10,200 files");
