@@ -557,6 +557,17 @@ TEST_SUITE("examples") {
         chat.check_ends_on_signal();
     }
 
+    TEST_CASE("embed serves on the program's own context, beside what it does anyway") {
+        running_example embed("embed");
+        event_client client(embed.port, "/subscribe/counter");
+        CHECK(std::stoi(client.next().data) < 1000);
+        CHECK(http_request(embed.port, "POST", "/add", {}, "x").status == 200);
+        CHECK(std::stoi(client.next().data) >= 1000);
+        embed.signal(SIGINT);
+        CHECK(has(embed.read_to_end(), "counted to 1"));
+        CHECK(embed.wait_for_exit().code == 0);
+    }
+
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
         if (raise_descriptor_limit() < 10'200) {
             MESSAGE("skipped: this process may not open 10,200 files");
