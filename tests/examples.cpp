@@ -568,6 +568,29 @@ TEST_SUITE("examples") {
         CHECK(embed.wait_for_exit().code == 0);
     }
 
+    TEST_CASE("client prints events, and says by its status how it ended") {
+        running_example clock("clock");
+        process reader({example("client"), clock.url("/subscribe/")});
+        CHECK(reader.read_line() == "event: tick");
+        CHECK(has(reader.read_line(), "id: "));
+        CHECK(reader.read_line().size() == 6 + 24);
+        CHECK(reader.read_line() == "");
+
+        running_example tokens("tokens");
+        const std::string program = example("client") + " ";
+        const auto [status, text] =
+            run(program + tokens.url("/v1/chat/completions") +
+                R"( -d '{"model":"parrot","messages":[],"max_tokens":1,"stream":true}')");
+        CHECK(status == 0);
+        CHECK(text.ends_with("data: [DONE]\n\n"));
+        const auto refused = run(program + tokens.url("/nothing"));
+        CHECK(refused.first == 3);
+        CHECK(has(refused.second, "there is no /nothing"));
+        CHECK(run(program).first == 2);
+        CHECK(run(program + "http://127.0.0.1:1/ --once").first == 1);
+        CHECK(run(program + "gopher://127.0.0.1/").first == 2);
+    }
+
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
         if (raise_descriptor_limit() < 10'200) {
             MESSAGE("skipped: this process may not open 10,200 files");
