@@ -591,6 +591,23 @@ TEST_SUITE("examples") {
         CHECK(run(program + "gopher://127.0.0.1/").first == 2);
     }
 
+    TEST_CASE("beast serves a page and hands its event streams over, on one connection") {
+        if (::access(example("beast").c_str(), X_OK) != 0) {
+            MESSAGE("skipped: it was not built, since Boost.Beast is not installed");
+            return;
+        }
+        running_example beast("beast");
+        connection client(beast.port);
+        CHECK(has(client.request("GET", "/").body, "EventSource"));
+        client.send_request("GET", "/events/clock");
+        CHECK(client.read_head().header("Content-Type") == "text/event-stream");
+        client.read_through("data: ");
+        client.close();
+        CHECK(http_get(beast.port, "/nothing").status == 404);
+        CHECK(http_get(beast.port, "/events").status == 404);
+        beast.check_ends_on_signal();
+    }
+
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
         if (raise_descriptor_limit() < 10'200) {
             MESSAGE("skipped: this process may not open 10,200 files");
