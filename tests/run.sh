@@ -50,14 +50,13 @@ build() { # BUILD_DIRECTORY TARGET...
     ninja -C "$1" --quiet "${@:2}"
 }
 
-run_browser() {
-    local log=build/browser.log status=0 line
-    say "running a real browser"
-    (cd tests/browser && { [ -d node_modules/playwright-core ] || npm install --silent --no-audit \
-        --no-fund --no-package-lock; })
-    node tests/browser/browser.mjs build/examples/hub build/examples/sysenv 2>&1 | tee "$log" ||
-        status=$?
-    line=$(grep -E '^browser: [0-9]+ passed, [0-9]+ failed$' "$log" | tail -n 1 || true)
+# run_node NAME ARGUMENT...: tests/NAME/NAME.mjs with what its package.json names, once installed.
+run_node() {
+    local name=$1 log=build/$1.log line
+    (cd "tests/$name" && { [ -d node_modules ] || npm install --silent --no-audit --no-fund \
+        --no-package-lock; })
+    node "tests/$name/$name.mjs" "${@:2}" 2>&1 | tee "$log" || true
+    line=$(grep -E "^$name: [0-9]+ passed, [0-9]+ failed\$" "$log" | tail -n 1 || true)
     if [ -z "$line" ]; then
         add_counts 0 1
     else
@@ -96,7 +95,8 @@ run_release() {
         diff build/readme/01.cpp examples/clock.cpp
     check "the model: no loss without a gap, no duplicate" tests/model.sh build/model
     check "examples/run.sh starts the hub, curl sees its page and events" run_script_starts_the_hub
-    run_browser
+    say "running a real browser"
+    run_node browser build/examples/{hub,sysenv,chat}
 }
 
 run_asan() {
@@ -133,6 +133,7 @@ for variant in "${variants[@]}"; do
         need npm have npm
         need chromium test -x /usr/bin/chromium
         need spin have spin
+        need libboost-dev test -e /usr/include/boost/beast.hpp
         ;;
     clang) need clang-19 have clang++-19 ;;
     asan | tsan) ;;

@@ -1,6 +1,6 @@
 // browser.mjs - the example programs in a real browser. Run it, in this directory:
 //
-//   npm install && node browser.mjs ../../build/examples/hub ../../build/examples/sysenv
+//   npm install && node browser.mjs ../../build/examples/{hub,sysenv,chat}
 //   ... --screenshots DIR     also writes pictures of the pages
 //
 // Drives Chromium (/usr/bin/chromium, or what CHROMIUM names) through playwright-core. Only
@@ -11,7 +11,7 @@ import { spawn } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { createServer } from "node:http";
 import { connect as connectSocket, createServer as createSocketServer } from "node:net";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
@@ -19,11 +19,11 @@ import { chromium } from "playwright-core";
 const { values: given, positionals: programs } = parseArgs({
     allowPositionals: true, options: { screenshots: { type: "string" } },
 });
-if (programs.length !== 2) {
-    console.error("usage: node browser.mjs HUB SYSENV [--screenshots DIR]");
+if (programs.length !== 3) {
+    console.error("usage: node browser.mjs HUB SYSENV CHAT [--screenshots DIR]");
     process.exit(2);
 }
-const [hubProgram, sysenvProgram] = programs;
+const [hubProgram, sysenvProgram, chatProgram] = programs;
 const patience = 20_000;    // ms; a browser waits 3 s before it reconnects
 const token = "browser-test";
 const desktop = { viewport: { width: 1280, height: 900 } };
@@ -92,6 +92,8 @@ async function start(program, ...args) {
 const startHub = port => start(hubProgram, "--port", port, "--demo", "--publish-token", token);
 const startHubWithoutDemo = (port, ...flags) =>
     start(hubProgram, "--port", port, "--publish-token", token, ...flags);
+const startChat = port =>
+    start(chatProgram, `127.0.0.1:${port}`, join(dirname(chatProgram), "chat.html"));
 const startSysenv = port => start(sysenvProgram, `127.0.0.1:${port}`);
 
 async function publish(hub, topic, body, type = "application/x-www-form-urlencoded") {
@@ -827,6 +829,55 @@ async function testSysenv(browser) {
     await page.context().close();
 }
 
+async function testChat(browser) {
+    let chat = await startChat("0");
+    const said = (page, text) => page.locator("#lines li", { hasText: text }).waitFor();
+    const here = (page, names) => page.locator("#here", { hasText: names }).waitFor();
+    const say = async (page, text) => {
+        await page.fill("#text", text);
+        await page.press("#text", "Enter");
+    };
+    const pages = [];
+    for (const [name, view] of [["Ann", desktop], ["<b class=forged>Bob</b>", phone]]) {
+        const page = await open(browser, chat.url, view);
+        await page.fill("#name", name);
+        await page.press("#name", "Enter");
+        await state(page, "open");
+        pages.push(page);
+    }
+    const [ann, bob] = pages;
+    await check("chat: both see who is here", async () => {
+        for (const page of pages) await here(page, "Here: Ann, <b class=forged>Bob</b>");
+    });
+    await check("chat: what one says the other reads, as text", async () => {
+        await say(ann, "<img src=x onerror='window.forged = 1'>");
+        await said(bob, "<img src=x");
+        await say(bob, "seen");
+        await said(ann, "seen");
+        for (const page of pages) await expectNoMarkup(page);
+    });
+    await check("chat: the pages fit their screens", async () => {
+        for (const page of pages) await expectNoOverflow(page);
+        await picture(ann, "chat");
+    });
+    await check("chat: after a restart both are in the room again", async () => {
+        await chat.end("SIGKILL");
+        for (const page of pages) await state(page, "lost");
+        chat = await startChat(chat.port);
+        for (const page of pages) await state(page, "open");
+        await say(ann, "back");
+        await said(bob, "back");
+    });
+    await check("chat: who closes the page is not here any more", async () => {
+        await bob.context().close();
+        await until(ann, () => document.getElementById("here").textContent === "Here: Ann");
+    });
+    await check("chat: Ctrl-C ends it", async () => {
+        equal((await chat.end("SIGINT")).code, 0, "status");
+    });
+    await ann.context().close();
+}
+
 // >>run
 const browser = await chromium.launch({
     executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
@@ -835,7 +886,7 @@ const browser = await chromium.launch({
            "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
 });
 try {
-    for (const test of [testHub, testResume, testSysenv])
+    for (const test of [testHub, testResume, testSysenv, testChat])
         await test(browser).catch(error => check(test.name, () => { throw error; }));
     await check("all: the pages asked nobody but their own server", () => {
         const foreign = requested.filter(url => !/^(http:\/\/127\.0\.0\.1:\d+\/|data:)/.test(url));
