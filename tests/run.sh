@@ -95,6 +95,8 @@ run_release() {
         diff build/readme/01.cpp examples/clock.cpp
     check "the model: no loss without a gap, no duplicate" tests/model.sh build/model
     check "examples/run.sh starts the hub, curl sees its page and events" run_script_starts_the_hub
+    say "running clients and servers of other people"
+    run_node interop build/examples
     say "running a real browser"
     run_node browser build/examples/{hub,sysenv,chat}
 }
@@ -134,6 +136,8 @@ for variant in "${variants[@]}"; do
         need chromium test -x /usr/bin/chromium
         need spin have spin
         need libboost-dev test -e /usr/include/boost/beast.hpp
+        need nginx test -x /usr/sbin/nginx
+        need libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
         ;;
     clang) need clang-19 have clang++-19 ;;
     asan | tsan) ;;
