@@ -116,10 +116,12 @@ run_tsan() { # g++ warns that it does not follow Asio's fences
     run_doctest build-tsan
 }
 
-run_clang() {
-    CXX=clang++-19 configure build-clang --buildtype=release
-    build build-clang # all of it: a second compiler's warnings
-    run_doctest build-clang
+run_clang() { # a second compiler's warnings and sanitizers, on everything
+    CXX=clang++-19 configure build-clang -Db_sanitize=address,undefined -Db_lundef=false \
+        -Doptimization=0 -Dcpp_args=-D_GLIBCXX_ASSERTIONS
+    build build-clang
+    ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 \
+        run_doctest build-clang
 }
 
 variants=("$@")
@@ -139,7 +141,10 @@ for variant in "${variants[@]}"; do
         need nginx test -x /usr/sbin/nginx
         need libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
         ;;
-    clang) need clang-19 have clang++-19 ;;
+    clang)
+        need clang-19 have clang++-19
+        need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
+        ;;
     asan | tsan) ;;
     *)
         say "no variant '$variant'; give all, or some of: release asan tsan clang" >&2
