@@ -4660,7 +4660,8 @@ public:
     /// with what is published from now on; what can no longer be given is told in one gap event.
     /// The same topic once more changes nothing. Several topics with several calls, best before the
     /// first co_await: what an older id makes a later call go back to, a client that is cut
-    /// meanwhile may get twice. Errors: errc::bad_topic. After respond(): std::logic_error.
+    /// meanwhile may get twice. Errors: errc::bad_topic; errc::not_acceptable for who accepts no
+    /// event streams. After respond(): std::logic_error.
     void subscribe(std::string_view topic, subscribe_options how = {});
 
     /// Nothing more of this topic. False when it did not subscribe to it, by this name.
