@@ -7453,7 +7453,8 @@ public:
     drained stop(const drain_options& how);
 
     /// Waits for the end, at most options::shutdown_timeout after stop(). Throws std::system_error
-    /// (resource_deadlock_would_occur) on a thread of the server itself.
+    /// (resource_deadlock_would_occur) on a thread of the server itself. Without such returns at
+    /// once.
     void join();
 
     /// Where it listens. Throws std::logic_error before start().
@@ -7936,6 +7937,7 @@ inline void server::check_thread(const char* what) const {
 }
 
 inline void server::join() {
+    if (!has_threads_) return; // there is nothing to wait for
     check_thread("sse::server::join");
     const std::lock_guard lock(joining_);
     for (std::thread& t : threads_) {
