@@ -446,6 +446,105 @@ TEST_SUITE("a context of the program's own") {
         }
     }
 
+    TEST_CASE("a server may be destroyed on the context's own thread, while it serves") {
+        std::atomic<int> ended{0};
+        asio::io_context io;
+        std::optional<sse::server> server(std::in_place, io);
+        server->route("GET", "/wait", [&](sse::stream& client) -> handler_result {
+            const count_end guard{ended};
+            client.begin();
+            co_await client.sleep_for(1h);
+        });
+        server->route("GET", "/outlive", [&](sse::stream& client) -> handler_result {
+            const count_end guard{ended};
+            client.outlive_client();
+            client.begin();
+            co_await client.sleep_for(1h);
+        });
+        add_short_routes(*server);
+        server->start("127.0.0.1:0");
+        const std::uint16_t port = server->port();
+        std::thread thread([&] { io.run(); });
+        event_client live(port, "/live"), waiting(port, "/wait"), working(port, "/outlive");
+        CHECK(live.next().data == "welcome");
+        asio::post(io, [&] { server.reset(); });
+        thread.join(); // run returns when the handlers have ended
+        CHECK(ended == 2);
+        CHECK(live.wait_for_close() == ending::fin);
+        CHECK(working.wait_for_close() == ending::fin);
+    }
+
+    TEST_CASE("a handler that outlives its client and its server ends before run returns") {
+        std::atomic<int> ended{0};
+        asio::io_context io;
+        std::optional<sse::server> server(std::in_place, io);
+        server->route("GET", "/outlive", [&](sse::stream& client) -> handler_result {
+            const count_end guard{ended};
+            client.outlive_client();
+            client.begin();
+            co_await client.closed();
+            co_await client.sleep_for(1h);
+        });
+        server->start("127.0.0.1:0");
+        std::thread thread([&] { io.run(); });
+        {
+            connection peer(server->port());
+            peer.send_request("GET", "/outlive");
+            CHECK(peer.read_head().status == 200);
+        }
+        CHECK(eventually([&] { return server->counters().connections == 0; }));
+        CHECK(ended == 0);
+        server.reset();
+        thread.join();
+        CHECK(ended == 1);
+    }
+
+    TEST_CASE("publishing while nobody runs the context reports that there is no room") {
+        asio::io_context io;
+        sse::options o;
+        o.ring_capacity = 16;
+        o.publish_timeout = 20ms;
+        sse::server server(io, o);
+        add_routes(server);
+        server.start("127.0.0.1:0");
+        int published = 0;
+        std::error_code failed;
+        try {
+            for (; published < 100; ++published) server.publish("/news", {.data = "x"});
+        } catch (const std::system_error& e) { failed = e.code(); }
+        CHECK(published == 16);
+        CHECK(failed == sse::errc::no_room);
+        io.poll(); // from now on there is room again
+        CHECK_NOTHROW(server.publish("/news", {.data = "x"}));
+        server.stop();
+        io.restart();
+        io.run();
+    }
+
+    TEST_CASE("jobs are produced and looked at on one thread") {
+        sse::jobs jobs;
+        embedded e({}, [&](sse::server& s) {
+            s.route("GET", "/jobs/{id}", [&](sse::stream& client) {
+                return jobs.serve(client, client.request().path_value("id"));
+            });
+        });
+        sse::job job = jobs.start("a");
+        const auto produce = [](sse::job& j) -> asio::awaitable<void> {
+            asio::steady_timer timer(co_await asio::this_coro::executor);
+            for (int n = 0; n < 20; ++n) {
+                j.send({.data = std::to_string(n)});
+                timer.expires_after(500us);
+                co_await timer.async_wait(asio::use_awaitable);
+            }
+            j.finish();
+        };
+        auto done = asio::co_spawn(e.io, produce(job), asio::use_future);
+        event_client viewer(e.port(), "/jobs/a");
+        for (int n = 0; n < 20; ++n) CHECK(viewer.next().data == std::to_string(n));
+        CHECK(viewer.next().type == "done");
+        done.get();
+    }
+
     TEST_CASE("a handler that takes its time after stop is waited for by run") {
         std::atomic<bool> go{false};
         std::atomic<int> ended{0}, begun{0};

@@ -819,7 +819,8 @@ TEST_SUITE("chunks") {
         o.heartbeat = 20ms;
         std::atomic<int> taken{0}, waiting{0};
         // Whether all of it is taken in the end: the client's system acknowledges late.
-        const auto fits = [](sse::stream& client, const std::string& text) -> asio::awaitable<bool> {
+        const auto fits = [](sse::stream& client,
+                             const std::string& text) -> asio::awaitable<bool> {
             for (int tries = 0; tries < 60; ++tries) {
                 if (client.try_send({.data = text})) co_return true;
                 co_await client.sleep_for(2ms);
@@ -890,7 +891,7 @@ TEST_SUITE("chunks") {
         CHECK(is_chunked_stream(peer.read_head()));
         std::thread stopper([&] {
             sse::drain_options how;
-            how.window = 1500ms;
+            how.window = 800ms;
             how.farewell = sse::message{.event = "bye", .data = "bye"};
             server.stop(how);
         });
@@ -1519,6 +1520,7 @@ TEST_SUITE("what a handler learns") {
         go = true;
         CHECK(eventually([&] { return ended == 1; }));
         CHECK(peer.read_to_end().empty());
+        peer.close();
         CHECK(eventually([&] { return server.counters().connections == 0; }));
     }
 

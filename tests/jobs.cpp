@@ -621,6 +621,61 @@ TEST_SUITE("any thread, any order") {
         }
     }
 
+    TEST_CASE("ephemeral messages and those of a key keep their place between the others") {
+        jobs_server s(keeping(100'000), with_threads(2));
+        constexpr int messages = 1'500;
+        sse::job job = s.jobs.start("a");
+        std::mutex mutex;
+        std::vector<std::string> wrong;
+        // "p<n>" is kept, "e<n>" is ephemeral and "k<n>" has a key; each comes behind p<n - 1>.
+        const auto watch = [&](std::uint64_t seed, bool stays) {
+            std::mt19937_64 random(seed);
+            std::string id;
+            int expected = 0, ephemeral = 0, newest = -1;
+            const auto say = [&](const std::string& what) {
+                const std::lock_guard lock(mutex);
+                wrong.push_back(what + " behind p" + std::to_string(expected - 1));
+            };
+            try {
+                for (;;) {
+                    event_client viewer = s.view("a", id);
+                    std::size_t left = stays ? 1'000'000 : random() % 300;
+                    for (; left > 0; --left) {
+                        const decoded e = viewer.next();
+                        id = e.id;
+                        if (e.type == "done") {
+                            if (expected != messages) say("done");
+                            if (newest != messages - 1) say("newest " + std::to_string(newest));
+                            if (stays && ephemeral != messages) say("not all ephemeral");
+                            return;
+                        }
+                        const int number = std::stoi(e.data.substr(1));
+                        if (e.data[0] == 'p' && number != expected++) say(e.data);
+                        if (e.data[0] == 'e' && number != expected) say(e.data);
+                        if (e.data[0] == 'k' && (number > expected || number <= newest))
+                            say(e.data);
+                        if (e.data[0] == 'e') ++ephemeral;
+                        if (e.data[0] == 'k') newest = number;
+                        if (e.type == "gap") say("gap");
+                    }
+                }
+            } catch (const std::exception& e) { say(e.what()); }
+        };
+        std::vector<std::thread> threads;
+        for (std::uint64_t n = 0; n < 4; ++n) threads.emplace_back(watch, 81 + n, n < 2);
+        CHECK(eventually([&] { return job.viewers() == 4; }));
+        for (int n = 0; n < messages; ++n) {
+            const std::string number = std::to_string(n);
+            const std::string e = "e" + number, k = "k" + number, p = "p" + number;
+            job.send({.data = e, .ephemeral = true});
+            job.send({.data = k, .key = "k"});
+            job.send({.data = p});
+        }
+        job.finish();
+        for (std::thread& t : threads) t.join();
+        for (const std::string& what : wrong) FAIL_CHECK(what);
+    }
+
     TEST_CASE("a job of several threads numbers its messages in one order for all") {
         jobs_server s({}, with_threads(2));
         sse::job job = s.jobs.start("a");
