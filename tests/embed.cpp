@@ -6,7 +6,7 @@
 #include "support/server.hpp"
 
 #include <asio/co_spawn.hpp>
-#include <asio/detached.hpp>
+#include <asio/redirect_error.hpp>
 #include <asio/use_future.hpp>
 
 #include <doctest/doctest.h>
@@ -796,8 +796,11 @@ TEST_SUITE("adopted connections") {
         embedded e;
         tcp::acceptor acceptor(e.io, tcp::endpoint(asio::ip::address_v4::loopback(), 0));
         const auto front = [](tcp::acceptor& from, sse::server& to) -> asio::awaitable<void> {
-            for (;;) {
-                tcp::socket socket = co_await from.async_accept(asio::use_awaitable);
+            asio::error_code failed; // when the acceptor is closed
+            while (from.is_open()) {
+                tcp::socket socket =
+                    co_await from.async_accept(asio::redirect_error(asio::use_awaitable, failed));
+                if (failed) break;
                 std::string received(64, '\0');
                 const std::size_t n =
                     co_await socket.async_read_some(asio::buffer(received), asio::use_awaitable);
@@ -813,7 +816,7 @@ TEST_SUITE("adopted connections") {
         e.server.publish("/news", {.data = "x"});
         CHECK(client.next().data == "x");
         asio::post(e.io, [&] { acceptor.close(); });
-        CHECK_THROWS_AS(ended.get(), std::system_error);
+        CHECK_NOTHROW(ended.get());
     }
 
     TEST_CASE("adopt before the start or behind the end is refused, and leaks nothing") {
