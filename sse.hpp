@@ -4838,7 +4838,7 @@ struct session {
         return !body_taken && (request->content_length > 0 || request->chunked);
     }
     bool may_serve_another() const noexcept {
-        return request->keep_alive && !body_is_left() && !end_of_input;
+        return request->keep_alive && !body_is_left() && (!end_of_input || !input.empty());
     }
 
     stream& owner;
@@ -5477,6 +5477,8 @@ inline void worker::on_input(stream& s) {
         if (would_block(failed)) break;
         if (failed == asio::error::eof && state && !streaming) {
             state->end_of_input = true; // what was asked before may still be answered
+            const bool waits = state->handling && s.phase_ == stream::phase::handling;
+            if (waits && state->input.empty()) cancel(s); // for an answer that nobody wants
             return state->wake();
         }
         if (failed) return close(s, end_reason::client_left);
@@ -6189,9 +6191,10 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
     state.handling = false;
     const bool going_down = farewell_ && code == asio::error::operation_aborted;
     const int status = !failure ? 204 : going_down ? 503 : status_of(code);
-    const bool client_left =
-        code == errc::closed || (code == asio::error::operation_aborted && !s.open());
+    const bool client_left = code == errc::closed || (code == asio::error::operation_aborted &&
+                                                      (!s.open() || state.end_of_input));
     if (status == 500 && !client_left) report(failure);
+    if (client_left) state.closing = true;
     if (!s.open_ || state.answered) co_return;
     if (s.phase_ == stream::phase::streaming) {
         if (!failure) feed_.release(s);
@@ -6205,6 +6208,7 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
         co_return;
     }
     if (s.phase_ == stream::phase::lingering) co_return; // it was a stream, and had all
+    if (client_left && !going_down) co_return;
     // 204 tells an EventSource that there is nothing more to come, for good (HTML 9.2.3).
     const std::string text = status == 500 ? "The request could not be served" : code.message();
     co_await answer(s, status, text + "\n");
@@ -6507,13 +6511,15 @@ inline asio::awaitable<void> stream::closed() {
     const bool throws = co_await asio::this_coro::throw_if_cancelled();
     co_await asio::this_coro::throw_if_cancelled(false);
     bool cancelled = false;
-    while (open() && !cancelled) {
+    while (open() && !state.end_of_input && !cancelled) {
         co_await state.change<asio::any_io_executor>();
         const auto asked = co_await asio::this_coro::cancellation_state;
         cancelled = asked.cancelled() != asio::cancellation_type::none;
     }
     co_await asio::this_coro::throw_if_cancelled(throws);
-    if (open()) throw std::system_error(asio::error::operation_aborted, "sse::stream::closed");
+    if (open() && !state.end_of_input) {
+        throw std::system_error(asio::error::operation_aborted, "sse::stream::closed");
+    }
 }
 
 inline void stream::outlive_client() {

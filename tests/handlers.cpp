@@ -1566,6 +1566,78 @@ TEST_SUITE("what a handler learns") {
         CHECK(peer.request("GET", "/health").status == 200);
     }
 
+    TEST_CASE("a client that leaves before it has its answer cancels the handler") {
+        std::atomic<int> begun{0}, ended{0};
+        error_count errors;
+        sse::options o = with_threads(1);
+        errors.attach(o);
+        const auto waits = [&](sse::stream& client) -> handler_result {
+            const count_end guard{ended};
+            ++begun;
+            co_await client.sleep_for(1h);
+        };
+        const auto is_told = [&](sse::stream& client) -> handler_result {
+            const count_end guard{ended};
+            ++begun;
+            co_await client.closed();
+        };
+        routes_server server({{"GET", "/waits", waits}, {"GET", "/is-told", is_told}}, o);
+        int asked = 0;
+        for (const char* const target : {"/waits", "/is-told"}) {
+            CAPTURE(target);
+            for (int way = 0; way < 3; ++way) {
+                CAPTURE(way);
+                connection peer(server.port());
+                peer.send_request("GET", target);
+                REQUIRE(eventually([&] { return begun == asked + 1; }));
+                if (way == 0) peer.close();
+                if (way == 1) peer.reset();
+                if (way == 2) peer.finish_sending();
+                CHECK(eventually([&] { return ended == asked + 1; }));
+                const bool is_cancelled = std::string_view(target) == "/waits";
+                if (way == 2 && is_cancelled) CHECK(peer.read_to_end().empty());
+                ++asked;
+            }
+        }
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+        CHECK(errors.count == 0);
+    }
+
+    TEST_CASE("a client that has sent all it will is answered by a handler that outlives it") {
+        std::atomic<bool> go{false};
+        std::atomic<int> begun{0};
+        routes_server server({{"GET", "/slow", [&](sse::stream& client) -> handler_result {
+                                   client.outlive_client();
+                                   ++begun;
+                                   co_await until(client, go);
+                                   co_await client.respond(200, "text/plain", "here");
+                               }}});
+        connection peer(server.port());
+        peer.send_request("GET", "/slow");
+        REQUIRE(eventually([&] { return begun == 1; }));
+        peer.finish_sending();
+        go = true;
+        CHECK(peer.read_response().body == "here");
+    }
+
+    TEST_CASE("requests that were sent before the client closed its side are answered") {
+        std::atomic<bool> go{false};
+        std::atomic<int> begun{0};
+        routes_server server({{"GET", "/slow", [&](sse::stream& client) -> handler_result {
+                                   ++begun;
+                                   co_await until(client, go);
+                                   co_await client.respond(200, "text/plain", "here");
+                               }}});
+        connection peer(server.port());
+        const std::string one = "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        peer.send(one + one);
+        REQUIRE(eventually([&] { return begun == 1; }));
+        peer.finish_sending();
+        go = true;
+        CHECK(peer.read_response().body == "here");
+        CHECK(peer.read_response().body == "here");
+    }
+
     TEST_CASE("a handler that outlives its client goes on, and is told") {
         std::atomic<bool> left{false};
         std::atomic<int> told{0}, steps{0}, ended{0};
