@@ -23,6 +23,7 @@ using namespace std::string_literals;
 using namespace std::string_view_literals;
 using support::byte_by_byte;
 using support::escaped;
+using support::in_every_way;
 using support::random_ends;
 
 namespace {
@@ -81,17 +82,10 @@ outcome decode(std::string_view bytes, std::size_t limit = default_limit) {
     return decode(bytes, {bytes.size()}, limit);
 }
 
-/// Feeds the bytes in every way; the outcome of the whole.
 outcome decode_in_every_way(std::string_view bytes, std::size_t limit = default_limit) {
-    const outcome whole = decode(bytes, limit);
-    CHECK(decode(bytes, byte_by_byte(bytes.size()), limit) == whole);
-    for (std::size_t cut = 0; cut <= bytes.size(); ++cut) {
-        const outcome in_two = decode(bytes, {cut, bytes.size()}, limit);
-        if (in_two == whole) continue;
-        CAPTURE(cut);
-        CHECK(in_two == whole);
-    }
-    return whole;
+    return in_every_way(bytes, [limit](std::string_view all, const std::vector<std::size_t>& ends) {
+        return decode(all, ends, limit);
+    });
 }
 
 // ---- cases --------------------------------------------------------------------------------------

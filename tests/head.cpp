@@ -24,6 +24,7 @@ using namespace std::string_literals;
 using namespace std::string_view_literals;
 using support::byte_by_byte;
 using support::escaped;
+using support::in_every_way;
 using support::random_ends;
 
 namespace {
@@ -117,17 +118,10 @@ outcome read(std::string_view bytes, std::size_t limit = default_limit) {
     return read(bytes, {bytes.size()}, limit);
 }
 
-/// Feeds the bytes in every way; the outcome of the whole.
 outcome read_in_every_way(std::string_view bytes, std::size_t limit = default_limit) {
-    const outcome whole = read(bytes, limit);
-    CHECK(read(bytes, byte_by_byte(bytes.size()), limit) == whole);
-    for (std::size_t cut = 0; cut <= bytes.size(); ++cut) {
-        const outcome in_two = read(bytes, {cut, bytes.size()}, limit);
-        if (in_two == whole) continue;
-        CAPTURE(cut);
-        CHECK(in_two == whole);
-    }
-    return whole;
+    return in_every_way(bytes, [limit](std::string_view all, const std::vector<std::size_t>& ends) {
+        return read(all, ends, limit);
+    });
 }
 
 // ---- cases --------------------------------------------------------------------------------------

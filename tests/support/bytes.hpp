@@ -3,6 +3,8 @@
 
 #include "dice.hpp"
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <string>
@@ -43,6 +45,21 @@ inline std::vector<std::size_t> random_ends(dice& dice, std::size_t size,
     std::size_t at = 0;
     while (at < size) ends.push_back(at = std::min(size, at + dice.between(1, at_most)));
     return ends;
+}
+
+/// Feeds bytes whole, byte by byte and cut at every place, by feed(bytes, where the pieces end).
+/// The outcome of the whole, which all others must equal.
+template <class Feed>
+auto in_every_way(std::string_view bytes, Feed feed) {
+    const auto whole = feed(bytes, std::vector{bytes.size()});
+    CHECK(feed(bytes, byte_by_byte(bytes.size())) == whole);
+    for (std::size_t cut = 0; cut <= bytes.size(); ++cut) {
+        const auto in_two = feed(bytes, std::vector{cut, bytes.size()});
+        if (in_two == whole) continue;
+        CAPTURE(cut);
+        CHECK(in_two == whole);
+    }
+    return whole;
 }
 
 } // namespace support
