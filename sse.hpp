@@ -2951,6 +2951,7 @@ protected:
     virtual void await_writable() = 0;                 ///< feed::flush() when it takes bytes again.
     virtual void yield() = 0;                          ///< feed::flush() after others had a turn.
     virtual void progressed() {}                       ///< Something was written.
+    virtual void settled() {}                          ///< Nothing is pending any more.
     virtual bool is_streaming() const { return true; } ///< Its head is out or on its way.
     /// Something is missing. True: the program sends what stands for it, later; then
     /// feed::release() by_mending.
@@ -3456,7 +3457,7 @@ inline void feed::flush(receiver& r) {
                 continue;
             }
             r.busy_ = false;
-            if (r.is_finishing()) r.finished();
+            r.is_finishing() ? r.finished() : r.settled();
             return;
         }
         const auto n = r.write_some({buffers_.data(), count});
@@ -4770,6 +4771,7 @@ private:
     void await_writable() override;
     void yield() override;
     void progressed() override;
+    void settled() override;
     bool is_streaming() const override { return phase_ == phase::streaming; }
     bool mend(const gap& g) override;
     void finished() override;
@@ -5837,6 +5839,10 @@ inline void stream::progressed() {
     if (!session_) return;
     session_->first_place.reset();
     session_->wake();
+}
+
+inline void stream::settled() {
+    if (session_) session_->wake();
 }
 
 inline bool stream::mend(const gap& g) {

@@ -616,6 +616,21 @@ TEST_SUITE("chunks") {
         CHECK((stream_on(peer, "/many") == expected));
     }
 
+    TEST_CASE("a stream ends whose last bytes took the whole turn of its client") {
+        // A turn is a mebibyte: what is larger may end just with it, and nothing is written then
+        // that would wake the end.
+        routes_server server({{"GET", "/large", [](sse::stream& client) -> handler_result {
+                                   const std::string large(1'200'000, 'x');
+                                   co_await client.send({.data = large});
+                               }}});
+        connection peer(server.port());
+        for (int n = 0; n < 60; ++n) {
+            peer.send_request("GET", "/large");
+            CHECK(is_chunked_stream(peer.read_head()));
+            peer.read_through("\r\n0\r\n\r\n");
+        }
+    }
+
     TEST_CASE("chunks are right however little the client takes at a time") {
         dice dice(61);
         for (const std::size_t largest : {40u, 3'000u, 400'000u}) {
