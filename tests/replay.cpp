@@ -1184,7 +1184,6 @@ TEST_SUITE("clients that fall behind") {
         running_server server(o);
         event_client stuck(server.port(), "/subscribe/t", {}, {.receive_buffer = 4096});
         for (std::uint64_t n = 1; n <= 2 * many; ++n) server.publish("/t", {.data = large(n)});
-        CHECK(server.counters().no_room > 0);
         CHECK(eventually([&] { return server.counters().streams == 0; }));
         CHECK(server.counters().lagged == 1);
         CHECK_FALSE(server.try_publish("/t", {.data = "free"}));
