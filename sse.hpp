@@ -3117,6 +3117,7 @@ public:
     void enqueue(receiver& r, frame_ref f);
     void enqueue(receiver& r, std::vector<frame_ref> several);
     void enqueue_later(receiver& r, frame_ref f);
+    void put(receiver& r, frame_ref f); ///< Before all else; only while nothing is pending.
     void flush(receiver& r);
     bool heartbeat(receiver& r); ///< Whether one could be sent.
     bool needs_id(const receiver& r) const;
@@ -3165,6 +3166,7 @@ private:
     void assemble(const job& j);
     void deliver(receiver& r);
     void deliver_alone(receiver& r);
+    void go_on(receiver& r);
     void cut(receiver& r, std::size_t written);
     void settle(receiver& r) const noexcept;
     std::uint64_t place(receiver& r, node& where, const start& from, std::uint64_t published);
@@ -3457,8 +3459,8 @@ inline void feed::flush(receiver& r) {
                 continue;
             }
             r.busy_ = false;
-            r.is_finishing() ? r.finished() : r.settled();
-            return;
+            if (r.is_finishing()) return r.finished();
+            return r.settled();
         }
         const auto n = r.write_some({buffers_.data(), count});
         if (!n) return;
@@ -3694,16 +3696,13 @@ inline const frame_ref& feed::id_frame(std::uint64_t place) {
 inline bool feed::heartbeat(receiver& r) {
     if (r.busy_) return false;
     settle(r);
-    r.busy_ = true;
+    frame_ref sign = heartbeat_;
     if (settings_.heartbeat_ids && r.follows() && !r.held_) {
-        r.cut_ = id_frame(r.next_);
+        sign = id_frame(r.next_);
         r.told_ = r.next_;
         r.primed_ = true;
-    } else {
-        r.cut_ = heartbeat_;
     }
-    r.cut_at_ = 0;
-    flush(r);
+    put(r, std::move(sign));
     return true;
 }
 
@@ -3929,18 +3928,28 @@ inline void feed::name(receiver& r, std::uint64_t number) {
 
 // --- what streams ask for
 
-inline void feed::enqueue(receiver& r, frame_ref f) {
-    r.own_->push(std::move(f));
+/// Something is for it: it gets that now, or goes on by itself.
+inline void feed::go_on(receiver& r) {
     if (std::exchange(r.busy_, true)) return;
     settle(r);
     flush(r);
 }
 
+inline void feed::put(receiver& r, frame_ref f) {
+    r.busy_ = true;
+    r.cut_ = std::move(f);
+    r.cut_at_ = 0;
+    flush(r);
+}
+
+inline void feed::enqueue(receiver& r, frame_ref f) {
+    r.own_->push(std::move(f));
+    go_on(r);
+}
+
 inline void feed::enqueue(receiver& r, std::vector<frame_ref> several) {
     for (frame_ref& each : several) r.own_->push(std::move(each));
-    if (std::exchange(r.busy_, true)) return;
-    settle(r);
-    flush(r);
+    go_on(r);
 }
 
 /// As enqueue(), but others get a turn first, so that what follows goes out in the same write.
@@ -3964,9 +3973,7 @@ inline void feed::finish(receiver& r, frame_ref last) {
     if (rare.finishing) return;
     rare.finishing = true;
     rare.last = std::move(last); // what is held stays back: the client comes back for it
-    if (std::exchange(r.busy_, true)) return;
-    settle(r);
-    flush(r);
+    go_on(r);
 }
 
 inline std::vector<std::string> feed::topics_of(const receiver& r) const {
@@ -4783,8 +4790,8 @@ private:
     bool must_begin();
     void begin_streaming(bool finite);
     start resolved(start from) const;
-    asio::awaitable<void> write(detail::frame_ref f);
-    asio::awaitable<void> write(std::vector<detail::frame_ref> several);
+    template <class Frames>
+    asio::awaitable<void> write(Frames frames);
     asio::awaitable<void> written();
     asio::awaitable<std::string> read_body(bool whole);
 
@@ -4814,6 +4821,8 @@ private:
 namespace detail {
 
 using stream_ref = local_ref<stream>;
+
+inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::last_chunk); }
 
 /// What a stream has only while a coroutine serves it; lives in that coroutine.
 struct session {
@@ -5854,10 +5863,7 @@ inline bool stream::mend(const gap& g) {
 inline void stream::finished() {
     if (phase_ == phase::streaming && chunks_ && chunks_->end()) {
         rare_->said_farewell = true;
-        cut_ = detail::make_raw_frame(detail::chunked_encoder::last_chunk);
-        cut_at_ = 0;
-        busy_ = true;
-        return worker_->feed_.flush(*this); // then comes again
+        return worker_->feed_.put(*this, detail::last_chunk_frame()); // then comes again
     }
     worker_->depart(*this);
 }
@@ -6228,9 +6234,9 @@ inline io_awaitable<void> worker::end_chunks(stream& s, session& state) {
     tell_end(s, end_reason::ended);
     feed_.remove(s);
     enter(s, stream::phase::handling); // nothing of a stream comes any more
-    s.chunks_->pass(chunked_encoder::last_chunk.size());
-    feed_.enqueue(s, make_raw_frame(chunked_encoder::last_chunk));
-    co_await sent(s, state);
+    s.chunks_->end();
+    feed_.put(s, last_chunk_frame());
+    while (s.open_ && s.busy_) co_await state.change<io_executor>();
     s.chunks_.reset();
     s.held_ = 0;
     s.primed_ = false;
@@ -6456,19 +6462,13 @@ inline asio::awaitable<void> stream::written() {
     if (session_->box.written < mine) throw std::system_error(errc::closed, "sse::stream");
 }
 
-inline asio::awaitable<void> stream::write(detail::frame_ref f) {
+/// One frame, or several.
+template <class Frames>
+asio::awaitable<void> stream::write(Frames frames) {
     if (!open()) throw std::system_error(errc::closed, "sse::stream");
     session_in_hand("send");
     worker_->refresh();
-    worker_->feed_.enqueue(*this, std::move(f));
-    co_await written();
-}
-
-inline asio::awaitable<void> stream::write(std::vector<detail::frame_ref> several) {
-    if (!open()) throw std::system_error(errc::closed, "sse::stream");
-    session_in_hand("send");
-    worker_->refresh();
-    worker_->feed_.enqueue(*this, std::move(several));
+    worker_->feed_.enqueue(*this, std::move(frames));
     co_await written();
 }
 
