@@ -19,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+namespace body_test {
+
 using namespace std::string_literals;
 using namespace std::string_view_literals;
 using support::byte_by_byte;
@@ -797,3 +799,5 @@ TEST_CASE("the query of a request that came is what its values are found in") {
     CHECK(request.query_value("last") == "");
     CHECK(request.query_value("none") == std::nullopt);
 }
+
+} // namespace body_test

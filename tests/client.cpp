@@ -21,6 +21,8 @@
 #include <thread>
 #include <vector>
 
+namespace client_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -1276,3 +1278,5 @@ TEST_SUITE("client: with the server of this library") {
         CHECK(t.client.status() == 404);
     }
 }
+
+} // namespace client_test

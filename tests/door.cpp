@@ -7,6 +7,8 @@
 #include <map>
 #include <thread>
 
+namespace door_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -637,3 +639,5 @@ TEST_SUITE("under attack") {
         CHECK(http_get(server.port(), "/health").status == 200);
     }
 }
+
+} // namespace door_test

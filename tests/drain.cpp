@@ -11,6 +11,8 @@
 #include <set>
 #include <thread>
 
+namespace drain_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -684,3 +686,5 @@ TEST_SUITE("drain and connections") {
         }
     }
 }
+
+} // namespace drain_test

@@ -14,6 +14,8 @@
 #include <future>
 #include <thread>
 
+namespace embed_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -879,3 +881,5 @@ TEST_SUITE("adopted connections") {
         CHECK(eventually([&] { return open_descriptors() == descriptors; }));
     }
 }
+
+} // namespace embed_test

@@ -10,6 +10,8 @@
 #include <map>
 #include <vector>
 
+namespace examples_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -632,3 +634,5 @@ TEST_SUITE("examples") {
         if (memory_is_meaningful) { CHECK(resident_bytes(hub.pid()) < memory + 8 * 1024 * 1024); }
     }
 }
+
+} // namespace examples_test

@@ -7,6 +7,8 @@
 #include <random>
 #include <thread>
 
+namespace fanout_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -131,3 +133,5 @@ TEST_SUITE("many clients") {
         CHECK(http_get(server.port(), "/health").body == "Active connections: 0\n");
     }
 }
+
+} // namespace fanout_test

@@ -53,6 +53,8 @@ template struct open_start<&start::age_>;
 
 } // namespace sse::detail
 
+namespace feed_test {
+
 namespace {
 
 using namespace std::chrono_literals;
@@ -2705,3 +2707,5 @@ TEST_CASE("the rules find holes, duplicates, disorder, leaks and untrue ids") {
 }
 
 } // namespace
+
+} // namespace feed_test

@@ -14,6 +14,8 @@
 #include <mutex>
 #include <thread>
 
+namespace handlers_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -1802,3 +1804,5 @@ TEST_SUITE("what a handler learns") {
         CHECK(client.next().data == "goes on");
     }
 }
+
+} // namespace handlers_test

@@ -20,6 +20,8 @@
 #include <utility>
 #include <vector>
 
+namespace head_test {
+
 using namespace std::string_literals;
 using namespace std::string_view_literals;
 using support::byte_by_byte;
@@ -918,3 +920,5 @@ TEST_CASE("a good head with a few bytes damaged gets the same verdict under any 
     const std::size_t accepted = check_random(dice, random_damage, 6000);
     CHECK(accepted > 1000);
 }
+
+} // namespace head_test

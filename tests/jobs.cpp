@@ -8,6 +8,8 @@
 #include <set>
 #include <thread>
 
+namespace jobs_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -840,3 +842,5 @@ TEST_SUITE("any thread, any order") {
         CHECK(all_of(viewer) == "1,done;");
     }
 }
+
+} // namespace jobs_test

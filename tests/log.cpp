@@ -23,6 +23,8 @@
 #include <utility>
 #include <vector>
 
+namespace log_test {
+
 using namespace std::chrono_literals;
 using namespace std::string_literals;
 using namespace std::string_view_literals;
@@ -1177,3 +1179,5 @@ TEST_CASE("a log agrees with a slow one over random messages, bounds and times")
         }
     }
 }
+
+} // namespace log_test

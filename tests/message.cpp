@@ -21,6 +21,8 @@
 #include <utility>
 #include <vector>
 
+namespace message_test {
+
 using namespace std::chrono_literals;
 using namespace std::string_literals;
 using namespace std::string_view_literals;
@@ -580,3 +582,5 @@ TEST_CASE("a message that is refused inside a co_await expression throws there")
     CHECK_THROWS_AS(result_of(refused_at_once), std::system_error);
     CHECK_THROWS_AS(result_of(refused_after_a_suspension), std::system_error);
 }
+
+} // namespace message_test

@@ -23,6 +23,8 @@
 #include <utility>
 #include <vector>
 
+namespace origin_test {
+
 using namespace std::string_literals;
 using namespace std::string_view_literals;
 using sse::detail::check_cors;
@@ -847,3 +849,5 @@ TEST_CASE("the lines of a preflight's answer, to the byte") {
     // What pages may read is said of the answer that they read (Fetch 3.2.3), not of a preflight's.
     CHECK(preflight_headers({.exposed = {"X-A"}}, "GET").find("Expose") == std::string::npos);
 }
+
+} // namespace origin_test

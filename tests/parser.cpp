@@ -17,6 +17,8 @@
 #include <system_error>
 #include <vector>
 
+namespace parser_test {
+
 using namespace std::chrono_literals;
 using namespace std::string_literals;
 using namespace support;
@@ -550,3 +552,5 @@ TEST_SUITE("event parser: at random") {
         }
     }
 }
+
+} // namespace parser_test

@@ -18,6 +18,8 @@
 #include <utility>
 #include <vector>
 
+namespace peer_test {
+
 using namespace std::string_literals;
 using namespace std::string_view_literals;
 using namespace sse::detail;
@@ -1040,3 +1042,5 @@ TEST_CASE("no host is one of none") {
     CHECK(!is_one_of_hosts({}, "localhost"));
     CHECK(!is_one_of_hosts({}, ""));
 }
+
+} // namespace peer_test

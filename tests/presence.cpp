@@ -12,6 +12,8 @@
 #include <set>
 #include <thread>
 
+namespace presence_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -877,3 +879,5 @@ TEST_SUITE("handlers of clients that vanish") {
         CHECK(server.try_publish("/t", {.data = "x"}) == sse::errc::no_room); // it still is so
     }
 }
+
+} // namespace presence_test

@@ -8,6 +8,8 @@
 #include <set>
 #include <thread>
 
+namespace replay_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -1362,3 +1364,5 @@ TEST_SUITE("topics of a request") {
         CHECK(server.counters().lagged == 0);
     }
 }
+
+} // namespace replay_test

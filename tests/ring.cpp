@@ -20,6 +20,8 @@
 #include <utility>
 #include <vector>
 
+namespace ring_test {
+
 namespace {
 
 using ring = sse::broadcast_ring<int>;
@@ -387,3 +389,5 @@ TEST_CASE("threads: a ring of eight places loses, repeats and reorders nothing")
 TEST_CASE("threads: a roomy ring loses, repeats and reorders nothing") {
     check_nothing_lost_or_reordered(1024, 20'000);
 }
+
+} // namespace ring_test

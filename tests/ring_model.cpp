@@ -73,6 +73,8 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
+namespace ring_model_test {
+
 namespace {
 
 constexpr bool slow_build = RING_MODEL_SLOW != 0;
@@ -1336,3 +1338,5 @@ TEST_CASE("the explorer finds faults in the order of memory as data races") {
 }
 
 } // namespace
+
+} // namespace ring_model_test

@@ -11,6 +11,8 @@
 #include <list>
 #include <mutex>
 
+namespace routes_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -1141,3 +1143,5 @@ TEST_SUITE("requests at once") {
         server.check_nothing_is_counted(3);
     }
 }
+
+} // namespace routes_test

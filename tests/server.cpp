@@ -10,6 +10,8 @@
 #include <set>
 #include <thread>
 
+namespace server_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -913,3 +915,5 @@ TEST_SUITE("clients that come and go") {
         }));
     }
 }
+
+} // namespace server_test

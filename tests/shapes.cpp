@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+namespace shapes_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -211,3 +213,5 @@ TEST_SUITE("call shapes") {
         CHECK(client.next().data == text(21));
     }
 }
+
+} // namespace shapes_test

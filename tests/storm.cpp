@@ -19,6 +19,8 @@
 #include <stop_token>
 #include <thread>
 
+namespace storm_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -773,3 +775,5 @@ TEST_SUITE("storm") {
         CHECK(retries.size() >= 20);
     }
 }
+
+} // namespace storm_test

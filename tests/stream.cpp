@@ -7,6 +7,8 @@
 
 #include <thread>
 
+namespace stream_test {
+
 using namespace std::chrono_literals;
 using namespace support;
 
@@ -524,3 +526,5 @@ TEST_SUITE("streams") {
         CHECK(client.next_comment().empty());
     }
 }
+
+} // namespace stream_test

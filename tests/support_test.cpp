@@ -19,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+namespace support_test {
+
 namespace {
 
 using namespace std::chrono_literals;
@@ -639,3 +641,5 @@ TEST_CASE("descriptors and memory of this process are counted") {
 }
 
 } // namespace
+
+} // namespace support_test

@@ -17,6 +17,8 @@
 #include <utility>
 #include <vector>
 
+namespace topic_test {
+
 using namespace std::string_view_literals;
 using sse::detail::canonical_topic;
 using sse::detail::covers;
@@ -365,3 +367,5 @@ TEST_CASE("random text is refused or has a canonical form that stays the same") 
         CHECK(("/" + text + "/").find(*topic + "/") != std::string::npos);
     }
 }
+
+} // namespace topic_test
