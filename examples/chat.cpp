@@ -87,4 +87,5 @@ int main(int argc, char** argv) {
     server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
     std::cout << "http://localhost:" << server.port() << "/" << std::endl;
     server.join();
+    return 0;
 }

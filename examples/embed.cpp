@@ -35,4 +35,5 @@ int main(int argc, char** argv) {
         if (failed) std::rethrow_exception(failed);
     });
     io.run(); // until the signal: then nothing is left
+    return 0;
 }

@@ -783,6 +783,7 @@ int main(int argc, char** argv) {
         }
         const std::unique_ptr<sse::server> server = make_server(chosen);
         run(*server, chosen);
+        return 0;
     } catch (const usage_error& wrong) {
         std::cerr << "hub: " << wrong.what() << "\nhub --help lists the flags.\n";
         return 2;

@@ -49,4 +49,5 @@ int main(int argc, char** argv) {
     server.join();
     stopping = true;
     workers.join();
+    return 0;
 }

@@ -108,4 +108,5 @@ int main(int argc, char** argv) {
     });
     std::cout << "http://localhost:" << server.port() << "/" << std::endl;
     server.join();
+    return 0;
 }

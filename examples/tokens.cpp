@@ -149,4 +149,5 @@ int main(int argc, char** argv) {
     server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
     std::cout << "http://localhost:" << server.port() << "/v1/" << std::endl;
     server.join();
+    return 0;
 }
