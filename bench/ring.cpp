@@ -5,14 +5,21 @@
 //   ./ring --seconds 20 --json ring.json
 //
 // Counted is the processor time of the publishing threads (CLOCK_THREAD_CPUTIME_ID) over the values
-// published. A publisher that meets a full queue stops its clock, gives the core away until the
-// slowest reader has emptied half of it, and goes on: `full` counts how often. Each reader checks
-// that every publisher's values came, all of them, in their order.
+// published, lost races and the kernel's part of a lock included. A publisher that meets a full
+// queue stops its clock, gives the core away until the slowest reader has emptied half of it, and
+// goes on: `full` counts how often. Each reader checks that every publisher's values came, all of
+// them, in their order.
+//
+// A reader takes what is there, up to 4,096 values, then is busy for some microseconds: a worker
+// sends at least once before it looks again, which takes it longer. With 0 readers one comes when
+// the publishers have filled the queue, and empties it while they rest. Publisher n runs on core n,
+// reader n on the n-th from the end, round and round: so they do meet, the same way each time.
 #include "bench.hpp"
 
 #include "sse.hpp"
 
 #include <atomic>
+#include <barrier>
 #include <deque>
 #include <exception>
 #include <limits>
@@ -23,14 +30,36 @@
 namespace {
 
 struct settings {
-    double seconds = 6;
-    std::uint64_t rounds = 5;
+    double seconds = 10;
+    std::uint64_t rounds = 9;
     std::uint64_t capacity = 16'384;
+    double busy_us = 5;
     std::string json;
 };
 
 constexpr std::uint64_t publisher_counts[] = {1, 2, 4};
-constexpr std::uint64_t reader_counts[] = {1, 2};
+constexpr std::uint64_t reader_counts[] = {0, 1, 2};
+constexpr std::uint64_t batch = 4'096; // as many as a worker takes at once
+
+class ring {
+public:
+    ring(std::size_t capacity, std::size_t readers) : ring_(capacity, readers) {}
+
+    bool try_publish(std::uint64_t value) { return ring_.try_publish(value).has_value(); }
+
+    template <class F>
+    std::uint64_t read(std::size_t number, F&& f) {
+        for (std::uint64_t count = 0; count < batch; ++count) {
+            const std::optional<std::uint64_t> value = ring_.try_read(number);
+            if (!value) return count;
+            f(*value);
+        }
+        return batch;
+    }
+
+private:
+    sse::broadcast_ring<std::uint64_t> ring_;
+};
 
 // The rival: one lock, so that all readers see one order; bounded like the ring. A reader takes all
 // that is there at once, the kindest way for the publishers.
@@ -39,24 +68,25 @@ public:
     locked_queues(std::size_t capacity, std::size_t readers)
         : capacity_(capacity), readers_(readers) {}
 
-    std::optional<std::uint64_t> try_publish(std::uint64_t value) {
+    bool try_publish(std::uint64_t value) {
         const std::lock_guard lock(mutex_);
         for (const reader& each : readers_)
-            if (each.waiting.size() >= capacity_) return std::nullopt;
+            if (each.waiting.size() >= capacity_) return false;
         for (reader& each : readers_) each.waiting.push_back(value);
-        return sequence_++;
+        return true;
     }
 
-    std::optional<std::uint64_t> try_read(std::size_t number) {
+    template <class F>
+    std::uint64_t read(std::size_t number, F&& f) {
         reader& self = readers_[number];
-        if (self.taken.empty()) {
+        {
             const std::lock_guard lock(mutex_);
             self.taken.swap(self.waiting);
         }
-        if (self.taken.empty()) return std::nullopt;
-        const std::uint64_t value = self.taken.front();
-        self.taken.pop_front();
-        return value;
+        const std::uint64_t count = self.taken.size();
+        for (const std::uint64_t value : self.taken) f(value);
+        self.taken.clear();
+        return count;
     }
 
 private:
@@ -68,7 +98,6 @@ private:
     std::mutex mutex_;
     std::size_t capacity_;
     std::vector<reader> readers_;
-    std::uint64_t sequence_ = 0;
 };
 
 struct alignas(128) publisher_result {
@@ -79,6 +108,7 @@ struct alignas(128) publisher_result {
 
 struct alignas(128) reader_result {
     std::atomic<std::uint64_t> read{0};
+    std::vector<std::uint64_t> next = {}; // of each publisher
     bool in_order = true;
 };
 
@@ -93,20 +123,24 @@ struct outcome {
 template <class Queue>
 class contest {
 public:
-    contest(std::uint64_t capacity, std::uint64_t publishers, std::uint64_t readers)
-        : capacity_(capacity), queue_(capacity, readers), publishers_(publishers),
-          readers_(readers) {}
+    contest(const settings& set, std::uint64_t publishers, std::uint64_t readers)
+        : capacity_(set.capacity), busy_ns_(static_cast<std::uint64_t>(set.busy_us * 1e3)),
+          apart_(readers == 0), queue_(capacity_, std::max<std::uint64_t>(readers, 1)),
+          publishers_(publishers), readers_(std::max<std::uint64_t>(readers, 1)) {
+        for (reader_result& each : readers_) each.next.resize(publishers);
+    }
 
     outcome run(double seconds) {
         end_ns_ = bench::now_ns() + static_cast<std::uint64_t>(seconds * 1e9);
         std::vector<std::thread> reading, publishing;
-        for (std::size_t at = 0; at < readers_.size(); ++at)
+        for (std::size_t at = 0; at < readers_.size() && !apart_; ++at)
             reading.emplace_back([this, at] { read_all(at); });
         for (std::size_t at = 0; at < publishers_.size(); ++at)
             publishing.emplace_back([this, at] { publish(at); });
         for (std::thread& each : publishing) each.join();
         ended_.store(true, std::memory_order_release); // pairs with the acquire in read_all()
         for (std::thread& each : reading) each.join();
+        if (apart_) read_rest();
         return sum_up();
     }
 
@@ -115,9 +149,10 @@ private:
     static constexpr unsigned number_bits = 48;
 
     void publish(std::size_t self) {
+        bench::pin({cores_[self % cores_.size()]});
         publisher_result& result = publishers_[self];
         const std::uint64_t mark = static_cast<std::uint64_t>(self) << number_bits;
-        while (bench::now_ns() < end_ns_) {
+        do { // at least once, however long the core was another's
             const std::uint64_t until = result.published + burst;
             const std::uint64_t start = bench::thread_cpu_ns();
             while (result.published < until && queue_.try_publish(mark | result.published))
@@ -125,8 +160,12 @@ private:
             result.cpu_ns += bench::thread_cpu_ns() - start;
             if (result.published == until) continue;
             ++result.full;
-            wait_for_room();
-        }
+            if (apart_)
+                all_rest_.arrive_and_wait();
+            else
+                wait_for_room();
+        } while (bench::now_ns() < end_ns_);
+        if (apart_) all_rest_.arrive_and_drop();
     }
 
     void wait_for_room() const {
@@ -142,21 +181,29 @@ private:
         return least;
     }
 
-    void read_all(std::size_t self) {
+    std::uint64_t read(std::size_t self) {
         reader_result& result = readers_[self];
-        std::vector<std::uint64_t> next(publishers_.size());
-        std::uint64_t read = 0;
+        const std::uint64_t count = queue_.read(self, [&](std::uint64_t value) {
+            result.in_order &= result.next.at(value >> number_bits)++ == (value & number_mask);
+        });
+        result.read.fetch_add(count, std::memory_order_relaxed);
+        return count;
+    }
+
+    void read_rest() {
+        while (read(0) > 0) {}
+    }
+
+    void read_all(std::size_t self) {
+        bench::pin({cores_[cores_.size() - 1 - self % cores_.size()]});
         for (;;) {
             const bool ended = ended_.load(std::memory_order_acquire);
-            // Told now and then: a store for each value would be part of what is measured.
-            for (std::uint64_t until = read + burst; read < until; ++read) {
-                const std::optional<std::uint64_t> value = queue_.try_read(self);
-                if (!value) break;
-                result.in_order &= next.at(*value >> number_bits)++ == (*value & number_mask);
+            if (read(self) == 0) {
+                if (ended) return;
+                std::this_thread::yield();
             }
-            const bool idle = result.read.exchange(read, std::memory_order_relaxed) == read;
-            if (idle && ended) return;
-            if (idle) std::this_thread::yield();
+            const std::uint64_t until = bench::now_ns() + busy_ns_;
+            while (bench::now_ns() < until) {}
         }
     }
 
@@ -176,10 +223,19 @@ private:
 
     static constexpr std::uint64_t number_mask = (std::uint64_t{1} << number_bits) - 1;
 
+    struct emptying {
+        contest* of;
+        void operator()() noexcept { of->read_rest(); }
+    };
+
     std::uint64_t capacity_;
+    std::uint64_t busy_ns_;
+    bool apart_; // publishers and reader, in time
     Queue queue_;
     std::vector<publisher_result> publishers_;
     std::vector<reader_result> readers_;
+    std::vector<int> cores_ = bench::allowed_cores();
+    std::barrier<emptying> all_rest_{static_cast<std::ptrdiff_t>(publishers_.size()), {this}};
     std::uint64_t end_ns_ = 0;
     alignas(128) std::atomic<bool> ended_{false};
 };
@@ -263,7 +319,7 @@ void write_json(const settings& set, const std::vector<bench::fact>& facts, cons
     out.field("benchmark", "ring").field("cores_used_by_others_percent", all.disturbed);
     bench::write_facts(out, facts);
     out.open("settings").field("seconds", set.seconds).field("rounds", set.rounds);
-    out.field("capacity", set.capacity).close().open("rows", '[');
+    out.field("capacity", set.capacity).field("busy_us", set.busy_us).close().open("rows", '[');
     for (const matchup& each : all.rows) {
         out.open("").field("publishers", each.publishers).field("readers", each.readers);
         write_outcomes(out, "ring", each.ring);
@@ -280,6 +336,7 @@ settings parse(int count, char** values) {
     flags.number("--seconds", set.seconds, 0.1, 600.0, "for the whole run");
     flags.number<std::uint64_t>("--rounds", set.rounds, 1, 100, "of all rows, rivals in turn");
     flags.number<std::uint64_t>("--capacity", set.capacity, 2, 1 << 24, "places, a power of two");
+    flags.number("--busy", set.busy_us, 0.0, 1e6, "microseconds of a reader between two looks");
     flags.text("--json", set.json, "also write all rounds to this file");
     flags.parse(count, values);
     if ((set.capacity & (set.capacity - 1)) != 0) flags.reject("--capacity wants a power of two");
@@ -288,8 +345,7 @@ settings parse(int count, char** values) {
 
 template <class Queue>
 outcome compete(const settings& set, const matchup& row, double seconds) {
-    return std::make_unique<contest<Queue>>(set.capacity, row.publishers, row.readers)
-        ->run(seconds);
+    return std::make_unique<contest<Queue>>(set, row.publishers, row.readers)->run(seconds);
 }
 
 std::vector<matchup> make_rows() {
@@ -310,7 +366,7 @@ results run_rounds(const settings& set) {
     for (std::uint64_t number = 1; number <= set.rounds; ++number) {
         bench::progress("round " + std::to_string(number) + " of " + std::to_string(set.rounds));
         for (matchup& row : all.rows) {
-            row.ring.push_back(compete<sse::broadcast_ring<std::uint64_t>>(set, row, slice));
+            row.ring.push_back(compete<ring>(set, row, slice));
             row.mutex.push_back(compete<locked_queues>(set, row, slice));
         }
     }
@@ -324,6 +380,9 @@ results run_rounds(const settings& set) {
 int run(const settings& set) {
     std::vector<bench::fact> facts = bench::describe_machine();
     facts.emplace_back("queues", std::to_string(set.capacity) + " places, 8-byte values");
+    facts.emplace_back("readers", "busy for " + bench::shortest(set.busy_us) +
+                                      " us between looks; "
+                                      "0: the queue is filled, then emptied");
     facts.emplace_back("rounds", std::to_string(set.rounds) + ", ring and mutex in turn");
     bench::print_facts(facts);
     const results all = run_rounds(set);
