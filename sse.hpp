@@ -880,10 +880,10 @@ std::uint64_t broadcast_ring<T, Atomic>::slowest() const noexcept {
 
 template <class T, template <class> class Atomic>
 void broadcast_ring<T, Atomic>::raise_gate(std::uint64_t to) noexcept {
-    // acq_rel: publishers that see this gate have also seen the readers leave the slots below it,
-    // whichever publisher looked at the cursors.
+    // Publishers that see this gate have also seen the readers leave the slots below it, whichever
+    // publisher looked at the cursors.
     std::uint64_t gate = gate_.load(std::memory_order_relaxed);
-    while (gate < to && !gate_.compare_exchange_weak(gate, to, std::memory_order_acq_rel)) {}
+    while (gate < to && !gate_.compare_exchange_weak(gate, to, std::memory_order_release)) {}
 }
 
 /// Whether a reader sleeps. What else it takes to sleep well: see above.

@@ -194,6 +194,17 @@ TEST_CASE("a stale value is never read a second time after a round") {
     check_nothing_to_read(r, 0);
 }
 
+TEST_CASE("one publisher is told to wake a reader that sleeps, and none while it is awake") {
+    sse::sleeper<> reader;
+    CHECK(!reader.must_wake());
+    reader.lie_down();
+    CHECK(reader.must_wake());
+    CHECK(!reader.must_wake());
+    reader.lie_down();
+    reader.get_up();
+    CHECK(!reader.must_wake());
+}
+
 // ---- overtaken ----------------------------------------------------------------------------------
 
 namespace {

@@ -6,9 +6,14 @@
 // 0.25 us, a hand-over between real threads 4 to 30 us, and there are millions of changes.
 //
 // What is searched:
-// - All schedules of sequentially consistent memory, or all with at most so many preemptions. A
-//   load sees the newest store: what weaker memory allows beyond (stale loads) is not explored.
-// - But orders that are too weak are found where they guard a value: each thread, atomic and value
+// - All schedules of sequentially consistent memory, or all with at most so many preemptions.
+// - Where a limit says so, up to so many loads of an execution that get less than the newest store,
+//   as weaker memory allows. An atomic keeps all its stores; a thread knows for each atomic how far
+//   it has got at least, and gets what others know by acquiring what they release. Sequentially
+//   consistent operations see each other in the order in which they run. A read-modify-write always
+//   sees the newest. Not explored: a compare_exchange that fails because what it sees is stale; a
+//   store that takes its place before others that ran earlier.
+// - Orders that are too weak are also found where they guard a value: each thread, atomic and value
 //   carries a vector clock, only release/acquire pairs join clocks, and two accesses to a value
 //   that no chain of joins orders are a data race, reported in whatever order they happened to run.
 //   For that reason plain accesses need not be scheduling points: without a race they commute.
@@ -16,7 +21,8 @@
 //   from its operations so far, and the memory, all clocks included.
 // - No endless search: a reader or a publisher gives up after a bounded number of failed tries.
 //
-// Last in the file: rings that are broken on purpose, each in one place, which must be found out.
+// Last in the file: rings that are broken on purpose, each in one place, which must be found out,
+// and the library's own with each of its memory orders made weaker.
 #include "sse.hpp"
 
 #include <doctest/doctest.h>
@@ -24,6 +30,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <concepts>
 #include <cstddef>
@@ -176,12 +183,31 @@ private:
 // ---- explorer -----------------------------------------------------------------------------------
 
 constexpr std::size_t max_threads = 5;
+constexpr std::size_t max_locations = 24;
 
 /// clock[t]: how far one knows of thread t.
 using vector_clock = std::array<std::uint32_t, max_threads>;
 
 void join(vector_clock& into, const vector_clock& other) {
     for (std::size_t i = 0; i < max_threads; ++i) into[i] = std::max(into[i], other[i]);
+}
+
+/// By location: the oldest store that one may still see.
+using view = std::array<std::uint8_t, max_locations>;
+
+void join(view& into, const view& other) {
+    for (std::size_t i = 0; i < max_locations; ++i) into[i] = std::max(into[i], other[i]);
+}
+
+/// What is known of the past: of other threads, and of each location.
+struct knowledge {
+    vector_clock clock{};
+    view seen{};
+};
+
+void join(knowledge& into, const knowledge& other) {
+    join(into.clock, other.clock);
+    join(into.seen, other.seen);
 }
 
 constexpr std::uint64_t mix(std::uint64_t seed, std::uint64_t value) {
@@ -194,6 +220,23 @@ std::uint64_t mix(std::uint64_t seed, const vector_clock& clock) {
     for (const std::uint32_t each : clock) seed = mix(seed, each);
     return seed;
 }
+
+std::uint64_t mix(std::uint64_t seed, const view& seen) {
+    for (const std::uint64_t each : std::bit_cast<std::array<std::uint64_t, sizeof seen / 8>>(seen))
+        seed = mix(seed, each);
+    return seed;
+}
+
+enum class operation { load, store, modify };
+
+/// A memory order of the code under test that is made weaker: that of these operations on the
+/// locations from `first` to before `last`.
+struct weakening {
+    std::size_t first = 0;
+    std::size_t last = 0;
+    operation what{};
+    std::memory_order to{};
+};
 
 /// What is explored: an object for each execution. run() is called once for each thread, as one;
 /// check() after all have returned, outside of the exploration. Failures go to explorer::fail().
@@ -221,6 +264,9 @@ public:
         std::size_t preemptions = std::numeric_limits<std::size_t>::max();
         /// How often in one execution a compare_exchange_weak may fail for no reason.
         std::size_t spurious_failures = 0;
+        /// How many loads in one execution may see less than the newest store.
+        std::size_t stale_loads = 0;
+        std::optional<weakening> weaker = std::nullopt;
         std::uint64_t schedules = 20'000'000;
         bool merge_states = true; ///< False to count schedules; finds nothing more.
         /// Do not look for data races; let plain accesses be scheduling points instead, so that
@@ -280,7 +326,7 @@ public:
     /// another way would be another thread for ever.
     void at_rest(std::uint64_t state) {
         thread_state& self = threads_[running_];
-        self.history = mix(mix(mix(6, running_), state), self.clock);
+        self.history = mix(mix(mix(6, running_), state), self.known.clock);
     }
 
     /// What a scenario remembers about a thread beyond the results of its operations belongs to
@@ -290,6 +336,14 @@ public:
     // For model_atomic and model_value.
 
     bool looks_for_races() const { return !limits_.interleave_values; }
+    bool has_stale_loads() const { return limits_.stale_loads > 0; }
+
+    std::memory_order order(std::size_t location, operation what, std::memory_order stated) const {
+        const auto& weaker = limits_.weaker;
+        const bool meant =
+            weaker && weaker->what == what && location >= weaker->first && location < weaker->last;
+        return meant && stated != std::memory_order_relaxed ? weaker->to : stated;
+    }
     bool exploring() const { return running_ != nobody; }
     std::size_t running() const { return running_; }
     std::size_t new_location() {
@@ -321,11 +375,20 @@ public:
         return fails;
     }
 
-    vector_clock& clock() { return threads_[running_].clock; }
+    /// How many stores a load goes back, of so many that it may.
+    std::size_t staleness(std::size_t most) {
+        if (most == 0 || stale_ == limits_.stale_loads || finishing_) return 0;
+        const std::size_t back = pick(most + 1);
+        stale_ += back > 0 ? 1 : 0;
+        return back;
+    }
+
+    knowledge& known() { return threads_[running_].known; }
+    vector_clock& clock() { return known().clock; }
 
     /// Ends what this thread has done so far; what it does next is not covered by a clock that
     /// others have got from it.
-    void advance_clock() { ++threads_[running_].clock[running_]; }
+    void advance_clock() { ++clock()[running_]; }
 
     /// The running thread has learnt `value`: from now on it may behave otherwise.
     void learn(std::uint64_t value) {
@@ -359,7 +422,7 @@ private:
         bool done = false;
         std::uint64_t history = 0;
         std::uint64_t mark = 0;
-        vector_clock clock{};
+        knowledge known{};
     };
 
     struct choice {
@@ -375,6 +438,7 @@ private:
         operations_ = 0;
         preemptions_ = 0;
         spurious_ = 0;
+        stale_ = 0;
         yielding_ = false;
         finishing_ = false;
         learnt_writer_ = false;
@@ -388,7 +452,7 @@ private:
         for (std::size_t i = 0; i < count_; ++i) {
             threads_[i] = {};
             threads_[i].history = mix(2, i);
-            threads_[i].clock[i] = 1; // 0 stands for "before all threads"
+            threads_[i].known.clock[i] = 1; // 0 stands for "before all threads"
         }
         decide(false);
         if (failure_.empty()) scenario_->check();
@@ -456,9 +520,11 @@ private:
     // With a bound on preemptions a state counts as seen only if it was reached with at least as
     // many left as now, and who runs matters, since it may go on for free.
     bool is_new_state(bool runnable, bool free_choice) {
-        std::uint64_t key = mix(memory_, spurious_);
-        for (std::size_t i = 0; i < count_; ++i)
+        std::uint64_t key = mix(mix(memory_, spurious_), stale_);
+        for (std::size_t i = 0; i < count_; ++i) {
             key = mix(mix(mix(key, threads_[i].history), threads_[i].mark), threads_[i].done);
+            if (stale_ < limits_.stale_loads) key = mix(key, threads_[i].known.seen);
+        }
         const bool bounded = limits_.preemptions != std::numeric_limits<std::size_t>::max();
         const std::size_t left = bounded ? limits_.preemptions - preemptions_ : 0;
         if (bounded) key = mix(mix(key, runnable ? running_ : nobody), free_choice);
@@ -493,6 +559,7 @@ private:
     std::size_t operations_ = 0;
     std::size_t preemptions_ = 0;
     std::size_t spurious_ = 0;
+    std::size_t stale_ = 0;
     bool yielding_ = false;
     bool learnt_writer_ = false;
     bool finishing_ = false; // nothing new lies ahead, or it failed: only run to the end
@@ -529,7 +596,7 @@ public:
     static constexpr bool is_always_lock_free = true;
 
     model_atomic() noexcept : model_atomic(T{}) {}
-    model_atomic(T value) noexcept : value_(value) {
+    model_atomic(T value) noexcept : stores_{{value, {}}} {
         if (explorer* const world = explorer::active()) {
             location_ = world->new_location();
             remember(*world);
@@ -542,23 +609,26 @@ public:
 
     T load(std::memory_order order = std::memory_order_seq_cst) const noexcept {
         explorer* const world = explorer::active();
-        if (world == nullptr || !world->exploring()) return value_;
+        if (world == nullptr || !world->exploring()) return newest().value;
+        order = world->order(location_, operation::load, order);
         world->point(location_, false);
-        take(*world, order);
-        world->note_step("load atomic ", location_, " = ", value_, show(order));
-        return value_;
+        const std::size_t at = newest_index() - world->staleness(newest_index() - floor(order));
+        take(*world, at, order);
+        const T value = stores_[at].value;
+        world->note_step("load atomic ", location_, " = ", value, show(order),
+                         at == newest_index() ? "" : " STALE");
+        return value;
     }
 
     void store(T value, std::memory_order order = std::memory_order_seq_cst) noexcept {
         explorer* const world = explorer::active();
-        if (world == nullptr || !world->exploring()) return set(world, value);
+        if (world == nullptr || !world->exploring()) return set(world, {value, {}});
+        order = world->order(location_, operation::store, order);
         world->point(location_, true);
         // A plain store begins anew: who reads it does not get what an earlier store released.
-        released_ = releases(order) ? world->clock() : vector_clock{};
-        if (releases(order)) world->advance_clock();
+        give(*world, {value, {}}, order);
         world->learn(4);
-        set(world, value);
-        world->note_step("store atomic ", location_, " := ", value_, show(order));
+        world->note_step("store atomic ", location_, " := ", value, show(order));
     }
 
     T exchange(T value, std::memory_order order = std::memory_order_seq_cst) noexcept {
@@ -595,12 +665,17 @@ public:
     }
 
 private:
+    struct stored {
+        T value;
+        knowledge released; // what a thread learns that acquires this value
+    };
+
     template <class Function>
     T modify(std::memory_order order, const char* what, Function function) noexcept {
         explorer* const world = explorer::active();
-        const T was = value_;
+        const T was = newest().value;
         if (world == nullptr || !world->exploring()) {
-            set(world, function(was));
+            set(world, {function(was), {}});
             return was;
         }
         return modify_at_point(*world, order, what, function);
@@ -609,12 +684,12 @@ private:
     template <class Function>
     T modify_at_point(explorer& world, std::memory_order order, const char* what,
                       Function function) noexcept {
+        order = world.order(location_, operation::modify, order);
         world.point(location_, true);
-        const T was = value_;
-        take(world, order);
-        give(world, order);
-        set(&world, function(was));
-        world.note_step(what, " atomic ", location_, " ", was, " -> ", value_, show(order));
+        const T was = newest().value;
+        take(world, newest_index(), order);
+        give(world, {function(was), newest().released}, order);
+        world.note_step(what, " atomic ", location_, " ", was, " -> ", newest().value, show(order));
         return was;
     }
 
@@ -622,55 +697,84 @@ private:
                           std::memory_order failure, bool weak) noexcept {
         explorer* const world = explorer::active();
         if (world == nullptr || !world->exploring()) {
-            const bool equal = value_ == expected;
+            const bool equal = newest().value == expected;
             if (equal)
-                set(world, desired);
+                set(world, {desired, {}});
             else
-                expected = value_;
+                expected = newest().value;
             return equal;
         }
+        success = world->order(location_, operation::modify, success);
         world->point(location_, true);
-        const bool succeeds = value_ == expected && !(weak && world->spurious_failure());
+        const bool succeeds = newest().value == expected && !(weak && world->spurious_failure());
         world->learn(succeeds);
-        take(*world, succeeds ? success : failure);
+        take(*world, newest_index(), succeeds ? success : failure);
         if (succeeds) {
-            give(*world, success);
-            set(world, desired);
-            world->note_step("compare_exchange atomic ", location_, " ", expected, " -> ", value_,
+            give(*world, {desired, newest().released}, success);
+            world->note_step("compare_exchange atomic ", location_, " ", expected, " -> ", desired,
                              show(success));
         } else {
-            world->note_step("compare_exchange atomic ", location_, " failed at ", value_,
+            world->note_step("compare_exchange atomic ", location_, " failed at ", newest().value,
                              ", expected ", expected, show(failure));
-            expected = value_;
+            expected = newest().value;
         }
         return succeeds;
     }
 
+    const stored& newest() const { return stores_.back(); }
+    std::size_t newest_index() const { return stores_.size() - 1; }
+
+    // The oldest store that the running thread may still see.
+    std::size_t floor(std::memory_order order) const {
+        const std::size_t known = explorer::active()->known().seen.at(location_);
+        return order == std::memory_order_seq_cst ? std::max(known, consistent_) : known;
+    }
+
     // The running thread reads the value.
-    void take(explorer& world, std::memory_order order) const {
-        world.learn(static_cast<std::uint64_t>(value_));
+    void take(explorer& world, std::size_t at, std::memory_order order) const {
+        const stored& from = stores_[at];
+        world.learn(static_cast<std::uint64_t>(from.value));
+        see(world, at, order);
         if (acquires(order)) {
-            join(world.clock(), released_);
-            world.learn(released_);
+            join(world.known(), from.released);
+            world.learn(from.released.clock);
         }
     }
 
-    // A read-modify-write continues the release sequence: what was released stays so.
-    void give(explorer& world, std::memory_order order) {
+    // The running thread writes it. A read-modify-write continues the release sequence: what was
+    // released stays so.
+    void give(explorer& world, stored next, std::memory_order order) {
+        if (!world.has_stale_loads()) stores_.clear();
+        see(world, stores_.size(), order);
         if (releases(order)) {
-            join(released_, world.clock());
+            join(next.released, world.known());
             world.advance_clock();
         }
+        set(&world, next);
     }
 
-    void set(explorer* world, T value) {
-        value_ = value;
+    void see(explorer& world, std::size_t at, std::memory_order order) const {
+        if (!world.has_stale_loads()) return;
+        world.known().seen.at(location_) = static_cast<std::uint8_t>(at);
+        if (order != std::memory_order_seq_cst || consistent_ >= at) return;
+        consistent_ = at;
+        remember(world);
+    }
+
+    void set(explorer* world, const stored& next) {
+        if (world == nullptr || !world->exploring()) stores_.clear();
+        stores_.push_back(next);
         if (world != nullptr) remember(*world);
     }
 
-    void remember(explorer& world) {
-        share_ =
-            world.replace(share_, location_, mix(static_cast<std::uint64_t>(value_), released_));
+    void remember(explorer& world) const {
+        std::uint64_t contents = consistent_;
+        for (const stored& each : stores_) {
+            contents =
+                mix(mix(contents, static_cast<std::uint64_t>(each.value)), each.released.clock);
+            if (world.has_stale_loads()) contents = mix(contents, each.released.seen);
+        }
+        share_ = world.replace(share_, location_, contents);
     }
 
     static const char* show(std::memory_order order) {
@@ -679,10 +783,10 @@ private:
                                                     : " (acquire/release)";
     }
 
-    T value_;
+    std::vector<stored> stores_; // the last one, or all if a load may be stale
     std::size_t location_ = 0;
-    vector_clock released_{}; // what a thread learns that acquires this value
-    std::uint64_t share_ = 0;
+    mutable std::size_t consistent_ = 0; // no sequentially consistent load goes back behind this
+    mutable std::uint64_t share_ = 0;
 };
 
 // ---- model_value --------------------------------------------------------------------------------
@@ -802,7 +906,8 @@ struct ring_plan {
 /// Publishers are the first threads, then readers, then the watcher.
 ///
 /// The oracle knows the ring from outside: which calls have begun and which have returned. From
-/// that follow bounds for what a call may answer, whichever moment inside it counts.
+/// that follow bounds for what a call may answer, whichever moment inside it counts. Where loads
+/// may be stale a call may answer as it would have done before.
 template <class Ring>
 class ring_run : public scenario {
 public:
@@ -858,7 +963,7 @@ private:
                 note_pressure();
                 ++n;
             } else {
-                if (!ended.saw_full)
+                if (!ended.saw_full && !world_.has_stale_loads())
                     world_.fail("try_publish found no room, but there was room all the time");
                 ++failed;
                 world_.yield();
@@ -882,7 +987,7 @@ private:
             if (value) {
                 values.push_back(value->number());
             } else {
-                if (is_there)
+                if (is_there && !world_.has_stale_loads())
                     world_.fail("try_read found nothing, but the value was published before");
                 ++failed;
                 world_.yield();
@@ -897,7 +1002,7 @@ private:
         if constexpr (requires(Ring & ring) { ring.full(); }) {
             begin_call(self, false);
             const bool full = ring_.full();
-            if (!end_call(self).saw_full && full)
+            if (!end_call(self).saw_full && full && !world_.has_stale_loads())
                 world_.fail("full() says yes, but there was room all the time");
         }
     }
@@ -1043,6 +1148,75 @@ void check_sound(const exploration& result) {
     CHECK(result.complete);
 }
 
+// ---- a reader that sleeps -----------------------------------------------------------------------
+
+struct sleep_plan {
+    std::size_t capacity = 2;
+    std::vector<std::size_t> publishers; ///< How many values each publishes.
+    bool asks_first = false;             ///< Fault: asks published() before it lies down.
+    bool comes_back = true;              ///< Looks again by itself at what is claimed.
+};
+
+/// Publishers, and last a reader as worker::plan() is one: reads all, lies down, looks once more.
+/// It must not sleep for ever while there is something to read.
+class sleep_run : public scenario {
+public:
+    sleep_run(explorer& world, const sleep_plan& plan)
+        : world_(world), plan_(plan), ring_(plan.capacity, 1) {}
+
+    std::size_t threads() const override { return plan_.publishers.size() + 1; }
+
+    void run(std::size_t thread) override {
+        if (thread < plan_.publishers.size())
+            publish(plan_.publishers[thread]);
+        else
+            while (!sleeps()) {}
+    }
+
+    void check() override {
+        const bool unread = ring_.try_read(0).has_value();
+        if (unread && !comes_back_ && wakes_.load() == 0)
+            world_.fail("the reader sleeps, and nobody wakes it");
+    }
+
+private:
+    void publish(std::size_t values) {
+        while (values-- > 0 && ring_.try_publish(model_value(1)))
+            if (sleep_.must_wake()) wakes_.fetch_add(1, std::memory_order_release);
+    }
+
+    bool sleeps() {
+        read_all();
+        const std::uint64_t claimed = plan_.asks_first ? ring_.published() : 0;
+        sleep_.lie_down();
+        if (read_all()) {
+            sleep_.get_up();
+            return false;
+        }
+        comes_back_ = plan_.comes_back && (plan_.asks_first ? claimed : ring_.published()) != read_;
+        return wakes_.exchange(0, std::memory_order_acquire) == 0;
+    }
+
+    bool read_all() {
+        const std::size_t before = read_;
+        while (ring_.try_read(0)) ++read_;
+        return read_ != before;
+    }
+
+    explorer& world_;
+    const sleep_plan& plan_;
+    real_ring ring_;
+    sse::sleeper<model_atomic> sleep_;
+    model_atomic<int> wakes_{0}; // handed to the reader as by asio::post
+    std::size_t read_ = 0;
+    bool comes_back_ = false;
+};
+
+exploration explore_sleep(const sleep_plan& plan, explorer::limits bounds) {
+    explorer world;
+    return world.explore(bounds, [&] { return std::make_unique<sleep_run>(world, plan); });
+}
+
 // ---- the explorer itself ------------------------------------------------------------------------
 
 /// Two threads that each load `count` times.
@@ -1076,18 +1250,44 @@ private:
 struct store_then_load : scenario {
     using outcomes = std::set<std::pair<int, int>>;
 
-    explicit store_then_load(outcomes& seen) : seen_(seen) {}
+    explicit store_then_load(outcomes& seen, std::memory_order store = std::memory_order_seq_cst,
+                             std::memory_order load = std::memory_order_seq_cst)
+        : seen_(seen), store_(store), load_(load) {}
     std::size_t threads() const override { return 2; }
     void run(std::size_t self) override {
-        values_[self].store(1);
-        got_[self] = values_[1 - self].load();
+        values_[self].store(1, store_);
+        got_[self] = values_[1 - self].load(load_);
     }
     void check() override { seen_.insert({got_[0], got_[1]}); }
 
 private:
     outcomes& seen_;
+    std::memory_order store_;
+    std::memory_order load_;
     std::array<model_atomic<int>, 2> values_;
     std::array<int, 2> got_{};
+};
+
+/// One thread stores to an atomic, relaxed, and then to another; who sees that must see the first.
+struct hand_over : scenario {
+    hand_over(explorer& world, std::memory_order store, std::memory_order load)
+        : world_(world), store_(store), load_(load) {}
+    std::size_t threads() const override { return 2; }
+    void run(std::size_t self) override {
+        if (self == 0) {
+            value_.store(1, std::memory_order_relaxed);
+            flag_.store(1, store_);
+        } else if (flag_.load(load_) == 1 && value_.load(std::memory_order_relaxed) != 1) {
+            world_.fail("the first store was not there");
+        }
+    }
+
+private:
+    explorer& world_;
+    std::memory_order store_;
+    std::memory_order load_;
+    model_atomic<int> value_{0};
+    model_atomic<int> flag_{0};
 };
 
 TEST_CASE("the explorer runs every interleaving exactly once") {
@@ -1121,6 +1321,35 @@ TEST_CASE("the explorer sees each outcome of sequential consistency, merging sta
     CHECK(all == expected);
     CHECK(explored({}, merged).schedules < schedules);
     CHECK(merged == expected);
+}
+
+TEST_CASE("with stale loads the explorer sees what is more in weaker memory, and no more") {
+    const auto seen = [](std::memory_order store, std::memory_order load) {
+        store_then_load::outcomes all;
+        explorer world;
+        world.explore({.stale_loads = 2},
+                      [&] { return std::make_unique<store_then_load>(all, store, load); });
+        return all.count({0, 0}) == 1;
+    };
+    constexpr auto relaxed = std::memory_order_relaxed, acquire = std::memory_order_acquire,
+                   release = std::memory_order_release, seq_cst = std::memory_order_seq_cst;
+    CHECK(!seen(seq_cst, seq_cst));
+    CHECK(seen(release, acquire));
+    CHECK(seen(release, seq_cst));
+    CHECK(seen(seq_cst, acquire));
+    CHECK(seen(relaxed, relaxed));
+
+    const auto arrives = [](std::memory_order store, std::memory_order load) {
+        explorer world;
+        return world
+            .explore({.stale_loads = 2},
+                     [&] { return std::make_unique<hand_over>(world, store, load); })
+            .failure.empty();
+    };
+    CHECK(arrives(release, acquire));
+    CHECK(arrives(seq_cst, seq_cst));
+    CHECK(!arrives(relaxed, acquire));
+    CHECK(!arrives(release, relaxed));
 }
 
 TEST_CASE("the explorer finds a lost update, with one preemption and not without") {
@@ -1181,6 +1410,22 @@ TEST_CASE("two publishers and two readers at capacity two, every schedule") {
     explorer::limits bounds;
     if (slow_build) bounds.preemptions = 3;
     check_sound(explore_ring({.capacity = 2, .publishers = {2, 2}, .readers = {4, 4}}, bounds));
+}
+
+TEST_CASE("stale loads make no ring lose, repeat or overwrite") {
+    check_sound(explore_ring({.capacity = 1, .publishers = {2, 1}, .readers = {3}, .tries = 2},
+                             {.preemptions = slow_build ? 2U : 3U, .stale_loads = 2}));
+    check_sound(explore_ring({.capacity = 2, .publishers = {2, 2}, .readers = {4, 4}},
+                             {.preemptions = slow_build ? 1U : 2U, .stale_loads = 1}));
+}
+
+TEST_CASE("a reader that sleeps is woken, or comes back by itself") {
+    check_sound(explore_sleep({.publishers = {2}}, {.stale_loads = 2}));
+    check_sound(explore_sleep({.publishers = {1, 1}},
+                              {.preemptions = slow_build ? 2U : 4U, .stale_loads = 2}));
+    check_sound(explore_sleep({.capacity = 1, .publishers = {2}}, {.stale_loads = 2}));
+    // Without stale loads nobody looks too early.
+    check_sound(explore_sleep({.publishers = {1, 1}, .comes_back = false}, {}));
 }
 
 TEST_CASE("full() says yes only if a publisher would have found no room during the call") {
@@ -1335,6 +1580,58 @@ TEST_CASE("the explorer finds faults in the order of memory as data races") {
     check_found<fault::cursor_before_value>("cursor before value", "data race");
     check_found<fault::claim_without_exchange>("claim without exchange", "data race");
     check_found<fault::one_too_many>("one too many", "data race");
+}
+
+// ---- weaker orders ------------------------------------------------------------------------------
+
+/// The atomics of the ring at capacity 2 with two readers, or one and a sleeper, as the explorer
+/// numbers them: each slot has a value, too.
+constexpr std::size_t sequences = 0, cursors = 4;
+constexpr std::size_t tail_of(std::size_t readers) { return cursors + readers; }
+constexpr std::size_t gate_of(std::size_t readers) { return tail_of(readers) + 1; }
+constexpr std::size_t awake = gate_of(1) + 1;
+
+std::string weakened_ring(weakening by) {
+    return explore_ring(two_by_two, {.preemptions = 2, .weaker = by}).failure;
+}
+
+std::string weakened_sleep(weakening by) {
+    return explore_sleep({.publishers = {1}}, {.stale_loads = 2, .weaker = by}).failure;
+}
+
+TEST_CASE("each memory order of the ring is needed") {
+    constexpr auto relaxed = std::memory_order_relaxed;
+    const auto check_raced = [](const char* what, weakening by) {
+        CAPTURE(what);
+        CHECK(weakened_ring(by).find("data race") != std::string::npos);
+    };
+    using enum operation;
+    check_raced("hand-over", {sequences, cursors, store, relaxed});
+    check_raced("read", {sequences, cursors, load, relaxed});
+    check_raced("giving back", {cursors, tail_of(2), store, relaxed});
+    check_raced("looking at the readers", {cursors, tail_of(2), load, relaxed});
+    check_raced("passing on where the readers are", {gate_of(2), gate_of(2) + 1, modify, relaxed});
+    check_raced("looking at the gate", {gate_of(2), gate_of(2) + 1, load, relaxed});
+}
+
+TEST_CASE("each memory order of the sleep is needed") {
+    const auto check_lost = [](const char* what, weakening by) {
+        CAPTURE(what);
+        CHECK(weakened_sleep(by) == "the reader sleeps, and nobody wakes it");
+    };
+    using enum operation;
+    check_lost("claim", {tail_of(1), tail_of(1) + 1, modify, std::memory_order_acq_rel});
+    check_lost("published()", {tail_of(1), tail_of(1) + 1, load, std::memory_order_acquire});
+    check_lost("lie_down()", {awake, awake + 1, store, std::memory_order_release});
+    check_lost("must_wake()", {awake, awake + 1, load, std::memory_order_acquire});
+}
+
+TEST_CASE("the explorer finds a reader that sleeps when it must not") {
+    const auto failure = [](const sleep_plan& plan) {
+        return explore_sleep(plan, {.stale_loads = 2}).failure;
+    };
+    CHECK(failure({.publishers = {1}, .asks_first = true}).find("sleeps") != std::string::npos);
+    CHECK(failure({.publishers = {1}, .comes_back = false}).find("sleeps") != std::string::npos);
 }
 
 } // namespace
