@@ -3078,6 +3078,7 @@ private:
     bool single_ = false;    // gets what its one topic gets: the block of a pass fits
     bool fresh_ = false;     // came back, and has had nothing of the log yet
     bool primed_ = false;    // has an id to come back with
+    bool wraps_ = false;     // puts more around its bytes: only write_some() knows how
     bool cut_is_own_ = false;
     std::uint32_t place_in_feed_ = nowhere; // in the feed's receivers
     subscription first_;
@@ -3109,7 +3110,13 @@ public:
         bool heartbeat_ids = true;
         std::size_t max_unsent_bytes = 0;
         std::function<void(bool)> hold_publishers; ///< Must they wait for a client of this worker?
+        /// Gives the same bytes to several clients without waiting: how much each took. It does
+        /// nothing else: one that is broken took nothing, which shows at its next write_some().
+        std::function<void(std::span<receiver* const> to, std::string_view bytes,
+                           std::span<std::size_t> taken)>
+            write_block;
     };
+    static constexpr std::size_t max_at_once = 64;         // clients of one write_block()
     static constexpr std::size_t batch_frames = 4096;      // of one pass
     static constexpr std::size_t batch_bytes = 256 * 1024; // of one pass, and of one write
 
@@ -3223,7 +3230,9 @@ private:
     void assemble(const job& j);
     void deliver(receiver& r);
     void deliver_alone(receiver& r);
+    void deliver_block();
     void go_on(receiver& r);
+    bool book(receiver& r, std::size_t written);
     void cut(receiver& r, std::size_t written);
     void settle(receiver& r) const noexcept;
     std::uint64_t place(receiver& r, node& where, const start& from, std::uint64_t published);
@@ -3260,7 +3269,9 @@ private:
     std::vector<receiver*> alone_;          // who gets a message of the pass in hand alone
     std::vector<job> jobs_;                 // of the pass in hand, done from the back
     block block_;
-    std::string joined_; // the memory of a block of several frames
+    std::string joined_;                       // the memory of a block of several frames
+    std::array<receiver*, max_at_once> ready_; // for the block; empty while anything else goes on
+    std::size_t ready_count_ = 0;
     std::array<asio::const_buffer, max_buffers> buffers_;
     std::array<piece, max_buffers> pieces_;
     frame_ref heartbeat_ = make_raw_frame(":\n\n");
@@ -3407,6 +3418,7 @@ inline bool feed::work(std::size_t& budget) {
             deliver(*concerned[--j.next]);
             j.next = std::min(j.next, concerned.size());
         }
+        deliver_block();
         if (j.next == 0) finish_job(j);
     }
     return true;
@@ -3444,19 +3456,47 @@ inline void feed::assemble(const job& j) {
     if (sequences.size() == 1) block_.bytes = log_[sequences.front()].bytes();
 }
 
-/// One client's share of a pass: usually one system call and nothing else.
+/// One client's share of a pass: usually the block that others get too.
 inline void feed::deliver(receiver& r) {
+    if (r.busy_ || r.held_ || r.next_ >= planned_) return;          // goes on by itself; or has it
     const bool came_back = r.rare_ && fanned_ < r.rare_->live_from; // not all of a block is for it
-    if (!r.single_ || r.next_ > fanned_ || came_back) return deliver_alone(r);
-    if (r.busy_ || r.held_ || r.next_ >= planned_) return; // goes on by itself; or has it
+    const bool alone = !r.single_ || r.next_ > fanned_ || came_back;
+    if (!alone && !r.wraps_) {
+        ready_[ready_count_++] = &r;
+        if (ready_count_ == ready_.size()) deliver_block();
+        return;
+    }
+    deliver_block(); // what comes of others must not meet what is collected and not booked
+    if (alone) return deliver_alone(r);
     const asio::const_buffer whole = asio::buffer(block_.bytes);
     const auto n = r.write_some({&whole, 1});
-    if (!n) return;
-    if (*n < block_.bytes.size()) return cut(r, *n);
+    if (n && !book(r, *n)) r.await_writable();
+}
+
+/// Writes the block to those who are ready for it.
+inline void feed::deliver_block() {
+    const std::size_t count = std::exchange(ready_count_, 0);
+    if (count == 0) return;
+    std::array<std::size_t, max_at_once> taken;
+    settings_.write_block({ready_.data(), count}, block_.bytes, {taken.data(), count});
+    std::size_t late = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (!book(*ready_[i], taken[i])) ready_[late++] = ready_[i];
+    }
+    while (late > 0) ready_[--late]->await_writable(); // may throw: all of them are booked
+}
+
+/// Books what a client took of the block. False when that was not everything.
+inline bool feed::book(receiver& r, std::size_t written) {
+    if (written < block_.bytes.size()) {
+        cut(r, written);
+        return false;
+    }
     totals_.delivered.add(block_.ends.size());
     r.next_ = planned_;
     r.fresh_ = false;
     if (block_.told != 0) r.told_ = block_.told;
+    return true;
 }
 
 /// For one that follows several topics, filters, began within the pass or gets a message alone.
@@ -3484,7 +3524,6 @@ inline void feed::cut(receiver& r, std::size_t written) {
         had(r, end.sequence);
         begin = end.offset;
     }
-    r.await_writable();
 }
 
 /// One that had everything so far may not have been concerned for long: what lies before the pass
@@ -5092,6 +5131,7 @@ private:
     static constexpr std::uint32_t linger_ms = 2'000;
     static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in all
 
+    feed::settings feed_settings(hub& shared);
     void fan_out();
     bool plan();
     void be_woken();
@@ -5102,6 +5142,8 @@ private:
                    const subscribe_options& how, bool is_private);
     std::uint64_t name_of(stream& s);
     std::optional<std::size_t> write_now(stream& s, std::span<const asio::const_buffer> buffers);
+    void write_block(std::span<receiver* const> to, std::string_view bytes,
+                     std::span<std::size_t> taken);
     void await_writable(stream& s);
     void watch(stream& s);
     void on_input(stream& s);
@@ -5208,7 +5250,7 @@ struct worker::input_ready {
     }
 };
 
-inline feed::settings feed_settings(hub& shared) {
+inline feed::settings worker::feed_settings(hub& shared) {
     const auto& o = shared.options;
     feed::settings made;
     made.histories.push_back({"", o.history, o.history_bytes, o.history_age});
@@ -5225,6 +5267,7 @@ inline feed::settings feed_settings(hub& shared) {
             shared.room.notify();
         }
     };
+    made.write_block = [this](auto... what) { write_block(what...); };
     return made;
 }
 
@@ -5524,6 +5567,18 @@ inline std::optional<std::size_t> worker::write_now(stream& s,
     bytes_.add(n);
     if (n > 0) s.stamp_ = now_;
     return n;
+}
+
+/// The same bytes to several streams, which have no part in what becomes of the others.
+inline void worker::write_block(std::span<receiver* const> to, std::string_view bytes,
+                                std::span<std::size_t> taken) {
+    for (std::size_t i = 0; i < to.size(); ++i) {
+        stream& s = static_cast<stream&>(*to[i]);
+        asio::error_code ignored; // taken is 0 then
+        taken[i] = s.socket_.write_some(asio::buffer(bytes), ignored);
+        bytes_.add(taken[i]);
+        if (taken[i] > 0) s.stamp_ = now_;
+    }
 }
 
 inline void worker::await_writable(stream& s) {
@@ -6305,6 +6360,7 @@ inline io_awaitable<void> worker::end_chunks(stream& s, session& state) {
     feed_.put(s, last_chunk_frame());
     while (s.open_ && s.busy_) co_await state.change<io_executor>();
     s.chunks_.reset();
+    s.wraps_ = false;
     s.held_ = 0;
     s.primed_ = false;
     state.closing = state.closing || farewell_ != nullptr;
@@ -6445,6 +6501,7 @@ inline void stream::begin_streaming(bool finite) {
                  session_->answer_headers);
     if (chunked) {
         chunks_ = std::make_unique<chunked_encoder>();
+        wraps_ = true;
         chunks_->pass(head.size());
     }
     worker_->feed_.enqueue_later(*this, detail::make_raw_frame(head));

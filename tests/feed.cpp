@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <exception>
 #include <functional>
 #include <iostream>
@@ -35,15 +36,17 @@ namespace sse::detail {
 // A session gives a stream its outbox, and the stream resolves a time. Here the test does both: an
 // explicit instantiation may name what is private.
 void give_outbox(receiver& r, outbox* box);
+void let_wrap(receiver& r);
 void set_age(start& from, std::chrono::milliseconds age);
 std::uint8_t by_mending(const receiver& r);
 
-template <outbox* receiver::*Own, std::uint8_t ByMending>
+template <outbox* receiver::*Own, bool receiver::*Wraps, std::uint8_t ByMending>
 struct open_receiver {
     friend std::uint8_t by_mending(const receiver&) { return ByMending; }
     friend void give_outbox(receiver& r, outbox* box) { r.*Own = box; }
+    friend void let_wrap(receiver& r) { r.*Wraps = true; }
 };
-template struct open_receiver<&receiver::own_, receiver::by_mending>;
+template struct open_receiver<&receiver::own_, &receiver::wraps_, receiver::by_mending>;
 
 template <std::chrono::milliseconds start::*Age>
 struct open_start {
@@ -70,6 +73,7 @@ using sse::detail::feed;
 using sse::detail::frame;
 using sse::detail::frame_ref;
 using sse::detail::give_outbox;
+using sse::detail::let_wrap;
 using sse::detail::make_frame;
 using sse::detail::make_raw_frame;
 using sse::detail::outbox;
@@ -185,6 +189,9 @@ private:
         return h;
     }
 
+    static void write_block(std::span<receiver* const> to, std::string_view bytes,
+                            std::span<std::size_t> taken);
+
     feed::settings settings(const how& h) {
         feed::settings made;
         made.histories.push_back({"", h.history, h.bytes, h.age});
@@ -194,6 +201,7 @@ private:
         made.heartbeat_ids = h.heartbeat_ids;
         made.max_unsent_bytes = h.max_unsent_bytes;
         made.hold_publishers = [this](bool hold) { holds_.push_back(hold); };
+        made.write_block = write_block;
         return made;
     }
 
@@ -278,6 +286,7 @@ public:
 
     std::size_t room = unlimited;
     bool broken = false;
+    std::function<void()> on_end = {}; ///< What the program does then.
     bool mends = false;
     std::vector<sse::gap> to_mend = {};
     bool open = true;
@@ -299,6 +308,13 @@ public:
         }
         at_->flush(*this);
         return true;
+    }
+
+    std::size_t take(std::string_view bytes) {
+        const std::size_t n = broken ? 0 : std::min(room, bytes.size());
+        decoder_.feed(bytes.substr(0, n));
+        if (room != unlimited) room -= n;
+        return n;
     }
 
 private:
@@ -324,11 +340,7 @@ private:
         }
         std::size_t taken = 0;
         for (const auto& buffer : bytes) {
-            const std::string_view text(static_cast<const char*>(buffer.data()), buffer.size());
-            const std::size_t n = std::min(room, text.size());
-            decoder_.feed(text.substr(0, n));
-            if (room != unlimited) room -= n;
-            taken += n;
+            taken += take({static_cast<const char*>(buffer.data()), buffer.size()});
         }
         return taken;
     }
@@ -345,6 +357,7 @@ private:
     void end(end_reason why) override {
         ended = why;
         leave();
+        if (on_end) on_end();
     }
     void fail(std::exception_ptr what) override {
         failure = what;
@@ -356,6 +369,12 @@ private:
     event_stream_decoder decoder_;
     bool begun_ = false;
 };
+
+void one_feed::write_block(std::span<receiver* const> to, std::string_view bytes,
+                           std::span<std::size_t> taken) {
+    for (std::size_t i = 0; i < to.size(); ++i)
+        taken[i] = static_cast<listener*>(to[i])->take(bytes);
+}
 
 void one_feed::run() {
     for (int rounds = 0; rounds < 10'000; ++rounds) {
@@ -1671,6 +1690,66 @@ TEST_CASE("a connection that breaks in a pass takes nothing from others") {
     CHECK(c.got() == "1");
 }
 
+TEST_CASE("of one block, each client takes what it has room for, and gets the rest by itself") {
+    one_feed f;
+    std::deque<listener> clients;
+    for (std::size_t room = 0; room < 200; ++room) clients.emplace_back(f).subscribe("/a");
+    f.run();
+    for (std::size_t room = 0; room < 200; ++room) clients[room].room = room;
+    f.say_times(3, "/a"); // some 70 bytes
+    f.run();
+    std::size_t cut = 0;
+    for (listener& one : clients) {
+        if (one.awaits) ++cut;
+        one.room = unlimited;
+    }
+    CHECK(cut > 50);
+    CHECK(cut < 200);
+    f.say("/a");
+    f.run();
+    for (listener& one : clients) {
+        CHECK(one.got() == "1 2 3 4");
+        CHECK(one.last_id() == id(4));
+    }
+    CHECK(f->counted().delivered.get() == 200 * 4);
+}
+
+TEST_CASE("what the end of a client sets off for others of its pass comes once, and in order") {
+    // Its end is found out in their midst, when it has a way of its own or bytes around its own.
+    for (const bool wraps : {false, true}) {
+        CAPTURE(wraps);
+        one_feed f;
+        std::deque<listener> clients;
+        for (int i = 0; i < 9; ++i) clients.emplace_back(f);
+        listener& ends = clients[4];
+        if (wraps) let_wrap(ends);
+        for (listener& one : clients) {
+            sse::filter_function filter;
+            if (&one == &ends && !wraps) filter = [](const published&) { return true; };
+            one.subscribe("/a", start::now(), {.filter = filter});
+        }
+        f.run();
+        ends.broken = true;
+        ends.on_end = [&] {
+            for (listener& one : clients) {
+                if (one.open) one.send("gone");
+            }
+        };
+        f.say_times(2, "/a");
+        f.run();
+        REQUIRE(ends.ended == end_reason::client_left);
+        std::size_t before = 0;
+        for (listener& one : clients) {
+            if (&one == &ends) continue;
+            const std::string got = one.got();
+            CAPTURE(got);
+            CHECK((got == "1 2 gone" || got == "gone 1 2"));
+            if (got == "1 2 gone") ++before;
+        }
+        CHECK(before == 4);
+    }
+}
+
 TEST_CASE("a catch-up of any length lets others have a turn") {
     one_feed f({.history = 100, .bytes = 8 << 20});
     listener keeper(f);
@@ -1804,6 +1883,7 @@ public:
     void take(std::string_view bytes);
 
     std::optional<std::size_t> write_some(std::span<const asio::const_buffer> bytes) override;
+    std::size_t take_some(std::string_view bytes);
     void await_writable() override { awaits = true; }
     void yield() override { ++yields; }
     bool mend(const sse::gap& g) override;
@@ -2150,14 +2230,18 @@ std::optional<std::size_t> line::write_some(std::span<const asio::const_buffer> 
     for (const auto& buffer : bytes) {
         all.append(static_cast<const char*>(buffer.data()), buffer.size());
     }
-    std::size_t n = all.size();
+    if (!w_.calm && w_.dice.one_in(48)) {
+        w_.say("  " + std::to_string(who_.name) + " breaks");
+        end(end_reason::client_left);
+        return std::nullopt;
+    }
+    return take_some(all);
+}
+
+std::size_t line::take_some(std::string_view bytes) {
+    std::size_t n = bytes.size();
     if (!w_.calm) {
         switch (w_.dice.below(16)) {
-        case 0:
-            if (!w_.dice.one_in(3)) break;
-            w_.say("  " + std::to_string(who_.name) + " breaks");
-            end(end_reason::client_left);
-            return std::nullopt;
         case 1:
         case 2:
         case 3: n = 0; break;
@@ -2168,7 +2252,7 @@ std::optional<std::size_t> line::write_some(std::span<const asio::const_buffer> 
         default: break;
         }
     }
-    take(std::string_view(all).substr(0, n));
+    take(bytes.substr(0, n));
     return n;
 }
 
@@ -2251,6 +2335,12 @@ void world::start_epoch() {
         made.gap_event = "gap";
         made.heartbeat_ids = heartbeat_ids;
         made.max_unsent_bytes = max_unsent_;
+        made.write_block = [](std::span<receiver* const> to, std::string_view bytes,
+                              std::span<std::size_t> taken) {
+            for (std::size_t i = 0; i < to.size(); ++i) {
+                taken[i] = static_cast<line*>(to[i])->take_some(bytes);
+            }
+        };
         made.hold_publishers = [this, slot](bool hold) {
             if (!*slot) return;
             if ((*slot)->holds == hold && fault_.empty()) fault_ = "told twice to hold publishers";
@@ -2337,6 +2427,7 @@ void world::connect(visitor& v) {
     office& at = *dice.one_of(offices_);
     be_woken(at);
     v.now = std::make_unique<line>(*this, v, at);
+    if (dice.one_in(4)) let_wrap(*v.now);
     line& c = *v.now;
     at.f.now = now_;
     if (dice.one_in(3)) {
