@@ -92,6 +92,13 @@
 #error "Asio found no coroutines: include sse.hpp before Asio, or compile with -fcoroutines"
 #endif
 
+#if defined(SSE_ENABLE_IO_URING)
+#if !__has_include(<liburing.h>)
+#error "SSE_ENABLE_IO_URING needs liburing: install liburing-dev, and link with -luring"
+#endif
+#include <liburing.h>
+#endif
+
 #include <asio/any_io_executor.hpp>
 #include <asio/associated_cancellation_slot.hpp>
 #include <asio/associated_executor.hpp>
@@ -167,6 +174,87 @@ inline void pause() noexcept { asm volatile(""); }
 #else
 inline void fetch_to_write(const void*) noexcept {}
 inline void pause() noexcept {}
+#endif
+
+#if defined(SSE_ENABLE_IO_URING)
+
+/// Sends the same bytes to many sockets in one system call: what that saves is the way into the
+/// kernel and back for each of them. No flag of the ring, and no registered file, gained anything
+/// on top where it was measured; without them it works on any thread, from Linux 5.7 on.
+class send_ring {
+public:
+    static constexpr std::size_t max_sends = 64; // more at once gained nothing
+
+    explicit send_ring(bool wanted) noexcept {
+        if (!wanted) return;
+        const int status = io_uring_queue_init(max_sends, &ring_, 0);
+        open_ = status == 0;
+        if (!open_) {
+            refuse(status);
+        } else if ((ring_.features & IORING_FEAT_FAST_POLL) == 0) { // Linux 5.6 or before
+            refuse(-ENOSYS);
+        }
+    }
+    ~send_ring() {
+        if (open_) io_uring_queue_exit(&ring_);
+    }
+    send_ring(const send_ring&) = delete;
+    send_ring& operator=(const send_ring&) = delete;
+
+    bool is_open() const noexcept { return open_; }
+    /// Why the kernel would not, or would not any more. Said once.
+    std::error_code take_refusal() noexcept { return std::exchange(refusal_, {}); }
+
+    /// How much each of at most max_sends sockets took at once; nothing where that failed.
+    void send(std::span<const int> sockets, std::string_view bytes,
+              std::span<std::size_t> taken) noexcept {
+        for (std::size_t i = 0; i < sockets.size(); ++i) {
+            io_uring_sqe* const one = io_uring_get_sqe(&ring_); // there is room: it is empty
+            io_uring_prep_send(one, sockets[i], bytes.data(), bytes.size(),
+                               MSG_NOSIGNAL | MSG_DONTWAIT);
+            one->user_data = i;
+            taken[i] = 0;
+        }
+        // A send that must not wait has its result when it is submitted: none is under way when a
+        // call returns, so whom a failure leaves out has been sent nothing.
+        for (std::size_t missing = sockets.size(); missing > 0;) {
+            const int status = io_uring_submit_and_wait(&ring_, static_cast<unsigned>(missing));
+            std::array<io_uring_cqe*, max_sends> results;
+            const unsigned count = io_uring_peek_batch_cqe(&ring_, results.data(), max_sends);
+            for (unsigned i = 0; i < count; ++i) {
+                const int result = results[i]->res;
+                if (result > 0) taken[results[i]->user_data] = static_cast<std::size_t>(result);
+            }
+            io_uring_cq_advance(&ring_, count);
+            missing -= count;
+            if (missing > 0 && status < 0 && status != -EINTR) return refuse(status);
+        }
+    }
+
+private:
+    void refuse(int status) noexcept {
+        refusal_ = std::error_code(-status, std::system_category());
+        if (std::exchange(open_, false)) io_uring_queue_exit(&ring_);
+    }
+
+    io_uring ring_{};
+    bool open_ = false;
+    std::error_code refusal_;
+};
+
+#else
+
+/// Not built in.
+class send_ring {
+public:
+    static constexpr std::size_t max_sends = 64;
+    explicit send_ring(bool) noexcept {}
+    static constexpr bool is_open() noexcept { return false; }
+    static std::error_code take_refusal() noexcept { return {}; }
+    template <class Sockets>
+    static void send(const Sockets&, std::string_view, std::span<std::size_t>) noexcept {}
+};
+
 #endif
 
 } // namespace sse::detail
@@ -3116,8 +3204,8 @@ public:
                            std::span<std::size_t> taken)>
             write_block;
     };
-    static constexpr std::size_t max_at_once = 64;         // clients of one write_block()
-    static constexpr std::size_t batch_frames = 4096;      // of one pass
+    static constexpr std::size_t max_at_once = send_ring::max_sends; // clients of write_block()
+    static constexpr std::size_t batch_frames = 4096;                // of one pass
     static constexpr std::size_t batch_bytes = 256 * 1024; // of one pass, and of one write
 
     struct totals {
@@ -4113,7 +4201,7 @@ enum class log_level : std::uint8_t { debug, info, warning, error };
 /// query: what is secret in a target never reaches a log.
 struct log_entry {
     log_level level;
-    std::string_view what; ///< "request", "stream closed", "refused", "handler failed",
+    std::string_view what; ///< "request", "stream closed", "refused", "handler failed" and others
     std::string_view method = {};
     std::string_view path = {};
     int status = 0;
@@ -4160,6 +4248,9 @@ struct options {
     std::chrono::milliseconds max_stream_age{0};
     /// How long publish() and broadcast() wait for room in the ring before they throw.
     std::chrono::milliseconds publish_timeout{1'000};
+    /// What many clients get goes out by io_uring, where SSE_ENABLE_IO_URING was defined and the
+    /// kernel allows it; else, and whenever it refuses, by a send() for each.
+    bool io_uring = true;
     /// How long handlers may go on after stop(); then their coroutines are destroyed.
     std::chrono::milliseconds shutdown_timeout{5'000};
     /// Open connections in all; one more gets 503, and the end at once if very
@@ -4650,7 +4741,8 @@ struct hub {
     std::atomic<std::uint64_t> refused{0};
     std::atomic<std::uint64_t> accept_failures{0};
     std::atomic<std::uint64_t> no_room{0};
-    std::atomic<std::size_t> refusing{0};         ///< Open connections that a limit refused.
+    std::atomic<std::size_t> refusing{0}; ///< Open connections that a limit refused.
+    std::atomic<bool> said_no_io_uring{false};
     std::vector<std::unique_ptr<worker>> workers; ///< They refer to the rest.
     std::unique_ptr<detail::lifecycle> life;      ///< Destroyed first: it refers to them.
 };
@@ -5161,6 +5253,7 @@ private:
     // Deadlines
     void arm_sweep();
     void sweep();
+    void say_no_io_uring(const std::error_code& why);
     std::size_t check_deadlines(stream& s);
     std::size_t keep_alive(stream& s);
     void end_drain();
@@ -5213,6 +5306,7 @@ private:
     alignas(cache_line) std::atomic<std::size_t> load_{0};
 
     feed feed_;
+    send_ring sends_;
     bool fanning_ = false;
     std::vector<stream*> connections_;                     // all; holds a reference to each
     std::vector<session*> outliving_;                      // whose handlers outlive their clients
@@ -5274,8 +5368,8 @@ inline feed::settings worker::feed_settings(hub& shared) {
 inline worker::worker(hub& shared, std::size_t index, asio::io_context* context)
     : own_(context ? nullptr : std::make_unique<asio::io_context>(1)),
       io_(context ? *context : *own_), hub_(shared), index_(index), feed_(feed_settings(shared)),
-      scratch_(std::make_unique<std::array<char, 64 * 1024>>()), sweep_timer_(io_),
-      look_timer_(io_) {
+      sends_(shared.options.io_uring), scratch_(std::make_unique<std::array<char, 64 * 1024>>()),
+      sweep_timer_(io_), look_timer_(io_) {
     if (own_) guard_.emplace(io_.get_executor());
 }
 
@@ -5569,15 +5663,23 @@ inline std::optional<std::size_t> worker::write_now(stream& s,
     return n;
 }
 
-/// The same bytes to several streams, which have no part in what becomes of the others.
+/// The same bytes to several streams.
 inline void worker::write_block(std::span<receiver* const> to, std::string_view bytes,
                                 std::span<std::size_t> taken) {
+    const auto of = [&](std::size_t i) -> stream& { return static_cast<stream&>(*to[i]); };
+    if (sends_.is_open() && to.size() > 1) { // one alone is cheaper without
+        std::array<tcp_socket::native_handle_type, feed::max_at_once> sockets;
+        for (std::size_t i = 0; i < to.size(); ++i) sockets[i] = of(i).socket_.native_handle();
+        sends_.send(std::span(sockets.data(), to.size()), bytes, taken);
+    } else {
+        for (std::size_t i = 0; i < to.size(); ++i) {
+            asio::error_code ignored; // it took nothing then
+            taken[i] = of(i).socket_.write_some(asio::buffer(bytes), ignored);
+        }
+    }
     for (std::size_t i = 0; i < to.size(); ++i) {
-        stream& s = static_cast<stream&>(*to[i]);
-        asio::error_code ignored; // taken is 0 then
-        taken[i] = s.socket_.write_some(asio::buffer(bytes), ignored);
         bytes_.add(taken[i]);
-        if (taken[i] > 0) s.stamp_ = now_;
+        if (taken[i] > 0) of(i).stamp_ = now_;
     }
 }
 
@@ -5861,6 +5963,7 @@ inline void worker::arm_sweep() {
     sweep_timer_->async_wait([this](const asio::error_code& failed) {
         if (failed || stopping_) return;
         refresh();
+        if (const auto why = sends_.take_refusal()) say_no_io_uring(why);
         if (!feed_.has_receivers() && !fanning_) { // nobody wakes us: keep time, and to the bounds
             drain();
             feed_.skip();
@@ -5870,6 +5973,11 @@ inline void worker::arm_sweep() {
         sweep_at_ = connections_.size();
         sweep();
     });
+}
+
+inline void worker::say_no_io_uring(const std::error_code& why) {
+    if (!hub_.options.log || hub_.said_no_io_uring.exchange(true)) return;
+    hub_.log({.level = log_level::info, .what = "no io_uring", .detail = why.message()});
 }
 
 /// Looks at every connection, in slices: one timer for all of them.

@@ -30,13 +30,13 @@ add_counts() {
     failed=$((failed + $2))
 }
 
-run_doctest() { # BUILD_DIRECTORY
-    local log="$1/tests.log" status=0 cases
-    say "running $1/tests/tests"
-    EXAMPLES=$PWD/$1/examples "$1/tests/tests" 2>&1 | tee "$log" || status=$?
+run_doctest() { # BUILD_DIRECTORY [PROGRAM]
+    local program="$1/tests/${2:-tests}" log="$1/${2:-tests}.log" status=0 cases
+    say "running $program"
+    EXAMPLES=$PWD/$1/examples "$program" 2>&1 | tee "$log" || status=$?
     cases=$(sed -n 's/^\[doctest\] test cases: *//p' "$log" | tr -d ' ')
     if [ -z "$cases" ]; then
-        say "$1/tests/tests died"
+        say "$program died"
         add_counts 0 1
         return
     fi
@@ -85,6 +85,7 @@ run_release() {
     configure build "${unity[@]}" --buildtype=release
     build build
     run_doctest build
+    run_doctest build tests_io_uring
     say "running the rest"
     check "the header alone" build/tests/header_alone
     while read -r program; do
@@ -104,19 +105,25 @@ run_release() {
 # Sources of a program are compiled a few at a time, since each costs the whole header again.
 unity=(--unity=on -Dunity_size=7)
 
+sanitized() { # BUILD_DIRECTORY PROGRAM
+    ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 run_doctest "$@"
+}
+
 # run_sanitized BUILD_DIRECTORY: the test program and the examples in one, as built there.
 run_sanitized() {
     build "$1" tests/tests tests/examples_in_one examples/chat.html
     for name in clock sysenv hub tokens mcp job tail chat embed client; do
         ln -sf ../tests/examples_in_one "$1/examples/$name"
     done
-    ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 run_doctest "$1"
+    sanitized "$1" tests
 }
 
 run_asan() {
     configure build-asan "${unity[@]}" -Db_sanitize=address -Doptimization=0 -Ddebug=false \
         -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
     run_sanitized build-asan
+    build build-asan tests/tests_io_uring
+    sanitized build-asan tests_io_uring
 }
 
 # g++ warns that it does not follow Asio's fences, and takes Asio's own pair of new and delete for a
@@ -139,6 +146,7 @@ variants=("$@")
 
 need_to_build
 need curl have curl
+need liburing-dev test -e /usr/include/liburing.h
 for variant in "${variants[@]}"; do
     case $variant in
     release)
