@@ -160,7 +160,9 @@ TEST_SUITE("io_uring") {
 
     TEST_CASE("clients that take nothing for a while get everything once and in order after it") {
         if (!kernel_allows()) return;
-        running_server server;
+        sse::options o = with_threads(1);
+        o.stall_timeout = 10min; // however slow this machine is
+        running_server server(o);
         auto clients = clients_of(server, 30);
         const std::string data(100'000, 'x');
         constexpr int messages = 100; // 10 MB: more than the buffers of two sockets hold
