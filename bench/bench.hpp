@@ -1,7 +1,9 @@
 // bench.hpp - what the benchmark programs share: flags, clocks, cores, the stamped line, a steady
-// tick, medians, table, JSON, the machine in words. Linux only; knows nothing of sse.hpp.
+// tick, a server that is told what to publish, medians, table, JSON, the machine in words. Linux
+// only; knows nothing of sse.hpp.
 #pragma once
 
+#include <poll.h>
 #include <sched.h>
 #include <sys/resource.h>
 #include <sys/timerfd.h>
@@ -167,6 +169,9 @@ struct processor_time {
     double system_us = 0;
 };
 
+inline processor_time operator+(const processor_time& a, const processor_time& b) {
+    return {a.user_us + b.user_us, a.system_us + b.system_us};
+}
 inline processor_time operator-(const processor_time& a, const processor_time& b) {
     return {a.user_us - b.user_us, a.system_us - b.system_us};
 }
@@ -181,18 +186,32 @@ inline processor_time process_time() {
     return {microseconds(usage.ru_utime), microseconds(usage.ru_stime)};
 }
 
-/// Resident bytes of this process. smaps_rollup walks the pages; the counter in statm is kept per
-/// core and may be off by hundreds of kilobytes, which is a lot over 1,000 clients.
-inline std::uint64_t resident_bytes() {
-    std::ifstream rollup("/proc/self/smaps_rollup");
+/// Of another process. The sum comes from its clock, the split from its ticks. Throws
+/// std::system_error when it is gone.
+inline processor_time process_time(pid_t process) {
+    clockid_t clock{};
+    if (const int error = clock_getcpuclockid(process, &clock); error != 0)
+        throw std::system_error(error, std::generic_category(), "clock_getcpuclockid");
+    const double total = static_cast<double>(clock_ns(clock)) / 1e3;
+    std::ifstream stat("/proc/" + std::to_string(process) + "/stat");
+    std::string word; // the name before the state may have spaces, and ends with the last ')'
+    while (stat >> word && !word.ends_with(')')) {}
+    for (int skipped = 3; skipped < 14; ++skipped) stat >> word;
+    double user = 0, system = 0;
+    stat >> user >> system;
+    const double part = user + system > 0 ? user / (user + system) : 0;
+    return {total * part, total - total * part};
+}
+
+/// Resident bytes of a process. smaps_rollup walks the pages; the counter in statm is kept per core
+/// and may be off by hundreds of kilobytes, which is a lot over 1,000 clients.
+inline std::uint64_t resident_bytes(pid_t process) {
+    std::ifstream rollup("/proc/" + std::to_string(process) + "/smaps_rollup");
     std::string word;
     std::uint64_t kilobytes = 0;
     while (rollup >> word)
         if (word == "Rss:" && rollup >> kilobytes) return kilobytes * 1024;
-    std::ifstream statm("/proc/self/statm");
-    std::uint64_t size = 0, pages = 0;
-    statm >> size >> pages;
-    return pages * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+    throw std::runtime_error("cannot read the memory of process " + std::to_string(process));
 }
 
 /// As many open files as the hard limit allows; returns that number.
@@ -216,11 +235,12 @@ inline std::vector<int> allowed_cores() {
     return cores;
 }
 
-inline void pin(const std::vector<int>& cores) {
+/// This process, or another one.
+inline void pin(const std::vector<int>& cores, pid_t process = 0) {
     cpu_set_t set;
     CPU_ZERO(&set);
     for (int core : cores) CPU_SET(static_cast<unsigned>(core), &set);
-    checked(sched_setaffinity(0, sizeof set, &set), "sched_setaffinity");
+    checked(sched_setaffinity(process, sizeof set, &set), "sched_setaffinity");
 }
 
 /// Microseconds for which these cores were not idle, whoever used them; by clock ticks.
@@ -322,6 +342,87 @@ private:
     int fd_;
 };
 
+/// What every server under measurement does alike: it obeys the client, and publishes a burst and
+/// then at a rate. Commands are single bytes on descriptor 0, each answered on descriptor 1 by a
+/// line with the number of messages so far. rivals/conductor.mjs is the same for Node.
+class conductor {
+public:
+    enum command : char { ask = 'a', start = 's', stop = 'p', quit = 'q' };
+
+    conductor(std::uint64_t rate, std::uint64_t burst, std::uint64_t payload)
+        : rate_(rate), burst_(burst), line_(payload) {}
+
+    int commands() const noexcept { return STDIN_FILENO; }
+    int tick() const noexcept { return ticker_.descriptor(); }
+    bool ended() const noexcept { return ended_; }
+    /// Whether there is something to publish without waiting for the tick.
+    bool hurries() const noexcept { return hurried_ > 0; }
+
+    /// The first line: where this process listens.
+    void announce(std::uint16_t port) {
+        say(std::to_string(port) + " " + std::to_string(getpid()));
+    }
+
+    /// Does nothing without a command: the one that epoll told of may have been taken by
+    /// publish_due() since, and reading would then block the server.
+    void obey() {
+        pollfd waited{commands(), POLLIN, 0};
+        if (poll(&waited, 1, 0) <= 0) return;
+        char next = quit; // a client that is gone is as good as one that says quit
+        if (read(commands(), &next, 1) != 1 || next == quit) {
+            ended_ = true;
+            return;
+        }
+        if (next == start) begin();
+        if (next == stop) end();
+        say(std::to_string(seq_));
+    }
+
+    /// Publishes what is due, of a burst so much that a command or a new client does not wait long:
+    /// `publish(line, seq)` says whether it did. A message that was not published leaves its number
+    /// to the next one.
+    template <class Publish>
+    void publish_due(Publish publish) {
+        const std::uint64_t hurried = std::min(hurried_, most_at_once);
+        for (std::uint64_t due = hurried + ticker_.due(); due > 0 && publishing_; --due) {
+            const bool done = publish(line_.make(seq_ + 1), seq_ + 1);
+            seq_ += done;
+            if (hurried_ > 0) hurried_ -= done;
+            if (due > 1) obey(); // a sample must not wait for all that is overdue
+        }
+    }
+
+private:
+    static constexpr std::uint64_t most_at_once = 256;
+
+    void begin() {
+        publishing_ = true;
+        hurried_ += burst_;
+        ticker_.start(rate_);
+    }
+
+    void end() {
+        publishing_ = false;
+        hurried_ = 0;
+        ticker_.stop();
+    }
+
+    static void say(const std::string& text) {
+        const std::string line = text + "\n";
+        // A client that is gone is noticed at the next command.
+        if (write(STDOUT_FILENO, line.data(), line.size()) < 0) return;
+    }
+
+    std::uint64_t rate_;
+    std::uint64_t burst_;
+    ticker ticker_;
+    stamped_line line_;
+    std::uint64_t seq_ = 0;
+    std::uint64_t hurried_ = 0;
+    bool publishing_ = false;
+    bool ended_ = false;
+};
+
 // Figures /////////////////////////////////////////////////////////////////////////////////////////
 
 inline double median(std::vector<double> values) {
@@ -347,24 +448,55 @@ inline std::string grouped(double value, int digits) {
 class table {
 public:
     void row(std::vector<std::string> cells) { rows_.push_back(std::move(cells)); }
+    /// A line over the rows that follow.
+    void heading(std::string text) { rows_.push_back({std::move(text)}); }
 
     void print() const {
         std::vector<std::size_t> widths;
         for (const auto& cells : rows_) {
             widths.resize(std::max(widths.size(), cells.size()));
-            for (std::size_t at = 0; at < cells.size(); ++at)
-                widths[at] = std::max(widths[at], cells[at].size());
+            for (std::size_t at = 0; at < cells.size() && cells.size() > 1; ++at)
+                widths[at] = std::max(widths[at], width(cells[at]));
         }
-        for (const auto& cells : rows_) print(cells, widths);
+        for (const auto& cells : rows_) {
+            if (cells.size() == 1) std::printf("\n");
+            print(cells, widths);
+        }
+    }
+
+    /// The first row is the head.
+    void print_markdown() const {
+        const std::size_t columns = rows_.front().size();
+        for (std::size_t at = 0; at < rows_.size(); ++at) {
+            std::string line = "|";
+            for (std::size_t column = 0; column < columns; ++column) {
+                const std::string text = column < rows_[at].size() ? rows_[at][column] : "";
+                const bool bold = rows_[at].size() == 1 && column == 0;
+                line += bold ? " **" + text + "** |" : text.empty() ? " |" : " " + text + " |";
+            }
+            std::printf("%s\n", line.c_str());
+            if (at > 0) continue;
+            line = "|---|";
+            for (std::size_t column = 1; column < columns; ++column) line += "--:|";
+            std::printf("%s\n", line.c_str());
+        }
     }
 
 private:
     using row_type = std::vector<std::string>;
 
+    /// In characters, of UTF-8.
+    static std::size_t width(const std::string& text) {
+        const auto begins_one = [](char c) {
+            return (static_cast<unsigned char>(c) & 0xc0) != 0x80;
+        };
+        return static_cast<std::size_t>(std::count_if(text.begin(), text.end(), begins_one));
+    }
+
     static void print(const row_type& cells, const std::vector<std::size_t>& widths) {
         std::string line;
         for (std::size_t at = 0; at < cells.size(); ++at) {
-            const std::string space(widths[at] - cells[at].size(), ' ');
+            const std::string space(std::max(widths[at], width(cells[at])) - width(cells[at]), ' ');
             line += at == 0 ? cells[at] + space : "  " + space + cells[at];
         }
         line.erase(line.find_last_not_of(' ') + 1);
@@ -479,13 +611,21 @@ inline std::string build_description() {
     return build;
 }
 
+inline std::string today() {
+    const std::time_t now = std::time(nullptr);
+    std::array<char, 32> text;
+    std::strftime(text.data(), text.size(), "%Y-%m-%d", std::gmtime(&now));
+    return text.data();
+}
+
 inline std::vector<fact> describe_machine() {
     utsname name{};
     uname(&name);
     return {{"machine", processor_name() + ", " +
                             std::to_string(std::thread::hardware_concurrency()) + " cores"},
             {"kernel", std::string(name.sysname) + " " + name.release + " " + name.machine},
-            {"build", build_description()}};
+            {"build", build_description()},
+            {"date", today()}};
 }
 
 inline void print_facts(const std::vector<fact>& facts) {

@@ -1,0 +1,363 @@
+// servers.hpp - what is measured: sse.hpp, the floor, and how rivals are started. Each serves in a
+// process of its own and obeys by descriptors 0 and 1, see bench::conductor.
+#pragma once
+
+#include "bench.hpp"
+
+#include "sse.hpp"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <exception>
+#include <optional>
+
+namespace bench {
+
+/// What is done to a server, and for how long.
+struct scenario {
+    std::string_view name;
+    std::uint64_t clients = 1'000;
+    std::uint64_t payload = 100;
+    std::uint64_t rate = 20;   // messages a second
+    std::uint64_t burst = 0;   // messages at once, before those
+    std::uint64_t bursts = 0;  // how many, each awaited; 0: the rate is measured for `seconds`
+    std::uint64_t unread = 0;  // of the clients read nothing after the head
+    std::uint64_t churn = 0;   // further clients a second that come, see the head and leave
+    std::uint64_t topics = 0;  // shared out among the clients; 0: all follow the same one
+    std::uint64_t threads = 1; // workers of sse.hpp
+    double seconds = 3;
+    double warmup = 0.5;
+
+    /// How many of the clients that read get a message.
+    std::uint64_t reach() const {
+        if (topics == 0) return clients - unread;
+        return std::max<std::uint64_t>(1, clients / topics);
+    }
+};
+
+/// Which cores are for whom; empty: not pinned.
+struct placement {
+    std::vector<int> server;
+    std::vector<int> client;
+    bool spin = true; // the client polls and never sleeps
+};
+
+inline std::string topic_name(std::uint64_t number) { return "/bench/" + std::to_string(number); }
+
+// The floor: plain sockets, one thread, no library ////////////////////////////////////////////////
+
+/// Keeps all that it published, and for each client a position: everything after that in one
+/// send(). Without coalescing one send() for each message.
+class floor_server {
+public:
+    floor_server(const scenario& load, bool coalesces)
+        : conductor_(load.rate, load.burst, load.payload), coalesces_(coalesces) {
+        listener_ = checked(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), "socket");
+        address_.sin_family = AF_INET;
+        address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        checked(bind(listener_, raw_address(), sizeof address_), "bind");
+        checked(listen(listener_, SOMAXCONN), "listen");
+        socklen_t size = sizeof address_;
+        checked(getsockname(listener_, raw_address(), &size), "getsockname");
+        epoll_ = checked(epoll_create1(0), "epoll_create1");
+        for (int fd : {listener_, conductor_.commands(), conductor_.tick()})
+            watch(fd, EPOLLIN, EPOLL_CTL_ADD);
+    }
+
+    void run() {
+        conductor_.announce(ntohs(address_.sin_port));
+        std::array<epoll_event, 256> events;
+        while (!conductor_.ended()) {
+            const int count = epoll_wait(epoll_, events.data(), static_cast<int>(events.size()),
+                                         conductor_.hurries() ? 0 : -1);
+            for (int at = 0; at < count; ++at) serve(events[static_cast<std::size_t>(at)]);
+            conductor_.publish_due([this](std::string_view line, auto) { return publish(line); });
+            if (coalesces_) send_to_all();
+        }
+    }
+
+private:
+    static constexpr std::string_view head =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        "Cache-Control: no-store\r\nConnection: close\r\n\r\n";
+    static constexpr std::size_t most_in_a_send = 64 * 1024;
+
+    struct client {
+        std::uint32_t place = 0; // in streams_, once it is one
+        bool streams = false;
+        bool blocked = false;
+        std::size_t sent = 0; // of published_
+    };
+
+    sockaddr* raw_address() { return reinterpret_cast<sockaddr*>(&address_); }
+
+    void watch(int fd, std::uint32_t events, int operation) {
+        epoll_event event{};
+        event.events = events;
+        event.data.fd = fd;
+        checked(epoll_ctl(epoll_, operation, fd, &event), "epoll_ctl");
+    }
+
+    void serve(const epoll_event& event) {
+        const int fd = event.data.fd;
+        if (fd == listener_) return accept_all();
+        if (fd == conductor_.commands()) return conductor_.obey();
+        if (fd == conductor_.tick()) return;
+        if ((event.events & EPOLLOUT) != 0) {
+            at(fd).blocked = false;
+            watch(fd, EPOLLIN, EPOLL_CTL_MOD);
+            send_to(fd);
+        }
+        if ((event.events & ~std::uint32_t{EPOLLOUT}) != 0) read_from(fd);
+    }
+
+    client& at(int fd) { return clients_[static_cast<std::size_t>(fd)]; }
+
+    void accept_all() {
+        for (;;) {
+            const int fd = accept4(listener_, nullptr, nullptr, SOCK_NONBLOCK);
+            if (fd < 0) return;
+            const int on = 1;
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+            const auto number = static_cast<std::size_t>(fd);
+            if (number >= clients_.size()) clients_.resize(number + 1);
+            at(fd) = {};
+            watch(fd, EPOLLIN, EPOLL_CTL_ADD);
+        }
+    }
+
+    // A request of our client is one small segment, so it is read whole or not at all.
+    void read_from(int fd) {
+        std::array<char, 4096> buffer;
+        const ssize_t size = recv(fd, buffer.data(), buffer.size(), 0);
+        if (size < 0 && errno == EAGAIN) return;
+        if (size <= 0) return forget(fd);
+        if (at(fd).streams || send(fd, head.data(), head.size(), MSG_NOSIGNAL) <= 0) return;
+        at(fd) = {static_cast<std::uint32_t>(streams_.size()), true, false, published_.size()};
+        streams_.push_back(fd);
+    }
+
+    void forget(int fd) {
+        if (at(fd).streams) {
+            streams_[at(fd).place] = streams_.back();
+            at(streams_.back()).place = at(fd).place;
+            streams_.pop_back();
+        }
+        at(fd) = {};
+        close(fd);
+    }
+
+    bool publish(std::string_view line) {
+        published_.append("data: ").append(line).append("\n\n");
+        if (!coalesces_) send_to_all();
+        return true;
+    }
+
+    void send_to_all() {
+        for (int fd : streams_) send_to(fd);
+    }
+
+    void send_to(int fd) {
+        client& to = at(fd);
+        while (!to.blocked && to.sent < published_.size()) {
+            const std::size_t size = std::min(published_.size() - to.sent, most_in_a_send);
+            const ssize_t sent =
+                send(fd, published_.data() + to.sent, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (sent > 0) to.sent += static_cast<std::size_t>(sent);
+            if (sent == static_cast<ssize_t>(size)) continue;
+            to.blocked = true; // a client that is gone is noticed by reading
+            watch(fd, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
+        }
+    }
+
+    conductor conductor_;
+    bool coalesces_;
+    sockaddr_in address_{};
+    int listener_ = -1;
+    int epoll_ = -1;
+    std::vector<client> clients_; // by descriptor
+    std::vector<int> streams_;
+    std::string published_;
+};
+
+// The library /////////////////////////////////////////////////////////////////////////////////////
+
+class library_server {
+public:
+    library_server(const scenario& load, bool io_uring)
+        : conductor_(load.rate, load.burst, load.payload), server_(options_of(load, io_uring)) {
+        for (std::uint64_t at = 0; at < load.topics; ++at) topics_.push_back(topic_name(at));
+        if (topics_.empty()) topics_.push_back("/bench");
+        server_.route("GET", "/handler", [](sse::stream& client) -> asio::awaitable<void> {
+            client.subscribe("/bench");
+            co_await client.closed();
+        });
+    }
+
+    // The program's own thread publishes, as programs do; the workers deliver.
+    void run() {
+        server_.start("127.0.0.1:0");
+        conductor_.announce(server_.port());
+        std::array<pollfd, 2> waited{
+            {{conductor_.commands(), POLLIN, 0}, {conductor_.tick(), POLLIN, 0}}};
+        while (!conductor_.ended() &&
+               poll(waited.data(), waited.size(), conductor_.hurries() ? 0 : -1) >= 0) {
+            conductor_.obey();
+            conductor_.publish_due(
+                [this](std::string_view line, std::uint64_t seq) { return publish(line, seq); });
+        }
+        server_.stop();
+        server_.join();
+    }
+
+private:
+    static sse::options options_of(const scenario& load, bool io_uring) {
+        sse::options options;
+        options.io_uring = io_uring;
+        options.threads = load.threads;
+        options.max_connections = 0;
+        options.heartbeat = std::chrono::milliseconds(0);
+        // A burst is published far faster than clients read it: what they have yet to get is kept.
+        options.history = std::max<std::size_t>(options.history, load.burst * 2);
+        options.history_bytes =
+            std::max<std::size_t>(options.history_bytes, load.burst * 2 * (load.payload + 512));
+        options.on_error = [](std::exception_ptr) { std::fputs("sse: handler failed\n", stderr); };
+        return options;
+    }
+
+    bool publish(std::string_view line, std::uint64_t seq) {
+        try {
+            server_.publish(topics_[seq % topics_.size()], {.data = line});
+            return true;
+        } catch (const std::system_error&) { // no room for as long as publish() waits
+            return false;
+        }
+    }
+
+    conductor conductor_;
+    std::vector<std::string> topics_;
+    sse::server server_;
+};
+
+// Their processes /////////////////////////////////////////////////////////////////////////////////
+
+/// One who is measured.
+struct contender {
+    std::string name;
+    bool coalesces = false; // what waits goes out in one write
+    std::string path = "/subscribe/bench";
+    std::vector<std::string> program = {}; // of a rival; it is given --rate, --burst, --payload
+};
+
+/// The server's process, and the client's end of its commands.
+class server_process {
+public:
+    server_process(const scenario& load, const contender& who, const placement& cores) {
+        int ends[2];
+        checked(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends), "socketpair");
+        commands_ = ends[0];
+        std::fflush(nullptr);
+        const pid_t parent = getpid();
+        child_ = checked(fork(), "fork");
+        if (child_ == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            if (getppid() != parent) _exit(1); // it died before the line above
+            setpgid(0, 0);                     // so that what a program starts ends with it
+            dup2(ends[1], STDIN_FILENO);
+            dup2(ends[1], STDOUT_FILENO);
+            close(ends[0]);
+            _exit(serve(load, who, cores.server));
+        }
+        close(ends[1]);
+    }
+
+    ~server_process() {
+        if (child_ > 0) {
+            kill(-child_, SIGKILL);
+            kill(child_, SIGKILL); // before it has a group of its own
+            waitpid(child_, nullptr, 0);
+        }
+        close(commands_);
+    }
+
+    server_process(const server_process&) = delete;
+    server_process& operator=(const server_process&) = delete;
+
+    int descriptor() const noexcept { return commands_; }
+
+    void tell(conductor::command next) {
+        const char byte = next;
+        if (send(commands_, &byte, 1, MSG_NOSIGNAL) != 1)
+            throw std::runtime_error("the server is gone");
+    }
+
+    /// A line of it, once it is there whole.
+    std::optional<std::string> receive() {
+        std::array<char, 128> bytes;
+        const ssize_t size = recv(commands_, bytes.data(), bytes.size(), 0);
+        if (size <= 0) throw std::runtime_error("the server is gone");
+        received_.append(bytes.data(), static_cast<std::size_t>(size));
+        if (!received_.ends_with('\n')) return std::nullopt;
+        return std::exchange(received_, {});
+    }
+
+    pid_t child() const noexcept { return child_; }
+
+    /// Lets the server end by itself; says whether it did so in time and well.
+    bool end() {
+        tell(conductor::quit);
+        int status = 0;
+        for (int tries = 0; tries < 10'000; ++tries) {
+            if (waitpid(child_, &status, WNOHANG) == child_) {
+                child_ = -1;
+                return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+            }
+            poll(nullptr, 0, 1);
+        }
+        return false;
+    }
+
+private:
+    static int serve(const scenario& load, const contender& who, const std::vector<int>& cores) {
+        try {
+            if (!cores.empty()) pin(cores);
+            if (!who.program.empty()) return execute(load, who.program);
+            if (who.name.starts_with("sse"))
+                library_server(load, who.name == "sse io_uring").run();
+            else
+                floor_server(load, who.coalesces).run();
+            return 0;
+        } catch (const std::exception& error) {
+            std::fprintf(stderr, "%s: %s\n", who.name.c_str(), error.what());
+            return 1;
+        }
+    }
+
+    static int execute(const scenario& load, std::vector<std::string> words) {
+        for (const auto& [flag, value] : {std::pair("--rate", load.rate),
+                                          {"--burst", load.burst},
+                                          {"--payload", load.payload}}) {
+            words.emplace_back(flag);
+            words.push_back(std::to_string(value));
+        }
+        std::vector<char*> arguments;
+        for (std::string& word : words) arguments.push_back(word.data());
+        arguments.push_back(nullptr);
+        execvp(arguments.front(), arguments.data());
+        throw_errno(words.front().c_str());
+    }
+
+    int commands_ = -1;
+    pid_t child_ = -1;
+    std::string received_;
+};
+
+} // namespace bench
