@@ -96,6 +96,8 @@ run_release() {
         diff build/readme/01.cpp examples/clock.cpp
     check "the model: no loss without a gap, no duplicate" tests/model.sh build/model
     check "examples/run.sh starts the hub, curl sees its page and events" run_script_starts_the_hub
+    check "bench/run.sh runs every scenario and loses nothing" \
+        bench/run.sh --quick --clients 20 --burst 1000 --seconds 0.2
     say "running clients and servers of other people"
     run_node interop build/examples
     say "running a real browser"
@@ -154,6 +156,7 @@ for variant in "${variants[@]}"; do
         need npm have npm
         need chromium test -x /usr/bin/chromium
         need spin have spin
+        need valgrind test -e /usr/include/valgrind/callgrind.h
         need libboost-dev test -e /usr/include/boost/beast.hpp
         need nginx test -x /usr/sbin/nginx
         need libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
