@@ -3197,6 +3197,7 @@ public:
         std::string gap_event;
         bool heartbeat_ids = true;
         std::size_t max_unsent_bytes = 0;
+        std::size_t run_bytes = 64 * 1024;         ///< The most that is copied at a time for many.
         std::function<void(bool)> hold_publishers; ///< Must they wait for a client of this worker?
         /// Gives the same bytes to several clients without waiting: how much each took. It does
         /// nothing else: one that is broken took nothing, which shows at its next write_some().
@@ -3283,14 +3284,32 @@ private:
     using node = receiver::node;
     using subscription = receiver::subscription;
 
-    struct block { ///< Frames of one pass for the same clients, in one piece of memory.
+    struct block { ///< Frames for the same clients, in one piece of memory.
         struct end {
             std::uint64_t sequence;
             std::size_t offset; ///< Where the frame ends in the block.
+            std::uint64_t told; ///< The place that the last id so far stands for; 0: there is none.
         };
         std::string_view bytes;
         std::vector<end> ends;
-        std::uint64_t told = 0; ///< The place that its last id stands for; 0: it has none.
+
+        std::uint64_t told() const noexcept { return ends.empty() ? 0 : ends.back().told; }
+        void push(std::uint64_t sequence, const frame& f) {
+            const std::size_t offset = ends.empty() ? 0 : ends.back().offset;
+            ends.push_back(
+                {sequence, offset + f.bytes().size(), f.has_id() ? sequence + 1 : told()});
+        }
+    };
+    /// What those who are behind get of one topic, a stretch of the log: the first of them to come
+    /// here finds and copies it, the others write it as it is. What the log forgets stays in it.
+    struct run {
+        std::string topic;
+        std::uint64_t begin = 0;
+        std::uint64_t end = 0;
+        std::uint64_t common = 0; ///< From here on it is the same for all.
+        bool full = false;
+        std::string joined; ///< The memory of the block.
+        block frames;
     };
     struct job {     ///< A block and who gets it, from the last to the first.
         node* where; ///< Null: every receiver.
@@ -3308,7 +3327,9 @@ private:
 
     static constexpr std::size_t flush_bytes = 1024 * 1024; // of one client's turn
     static constexpr std::size_t max_buffers = 64;          // what Asio gives to one call
-    static constexpr std::size_t max_looks = 4096;          // at frames for one gathered write
+    static constexpr std::size_t max_looks = 4096;          // at frames for one write
+    static constexpr std::size_t max_runs = 128;
+    static constexpr std::size_t run_step = 32 * 1024; // one that takes little has little copied
 
     std::uint64_t keep() const;
     void forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind);
@@ -3321,18 +3342,20 @@ private:
     void deliver_block();
     void go_on(receiver& r);
     bool book(receiver& r, std::size_t written);
-    void cut(receiver& r, std::size_t written);
+    bool took(receiver& r, const block& from, std::size_t begin, std::size_t end);
     void settle(receiver& r) const noexcept;
     std::uint64_t place(receiver& r, node& where, const start& from, std::uint64_t published);
     std::optional<std::uint64_t> first_kept(node& where, std::uint64_t from) const;
     std::uint64_t place_of_last(node& where, std::size_t count) const;
     std::uint64_t place_of_id(receiver& r, const std::string& id, std::uint64_t published);
     void remove_from(node& where, std::uint32_t index);
+    const run* run_for(receiver& r, std::size_t& from);
+    void extend(run& one, std::size_t size) const;
     std::size_t gather(receiver& r, bool& looked_enough);
     bool advance(receiver& r, std::size_t count, std::size_t written);
     void had(receiver& r, std::uint64_t sequence);
     bool wants(const receiver& r, std::uint64_t sequence, bool& left_out) const;
-    static bool concerns(const subscription& one, const frame& f) noexcept;
+    static bool concerns(std::string_view topic, bool is_private, const frame& f) noexcept;
     loss missing(const receiver& r) const;
     bool is_gap_due(const receiver& r) const;
     bool announce(receiver& r);
@@ -3360,6 +3383,8 @@ private:
     std::string joined_;                       // the memory of a block of several frames
     std::array<receiver*, max_at_once> ready_; // for the block; empty while anything else goes on
     std::size_t ready_count_ = 0;
+    std::vector<run> runs_;
+    std::size_t oldest_run_ = 0; // once there are max_runs
     std::array<asio::const_buffer, max_buffers> buffers_;
     std::array<piece, max_buffers> pieces_;
     frame_ref heartbeat_ = make_raw_frame(":\n\n");
@@ -3530,15 +3555,11 @@ inline void feed::assemble(const job& j) {
     }
     const auto& sequences = merged.empty() ? own : merged;
     block_.ends.clear();
-    block_.told = 0;
     joined_.clear();
-    std::size_t size = 0;
     for (const std::uint64_t sequence : sequences) {
         const frame& f = log_[sequence];
-        size += f.bytes().size();
         if (sequences.size() > 1) joined_.append(f.bytes());
-        if (f.has_id()) block_.told = sequence + 1;
-        block_.ends.push_back({sequence, size});
+        block_.push(sequence, f);
     }
     block_.bytes = joined_;
     if (sequences.size() == 1) block_.bytes = log_[sequences.front()].bytes();
@@ -3577,13 +3598,15 @@ inline void feed::deliver_block() {
 /// Books what a client took of the block. False when that was not everything.
 inline bool feed::book(receiver& r, std::size_t written) {
     if (written < block_.bytes.size()) {
-        cut(r, written);
+        settle(r);
+        r.busy_ = true;
+        took(r, block_, 0, written); // from here on flush() continues from the log
         return false;
     }
     totals_.delivered.add(block_.ends.size());
     r.next_ = planned_;
     r.fresh_ = false;
-    if (block_.told != 0) r.told_ = block_.told;
+    if (block_.told() != 0) r.told_ = block_.told();
     return true;
 }
 
@@ -3595,23 +3618,27 @@ inline void feed::deliver_alone(receiver& r) {
     flush(r);
 }
 
-/// The socket took only a part of the block: from here on flush() continues from the log.
-inline void feed::cut(receiver& r, std::size_t written) {
-    settle(r);
-    r.busy_ = true;
-    std::size_t begin = 0;
-    for (const block::end& end : block_.ends) {
-        if (end.offset > written) {
-            if (written > begin) {
-                r.cut_ = log_.ref(end.sequence);
-                r.cut_at_ = written - begin;
-                r.next_ = end.sequence + 1;
-            }
-            break;
-        }
-        had(r, end.sequence);
-        begin = end.offset;
+/// Books what a client took of a block. False when something of it is left.
+inline bool feed::took(receiver& r, const block& from, std::size_t begin, std::size_t end) {
+    const auto ends_behind = [](std::size_t at, const block::end& one) { return at < one.offset; };
+    const auto& ends = from.ends;
+    const auto first = std::upper_bound(ends.begin(), ends.end(), begin, ends_behind);
+    const auto left = std::upper_bound(first, ends.end(), end, ends_behind);
+    if (left != first) {
+        const block::end& last = *std::prev(left);
+        totals_.delivered.add(static_cast<std::uint64_t>(left - first));
+        r.next_ = last.sequence + 1;
+        r.fresh_ = false;
+        r.told_ = std::max(r.told_, last.told);
     }
+    if (left == ends.end()) return true;
+    const std::size_t cut_begin = left == ends.begin() ? 0 : std::prev(left)->offset;
+    if (end > cut_begin) {
+        r.cut_ = log_.ref(left->sequence);
+        r.cut_at_ = end - cut_begin;
+        r.next_ = left->sequence + 1;
+    }
+    return false;
 }
 
 /// One that had everything so far may not have been concerned for long: what lies before the pass
@@ -3627,10 +3654,13 @@ inline void feed::flush(receiver& r) {
     if (!r.busy_) return; // it went on before this turn came
     for (std::size_t budget = flush_bytes; budget > 0;) {
         bool looked_enough = false;
-        std::size_t count = 0;
+        std::size_t count = 1;
+        const run* shared = nullptr;
+        std::size_t from = 0; // in it
         try {
             if (!announce(r)) return;
-            count = gather(r, looked_enough);
+            shared = run_for(r, from);
+            if (!shared) count = gather(r, looked_enough);
         } catch (...) { // a filter of the program, or no memory
             return r.fail(std::current_exception());
         }
@@ -3648,13 +3678,86 @@ inline void feed::flush(receiver& r) {
         }
         const auto n = r.write_some({buffers_.data(), count});
         if (!n) return;
-        const bool whole = advance(r, count, *n);
+        const bool whole =
+            shared ? took(r, shared->frames, from, from + *n) : advance(r, count, *n);
+        if (shared && whole) r.next_ = shared->end;
         if (*n > 0) r.progressed();
         if (r.rare_ && r.rare_->holds_back) check_hold();
         if (!whole) return r.await_writable();
         budget -= std::min(budget, *n);
     }
     r.yield(); // others get a turn before the rest of a long catch-up
+}
+
+/// The run that has what the client is to be sent next, and puts that into buffers_. Null where
+/// something comes before it, or where what the client gets is not what others get.
+inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
+    const receiver::rarely* const rare = r.rare_.get();
+    if (!r.single_ || !r.follows() || r.first_.lag == lag_policy::conflate) return nullptr;
+    if (r.cut_ || r.held_ || (rare && rare->said_farewell)) return nullptr;
+    if ((r.own_ && !r.own_->waiting.empty()) || (settings_.heartbeat_ids && !r.primed_)) {
+        return nullptr;
+    }
+    const node& where = *r.first_.where;
+    const auto forgotten =
+        std::max({where.forgotten, where.passed, forgot_everyone_, passed_everyone_});
+    if (r.next_ < forgotten || r.next_ >= log_.end()) return nullptr;
+    const auto fits = [&](const run& one) {
+        return one.begin <= r.next_ && (one.full ? r.next_ < one.end : r.next_ <= one.end) &&
+               one.topic == where.path;
+    };
+    auto found = std::find_if(runs_.begin(), runs_.end(), fits);
+    if (found == runs_.end()) {
+        if (runs_.size() < max_runs) {
+            runs_.emplace_back().joined.reserve(settings_.run_bytes);
+            found = std::prev(runs_.end());
+        } else {
+            found = runs_.begin() + static_cast<std::ptrdiff_t>(oldest_run_);
+            oldest_run_ = (oldest_run_ + 1) % max_runs;
+        }
+        found->joined.clear();
+        found->frames.ends.clear();
+        found->begin = found->end = r.next_;
+        found->common = 0;
+        found->full = false;
+        found->topic = where.path;
+    }
+    const auto& ends = found->frames.ends;
+    const auto next =
+        std::lower_bound(ends.begin(), ends.end(), r.next_,
+                         [](const block::end& one, std::uint64_t at) { return one.sequence < at; });
+    from = next == ends.begin() ? 0 : std::prev(next)->offset;
+    extend(*found, from + run_step);
+    const bool is_common =
+        r.next_ >= found->common || !rare || (rare->number == 0 && r.next_ >= rare->live_from);
+    if (!is_common) return nullptr;
+    if (from == found->joined.size()) {
+        r.next_ = found->end;
+        return nullptr;
+    }
+    buffers_[0] = asio::buffer(found->frames.bytes.substr(from));
+    return &*found;
+}
+
+/// Puts what is next in the log behind a run until it has so many bytes, as far as there is room.
+inline void feed::extend(run& one, std::size_t size) const {
+    for (std::size_t looks = 0; one.joined.size() < size && looks < max_looks; ++looks) {
+        const std::uint64_t at = log_.next(one.end);
+        one.end = at;
+        if (at == log_.end()) break;
+        const frame& f = log_[at];
+        if (f.what() == frame::kind::one) {
+            one.common = at + 1;
+        } else if (concerns(one.topic, false, f)) {
+            one.full = f.bytes().size() > settings_.run_bytes - one.joined.size();
+            if (one.full) break;
+            if (f.ephemeral()) one.common = at + 1;
+            one.frames.push(at, f);
+            one.joined.append(f.bytes()); // within what was reserved
+        }
+        one.end = at + 1;
+    }
+    one.frames.bytes = one.joined;
 }
 
 /// Puts into buffers_ and pieces_ what the client is to be sent next. How many there are.
@@ -3710,7 +3813,7 @@ inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_ou
     bool wanted = false;
     bool known = false; // by a subscription that had it before another one went back
     r.for_each_subscription([&](const subscription& one) {
-        if (sequence < one.since || !concerns(one, f)) return;
+        if (sequence < one.since || !concerns(one.where->path, one.where->is_private, f)) return;
         if (one.lag == lag_policy::conflate && log_.superseded(sequence)) {
             left_out = true;
         } else if (!one.filter || (*one.filter)(published(f))) {
@@ -3722,10 +3825,10 @@ inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_ou
     return wanted && !known;
 }
 
-inline bool feed::concerns(const subscription& one, const frame& f) noexcept {
+inline bool feed::concerns(std::string_view topic, bool is_private, const frame& f) noexcept {
     if (f.what() == frame::kind::everyone) return true;
-    const auto kind = one.where->is_private ? frame::kind::user : frame::kind::topic;
-    return f.what() == kind && covers(one.where->path, f.topic());
+    const auto kind = is_private ? frame::kind::user : frame::kind::topic;
+    return f.what() == kind && covers(topic, f.topic());
 }
 
 /// Books a frame of the log as delivered.
@@ -4004,23 +4107,19 @@ inline std::uint64_t feed::place(receiver& r, node& where, const start& from,
 
 /// The first message from this place on that is kept for the subscribers of a topic.
 inline std::optional<std::uint64_t> feed::first_kept(node& where, std::uint64_t from) const {
-    subscription asked;
-    asked.where = &where;
     for (std::uint64_t at = log_.next(from); at < log_.end(); at = log_.next(at + 1)) {
-        if (concerns(asked, log_[at]) && !log_[at].ephemeral()) return at;
+        if (concerns(where.path, where.is_private, log_[at]) && !log_[at].ephemeral()) return at;
     }
     return std::nullopt;
 }
 
 inline std::uint64_t feed::place_of_last(node& where, std::size_t count) const {
-    subscription asked;
-    asked.where = &where;
     std::uint64_t at = log_.end();
     while (count > 0) {
         const auto before = log_.previous(at);
         if (!before) return 0;
         at = *before;
-        if (concerns(asked, log_[at]) && !log_[at].ephemeral()) --count;
+        if (concerns(where.path, where.is_private, log_[at]) && !log_[at].ephemeral()) --count;
     }
     return at;
 }

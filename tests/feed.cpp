@@ -295,6 +295,7 @@ public:
     std::exception_ptr failure = {};
     bool awaits = false;
     std::size_t yields = 0;
+    std::vector<asio::const_buffer> written = {}; // the last time
 
     /// What it waits for happens. Whether it waited for something.
     bool wake() {
@@ -339,6 +340,7 @@ private:
             return std::nullopt;
         }
         std::size_t taken = 0;
+        written = {bytes.begin(), bytes.end()};
         for (const auto& buffer : bytes) {
             taken += take({static_cast<const char*>(buffer.data()), buffer.size()});
         }
@@ -1786,6 +1788,84 @@ TEST_CASE("lag is told for who is behind, and is none for who is not") {
     CHECK(f->lag_of(c).messages == 0);
 }
 
+TEST_CASE("who is behind in the same topic is given the same bytes") {
+    one_feed f(6);
+    listener busy(f), same(f), other(f), named(f);
+    for (listener* const one : {&busy, &same, &named}) one->subscribe("/a");
+    other.subscribe("");
+    f->name(named, 7);
+    f.run();
+    for (listener* const one : {&busy, &same, &other, &named}) one->room = 0;
+    f.say("/a");
+    f.say("/b");
+    f.run();
+    f.say("/a");
+    f.say_to_stream(7);
+    f.say("/a");
+    f.run();
+    for (listener* const one : {&busy, &same, &other, &named}) {
+        one->room = unlimited;
+        f.run();
+    }
+    CHECK(busy.got() == "1 3 5");
+    CHECK(same.got() == "1 3 5");
+    CHECK(other.got() == "1 2 3 5");
+    CHECK(named.got() == "1 3 4 5");
+    REQUIRE(busy.written.size() == 1);
+    REQUIRE(same.written.size() == 1);
+    CHECK(busy.written[0].data() == same.written[0].data());
+    CHECK(other.written.size() == 1);
+    CHECK(other.written[0].size() > busy.written[0].size());
+    CHECK(named.written.size() == 4);
+    CHECK(!f->needs_id(same));
+}
+
+TEST_CASE("a write that ends within what many are given goes on there") {
+    one_feed f(400);
+    std::vector<std::unique_ptr<listener>> behind;
+    for (int i = 0; i < 3; ++i) {
+        behind.push_back(std::make_unique<listener>(f));
+        behind.back()->subscribe("/a");
+    }
+    f.run();
+    for (auto& one : behind) one->room = 0;
+    f.say_times(300, "/a");
+    f.run();
+    std::string all;
+    for (int n = 1; n <= 300; ++n) all += (n == 1 ? "" : " ") + std::to_string(n);
+    for (std::size_t most : {1u, 700u, 3000u, 3000u}) {
+        for (auto& one : behind) one->room = most;
+        f.run();
+    }
+    for (auto& one : behind) one->room = unlimited;
+    f.run();
+    for (auto& one : behind) CHECK(one->got() == all);
+    CHECK(f->counted().delivered.get() == 900);
+}
+
+TEST_CASE("what the history has let go of is not given because others once got it") {
+    one_feed f({.history = 400, .more = {{"/a/x", 2}}});
+    listener slow(f);
+    slow.subscribe("/a");
+    f.run();
+    slow.room = 0;
+    f.say_times(100, "/a/y");
+    f.say_times(2, "/a/x");
+    f.run();
+    slow.room = unlimited;
+    f.run();
+    f.say("/a/x"); // 101 is forgotten
+    f.run();
+    listener late(f);
+    late.subscribe("/a", start::after(id(0)));
+    f.run();
+    std::string expected = "[too_old 0..101]";
+    for (int n = 1; n <= 103; ++n) {
+        if (n != 101) expected += " " + std::to_string(n);
+    }
+    CHECK(late.got() == expected);
+}
+
 // ---- random schedules ---------------------------------------------------------------------------
 
 /// Throws of one schedule. Not of the standard's distributions: the same on every machine.
@@ -1981,7 +2061,9 @@ private:
     std::string fault_;
     std::vector<sse::topic_history> bounds_;
     std::size_t max_unsent_ = 0;
-    bool by_count_only_ = true; // the bounds, so that it can be known what is gone
+    std::size_t run_bytes_ = 0;        // 0: so many that all fits
+    std::optional<std::string> crowd_; // most follow this topic alone
+    bool by_count_only_ = true;        // the bounds, so that it can be known what is gone
     std::size_t epochs_ = 0;
     std::uint64_t names_ = 0;
     std::size_t holding_ = 0;
@@ -2303,6 +2385,11 @@ world::world(std::uint64_t seed, bool loud) : dice(seed), loud_(loud) {
     }
     if (dice.one_in(6)) max_unsent_ = dice.between(60, 500);
     heartbeat_ids = !dice.one_in(5);
+    if (dice.one_in(3)) {
+        crowd_ = dice.one_of(all_topics);
+        bounds_.front().frames = dice.between(1, 40);
+        if (!dice.one_in(3)) run_bytes_ = dice.between(60, 400);
+    }
     start_epoch();
 }
 
@@ -2341,6 +2428,7 @@ void world::start_epoch() {
                 taken[i] = static_cast<line*>(to[i])->take_some(bytes);
             }
         };
+        if (run_bytes_ != 0) made.run_bytes = run_bytes_;
         made.hold_publishers = [this, slot](bool hold) {
             if (!*slot) return;
             if ((*slot)->holds == hold && fault_.empty()) fault_ = "told twice to hold publishers";
@@ -2409,6 +2497,11 @@ visitor& world::invite() {
     const auto policy = [&] {
         return dice.one_in(6) ? static_cast<lag_policy>(dice.below(4)) : lag;
     };
+    if (crowd_ && !dice.one_in(4)) {
+        v->wishes.push_back({*crowd_, false, false, policy()});
+        visitors.push_back(std::move(v));
+        return *visitors.back();
+    }
     if (dice.one_in(3))
         v->wishes.push_back({user_topic(dice.one_of(all_users)), true, false, policy()});
     std::set<std::string> chosen;
