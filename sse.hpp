@@ -4345,6 +4345,9 @@ struct options {
     /// A stream ends at this age, or up to a tenth sooner, so that not all come back at once; its
     /// client connects again. 0: never.
     std::chrono::milliseconds max_stream_age{0};
+    /// How long what is published may wait for more, so that all goes out in one write; less while
+    /// much comes. By default it goes out at once, with all that came meanwhile.
+    std::chrono::milliseconds coalesce{0};
     /// How long publish() and broadcast() wait for room in the ring before they throw.
     std::chrono::milliseconds publish_timeout{1'000};
     /// What many clients get goes out by io_uring, where SSE_ENABLE_IO_URING was defined and the
@@ -5323,10 +5326,12 @@ private:
     static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in all
 
     feed::settings feed_settings(hub& shared);
+    void wake_after(std::chrono::milliseconds delay) noexcept;
     void fan_out();
     bool plan();
     void be_woken();
     void look_again();
+    void look_in(std::chrono::milliseconds delay);
 
     // One stream
     void subscribe(stream& s, const std::string& topic, const start& from,
@@ -5411,7 +5416,7 @@ private:
     std::vector<session*> outliving_;                      // whose handlers outlive their clients
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
     std::optional<steady_timer> sweep_timer_;
-    std::optional<steady_timer> look_timer_; // again into the ring
+    std::optional<steady_timer> look_timer_; // into the ring, later
     std::size_t sweep_at_ = 0;
     std::shared_ptr<const farewell> farewell_; // once a drain has begun
     std::uint32_t cut_at_ = 0;                 // then the end of its window
@@ -5619,12 +5624,15 @@ inline void worker::prepare_socket(stream& s) {
 // --- the ring
 
 inline void worker::wake() noexcept {
-    if (sleep_.must_wake()) wake_always();
+    if (sleep_.must_wake()) wake_after(hub_.options.coalesce);
 }
 
-inline void worker::wake_always() noexcept {
+inline void worker::wake_always() noexcept { wake_after({}); }
+
+inline void worker::wake_after(std::chrono::milliseconds delay) noexcept {
     try {
-        asio::post(io_, [this] {
+        asio::post(io_, [this, delay] {
+            if (delay.count() > 0 && !stopping_) return look_in(delay);
             if (!fanning_) fan_out();
         });
     } catch (...) { // no memory: what is published stays in the ring, and the next publisher tries
@@ -5698,7 +5706,11 @@ inline void worker::be_woken() {
 /// A publisher that has claimed a place may have looked too early to see that we sleep.
 inline void worker::look_again() {
     if (stopping_ || feed_.end() == hub_.ring.published()) return;
-    look_timer_->expires_after(std::chrono::milliseconds(1));
+    look_in(std::chrono::milliseconds(1));
+}
+
+inline void worker::look_in(std::chrono::milliseconds delay) {
+    look_timer_->expires_after(delay);
     look_timer_->async_wait([this](const asio::error_code& failed) {
         if (!failed && !fanning_) fan_out();
     });
@@ -5883,6 +5895,7 @@ inline void worker::end_after(stream& s, std::chrono::milliseconds time) noexcep
 inline void worker::finish(stream& s, end_reason why, frame_ref last) {
     if (s.is_finishing()) return;
     s.why_ = why;
+    make_room(); // what was published before counts
     const stream_ref held(&s);
     feed_.finish(s, std::move(last));
 }
@@ -7915,6 +7928,8 @@ inline sse::options server::checked(sse::options o) {
             "max_stream_age must be from 0 to three weeks");
     require(o.max_header_lines > 0, "max_header_lines must be at least 1");
     detail::check_cors(o.cors);
+    require(o.coalesce.count() >= 0 && o.coalesce <= std::chrono::minutes(1),
+            "coalesce must be from 0 to a minute");
     require(o.publish_timeout.count() >= 0, "publish_timeout must not be negative");
     require(o.shutdown_timeout.count() >= 0, "shutdown_timeout must not be negative");
     const std::chrono::milliseconds a_year =

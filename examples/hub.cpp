@@ -239,6 +239,8 @@ const std::vector<flag>& flags() {
         time_flag("max-stream-age", "age at which a stream ends, so that it reconnects; 0: never",
                   &options::max_stream_age),
         time_flag("stall-timeout", "time a client may take no byte", &options::stall_timeout),
+        time_flag("coalesce", "time a message may wait for more, to go out with them; 0: none",
+                  &options::coalesce),
         time_flag("publish-timeout", "time a publisher may wait for room",
                   &options::publish_timeout),
         time_flag("shutdown-timeout", "time that a stop may take", &options::shutdown_timeout),

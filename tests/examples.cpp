@@ -154,6 +154,7 @@ TEST_SUITE("examples") {
                                  "--idle-timeout",
                                  "--stall-timeout",
                                  "--max-stream-age",
+                                 "--coalesce",
                                  "--publish-timeout",
                                  "--shutdown-timeout",
                                  "--drain-window",

@@ -51,6 +51,41 @@ TEST_SUITE("many clients") {
 
     TEST_CASE("the same with two worker threads") { check_thousand_clients(2); }
 
+    TEST_CASE("coalesce: a message waits for more, but not while a quarter of the ring fills, nor "
+              "when its stream or the server ends") {
+        sse::options o = with_threads(1);
+        o.coalesce = 1min; // what is awaited here comes before its end
+        o.ring_capacity = 16;
+        running_server server(o, [](sse::server& made) {
+            made.route("GET", "/last", [&made](sse::stream& client) -> asio::awaitable<void> {
+                client.subscribe("/");
+                made.broadcast({.data = "before the end"});
+                client.close();
+                co_return;
+            });
+        });
+        const auto let_worker_finish = [&] {
+            CHECK(http_get(server.port(), "/health").status == 200); // it is one thread
+        };
+        event_client client(server.port());
+        server.broadcast({.data = "1"}); // the first of a quarter
+        CHECK(client.next().data == "1");
+        let_worker_finish();
+        for (const char* const data : {"2", "3", "4"}) server.broadcast({.data = data});
+        let_worker_finish();
+        CHECK(server.counters().delivered == 1);
+        server.broadcast({.data = "5"});
+        for (const char* const data : {"2", "3", "4", "5"}) CHECK(client.next().data == data);
+        let_worker_finish();
+        CHECK(server.counters().delivered == 5);
+        event_client short_lived(server.port(), "/last");
+        CHECK(short_lived.next().data == "before the end");
+        CHECK(client.next().data == "before the end");
+        server.broadcast({.data = "the last"});
+        server.stop();
+        CHECK(client.next().data == "the last");
+    }
+
     TEST_CASE("clients that come and go during a flood see a run of numbers without a hole") {
         running_server server(with_threads(2));
         std::atomic<bool> go_on{true};

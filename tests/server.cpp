@@ -50,6 +50,8 @@ TEST_SUITE("start and stop") {
         CHECK(has(refusal_of([](auto& o) { o.header_timeout = 0ms; }), "header_timeout"));
         CHECK(has(refusal_of([](auto& o) { o.stall_timeout = 0ms; }), "stall_timeout"));
         CHECK(has(refusal_of([](auto& o) { o.publish_timeout = -1ms; }), "publish_timeout"));
+        CHECK(has(refusal_of([](auto& o) { o.coalesce = -1ms; }), "coalesce"));
+        CHECK(has(refusal_of([](auto& o) { o.coalesce = 61s; }), "coalesce"));
         CHECK(has(refusal_of([](auto& o) { o.shutdown_timeout = -1ms; }), "shutdown_timeout"));
         CHECK(has(refusal_of([](auto& o) { o.max_head_bytes = 10; }), "max_head_bytes"));
         CHECK(has(refusal_of([](auto& o) { o.history = 0; }), "history"));
