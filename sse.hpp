@@ -106,7 +106,6 @@
 #include <asio/buffer.hpp>
 #include <asio/cancellation_signal.hpp>
 #include <asio/co_spawn.hpp>
-#include <asio/dispatch.hpp>
 #include <asio/error.hpp>
 #include <asio/execution_context.hpp>
 #include <asio/executor_work_guard.hpp>
@@ -3158,22 +3157,22 @@ private:
     template <class F>
     void for_each_subscription(F&& f) const;
 
-    // First what a delivery touches.
+    // First what a delivery touches, last what leaves no gap before the members of a stream.
     std::uint64_t next_ = 0; // the first place that it may not have had yet
     std::uint64_t told_ = 0; // the place that its last event id stands for
-    bool busy_ = false;      // something is unfinished: flush() goes on, fan-out passes it over
-    std::uint8_t held_ = 0;  // by whom: its place is kept, but nothing of the log is sent
-    bool single_ = false;    // gets what its one topic gets: the block of a pass fits
-    bool fresh_ = false;     // came back, and has had nothing of the log yet
-    bool primed_ = false;    // has an id to come back with
-    bool wraps_ = false;     // puts more around its bytes: only write_some() knows how
-    bool cut_is_own_ = false;
+    std::unique_ptr<rarely> rare_;
+    bool busy_ = false;       // something is unfinished: flush() goes on, fan-out passes it over
+    std::uint8_t held_ = 0;   // by whom: its place is kept, but nothing of the log is sent
+    bool wraps_ = false;      // puts more around its bytes: only write_some() knows how
+    bool single_ : 1 = false; // gets what its one topic gets: the block of a pass fits
+    bool fresh_ : 1 = false;  // came back, and has had nothing of the log yet
+    bool primed_ : 1 = false; // has an id to come back with
     std::uint32_t place_in_feed_ = nowhere; // in the feed's receivers
     subscription first_;
-    std::unique_ptr<rarely> rare_;
     frame_ref cut_;          // the frame that a short write cut
     std::size_t cut_at_ = 0; // how much of it is written
     outbox* own_ = nullptr;
+    bool cut_is_own_ = false;
 };
 
 template <class F>
@@ -4590,6 +4589,7 @@ struct group {
     std::string prefix;
     group_options options;
     group* around = nullptr;
+    std::uint32_t number = 0;            ///< In hub::groups.
     std::atomic<std::size_t> serving{0}; ///< Requests and streams.
 
     // Set here, or by a group around; the server's own sets both.
@@ -4634,13 +4634,21 @@ struct route {
 class address_book {
 public:
     using clock = std::chrono::steady_clock;
+    struct entry {
+        std::size_t open = 0;
+        double tokens = 0;
+        clock::time_point refilled{};
+    };
+    using place = std::map<asio::ip::address, entry>::value_type*;
 
-    /// False when the address has as many open as it may, or opened too many just now. 0: no limit.
-    bool enter(const asio::ip::address& who, std::size_t limit, std::size_t rate,
-               clock::time_point now) {
+    /// Where it is counted. Null when the address has as many open as it may, or opened too many
+    /// just now. 0: no limit.
+    place enter(const asio::ip::address& who, std::size_t limit, std::size_t rate,
+                clock::time_point now) {
         const std::lock_guard lock(mutex_);
         if (entries_.size() >= next_clean_up_) clean_up(rate, now);
-        entry& e = entries_[who];
+        const place here = &*entries_.try_emplace(who).first;
+        entry& e = here->second;
         if (rate != 0) {
             const std::chrono::duration<double> since = now - e.refilled;
             const double most = static_cast<double>(rate);
@@ -4648,29 +4656,22 @@ public:
                            ? most
                            : std::min(most, e.tokens + since.count() * most);
             e.refilled = now;
-            if (e.tokens < 1) return false;
+            if (e.tokens < 1) return nullptr;
             e.tokens -= 1;
         }
-        if (limit != 0 && e.open >= limit) return false;
+        if (limit != 0 && e.open >= limit) return nullptr;
         ++e.open;
-        return true;
+        return here;
     }
-    void leave(const asio::ip::address& who) {
+    void leave(place here) {
         const std::lock_guard lock(mutex_);
-        const auto found = entries_.find(who);
         // One that connects at a limited rate is remembered until its second is over.
-        if (--found->second.open == 0 && found->second.refilled == clock::time_point()) {
-            entries_.erase(found);
+        if (--here->second.open == 0 && here->second.refilled == clock::time_point()) {
+            entries_.erase(entries_.find(here->first));
         }
     }
 
 private:
-    struct entry {
-        std::size_t open = 0;
-        double tokens = 0;
-        clock::time_point refilled{};
-    };
-
     /// Forgets who is not connected and may connect at the full rate again.
     void clean_up(std::size_t rate, clock::time_point now) {
         std::erase_if(entries_, [&](const auto& one) {
@@ -4850,7 +4851,7 @@ struct hub {
 };
 
 /// Room for one pending operation inside an object that lives as long as it: a waiting client then
-/// costs no further allocation. What does not fit, in some Asio of the future, goes to the heap.
+/// costs no further allocation. What does not fit, in some other Asio, goes to the heap.
 class operation_memory {
 public:
     void* allocate(std::size_t size) {
@@ -4867,7 +4868,7 @@ public:
     }
 
 private:
-    alignas(std::max_align_t) std::byte storage_[112];
+    alignas(void*) std::byte storage_[80];
     bool used_ = false;
 };
 
@@ -4878,7 +4879,10 @@ public:
     explicit operation_allocator(operation_memory& memory) noexcept : memory_(&memory) {}
     template <class U>
     operation_allocator(const operation_allocator<U>& other) noexcept : memory_(other.memory_) {}
-    T* allocate(std::size_t n) { return static_cast<T*>(memory_->allocate(n * sizeof(T))); }
+    T* allocate(std::size_t n) {
+        static_assert(alignof(T) <= alignof(void*));
+        return static_cast<T*>(memory_->allocate(n * sizeof(T)));
+    }
     void deallocate(T* p, std::size_t) noexcept { memory_->deallocate(p); }
     template <class U>
     bool operator==(const operation_allocator<U>& other) const noexcept {
@@ -5052,6 +5056,15 @@ private:
     struct log_context {
         std::string path;
         asio::ip::address client;
+        bool told_of = false; ///< Its end will be told.
+    };
+
+    struct seldom { ///< What few need, or all where limits by address or a log are on.
+        std::unique_ptr<detail::chunked_encoder> chunks; ///< The body ends before its connection.
+        detail::address_book::place counted = nullptr;   ///< Where limits by address count it.
+        std::optional<log_context> log; ///< Of a stream, when somebody wants to know.
+        int refusal = 0;                ///< The status of a limit that it is over; counted apart.
+        std::uint32_t discarded = 0;    ///< Bytes that came on the open stream.
     };
 
     stream(detail::worker& w, detail::tcp_socket socket) noexcept
@@ -5085,27 +5098,31 @@ private:
     asio::awaitable<void> written();
     asio::awaitable<std::string> read_body(bool whole);
 
-    detail::tcp_socket socket_;
-    std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
+    seldom& extra() {
+        if (!seldom_) seldom_ = std::make_unique<seldom>();
+        return *seldom_;
+    }
+    detail::chunked_encoder* chunks() const noexcept {
+        return seldom_ ? seldom_->chunks.get() : nullptr;
+    }
+    int refusal() const noexcept { return seldom_ ? seldom_->refusal : 0; }
+
+    // A client that waits costs this object, so it has no gaps.
     bool open_ = true;
     bool awaits_write_ = false;
-    bool refused_ = false; // by a limit: counted apart from those who are served
-    bool told_of_ = false; // its end will be told
+    std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
+    detail::tcp_socket socket_;
+    detail::worker* worker_;
+    std::unique_ptr<seldom> seldom_;
+    detail::session* session_ = nullptr; // while a coroutine serves it
+    std::uint32_t index_ = nowhere;      // in the worker's connections
+    std::uint32_t began_ = 0;            // as a stream; worker's ms
+    std::uint32_t ends_at_ = 0;          // worker's ms; 0: never
+    std::uint32_t references_ = 0;
+    [[no_unique_address]] detail::operation_memory read_memory_;
     end_reason why_ = end_reason::ended;
     phase phase_ = phase::head;
-    std::uint32_t index_ = nowhere; // in the worker's connections
-    detail::worker* worker_;
-    detail::group* group_ = nullptr;     // that counts the request in hand, or this open stream
-    detail::session* session_ = nullptr; // while a coroutine serves it
-    std::unique_ptr<detail::chunked_encoder>
-        chunks_;                                 // of a body that may end before its connection
-    std::unique_ptr<asio::ip::address> counted_; // where the limits by address count it
-    std::unique_ptr<log_context> log_context_;   // for a stream, when somebody wants to know
-    std::uint32_t began_ = 0;                    // as a stream; worker's ms
-    std::uint32_t ends_at_ = 0;                  // worker's ms; 0: never
-    std::uint32_t discarded_ = 0;                // bytes that came on the open stream
-    std::uint32_t references_ = 0;
-    detail::operation_memory read_memory_;
+    std::uint32_t group_ = nowhere; // that counts the request in hand, or this open stream
 };
 
 namespace detail {
@@ -5161,7 +5178,6 @@ struct session {
     bool handling = false;            // a handler runs
     bool handed_over = false;         // by another server, to which it does not go back
     bool outlives_client = false;
-    int refusal = 0;                          // the status of a limit that the connection is over
     bool served = false;                      // a request was answered before
     asio::ip::address peer;                   // or whom the PROXY protocol names
     outbox box;                               // the stream's own frames
@@ -5277,10 +5293,32 @@ struct listing {
 /// A connection on its way to its worker.
 struct arrival {
     tcp_socket socket;
-    int refusal = 0;                              ///< The status of a limit that it is over.
-    std::unique_ptr<asio::ip::address> counted{}; ///< Where the limits by address count it.
-    std::optional<std::string> received{};        ///< By another server, which has handed it over.
+    asio::ip::address peer;
+    int refusal = 0;                          ///< The status of a limit that it is over.
+    address_book::place counted = nullptr;    ///< Where the limits by address count it.
+    std::optional<std::string> received = {}; ///< By another server, which has handed it over.
 };
+
+/// Sets what is to hold for a connection. A peer that vanished without a word is found by probes
+/// while nothing is sent, and by what it does not acknowledge while something is.
+template <class Socket>
+void set_options(Socket& socket, const options& o) {
+    asio::error_code ignored; // a socket that is dead already shows it at the first read
+    socket.set_option(asio::ip::tcp::no_delay(true), ignored);
+    socket.set_option(asio::socket_base::keep_alive(true), ignored);
+#if defined(TCP_USER_TIMEOUT)
+    using user_timeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
+    const auto time = std::clamp<std::int64_t>(o.stall_timeout.count(), 1, 1 << 30);
+    socket.set_option(user_timeout(static_cast<int>(time)), ignored);
+#endif
+}
+
+/// Whether a connection gets them from its listener: in Linux (tcp(7)).
+#if defined(__linux__)
+inline constexpr bool accepted_inherit_options = true;
+#else
+inline constexpr bool accepted_inherit_options = false;
+#endif
 
 class worker {
 public:
@@ -5366,9 +5404,13 @@ private:
     void say_farewell(stream& s);
 
     // Coroutines
-    void prepare_socket(stream& s);
-    void log_connection(const stream& s, std::string_view what) const;
-    io_awaitable<void> serve(stream_ref s, int refusal, std::optional<std::string> received);
+    void on_first_input(stream& s, const asio::ip::address& peer);
+    void start_serving(stream& s, const asio::ip::address& peer, std::string_view received,
+                       bool handed_over);
+    static asio::ip::address peer_of(const stream& s);
+    void log_connection(std::string_view what, const asio::ip::address& peer) const;
+    io_awaitable<void> serve(stream_ref s, asio::ip::address peer, std::string received,
+                             bool handed_over);
     io_awaitable<void> sent(stream& s, session& state);
     io_awaitable<bool> serve_request(stream& s, session& state);
     io_awaitable<void> answer_request(stream& s, session& state);
@@ -5381,7 +5423,7 @@ private:
     static asio::awaitable<void> guarded(stream& s, const group& of, const handler& run);
     void leave_group(stream& s) noexcept;
     io_awaitable<void> refuse(stream& s, int status);
-    int recount(stream& s, const session& state, const asio::ip::address& client);
+    void recount(stream& s, const asio::ip::address& client);
     io_awaitable<void> run_handler(stream& s, session& state, group& of, const handler& run);
     io_awaitable<void> answer(stream& s, int status, std::string_view text,
                               std::string_view headers = {});
@@ -5440,11 +5482,10 @@ inline session::~session() {
 
 struct worker::input_ready {
     using allocator_type = operation_allocator<void>;
-    worker* self;
     stream_ref s;
     allocator_type get_allocator() const noexcept { return allocator_type(s->read_memory_); }
     void operator()(const asio::error_code& failed) {
-        if (!failed && s->open_) self->on_input(*s);
+        if (!failed && s->open_) s->worker_->on_input(*s);
     }
 };
 
@@ -5570,24 +5611,43 @@ inline void worker::adopt(arrival one) {
             connections_.reserve(connections_.size() * 2 + 16);
         }
         s = new stream(*this, std::move(one.socket));
+        if (one.counted || one.refusal != 0) s->extra() = {nullptr, one.counted, {}, one.refusal};
     } catch (...) { // no memory: the connection ends, and so does what it counts for
-        if (one.counted) hub_.addresses.leave(*one.counted);
+        delete s;
+        if (one.counted) hub_.addresses.leave(one.counted);
         if (one.refusal != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
         load_.fetch_sub(1, std::memory_order_relaxed);
         return report(std::current_exception());
     }
-    s->counted_ = std::move(one.counted);
-    s->refused_ = one.refusal != 0;
     s->index_ = static_cast<std::uint32_t>(connections_.size());
     connections_.push_back(s);
     s->add_reference();
     s->stamp_ = now_;
     const stream_ref held(s);
     if (stopping_) return close(*s, end_reason::stopped);
-    prepare_socket(*s);
-    log_connection(*s, "connected");
+    asio::error_code ignored; // a socket that is dead already shows it at the first read
+    s->socket_.non_blocking(true, ignored);
+    if (one.received || !accepted_inherit_options) set_options(s->socket_, hub_.options);
+    log_connection("connected", one.peer);
+    if (one.received) return start_serving(*s, one.peer, *one.received, true);
+    on_first_input(*s, one.peer);
+}
+
+/// Nothing is kept ready for a client that has not said anything yet: its first bytes start the
+/// coroutine. They have often come before it was accepted.
+inline void worker::on_first_input(stream& s, const asio::ip::address& peer) {
+    asio::error_code failed;
+    const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
+    if (would_block(failed)) return watch(s);
+    if (failed) return close(s, end_reason::client_left);
+    start_serving(s, peer, {scratch_->data(), n}, false);
+}
+
+inline void worker::start_serving(stream& s, const asio::ip::address& peer,
+                                  std::string_view received, bool handed_over) {
+    const stream_ref held(&s);
     try {
-        asio::co_spawn(io_, serve(held, one.refusal, std::move(one.received)),
+        asio::co_spawn(io_, serve(held, peer, std::string(received), handed_over),
                        [this, held](std::exception_ptr failure) {
                            if (!failure) return;
                            report(failure);
@@ -5595,30 +5655,17 @@ inline void worker::adopt(arrival one) {
                        });
     } catch (...) {
         report(std::current_exception());
-        close(*s, end_reason::failed);
+        close(s, end_reason::failed);
     }
 }
 
-/// The peer's address is asked for only when somebody listens.
-inline void worker::log_connection(const stream& s, std::string_view what) const {
-    if (!hub_.options.log) return;
-    asio::error_code gone;
-    const auto peer = s.socket_.remote_endpoint(gone).address();
-    hub_.log({.level = log_level::debug, .what = what, .client = unmapped(peer)});
+inline asio::ip::address worker::peer_of(const stream& s) {
+    asio::error_code gone; // a connection that is gone shows it at the next read
+    return unmapped(s.socket_.remote_endpoint(gone).address());
 }
 
-inline void worker::prepare_socket(stream& s) {
-    asio::error_code ignored; // a socket that is dead already shows it at the first read
-    s.socket_.non_blocking(true, ignored);
-    s.socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
-    // A peer that vanished without a word is found by probes while nothing is sent, and by what it
-    // does not acknowledge while something is.
-    s.socket_.set_option(asio::socket_base::keep_alive(true), ignored);
-#if defined(TCP_USER_TIMEOUT)
-    using user_timeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
-    const auto time = std::clamp<std::int64_t>(hub_.options.stall_timeout.count(), 1, 1 << 30);
-    s.socket_.set_option(user_timeout(static_cast<int>(time)), ignored);
-#endif
+inline void worker::log_connection(std::string_view what, const asio::ip::address& peer) const {
+    hub_.log({.level = log_level::debug, .what = what, .client = peer});
 }
 
 // --- the ring
@@ -5750,9 +5797,7 @@ inline stream_info worker::info(stream& s) {
     made.id = name_of(s);
     made.user = s.user();
     made.topics = feed_.topics_of(s);
-    asio::error_code gone;
-    made.client = s.log_context_ ? s.log_context_->client
-                                 : unmapped(s.socket_.remote_endpoint(gone).address());
+    made.client = s.seldom_ && s.seldom_->log ? s.seldom_->log->client : peer_of(s);
     made.age = std::chrono::milliseconds(milliseconds_now() - s.began_);
     made.lag = feed_.lag_of(s);
     return made;
@@ -5808,15 +5853,16 @@ inline void worker::await_writable(stream& s) {
 // --- one stream's input: always one wait pending, the only prompt sign that a client has left
 
 inline void worker::watch(stream& s) {
-    s.socket_.async_wait(tcp_socket::wait_read, input_ready{this, stream_ref(&s)});
+    s.socket_.async_wait(tcp_socket::wait_read, input_ready{stream_ref(&s)});
 }
 
 inline void worker::on_input(stream& s) {
     session* const state = s.session_;
+    if (!state && s.phase_ == stream::phase::head) return on_first_input(s, peer_of(s));
     const bool streaming = s.phase_ == stream::phase::streaming;
     // Behind a stream that ends with its last chunk another request may stand already.
     bool keep = state && s.phase_ != stream::phase::lingering &&
-                (!streaming || (s.chunks_ && !state->closing));
+                (!streaming || (s.chunks() && !state->closing));
     for (std::size_t discarded = 0; discarded < max_discarded;) {
         asio::error_code failed;
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
@@ -5830,7 +5876,7 @@ inline void worker::on_input(stream& s) {
         if (failed) return close(s, end_reason::client_left);
         if (!keep) {
             discarded += n;
-            if (streaming) s.discarded_ += static_cast<std::uint32_t>(n);
+            if (streaming) s.extra().discarded += static_cast<std::uint32_t>(n);
         } else {
             if (s.phase_ == stream::phase::head && state->input.empty())
                 s.stamp_ = milliseconds_now();
@@ -5847,7 +5893,7 @@ inline void worker::on_input(stream& s) {
         }
         if (n < scratch_->size()) break;
     }
-    if (s.discarded_ > max_uninvited) return close(s, end_reason::client_left);
+    if (s.seldom_ && s.seldom_->discarded > max_uninvited) return close(s, end_reason::client_left);
     if (state) state->wake();
     watch(s);
 }
@@ -5880,9 +5926,7 @@ inline void worker::begin_life(stream& s) {
     hub_.log_request(r, 200);
     const bool told = o.log || o.on_connect || o.on_disconnect;
     if (!told && !o.proxy_protocol && r.client == s.session_->peer) return;
-    s.log_context_ = std::make_unique<stream::log_context>(
-        stream::log_context{std::string(r.target_path()), r.client});
-    s.told_of_ = told;
+    s.extra().log = {std::string(r.target_path()), r.client, told};
     if (o.on_connect) o.on_connect(s);
 }
 
@@ -5916,12 +5960,12 @@ inline void worker::depart(stream& s) {
 }
 
 inline void worker::tell_end(stream& s, end_reason why) {
-    if (!std::exchange(s.told_of_, false)) return;
+    if (!s.seldom_ || !s.seldom_->log || !std::exchange(s.seldom_->log->told_of, false)) return;
     const auto& o = hub_.options;
     hub_.log({.level = log_level::info,
               .what = "stream closed",
-              .path = s.log_context_->path,
-              .client = s.log_context_->client,
+              .path = s.seldom_->log->path,
+              .client = s.seldom_->log->client,
               .duration = std::chrono::milliseconds(milliseconds_now() - s.began_),
               .detail = to_string(why)});
     if (o.on_disconnect) o.on_disconnect(info(s), why);
@@ -5933,9 +5977,10 @@ inline void worker::close(stream& s, end_reason why) {
     tell_end(s, why);
     feed_.remove(s);
     enter(s, stream::phase::lingering);
-    log_connection(s, "disconnected");
+    if (hub_.options.log) log_connection("disconnected", peer_of(s));
     asio::error_code ignored; // there is nobody left to tell
-    s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    // Also where a child process has a copy of the socket.
+    if (why != end_reason::client_left) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     s.socket_.close(ignored);
     s.cut_ = {};
     if (s.session_) {
@@ -5943,8 +5988,8 @@ inline void worker::close(stream& s, end_reason why) {
         s.session_->wake();
     }
     if (!s.session_ || !s.session_->handling) leave_group(s);
-    if (s.counted_) hub_.addresses.leave(*s.counted_);
-    if (s.refused_) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
+    if (s.seldom_ && s.seldom_->counted) hub_.addresses.leave(s.seldom_->counted);
+    if (s.refusal() != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
     stream* const last = connections_.back();
     last->index_ = s.index_;
@@ -6046,8 +6091,8 @@ inline void worker::say_farewell(stream& s) {
         const stream_ref held(&s);
         finish(s, end_reason::drained, make_raw_frame(encode({.retry = retry}) + farewell_->bytes));
         cancel(s);
-    } else if (s.phase_ == stream::phase::head && s.session_ && s.session_->input.empty()) {
-        close(s, end_reason::drained); // idle between two requests
+    } else if (s.phase_ == stream::phase::head && (!s.session_ || s.session_->input.empty())) {
+        close(s, end_reason::drained); // idle before its first request, or between two
     } else {
         cancel(s);
     }
@@ -6143,10 +6188,13 @@ inline std::size_t worker::check_deadlines(stream& s) {
         const auto limit = s.phase_ == stream::phase::body ? o.body_timeout
                            : idle                          ? o.idle_timeout
                                                            : o.header_timeout;
-        if (over(limit) && s.session_) {
-            s.session_->timed_out = true;
-            s.session_->wake();
+        if (!over(limit)) return 0;
+        if (!s.session_) { // it has not said a word
+            close(s, end_reason::ended);
+            return 0;
         }
+        s.session_->timed_out = true;
+        s.session_->wake();
         return 0;
     }
     case stream::phase::handling: return 0;
@@ -6171,8 +6219,8 @@ inline std::size_t worker::keep_alive(stream& s) {
 } // namespace detail
 
 inline std::optional<std::size_t> stream::write_some(std::span<const asio::const_buffer> bytes) {
-    if (!chunks_) return worker_->write_now(*this, bytes);
-    return chunks_->write(bytes, [this](std::span<const asio::const_buffer> framed) {
+    if (!chunks()) return worker_->write_now(*this, bytes);
+    return chunks()->write(bytes, [this](std::span<const asio::const_buffer> framed) {
         return worker_->write_now(*this, framed);
     });
 }
@@ -6203,7 +6251,7 @@ inline bool stream::mend(const gap& g) {
 }
 
 inline void stream::finished() {
-    if (phase_ == phase::streaming && chunks_ && chunks_->end()) {
+    if (phase_ == phase::streaming && chunks() && chunks()->end()) {
         rare_->said_farewell = true;
         return worker_->feed_.put(*this, detail::last_chunk_frame()); // then comes again
     }
@@ -6228,16 +6276,14 @@ inline io_awaitable<void> worker::sent(stream& s, session& state) {
     while (s.open_ && state.box.written < state.box.queued) co_await state.change<io_executor>();
 }
 
-inline io_awaitable<void> worker::serve(stream_ref s, int refusal,
-                                        std::optional<std::string> received) {
+inline io_awaitable<void> worker::serve(stream_ref s, asio::ip::address peer, std::string received,
+                                        bool handed_over) {
     session state(*s, io_, hub_.options.max_head_bytes);
-    state.refusal = refusal;
-    state.handed_over = received.has_value();
-    if (received) state.input = std::move(*received);
-    received.reset();
-    asio::error_code ignored; // a connection that is gone shows it at the first read
-    state.peer = unmapped(s->socket_.remote_endpoint(ignored).address());
-    watch(*s);
+    state.handed_over = handed_over;
+    state.peer = peer;
+    state.input = std::move(received);
+    state.paused = true;
+    resume_reading(*s);
     bool again = true;
     if (hub_.options.proxy_protocol && !state.handed_over) {
         const bool understood = co_await read_proxy(*s, state);
@@ -6285,25 +6331,23 @@ inline io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
 }
 
 /// Counts the connection for its client, when the peer speaks for others: accept could not know for
-/// whom. A status that refuses, or 0.
-inline int worker::recount(stream& s, const session& state, const asio::ip::address& client) {
+/// whom.
+inline void worker::recount(stream& s, const asio::ip::address& client) {
     const auto& o = hub_.options;
-    if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
+    if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return;
     const auto key = counted_as(client);
-    if (s.counted_ && *s.counted_ == key) return 0;
+    auto& counted = s.extra().counted;
+    if (counted && counted->first == key) return;
     asio::error_code gone;
     const auto peer = unmapped(s.socket_.remote_endpoint(gone).address());
-    if (gone || !hub_.speaks_for_others(peer)) return state.refusal;
-    if (s.counted_) hub_.addresses.leave(*std::exchange(s.counted_, nullptr));
-    if (!hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
-                              std::chrono::steady_clock::now())) {
-        hub_.refused.fetch_add(1, std::memory_order_relaxed);
-        hub_.refusing.fetch_add(1, std::memory_order_relaxed);
-        s.refused_ = true;
-        return 429;
-    }
-    s.counted_ = std::make_unique<asio::ip::address>(key);
-    return 0;
+    if (gone || !hub_.speaks_for_others(peer)) return;
+    if (counted) hub_.addresses.leave(counted);
+    counted = hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
+                                   std::chrono::steady_clock::now());
+    if (counted) return;
+    hub_.refused.fetch_add(1, std::memory_order_relaxed);
+    hub_.refusing.fetch_add(1, std::memory_order_relaxed);
+    s.extra().refusal = 429;
 }
 
 /// Reads one request and answers it. Whether the connection may bring another.
@@ -6345,8 +6389,8 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
         request.keep_alive = false;
         co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
     } else {
-        if (state.refusal == 0) state.refusal = recount(s, state, request.client);
-        if (state.refusal != 0 || state.handed_over) request.keep_alive = false;
+        if (s.refusal() == 0) recount(s, request.client);
+        if (s.refusal() != 0 || state.handed_over) request.keep_alive = false;
         resume_reading(s);
         co_await answer_request(s, state);
         if (!s.follows() || !s.open_) leave_group(s); // a stream that goes on leaves it at its end
@@ -6468,8 +6512,8 @@ inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
         co_await answer(s, 403, "This origin is not allowed here\n");
         co_return;
     }
-    if (state.refusal != 0) { // not before, since a page must be allowed to read a soft refusal
-        co_await refuse(s, state.refusal);
+    if (s.refusal() != 0) { // not before, since a page must be allowed to read a soft refusal
+        co_await refuse(s, s.refusal());
     } else if (found) {
         co_await run_handler(s, state, *of, found->run);
     } else if (r.method == "OPTIONS" && (!allow.empty() || r.target == "*")) {
@@ -6496,7 +6540,8 @@ inline io_awaitable<void> worker::answer_options(stream& s, const group& of, boo
 }
 
 inline void worker::leave_group(stream& s) noexcept {
-    if (group* const of = std::exchange(s.group_, nullptr)) of->leave();
+    const std::uint32_t of = std::exchange(s.group_, stream::nowhere);
+    if (of != stream::nowhere) hub_.groups[of].leave();
 }
 
 /// The status that answers what a handler threw.
@@ -6528,7 +6573,7 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
         co_await refuse(s, 503);
         co_return;
     }
-    s.group_ = &of;
+    s.group_ = of.number;
     state.handling = true;
     state.max_body = of.max_body_bytes();
     std::exception_ptr failure;
@@ -6556,8 +6601,11 @@ inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& 
         if (failure && !s.is_finishing()) {
             s.why_ = client_left ? end_reason::ended : end_reason::failed;
             feed_.remove(s);
-        } else if (ends_here && s.chunks_) {
+        } else if (ends_here && s.chunks()) {
             co_await end_chunks(s, state);
+        } else if (!s.awaits_write_) { // now and not a turn later: then its coroutine is done with
+            refresh();
+            feed_.flush(s);
         }
         co_return;
     }
@@ -6576,10 +6624,10 @@ inline io_awaitable<void> worker::end_chunks(stream& s, session& state) {
     tell_end(s, end_reason::ended);
     feed_.remove(s);
     enter(s, stream::phase::handling); // nothing of a stream comes any more
-    s.chunks_->end();
+    s.chunks()->end();
     feed_.put(s, last_chunk_frame());
     while (s.open_ && s.busy_) co_await state.change<io_executor>();
-    s.chunks_.reset();
+    s.extra().chunks.reset();
     s.wraps_ = false;
     s.held_ = 0;
     s.primed_ = false;
@@ -6720,9 +6768,9 @@ inline void stream::begin_streaming(bool finite) {
                  std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "Connection: close\r\n") +
                  session_->answer_headers);
     if (chunked) {
-        chunks_ = std::make_unique<chunked_encoder>();
+        extra().chunks = std::make_unique<chunked_encoder>();
         wraps_ = true;
-        chunks_->pass(head.size());
+        chunks()->pass(head.size());
     }
     worker_->feed_.enqueue_later(*this, detail::make_raw_frame(head));
     session_->begun = session_->box.queued;
@@ -7000,6 +7048,7 @@ public:
 
 private:
     static constexpr std::size_t max_refusing = 256; // more get no answer
+    static constexpr int max_accepts = 16; // in one turn: each is served at once if it has asked
 
     void check_unused() const;
     void listen(const std::string& text);
@@ -7008,7 +7057,7 @@ private:
     io_awaitable<void> accept_loop();
     asio::error_code accept_one();
     void take_in(worker& w, arrival one);
-    int admit(const tcp_socket& socket, std::unique_ptr<asio::ip::address>& counted);
+    int admit(const asio::ip::address& peer, address_book::place& counted);
     worker& least_loaded() noexcept;
 
     hub& hub_;
@@ -7178,6 +7227,7 @@ inline void lifecycle::launch() {
     auto& first = hub_.workers.front()->context();
     if (acceptor_) {
         acceptor_->non_blocking(true);
+        set_options(*acceptor_, hub_.options);
         endpoint_ = acceptor_->local_endpoint();
         if (hub_.hosts.empty() && endpoint_->address().is_loopback()) {
             hub_.hosts = {"localhost", "127.0.0.1", "[::1]"};
@@ -7273,7 +7323,7 @@ inline io_awaitable<void> lifecycle::accept_loop() {
         co_await acceptor_->async_wait(tcp_acceptor::wait_read,
                                        asio::redirect_error(use_io_awaitable, failed));
         try {
-            for (int i = 0; i < 64 && !failed; ++i) failed = accept_one();
+            for (int i = 0; i < max_accepts && !failed; ++i) failed = accept_one();
         } catch (const std::exception&) {
             failed = asio::error::no_memory; // nothing else is thrown there
         }
@@ -7293,19 +7343,21 @@ inline io_awaitable<void> lifecycle::accept_loop() {
 inline asio::error_code lifecycle::accept_one() {
     worker& w = least_loaded();
     asio::error_code failed;
-    arrival one{acceptor_->accept(w.context(), failed)};
-    if (!failed) take_in(w, std::move(one));
+    asio::ip::tcp::endpoint peer;
+    tcp_socket socket = acceptor_->accept(w.context(), peer, failed);
+    if (!failed) take_in(w, {std::move(socket), unmapped(peer.address())});
     return failed;
 }
 
 /// Gives a connection to its worker, or closes it at once.
 inline void lifecycle::take_in(worker& w, arrival one) {
     hub_.accepted.fetch_add(1, std::memory_order_relaxed);
-    one.refusal = admit(one.socket, one.counted);
+    one.refusal = admit(one.peer, one.counted);
     if (one.refusal != 0) hub_.refused.fetch_add(1, std::memory_order_relaxed);
     if (one.refusal < 0) return;
     w.reserve();
-    asio::dispatch(w.context(), [&w, one = std::move(one)]() mutable { w.adopt(std::move(one)); });
+    // Not at once: whom it answers may connect anew before what has ended here is counted out.
+    asio::post(w.context(), [&w, one = std::move(one)]() mutable { w.adopt(std::move(one)); });
 }
 
 /// Takes over a connection of another server, with what that has read from it.
@@ -7316,11 +7368,13 @@ inline void lifecycle::adopt(tcp_socket::native_handle_type handle, std::string 
     worker& w = least_loaded();
     tcp_socket socket(w.context());
     socket.assign(asio::ip::tcp::v4(), handle); // the family is asked for where it matters
-    take_in(w, {std::move(socket), 0, nullptr, std::move(received)});
+    asio::error_code gone;                      // it shows at the first read
+    const auto peer = unmapped(socket.remote_endpoint(gone).address());
+    take_in(w, {std::move(socket), peer, 0, nullptr, std::move(received)});
 }
 
 /// 0, or the status that refuses the connection, or -1: too many even to be answered.
-inline int lifecycle::admit(const tcp_socket& socket, std::unique_ptr<asio::ip::address>& counted) {
+inline int lifecycle::admit(const asio::ip::address& peer, address_book::place& counted) {
     const auto& o = hub_.options;
     // Refused connections take no place from others. Read before the loads, which they are part of.
     const std::size_t refusing = hub_.refusing.load(std::memory_order_relaxed);
@@ -7333,16 +7387,10 @@ inline int lifecycle::admit(const tcp_socket& socket, std::unique_ptr<asio::ip::
     };
     if (o.max_connections != 0 && open >= o.max_connections + refusing) return refuse(503);
     if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
-    asio::error_code failed;
-    const auto peer = unmapped(socket.remote_endpoint(failed).address());
-    if (failed || hub_.speaks_for_others(peer)) return 0; // gone; or counted once the head is read
-    const auto key = counted_as(peer);
-    if (!hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
-                              std::chrono::steady_clock::now())) {
-        return refuse(429);
-    }
-    counted = std::make_unique<asio::ip::address>(key);
-    return 0;
+    if (hub_.speaks_for_others(peer)) return 0; // counted once the head is read
+    counted = hub_.addresses.enter(counted_as(peer), o.max_connections_per_ip,
+                                   o.connect_rate_per_ip, std::chrono::steady_clock::now());
+    return counted ? 0 : refuse(429);
 }
 
 inline worker& lifecycle::least_loaded() noexcept {
@@ -8036,6 +8084,7 @@ inline detail::group& server::add_group(detail::group& around, std::string prefi
     made.prefix = whole.text();
     made.options = std::move(o);
     made.around = &around;
+    made.number = static_cast<std::uint32_t>(hub_->groups.size() - 1);
     return made;
 }
 
