@@ -5131,7 +5131,7 @@ using stream_ref = local_ref<stream>;
 
 inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::last_chunk); }
 
-/// What a stream has only while a coroutine serves it; lives in that coroutine.
+/// What a stream has only while a request of it is served; whatever serves it owns this.
 struct session {
     session(stream& s, asio::io_context& io, std::size_t max_input)
         : owner(s), changed(io, steady_timer::time_point::max()), input_limit(max_input) {
@@ -5146,9 +5146,7 @@ struct session {
     /// wakes happen, so callers look again at what they wait for.
     template <class Executor>
     asio::awaitable<void, Executor> change() {
-        asio::error_code ignored; // cancelling the timer is how it is woken
-        co_await changed.async_wait(
-            asio::redirect_error(asio::use_awaitable_t<Executor>{}, ignored));
+        return changed.async_wait(asio::redirect_error(asio::use_awaitable_t<Executor>{}, ignored));
     }
     void wake() { changed.cancel(); }
 
@@ -5161,22 +5159,24 @@ struct session {
 
     stream& owner;
     steady_timer changed;
-    std::string input;       // received, not yet consumed
-    std::size_t input_limit; // stop reading while there is so much
-    bool paused = false;     // reading stopped for that reason
+    asio::error_code ignored; // cancelling the timer is how it is woken
+    std::string input;        // received, not yet consumed
+    std::size_t input_limit;  // stop reading while there is so much
+    bool paused = false;      // reading stopped for that reason
     bool end_of_input = false;
     bool timed_out = false;
-    sse::request* request = nullptr;
-    std::string answer_headers; // from the CORS decision
-    std::size_t max_body = 0;   // of the request in hand
+    std::optional<sse::request> request; // in hand
+    const handler* run = nullptr;        // which is to serve it
+    std::string answer_headers;          // from the CORS decision
+    std::size_t max_body = 0;            // of the request in hand
     bool answered = false;
     std::uint64_t begun = 0;   // what the box had when the head of a stream was in it
     bool closing = false;      // the answer said so
     bool last_request = false; // the server is being drained
     bool body_taken = false;
-    std::optional<body_decoder> body; // once its reading has begun
-    bool handling = false;            // a handler runs
-    bool handed_over = false;         // by another server, to which it does not go back
+    std::unique_ptr<body_decoder> body; // once its reading has begun
+    bool handling = false;              // a handler runs
+    bool handed_over = false;           // by another server, to which it does not go back
     bool outlives_client = false;
     bool served = false;                      // a request was answered before
     asio::ip::address peer;                   // or whom the PROXY protocol names
@@ -5356,6 +5356,18 @@ private:
     friend struct session;
 
     struct input_ready;
+    struct reply { ///< What the server says by itself. Status 0: nothing.
+        int status = 0;
+        std::string_view text = {};
+        std::string lines = {};
+        bool refused = false; ///< By a limit.
+    };
+    struct unfinished { ///< What a handler leaves to be sent.
+        int status = 0; ///< An answer.
+        std::string text = {};
+        bool last_chunk = false;
+        bool nothing() const noexcept { return status == 0 && !last_chunk; }
+    };
 
     static constexpr std::size_t slice_writes = 64;         // then others get a turn
     static constexpr std::size_t frames_per_write = 64;     // as long as which a look at them takes
@@ -5405,26 +5417,32 @@ private:
 
     // Coroutines
     void on_first_input(stream& s, const asio::ip::address& peer);
-    void start_serving(stream& s, const asio::ip::address& peer, std::string_view received,
+    void begin_serving(stream& s, const asio::ip::address& peer, std::string_view received,
                        bool handed_over);
+    void go_on_serving(stream_ref s, std::unique_ptr<session> state, unfinished what);
     static asio::ip::address peer_of(const stream& s);
     void log_connection(std::string_view what, const asio::ip::address& peer) const;
-    io_awaitable<void> serve(stream_ref s, asio::ip::address peer, std::string received,
-                             bool handed_over);
+    io_awaitable<void> serve(stream_ref s, std::unique_ptr<session> owned, unfinished what);
     io_awaitable<void> sent(stream& s, session& state);
-    io_awaitable<bool> serve_request(stream& s, session& state);
+    io_awaitable<void> serve_request(stream& s, session& state);
+    io_awaitable<request::verdict> read_head(stream& s, session& state);
+    bool end_request(stream& s, session& state);
+    static bool is_unsent(const stream& s, const session& state);
     io_awaitable<void> answer_request(stream& s, session& state);
     io_awaitable<bool> read_proxy(stream& s, session& state);
     const route* find_route(request& r, std::string& allow, group*& of);
     io_awaitable<bool> is_granted(stream& s, session& state, const origin_matcher& matcher,
                                   std::string_view origin);
-    io_awaitable<void> answer_options(stream& s, const group& of, bool granted,
-                                      const std::string& allow);
+    bool is_served_here(const request& r) const;
+    reply decide(stream& s, session& state, const route* found, group& of, bool granted,
+                 std::string allow);
     static asio::awaitable<void> guarded(stream& s, const group& of, const handler& run);
     void leave_group(stream& s) noexcept;
     io_awaitable<void> refuse(stream& s, int status);
     void recount(stream& s, const asio::ip::address& client);
-    io_awaitable<void> run_handler(stream& s, session& state, group& of, const handler& run);
+    void run_handler(stream_ref s, std::unique_ptr<session> owned);
+    void handler_ended(stream_ref s, std::unique_ptr<session> owned, std::exception_ptr failure);
+    unfinished after_handler(stream& s, session& state, std::exception_ptr failure);
     io_awaitable<void> answer(stream& s, int status, std::string_view text,
                               std::string_view headers = {});
     io_awaitable<void> end_chunks(stream& s, session& state);
@@ -5629,8 +5647,8 @@ inline void worker::adopt(arrival one) {
     s->socket_.non_blocking(true, ignored);
     if (one.received || !accepted_inherit_options) set_options(s->socket_, hub_.options);
     log_connection("connected", one.peer);
-    if (one.received) return start_serving(*s, one.peer, *one.received, true);
-    on_first_input(*s, one.peer);
+    if (!one.received) return on_first_input(*s, one.peer);
+    begin_serving(*s, one.peer, *one.received, true);
 }
 
 /// Nothing is kept ready for a client that has not said anything yet: its first bytes start the
@@ -5640,23 +5658,33 @@ inline void worker::on_first_input(stream& s, const asio::ip::address& peer) {
     const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
     if (would_block(failed)) return watch(s);
     if (failed) return close(s, end_reason::client_left);
-    start_serving(s, peer, {scratch_->data(), n}, false);
+    begin_serving(s, peer, {scratch_->data(), n}, false);
 }
 
-inline void worker::start_serving(stream& s, const asio::ip::address& peer,
+inline void worker::begin_serving(stream& s, const asio::ip::address& peer,
                                   std::string_view received, bool handed_over) {
     const stream_ref held(&s);
     try {
-        asio::co_spawn(io_, serve(held, peer, std::string(received), handed_over),
-                       [this, held](std::exception_ptr failure) {
-                           if (!failure) return;
-                           report(failure);
-                           close(*held, end_reason::failed);
-                       });
+        auto state = std::make_unique<session>(s, io_, hub_.options.max_head_bytes);
+        state->peer = peer;
+        state->input = received;
+        state->handed_over = handed_over;
+        state->paused = true;
+        resume_reading(s);
+        go_on_serving(held, std::move(state), {});
     } catch (...) {
         report(std::current_exception());
         close(s, end_reason::failed);
     }
+}
+
+inline void worker::go_on_serving(stream_ref s, std::unique_ptr<session> state, unfinished what) {
+    asio::co_spawn(io_, serve(s, std::move(state), std::move(what)),
+                   [this, s](std::exception_ptr failure) {
+                       if (!failure) return;
+                       report(failure);
+                       close(*s, end_reason::failed);
+                   });
 }
 
 inline asio::ip::address worker::peer_of(const stream& s) {
@@ -6276,31 +6304,40 @@ inline io_awaitable<void> worker::sent(stream& s, session& state) {
     while (s.open_ && state.box.written < state.box.queued) co_await state.change<io_executor>();
 }
 
-inline io_awaitable<void> worker::serve(stream_ref s, asio::ip::address peer, std::string received,
-                                        bool handed_over) {
-    session state(*s, io_, hub_.options.max_head_bytes);
-    state.handed_over = handed_over;
-    state.peer = peer;
-    state.input = std::move(received);
-    state.paused = true;
-    resume_reading(*s);
+/// Whether something has to be sent or awaited yet before a stream goes on by itself.
+inline bool worker::is_unsent(const stream& s, const session& state) {
+    const bool leaving = s.is_finishing() && s.phase_ == stream::phase::streaming;
+    return state.mending || (s.open_ && (leaving || state.box.written < state.box.queued));
+}
+
+/// From the first request, or from where a handler has ended; until the next handler runs, since a
+/// handler that waits should keep no more than its own frames.
+inline io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session> owned,
+                                        unfinished what) {
+    session& state = *owned;
     bool again = true;
-    if (hub_.options.proxy_protocol && !state.handed_over) {
+    if (what.status != 0) co_await answer(*s, what.status, what.text);
+    if (what.last_chunk) co_await end_chunks(*s, state);
+    if (state.request) {
+        again = end_request(*s, state);
+    } else if (hub_.options.proxy_protocol && !state.handed_over) {
         const bool understood = co_await read_proxy(*s, state);
         again = understood;
     }
     while (again) {
-        const bool another = co_await serve_request(*s, state);
-        again = another;
+        co_await serve_request(*s, state);
+        if (state.run) {
+            run_handler(std::move(s), std::move(owned));
+            co_return;
+        }
+        again = end_request(*s, state);
+        if (!state.input.empty()) { // pipelined: others get their turn in between
+            co_await asio::post(io_.get_executor(), use_io_awaitable);
+        }
     }
-    // The stream's own frames go first; live ones need no coroutine.
-    const auto is_leaving = [&] {
-        return s->is_finishing() && s->phase_ == stream::phase::streaming;
-    };
-    // Whatever still uses the state, also of a closed stream, must have ended before it.
-    while (state.mending || (s->open_ && (is_leaving() || state.box.written < state.box.queued))) {
-        co_await state.change<io_executor>();
-    }
+    // The stream's own frames go first; live ones need no coroutine. Whatever still uses the state,
+    // also of a closed stream, must have ended before it.
+    while (is_unsent(*s, state)) co_await state.change<io_executor>();
     const bool lives_on = s->follows();
     if (s->open_ && !lives_on) {
         tell_end(*s, s->why_);
@@ -6350,14 +6387,33 @@ inline void worker::recount(stream& s, const asio::ip::address& client) {
     s.extra().refusal = 429;
 }
 
-/// Reads one request and answers it. Whether the connection may bring another.
-inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
+// Frames that are small, for Asio gives the memory of those that have ended to the next ones: what
+// waits for as long as its handler does would keep it.
+
+/// Reads one request and answers it, or says which handler will.
+inline io_awaitable<void> worker::serve_request(stream& s, session& state) {
     enter(s, stream::phase::head);
     if (s.rare_) { // what was said of the request before is not true of this one
         feed_.remove(s);
         s.rare_.reset();
     }
     if (!farewell_) s.ends_at_ = 0;
+    const request::verdict verdict = co_await read_head(s, state);
+    if (!state.request) co_return;
+    enter(s, stream::phase::handling);
+    if (verdict.status != 0) {
+        state.request->keep_alive = false;
+        co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
+        co_return;
+    }
+    if (s.refusal() == 0) recount(s, state.request->client);
+    if (s.refusal() != 0 || state.handed_over) state.request->keep_alive = false;
+    resume_reading(s);
+    co_await answer_request(s, state);
+}
+
+/// Then there is a request in hand, unless none came.
+inline io_awaitable<request::verdict> worker::read_head(stream& s, session& state) {
     head_parser parser(hub_.options.max_head_bytes);
     auto progress = parser.feed(state.input);
     while (progress == head_parser::progress::need_more && s.open_ && !state.end_of_input &&
@@ -6365,43 +6421,31 @@ inline io_awaitable<bool> worker::serve_request(stream& s, session& state) {
         co_await state.change<io_executor>();
         progress = parser.feed(state.input);
     }
-    if (!s.open_) co_return false;
-    sse::request request;
-    request.client = state.peer;
-    request::verdict verdict = parser.why_refused();
-    if (progress == head_parser::progress::need_more) {
-        if (state.input.empty() || !state.timed_out) co_return false;
-        verdict = {408, "the request head did not arrive in time"};
-    } else if (progress == head_parser::progress::complete) {
-        verdict = request.parse(parser.head(state.input), hub_.options.max_header_lines);
-        state.input.erase(0, parser.size());
-        request.client = client_address(request, state.peer, hub_.trusted, hub_.options.forwarded);
-    }
-    state.request = &request;
+    const bool came = progress != head_parser::progress::need_more;
+    if (!s.open_ || (!came && (state.input.empty() || !state.timed_out)))
+        co_return request::verdict();
+    request& r = state.request.emplace();
+    r.client = state.peer;
     state.answered = false;
     state.closing = false;
     state.body_taken = false;
     state.body.reset();
     state.answer_headers.clear();
-    enter(s, stream::phase::handling);
-    bool another = false;
-    if (verdict.status != 0) {
-        request.keep_alive = false;
-        co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
-    } else {
-        if (s.refusal() == 0) recount(s, request.client);
-        if (s.refusal() != 0 || state.handed_over) request.keep_alive = false;
-        resume_reading(s);
-        co_await answer_request(s, state);
-        if (!s.follows() || !s.open_) leave_group(s); // a stream that goes on leaves it at its end
-        another = s.open_ && s.phase_ == stream::phase::handling && !state.closing;
-    }
+    request::verdict verdict = {408, "the request head did not arrive in time"};
+    if (!came) co_return verdict;
+    if (progress == head_parser::progress::refused) co_return parser.why_refused();
+    verdict = r.parse(parser.head(state.input), hub_.options.max_header_lines);
+    state.input.erase(0, parser.size());
+    r.client = client_address(r, state.peer, hub_.trusted, hub_.options.forwarded);
+    co_return verdict;
+}
+
+/// Whether the connection may bring another.
+inline bool worker::end_request(stream& s, session& state) {
+    if (!s.follows() || !s.open_) leave_group(s); // a stream that goes on leaves it at its end
     state.served = true;
-    state.request = nullptr;
-    if (!state.input.empty()) { // pipelined: others get their turn in between
-        co_await asio::post(io_.get_executor(), use_io_awaitable);
-    }
-    co_return another;
+    state.request.reset();
+    return s.open_ && s.phase_ == stream::phase::handling && !state.closing;
 }
 
 /// Whether a page of the server's own sends the request: then no permission is needed.
@@ -6481,62 +6525,65 @@ inline const route* worker::find_route(request& r, std::string& allow, group*& o
 }
 
 inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
-    request& r = *state.request;
-    const auto host = r.header("Host");
-    if (!hub_.hosts.empty() && host && !is_one_of_hosts(hub_.hosts, *host)) {
-        co_await answer(s, 421,
-                        "This host is not served here; the server's option hosts names "
-                        "those that are\n");
-        co_return;
-    }
     std::string allow;
     group* of = &hub_.groups.front();
-    const route* const found = find_route(r, allow, of);
-    const cors_options& cors = of->cors();
-    const auto origin = r.header("Origin");
+    const route* const found = find_route(*state.request, allow, of);
+    const origin_matcher& matcher = of->cors().origin;
+    const auto origin = state.request->header("Origin");
     bool granted = true;
     std::exception_ptr failure;
     try {
-        if (origin && !cors.origin.matches_any()) {
-            const bool answer_of_matcher = co_await is_granted(s, state, cors.origin, *origin);
+        if (origin && !matcher.matches_any() && is_served_here(*state.request)) {
+            const bool answer_of_matcher = co_await is_granted(s, state, matcher, *origin);
             granted = answer_of_matcher;
         }
     } catch (...) { failure = std::current_exception(); }
-    if (failure) {
-        report(failure);
-        co_await answer(s, 500, "The request could not be served\n");
-        co_return;
-    }
-    state.answer_headers = cors_headers(cors, origin, granted);
-    if (!granted && cors.refuse && !is_same_origin(r, *origin)) {
-        co_await answer(s, 403, "This origin is not allowed here\n");
-        co_return;
-    }
-    if (s.refusal() != 0) { // not before, since a page must be allowed to read a soft refusal
-        co_await refuse(s, s.refusal());
-    } else if (found) {
-        co_await run_handler(s, state, *of, found->run);
-    } else if (r.method == "OPTIONS" && (!allow.empty() || r.target == "*")) {
-        co_await answer_options(s, *of, granted, allow + "OPTIONS");
-    } else if (!allow.empty()) {
-        co_await answer(s, 405, "Method not allowed here\n", "Allow: " + allow + "OPTIONS\r\n");
-    } else if (hub_.fallback) {
-        co_await run_handler(s, state, *of, hub_.fallback);
-    } else {
-        co_await answer(s, 404, "Nothing here\n");
+    const reply made = failure ? reply{500, "The request could not be served\n"}
+                               : decide(s, state, found, *of, granted, std::move(allow));
+    if (failure) report(failure);
+    if (made.refused) {
+        co_await refuse(s, made.status);
+    } else if (made.status != 0) {
+        co_await answer(s, made.status, made.text, made.lines);
     }
 }
 
-/// A preflight (Fetch standard 4.8), or whoever asks what there is.
-inline io_awaitable<void> worker::answer_options(stream& s, const group& of, bool granted,
-                                                 const std::string& allow) {
-    const request& r = *s.session_->request;
-    std::string lines = "Allow: " + allow + "\r\n";
-    if (r.header("Origin") && r.header("Access-Control-Request-Method")) {
-        lines.clear();
-        if (granted) lines = preflight_headers(of.cors(), allow);
+inline bool worker::is_served_here(const request& r) const {
+    const auto host = r.header("Host");
+    return hub_.hosts.empty() || !host || is_one_of_hosts(hub_.hosts, *host);
+}
+
+/// What to answer, unless a handler is to do it.
+inline worker::reply worker::decide(stream& s, session& state, const route* found, group& of,
+                                    bool granted, std::string allow) {
+    const request& r = *state.request;
+    if (!is_served_here(r)) {
+        return {421, "This host is not served here; the server's option hosts names those that "
+                     "are\n"};
     }
-    co_await answer(s, 204, {}, lines);
+    const cors_options& cors = of.cors();
+    const auto origin = r.header("Origin");
+    state.answer_headers = cors_headers(cors, origin, granted);
+    if (!granted && cors.refuse && !is_same_origin(r, *origin)) {
+        return {403, "This origin is not allowed here\n"};
+    }
+    // Not before, since a page must be allowed to read a soft refusal.
+    if (s.refusal() != 0) return {.status = s.refusal(), .refused = true};
+    if (!found && r.method == "OPTIONS" && (!allow.empty() || r.target == "*")) {
+        allow += "OPTIONS";
+        const bool preflight = origin && r.header("Access-Control-Request-Method");
+        if (!preflight) return {204, {}, "Allow: " + allow + "\r\n"};
+        return {204, {}, granted ? preflight_headers(cors, allow) : ""}; // Fetch standard 4.8
+    }
+    if (!found && !allow.empty()) {
+        return {405, "Method not allowed here\n", "Allow: " + allow + "OPTIONS\r\n"};
+    }
+    if (!found && !hub_.fallback) return {404, "Nothing here\n"};
+    if (!of.enter()) return {.status = 503, .refused = true};
+    s.group_ = of.number;
+    state.max_body = of.max_body_bytes();
+    state.run = found ? &found->run : &hub_.fallback;
+    return {};
 }
 
 inline void worker::leave_group(stream& s) noexcept {
@@ -6567,53 +6614,72 @@ inline asio::awaitable<void> worker::guarded(stream& s, const group& of, const h
     co_await run(s);
 }
 
-inline io_awaitable<void> worker::run_handler(stream& s, session& state, group& of,
-                                              const handler& run) {
-    if (!of.enter()) {
-        co_await refuse(s, 503);
-        co_return;
-    }
-    s.group_ = of.number;
+inline void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) {
+    session& state = *owned;
+    const group& of = hub_.groups[s->group_];
+    const handler& run = *std::exchange(state.run, nullptr);
     state.handling = true;
-    state.max_body = of.max_body_bytes();
-    std::exception_ptr failure;
+    asio::awaitable<void> work;
+    try {
+        work = of.is_guarded() ? guarded(*s, of, run) : run(*s);
+    } catch (...) { return handler_ended(s, std::move(owned), std::current_exception()); }
+    asio::co_spawn(io_.get_executor(), std::move(work),
+                   asio::bind_cancellation_slot(
+                       state.cancel.slot(),
+                       [this, s, owned = std::move(owned)](std::exception_ptr failure) mutable {
+                           handler_ended(s, std::move(owned), failure);
+                       }));
+}
+
+inline void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned,
+                                  std::exception_ptr failure) {
+    session& state = *owned;
+    state.handling = false;
+    try {
+        unfinished left = after_handler(*s, state, failure);
+        const bool goes_on = s->open_ && !s->follows();
+        if (goes_on || !left.nothing() || is_unsent(*s, state)) {
+            return go_on_serving(s, std::move(owned), std::move(left));
+        }
+        end_request(*s, state);
+    } catch (...) {
+        report(std::current_exception());
+        close(*s, end_reason::failed);
+    }
+}
+
+inline worker::unfinished worker::after_handler(stream& s, session& state,
+                                                std::exception_ptr failure) {
     std::error_code code;
     try {
-        asio::awaitable<void> work = of.is_guarded() ? guarded(s, of, run) : run(s);
-        co_await asio::co_spawn(
-            io_.get_executor(), std::move(work),
-            asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
-    } catch (const std::system_error& e) {
-        failure = std::current_exception();
-        code = e.code();
-    } catch (...) { failure = std::current_exception(); }
-    state.handling = false;
+        if (failure) std::rethrow_exception(failure);
+    } catch (const std::system_error& e) { code = e.code(); } catch (...) {
+    }
     const bool going_down = farewell_ && code == asio::error::operation_aborted;
     const int status = !failure ? 204 : going_down ? 503 : status_of(code);
     const bool client_left = code == errc::closed || (code == asio::error::operation_aborted &&
                                                       (!s.open() || state.end_of_input));
     if (status == 500 && !client_left) report(failure);
     if (client_left) state.closing = true;
-    if (!s.open_ || state.answered) co_return;
+    if (!s.open_ || state.answered) return {};
     if (s.phase_ == stream::phase::streaming) {
         if (!failure) feed_.release(s);
-        const bool ends_here = !s.follows() && !s.is_finishing();
         if (failure && !s.is_finishing()) {
             s.why_ = client_left ? end_reason::ended : end_reason::failed;
             feed_.remove(s);
-        } else if (ends_here && s.chunks()) {
-            co_await end_chunks(s, state);
-        } else if (!s.awaits_write_) { // now and not a turn later: then its coroutine is done with
+        } else if (s.chunks() && !s.follows() && !s.is_finishing()) {
+            return {.last_chunk = true};
+        } else if (!s.awaits_write_) { // now and not a turn later: then nothing serves it any more
             refresh();
             feed_.flush(s);
         }
-        co_return;
+        return {};
     }
-    if (s.phase_ == stream::phase::lingering) co_return; // it was a stream, and had all
-    if (client_left && !going_down) co_return;
+    if (s.phase_ == stream::phase::lingering) return {}; // it was a stream, and had all
+    if (client_left && !going_down) return {};
     // 204 tells an EventSource that there is nothing more to come, for good (HTML 9.2.3).
     const std::string text = status == 500 ? "The request could not be served" : code.message();
-    co_await answer(s, status, text + "\n");
+    return {status, text + "\n"};
 }
 
 /// A stream that its handler has brought to its end: the connection may serve another request.
@@ -6982,8 +7048,9 @@ inline asio::awaitable<std::string> stream::read_body(bool whole) {
         throw std::system_error(errc::body_too_large, "sse::stream::body");
     }
     if (!state.body) {
-        state.body = request().chunked ? detail::body_decoder::of_chunks(state.max_body)
-                                       : detail::body_decoder::of_size(request().content_length);
+        state.body = std::make_unique<detail::body_decoder>(
+            request().chunked ? detail::body_decoder::of_chunks(state.max_body)
+                              : detail::body_decoder::of_size(request().content_length));
         const auto expect = request().header("Expect");
         if (expect && state.input.empty() && detail::equal_ignoring_case(*expect, "100-continue")) {
             worker_->feed_.enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));

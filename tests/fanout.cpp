@@ -4,6 +4,8 @@
 
 #include <doctest/doctest.h>
 
+#include <malloc.h>
+
 #include <random>
 #include <thread>
 
@@ -42,9 +44,50 @@ void check_thousand_clients(std::size_t threads) {
     CHECK(server.counters().lagged == 0);
 }
 
+/// What this process has from its allocator.
+std::size_t allocated_bytes() {
+    const auto all = ::mallinfo2();
+    return all.uordblks + all.hblkhd;
+}
+
+/// What each of so many clients costs the server once it has its head; they cost this process
+/// nothing else.
+std::size_t bytes_for_each(running_server& server, std::string_view target, std::size_t count) {
+    const std::string request =
+        "GET " + std::string(target) + " HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    std::vector<descriptor> clients;
+    clients.reserve(count);
+    const auto all_are_here = [&] { return server.counters().streams == clients.size(); };
+    const auto connect = [&] {
+        connection one(server.port());
+        one.send(request);
+        clients.emplace_back(::dup(one.native_handle()));
+    };
+    for (int i = 0; i < 64; ++i) connect(); // what the first ones need is not counted
+    REQUIRE(eventually(all_are_here));
+    const std::size_t before = allocated_bytes();
+    while (clients.size() < count) connect();
+    REQUIRE(eventually(all_are_here));
+    CHECK(http_get(server.port(), "/health").status == 200); // all of them are served by now
+    return (allocated_bytes() - before) / (count - 64);
+}
+
 } // namespace
 
 TEST_SUITE("many clients") {
+    TEST_CASE("a client that waits costs half a kilobyte, one whose handler waits three") {
+        if (!memory_is_meaningful) return;
+        running_server server(with_threads(1), [](sse::server& s) {
+            s.route("GET", "/closed", [](sse::stream& client) -> asio::awaitable<void> {
+                client.subscribe("/");
+                co_await client.closed();
+            });
+        });
+        CHECK(bytes_for_each(server, "/subscribe/", 4000) < 512);
+        CHECK(eventually([&] { return server.counters().connections == 0; }, 60s));
+        CHECK(bytes_for_each(server, "/closed", 4000) < 3072);
+    }
+
     TEST_CASE("1,000 clients at 200 messages of 100 bytes a second for 10 s: each once, in order") {
         check_thousand_clients(1);
     }
