@@ -5172,7 +5172,7 @@ struct session {
     bool answered = false;
     std::uint64_t begun = 0;   // what the box had when the head of a stream was in it
     bool closing = false;      // the answer said so
-    bool last_request = false; // the server is being drained
+    bool last_request = false; // the server is ending
     bool body_taken = false;
     std::unique_ptr<body_decoder> body; // once its reading has begun
     bool handling = false;              // a handler runs
@@ -6721,7 +6721,7 @@ inline io_awaitable<void> worker::answer(stream& s, int status, std::string_view
     session& state = *s.session_;
     state.answered = true;
     if (state.request) hub_.log_request(*state.request, status);
-    state.last_request = farewell_ != nullptr;
+    state.last_request = hub_.stopped;
     feed_.enqueue(s, make_answer(state, status, "text/plain; charset=utf-8", text, headers));
     co_await sent(s, state);
 }
@@ -7027,7 +7027,7 @@ inline asio::awaitable<void> stream::respond(int status, std::string_view conten
         throw std::logic_error("sse::stream::respond: this request has its answer already");
     }
     session_->answered = true;
-    session_->last_request = worker_->farewell_ != nullptr;
+    session_->last_request = worker_->hub_.stopped;
     worker_->hub_.log_request(request(), status);
     return write(detail::make_answer(*session_, status, content_type, text, {}));
 }
