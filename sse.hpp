@@ -3338,6 +3338,8 @@ private:
     void assemble(const job& j);
     void deliver(receiver& r);
     void deliver_alone(receiver& r);
+    void find_due(const receiver& r);
+    std::uint64_t next_for(const receiver& r, std::uint64_t from, bool newest) const;
     void deliver_block();
     void go_on(receiver& r);
     bool book(receiver& r, std::size_t written);
@@ -3377,6 +3379,8 @@ private:
     bool holding_ = false;
     std::vector<std::uint64_t> broadcasts_; // of the pass in hand
     std::vector<receiver*> alone_;          // who gets a message of the pass in hand alone
+    std::vector<std::uint64_t> due_;        // of the pass in hand, for the one
+    const receiver* due_for_ = nullptr;     // that is written to, if that is known
     std::vector<job> jobs_;                 // of the pass in hand, done from the back
     block block_;
     std::string joined_;                       // the memory of a block of several frames
@@ -3614,7 +3618,31 @@ inline void feed::deliver_alone(receiver& r) {
     if (r.busy_ || r.held_ || r.next_ >= planned_) return;
     r.busy_ = true;
     settle(r);
+    find_due(r);
     flush(r);
+    due_for_ = nullptr;
+}
+
+/// What of the pass in hand may be for a client, by its topics: to hold each frame against each of
+/// many topics would cost their product.
+inline void feed::find_due(const receiver& r) {
+    if (r.rare_ && r.rare_->number != 0) return; // what is for it alone has no topic
+    try {
+        due_ = broadcasts_;
+        r.for_each_subscription([this](const subscription& one) {
+            due_.insert(due_.end(), one.where->pending.begin(), one.where->pending.end());
+        });
+    } catch (const std::bad_alloc&) { return; } // it looks through the log
+    std::sort(due_.begin(), due_.end());
+    due_.erase(std::unique(due_.begin(), due_.end()), due_.end());
+    due_for_ = &r;
+}
+
+/// The next frame from this place on at which a client has to look.
+inline std::uint64_t feed::next_for(const receiver& r, std::uint64_t from, bool newest) const {
+    if (due_for_ != &r || from < fanned_ || from >= planned_) return log_.next(from, newest);
+    const auto found = std::lower_bound(due_.begin(), due_.end(), from);
+    return found == due_.end() ? log_.next(planned_, newest) : *found;
 }
 
 /// Books what a client took of a block. False when something of it is left.
@@ -3786,8 +3814,8 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
     if (gap_is_due) return count;
     const bool newest = r.conflates();
     std::size_t looks = 0;
-    std::uint64_t at = log_.next(r.next_, newest);
-    for (; at < log_.end() && room_left(); at = log_.next(at + 1, newest)) {
+    std::uint64_t at = next_for(r, r.next_, newest);
+    for (; at < log_.end() && room_left(); at = next_for(r, at + 1, newest)) {
         if (++looks > max_looks) break;
         bool left_out = false;
         if (wants(r, at, left_out)) {
