@@ -10,5 +10,5 @@ need_to_build
 install_missing
 configure build --buildtype=release
 say "building (the first time takes a minute)"
-ninja -C build --quiet examples bench
+ninja -C build --quiet examples/hub
 exec build/examples/hub --demo "$@"
