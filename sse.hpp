@@ -1275,8 +1275,8 @@ inline bool is_host_name(std::string_view text) {
     if (text.starts_with('[') && text.ends_with(']')) {
         const std::string inside(text.substr(1, text.size() - 2));
         asio::error_code failed;
-        asio::ip::make_address_v6(inside, failed); // takes a zone too, which has no place here
-        return !failed && inside.find('%') == inside.npos;
+        asio::ip::make_address_v6(inside, failed); // takes a zone too, and text behind a NUL
+        return !failed && inside.find_first_of(std::string_view("%\0", 2)) == inside.npos;
     }
     const auto allowed = [](char c) { // unreserved, sub-delims and "%" of RFC 3986
         return (is_token_char(c) && c != '#' && c != '^' && c != '`' && c != '|') ||
