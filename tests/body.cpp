@@ -511,11 +511,11 @@ TEST_CASE("a refused body stays refused, a complete one complete, whatever comes
 namespace {
 
 /// The same by plain means: body and rest of bytes that hold a whole chunked body, else nothing.
-/// Knows of no limits.
+/// Of the limits it knows only that on a line.
 std::optional<std::pair<std::string, std::string>> slowly_decoded(std::string_view bytes) {
     const auto line = [&]() -> std::optional<std::string_view> {
         const std::size_t end = bytes.find("\r\n");
-        if (end == bytes.npos) return std::nullopt;
+        if (end == bytes.npos || end + 2 > longest_line) return std::nullopt;
         const auto text = bytes.substr(0, end);
         bytes.remove_prefix(end + 2);
         for (const char c : text) {

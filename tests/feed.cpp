@@ -1868,11 +1868,13 @@ TEST_CASE("what the history has let go of is not given because others once got i
 
 // ---- random schedules ---------------------------------------------------------------------------
 
-/// Throws of one schedule. Not of the standard's distributions: the same on every machine.
+/// Throws of one schedule. Not of the standard's distributions: the same on every machine. The
+/// first may be given, as a fuzzer does.
 class luck {
 public:
-    explicit luck(std::uint64_t seed) : engine_(seed * 0x9e37'79b9'7f4a'7c15u + 1) {}
-    std::size_t below(std::size_t end) { return static_cast<std::size_t>((engine_() >> 8) % end); }
+    explicit luck(std::uint64_t seed, std::string_view given = {})
+        : engine_(seed * 0x9e37'79b9'7f4a'7c15u + 1), given_(given) {}
+    std::size_t below(std::size_t end) { return static_cast<std::size_t>(next(end) % end); }
     std::size_t between(std::size_t first, std::size_t last) {
         return first + below(last - first + 1);
     }
@@ -1883,7 +1885,18 @@ public:
     }
 
 private:
+    std::uint64_t next(std::size_t end) {
+        if (given_.empty()) return engine_() >> 8;
+        std::uint64_t n = 0;
+        for (std::size_t most = 1; most < end && !given_.empty(); most *= 256) {
+            n = n * 256 + static_cast<unsigned char>(given_.front());
+            given_.remove_prefix(1);
+        }
+        return n;
+    }
+
     std::mt19937_64 engine_;
+    std::string_view given_;
 };
 
 /// A message as it was published: what clients get is held against it.
@@ -2010,7 +2023,7 @@ private:
 /// Several feeds on one ring, those who publish, those who come and go, and the rules.
 class world {
 public:
-    explicit world(std::uint64_t seed, bool loud = false);
+    explicit world(luck throws, bool loud = false);
     ~world();
 
     /// Plays it. What went wrong, or "".
@@ -2371,7 +2384,7 @@ void line::fail(std::exception_ptr) { w_.wrong(who_, "it failed"); }
 
 // --- the world
 
-world::world(std::uint64_t seed, bool loud) : dice(seed), loud_(loud) {
+world::world(luck throws, bool loud) : dice(throws), loud_(loud) {
     bounds_.push_back({"", dice.between(1, 8), 1 << 20, 0ms});
     if (dice.one_in(2)) bounds_.push_back({"/a/b", dice.between(0, 6), 1 << 20, 0ms});
     if (dice.one_in(4)) bounds_.push_back({"/a", dice.between(1, 6), 1 << 20, 0ms});
@@ -2828,14 +2841,14 @@ std::uint64_t number_in_environment(const char* name, std::uint64_t otherwise) {
 TEST_CASE("random schedules: everybody gets what is due, once and in order, or is told") {
     if (std::getenv("FEED_SEED")) {
         const std::uint64_t seed = number_in_environment("FEED_SEED", 0);
-        world w(seed, true);
+        world w(luck(seed), true);
         CHECK_MESSAGE(w.play() == "", "FEED_SEED=", seed, ": ", w.fault());
         return;
     }
     const std::uint64_t schedules = number_in_environment("FEED_SCHEDULES", 3'000);
     std::size_t failures = 0;
     for (std::uint64_t seed = 1; seed <= schedules && failures < 10; ++seed) {
-        world w(seed);
+        world w{luck(seed)};
         failures += !w.play().empty();
         CHECK_MESSAGE(w.fault() == "", "FEED_SEED=", seed, ": ", w.fault());
     }
@@ -2845,7 +2858,7 @@ TEST_CASE("random schedules: everybody gets what is due, once and in order, or i
 
 /// A visitor of a topic, three messages, and bytes that no feed wrote.
 std::string verdict(const std::vector<std::string>& bytes) {
-    world w(4);
+    world w{luck(4)};
     w.calm = true;
     visitor& v = w.invite();
     v.wishes = {{"/a", false, false, lag_policy::disconnect}};

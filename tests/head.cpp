@@ -873,30 +873,34 @@ std::string rewritten(const outcome& o, std::string_view original) {
     return head + "\r\n";
 }
 
-/// The verdict on random bytes is the same under any split and means what it says.
+/// The verdict on bytes is the same under any split and means what it says. Whether it is good.
+bool check_verdict(support::dice& dice, const std::string& bytes, std::size_t limit) {
+    const std::string shown = escaped(bytes);
+    CAPTURE(limit);
+    CAPTURE(shown);
+    const outcome whole = read(bytes, limit);
+    CHECK(read(bytes, byte_by_byte(bytes.size()), limit) == whole);
+    CHECK(read(bytes, random_ends(dice, bytes.size()), limit) == whole);
+    CHECK(read(bytes, {dice.below(bytes.size() + 1), bytes.size()}, limit) == whole);
+    if (whole.status != 0) CHECK((whole.status >= 400 && whole.status <= 505));
+    if (!whole.complete) return false;
+    outcome again = read(rewritten(whole, bytes));
+    again.size = whole.size; // white space and empty lines may be gone
+    CHECK(again == whole);
+    CHECK(std::string_view(bytes).substr(0, whole.size).ends_with("\r\n\r\n"));
+    CHECK(whole.size <= limit);
+    CHECK(!whole.path.empty());
+    CHECK(whole.path.find('\0') == whole.path.npos);
+    return true;
+}
+
 std::size_t check_random(support::dice& dice, std::string (*make)(support::dice&), int rounds) {
     std::size_t accepted = 0;
     for (int round = 0; round < rounds; ++round) {
         const std::string bytes = make(dice);
-        const std::string shown = escaped(bytes);
         const std::size_t limit = dice.one_in(4) ? dice.below(bytes.size() + 2) : default_limit;
         CAPTURE(round);
-        CAPTURE(limit);
-        CAPTURE(shown);
-        const outcome whole = read(bytes, limit);
-        CHECK(read(bytes, byte_by_byte(bytes.size()), limit) == whole);
-        CHECK(read(bytes, random_ends(dice, bytes.size()), limit) == whole);
-        CHECK(read(bytes, {dice.below(bytes.size() + 1), bytes.size()}, limit) == whole);
-        if (whole.status != 0) CHECK((whole.status >= 400 && whole.status <= 505));
-        if (!whole.complete) continue;
-        ++accepted;
-        outcome again = read(rewritten(whole, bytes));
-        again.size = whole.size; // white space and empty lines may be gone
-        CHECK(again == whole);
-        CHECK(std::string_view(bytes).substr(0, whole.size).ends_with("\r\n\r\n"));
-        CHECK(whole.size <= limit);
-        CHECK(!whole.path.empty());
-        CHECK(whole.path.find('\0') == whole.path.npos);
+        accepted += check_verdict(dice, bytes, limit);
     }
     return accepted;
 }

@@ -2,7 +2,8 @@
 # Sets up, builds and runs the tests.
 #   ./tests/run.sh                 all tests in an optimized build, with curl and a real browser
 #   ./tests/run.sh all             these, then the test program once more for each variant below
-#   ./tests/run.sh VARIANT...      of: release asan tsan clang
+#   ./tests/run.sh VARIANT...      of: release asan tsan clang fuzz
+# FUZZ_SECONDS is how long each of the fuzzers goes on: 10, or 0 for what is known already.
 # ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -142,9 +143,24 @@ run_clang() { # a second compiler's warnings and sanitizers
     run_sanitized build-clang
 }
 
+# Each target, two at a time. The log of one that passed ends so.
+run_fuzz() {
+    local target targets
+    CXX=clang++-19 configure build-fuzz -Doptimization=1 -Ddebug=false
+    build build-fuzz tests/fuzz
+    targets=$(build-fuzz/tests/fuzz)
+    say "fuzzing"
+    xargs -n 1 -P 2 sh -c 'tests/fuzz/fuzz.sh build-fuzz "$0" >"build-fuzz/$0.log" 2>&1' \
+        <<<"$targets" || true
+    for target in $targets; do
+        check "fuzz: $target" sh -c 'tail -n 80 "$0" && tail -n 1 "$0" | grep -qx passed' \
+            "build-fuzz/$target.log"
+    done
+}
+
 variants=("$@")
 [ ${#variants[@]} -eq 0 ] && variants=(release)
-[ "${variants[0]}" = all ] && variants=(release asan tsan clang)
+[ "${variants[0]}" = all ] && variants=(release asan tsan clang fuzz)
 
 need_to_build
 need curl have curl
@@ -161,13 +177,13 @@ for variant in "${variants[@]}"; do
         need nginx test -x /usr/sbin/nginx
         need libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
         ;;
-    clang)
+    clang | fuzz)
         need clang-19 have clang++-19
         need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
         ;;
     asan | tsan) ;;
     *)
-        say "no variant '$variant'; give all, or some of: release asan tsan clang" >&2
+        say "no variant '$variant'; give all, or some of: release asan tsan clang fuzz" >&2
         exit 2
         ;;
     esac
