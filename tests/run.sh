@@ -129,11 +129,9 @@ run_asan() {
     sanitized build-asan tests_io_uring
 }
 
-# g++ warns that it does not follow Asio's fences, and takes Asio's own pair of new and delete for a
-# mismatch where it inlines one of the two.
-run_tsan() {
+run_tsan() { # g++ warns that it does not follow Asio's fences
     configure build-tsan "${unity[@]}" -Db_sanitize=thread -Db_lundef=false -Doptimization=1 \
-        -Ddebug=false -Dcpp_args='-g1 -Wno-tsan -Wno-mismatched-new-delete'
+        -Ddebug=false -Dcpp_args='-g1 -Wno-tsan'
     run_sanitized build-tsan
 }
 
