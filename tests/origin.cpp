@@ -385,9 +385,9 @@ TEST_CASE("what is no origin is refused when it is configured, with a hint") {
     check_not_an_origin("1https://app.example");
     check_not_an_origin("NULL");
     check_not_an_origin("https://[::1");
-    check_not_an_origin("https://[::1\0]"s);
     check_not_an_origin("https://[fe80::1%eth0]");
     check_not_an_origin("**");
+    CHECK(complaint("https://[::1\0]"s) != "no complaint"); // which a NUL cuts off
 }
 
 TEST_CASE("a spelling that browsers never send is refused: it would match nothing") {
