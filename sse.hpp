@@ -7427,8 +7427,8 @@ inline io_awaitable<void> lifecycle::accept_loop() {
             failed == asio::error::interrupted || failed == asio::error::operation_aborted;
         if (passing || !acceptor_->is_open()) continue;
         const std::string why = failed.message();
-        hub_.log({.level = log_level::warning, .what = "accept failed", .detail = why});
         hub_.accept_failures.fetch_add(1, std::memory_order_relaxed);
+        hub_.log({.level = log_level::warning, .what = "accept failed", .detail = why});
         // Out of descriptors or memory: wait for some to be given back instead of spinning.
         pause.expires_after(std::chrono::milliseconds(100));
         co_await pause.async_wait(asio::redirect_error(use_io_awaitable, failed));
