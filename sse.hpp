@@ -3619,8 +3619,11 @@ inline void feed::deliver_alone(receiver& r) {
     r.busy_ = true;
     settle(r);
     find_due(r);
+    struct guard { // also when there is no memory to wait with: another pass has other frames
+        ~guard() { of.due_for_ = nullptr; }
+        feed& of;
+    } const forget_due{*this};
     flush(r);
-    due_for_ = nullptr;
 }
 
 /// What of the pass in hand may be for a client, by its topics: to hold each frame against each of
