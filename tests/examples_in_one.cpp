@@ -1,5 +1,6 @@
 // examples_in_one.cpp - all examples in one program, which does what the name says by which it is
-// called. For the sanitizers: each example by itself costs the whole header once more to compile.
+// called; by its own it lists the others. For the sanitizers: each example by itself costs the
+// whole header once more to compile.
 #include "../examples/hub_demo.hpp"
 #include "../examples/hub_page.hpp"
 #include "../examples/json.hpp"
@@ -91,6 +92,6 @@ int main(int argc, char** argv) {
     for (const example& each : examples) {
         if (each.name == name) return each.run(argc, argv);
     }
-    std::cerr << "'" << name << "' is no example; call this by the name of one\n";
-    return 2;
+    for (const example& each : examples) std::cout << each.name << '\n';
+    return name == "examples_in_one" ? 0 : 2;
 }
