@@ -284,6 +284,7 @@ const contender floor_loop{"floor", true};
 const contender uncoalesced{"uncoalesced"};
 const contender library{"sse", true};
 const contender library_handler{"sse handler", true, "/handler"};
+const contender library_calm{"sse, no churn", true, "/subscribe/bench", {}, false};
 #if defined(SSE_ENABLE_IO_URING)
 const std::vector<contender> both_ways{floor_loop, library, {"sse io_uring", true}};
 #else
@@ -334,7 +335,7 @@ std::vector<contest> whole_set(const std::vector<contender>& rivals) {
         {{.name = "churn", .clients = 100, .rate = 100, .churn = 500},
          {&cpu, &p99, &churned},
          &cpu,
-         with_rivals({floor_loop, library})},
+         with_rivals({floor_loop, library, library_calm})},
         {{.name = "slow readers", .payload = 1'000, .burst = 100, .unread = 50},
          {&cpu, &p99, &growth},
          &p99,
@@ -392,6 +393,7 @@ placement place(const settings& set, std::uint64_t threads) {
 }
 
 leg run_leg(scenario what, const contender& who, const placement& cores) {
+    if (!who.meets_churn) what.churn = 0;
     // So that a burst takes those about as long who write each message by itself.
     if (!who.coalesces && what.bursts > 0) what.burst = std::max<std::uint64_t>(1, what.burst / 20);
     try {

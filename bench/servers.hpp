@@ -255,6 +255,7 @@ struct contender {
     bool coalesces = false; // what waits goes out in one write
     std::string path = "/subscribe/bench";
     std::vector<std::string> program = {}; // of a rival; it is given --rate, --burst, --payload
+    bool meets_churn = true;               // where the scenario has some
 };
 
 /// The server's process, and the client's end of its commands.
