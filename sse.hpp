@@ -92,6 +92,25 @@
 #error "Asio found no coroutines: include sse.hpp before Asio, or compile with -fcoroutines"
 #endif
 
+// Each file that includes this compiles all of it. A program of many files may define
+// SSE_SEPARATE_COMPILATION in all of them, and in one SSE_SOURCE too, which compiles what they share.
+#if !defined(SSE_SEPARATE_COMPILATION)
+#if defined(SSE_SOURCE)
+#error "SSE_SOURCE goes with SSE_SEPARATE_COMPILATION, which all files of the program must define"
+#endif
+#define SSE_DECL inline
+#define SSE_BODIES
+#else
+#define SSE_DECL
+#if defined(SSE_SOURCE)
+#define SSE_BODIES
+#if defined(__GNUC__) && !defined(__clang__) // it takes a lambda that a coroutine keeps for an error
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsubobject-linkage"
+#endif
+#endif
+#endif
+
 #if defined(SSE_ENABLE_IO_URING)
 #if !__has_include(<liburing.h>)
 #error "SSE_ENABLE_IO_URING needs liburing: install liburing-dev, and link with -luring"
@@ -4809,6 +4828,8 @@ private:
 
 class worker;
 class lifecycle;
+struct farewell;
+struct listing;
 
 /// Nothing is there now, or there is no room now: no failure of the socket.
 inline bool would_block(const asio::error_code& code) noexcept {
@@ -5302,10 +5323,15 @@ inline bool accepts_event_stream(const request& r) {
     return accepted;
 }
 
+} // namespace detail
+
+#if defined(SSE_BODIES)
+
 // >>worker ////////////////////////////////////////////////////////////////////////////////////////
 // One thread with its io_context, its feed and its share of the streams: drains the ring, writes to
 // sockets, keeps deadlines. Nothing of it is shared, so nothing is locked. Its coroutines stand
 // below, in >>connection. Needs >>feed, >>stream. Tests: tests/stream.cpp, tests/fanout.cpp
+namespace detail {
 
 /// What drain() tells the workers.
 struct farewell {
@@ -5520,7 +5546,7 @@ private:
     std::atomic<bool> ended_{false}; // its thread will look at nothing any more
 };
 
-inline session::~session() {
+SSE_DECL session::~session() {
     if (outlives_client) std::erase(owner.worker_->outliving_, this);
     owner.session_ = nullptr;
     owner.own_ = nullptr;
@@ -5538,7 +5564,7 @@ struct worker::input_ready {
     }
 };
 
-inline feed::settings worker::feed_settings(hub& shared) {
+SSE_DECL feed::settings worker::feed_settings(hub& shared) {
     const auto& o = shared.options;
     feed::settings made;
     made.histories.push_back({"", o.history, o.history_bytes, o.history_age});
@@ -5559,7 +5585,7 @@ inline feed::settings worker::feed_settings(hub& shared) {
     return made;
 }
 
-inline worker::worker(hub& shared, std::size_t index, asio::io_context* context)
+SSE_DECL worker::worker(hub& shared, std::size_t index, asio::io_context* context)
     : own_(context ? nullptr : std::make_unique<asio::io_context>(1)),
       io_(context ? *context : *own_), hub_(shared), index_(index), feed_(feed_settings(shared)),
       sends_(shared.options.io_uring), scratch_(std::make_unique<std::array<char, 64 * 1024>>()),
@@ -5567,10 +5593,10 @@ inline worker::worker(hub& shared, std::size_t index, asio::io_context* context)
     if (own_) guard_.emplace(io_.get_executor());
 }
 
-inline worker::~worker() { let_go(); }
+SSE_DECL worker::~worker() { let_go(); }
 
 /// Its context ends. Connections are left only where that comes before their end.
-inline void worker::let_go() noexcept {
+SSE_DECL void worker::let_go() noexcept {
     for (stream* const s : connections_) {
         s->open_ = false;
         feed_.remove(*s);
@@ -5581,13 +5607,13 @@ inline void worker::let_go() noexcept {
     look_timer_.reset();
 }
 
-inline std::uint32_t worker::milliseconds_now() const noexcept {
+SSE_DECL std::uint32_t worker::milliseconds_now() const noexcept {
     return static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
                                           std::chrono::steady_clock::now() - birth_)
                                           .count());
 }
 
-inline void worker::count(counters& sum) const noexcept {
+SSE_DECL void worker::count(counters& sum) const noexcept {
     sum.connections += load();
     sum.streams += streaming_.load(std::memory_order_relaxed);
     sum.delivered += feed_.counted().delivered.get();
@@ -5599,7 +5625,7 @@ inline void worker::count(counters& sum) const noexcept {
 
 // --- life of the thread
 
-inline void worker::run() {
+SSE_DECL void worker::run() {
     const auto guarded = [this](auto&& loop) {
         for (;;) {
             try {
@@ -5622,7 +5648,7 @@ inline void worker::run() {
     hub_.room.notify(); // those who wait for its answer
 }
 
-inline void worker::report(std::exception_ptr failure) noexcept {
+SSE_DECL void worker::report(std::exception_ptr failure) noexcept {
     if (hub_.options.on_error) hub_.options.on_error(failure);
     if (!hub_.options.log) return;
     log_entry entry{.level = log_level::error, .what = "handler failed"};
@@ -5635,7 +5661,7 @@ inline void worker::report(std::exception_ptr failure) noexcept {
 }
 
 /// What was published before reaches the clients as far as their sockets take it at once.
-inline void worker::shut_down() {
+SSE_DECL void worker::shut_down() {
     asio::post(io_, [this] {
         stopping_ = true;
         if (!fanning_) fan_out();
@@ -5652,7 +5678,7 @@ inline void worker::shut_down() {
 }
 
 /// Takes over a connection that reserve() has counted, and that admit() may have counted further.
-inline void worker::adopt(arrival one) {
+SSE_DECL void worker::adopt(arrival one) {
     refresh();
     stream* s = nullptr;
     try {
@@ -5684,7 +5710,7 @@ inline void worker::adopt(arrival one) {
 
 /// Nothing is kept ready for a client that has not said anything yet: its first bytes start the
 /// coroutine. They have often come before it was accepted.
-inline void worker::on_first_input(stream& s, const asio::ip::address& peer) {
+SSE_DECL void worker::on_first_input(stream& s, const asio::ip::address& peer) {
     asio::error_code failed;
     const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
     if (would_block(failed)) return watch(s);
@@ -5692,7 +5718,7 @@ inline void worker::on_first_input(stream& s, const asio::ip::address& peer) {
     begin_serving(s, peer, {scratch_->data(), n}, false);
 }
 
-inline void worker::begin_serving(stream& s, const asio::ip::address& peer,
+SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
                                   std::string_view received, bool handed_over) {
     const stream_ref held(&s);
     try {
@@ -5709,7 +5735,7 @@ inline void worker::begin_serving(stream& s, const asio::ip::address& peer,
     }
 }
 
-inline void worker::go_on_serving(stream_ref s, std::unique_ptr<session> state, unfinished what) {
+SSE_DECL void worker::go_on_serving(stream_ref s, std::unique_ptr<session> state, unfinished what) {
     asio::co_spawn(io_, serve(s, std::move(state), std::move(what)),
                    [this, s](std::exception_ptr failure) {
                        if (!failure) return;
@@ -5718,24 +5744,24 @@ inline void worker::go_on_serving(stream_ref s, std::unique_ptr<session> state, 
                    });
 }
 
-inline asio::ip::address worker::peer_of(const stream& s) {
+SSE_DECL asio::ip::address worker::peer_of(const stream& s) {
     asio::error_code gone; // a connection that is gone shows it at the next read
     return unmapped(s.socket_.remote_endpoint(gone).address());
 }
 
-inline void worker::log_connection(std::string_view what, const asio::ip::address& peer) const {
+SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::address& peer) const {
     hub_.log({.level = log_level::debug, .what = what, .client = peer});
 }
 
 // --- the ring
 
-inline void worker::wake() noexcept {
+SSE_DECL void worker::wake() noexcept {
     if (sleep_.must_wake()) wake_after(hub_.options.coalesce);
 }
 
-inline void worker::wake_always() noexcept { wake_after({}); }
+SSE_DECL void worker::wake_always() noexcept { wake_after({}); }
 
-inline void worker::wake_after(std::chrono::milliseconds delay) noexcept {
+SSE_DECL void worker::wake_after(std::chrono::milliseconds delay) noexcept {
     try {
         asio::post(io_, [this, delay] {
             if (delay.count() > 0 && !stopping_) return look_in(delay);
@@ -5748,7 +5774,7 @@ inline void worker::wake_after(std::chrono::milliseconds delay) noexcept {
 
 /// Moves frames from the ring into the log, at most as many as the ring holds. False when there was
 /// none.
-inline bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
+SSE_DECL bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
     const auto take = [this] { return hub_.ring.try_read(index_).value_or(nullptr); };
     if (feed_.pull(take, std::min(max_frames, hub_.ring.capacity()), max_bytes) == 0) return false;
     hub_.room.notify();
@@ -5756,13 +5782,13 @@ inline bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
 }
 
 /// For a handler that publishes while the ring is full, or who looks into the history.
-inline void worker::make_room() {
+SSE_DECL void worker::make_room() {
     if (drain()) wake_always(); // it is not planned yet
 }
 
 // --- fan-out, in slices, so that accepts, reads, timers and stops get their turn
 
-inline void worker::fan_out() {
+SSE_DECL void worker::fan_out() {
     refresh();
     std::size_t budget = stopping_ ? ~std::size_t{0} : slice_writes;
     while (budget > 0) {
@@ -5778,7 +5804,7 @@ inline void worker::fan_out() {
 }
 
 /// Starts a pass over what is new. False, and the worker sleeps, when nothing is.
-inline bool worker::plan() {
+SSE_DECL bool worker::plan() {
     fanning_ = true;
     if (!feed_.has_receivers()) {
         drain();
@@ -5801,7 +5827,7 @@ inline bool worker::plan() {
 }
 
 /// Publishers wake us from now on: somebody is here for whom something may come.
-inline void worker::be_woken() {
+SSE_DECL void worker::be_woken() {
     if (feed_.has_receivers() || fanning_) return;
     sleep_.lie_down();
     drain();
@@ -5810,12 +5836,12 @@ inline void worker::be_woken() {
 }
 
 /// A publisher that has claimed a place may have looked too early to see that we sleep.
-inline void worker::look_again() {
+SSE_DECL void worker::look_again() {
     if (stopping_ || feed_.end() == hub_.ring.published()) return;
     look_in(std::chrono::milliseconds(1));
 }
 
-inline void worker::look_in(std::chrono::milliseconds delay) {
+SSE_DECL void worker::look_in(std::chrono::milliseconds delay) {
     look_timer_->expires_after(delay);
     look_timer_->async_wait([this](const asio::error_code& failed) {
         if (!failed && !fanning_) fan_out();
@@ -5824,7 +5850,7 @@ inline void worker::look_in(std::chrono::milliseconds delay) {
 
 // --- one stream
 
-inline void worker::subscribe(stream& s, const std::string& topic, const start& from,
+SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start& from,
                               const subscribe_options& how, bool is_private) {
     refresh();
     be_woken();
@@ -5840,7 +5866,7 @@ inline void worker::subscribe(stream& s, const std::string& topic, const start& 
 
 /// Its name in the server; given when it is first asked for, since each costs an entry. The rest of
 /// a division by the number of workers says whose it is.
-inline std::uint64_t worker::name_of(stream& s) {
+SSE_DECL std::uint64_t worker::name_of(stream& s) {
     if (s.rare_ && s.rare_->number != 0) return s.rare_->number;
     const std::uint64_t n = hub_.names.fetch_add(1, std::memory_order_relaxed) + 1;
     const std::uint64_t name = n * hub_.options.threads + index_;
@@ -5851,7 +5877,7 @@ inline std::uint64_t worker::name_of(stream& s) {
     return name;
 }
 
-inline stream_info worker::info(stream& s) {
+SSE_DECL stream_info worker::info(stream& s) {
     stream_info made;
     made.id = name_of(s);
     made.user = s.user();
@@ -5864,7 +5890,7 @@ inline stream_info worker::info(stream& s) {
 
 /// Writes what the socket takes at once: how much. Nothing, and the connection is closed, when it
 /// is broken.
-inline std::optional<std::size_t> worker::write_now(stream& s,
+SSE_DECL std::optional<std::size_t> worker::write_now(stream& s,
                                                     std::span<const asio::const_buffer> buffers) {
     asio::error_code failed;
     const std::size_t n = buffers.size() == 1 ? s.socket_.write_some(buffers.front(), failed)
@@ -5879,7 +5905,7 @@ inline std::optional<std::size_t> worker::write_now(stream& s,
 }
 
 /// The same bytes to several streams.
-inline void worker::write_block(std::span<receiver* const> to, std::string_view bytes,
+SSE_DECL void worker::write_block(std::span<receiver* const> to, std::string_view bytes,
                                 std::span<std::size_t> taken) {
     const auto of = [&](std::size_t i) -> stream& { return static_cast<stream&>(*to[i]); };
     if (sends_.is_open() && to.size() > 1) { // one alone is cheaper without
@@ -5898,7 +5924,7 @@ inline void worker::write_block(std::span<receiver* const> to, std::string_view 
     }
 }
 
-inline void worker::await_writable(stream& s) {
+SSE_DECL void worker::await_writable(stream& s) {
     if (std::exchange(s.awaits_write_, true)) return;
     s.stamp_ = now_; // stalled from now on
     s.socket_.async_wait(tcp_socket::wait_write,
@@ -5911,11 +5937,11 @@ inline void worker::await_writable(stream& s) {
 
 // --- one stream's input: always one wait pending, the only prompt sign that a client has left
 
-inline void worker::watch(stream& s) {
+SSE_DECL void worker::watch(stream& s) {
     s.socket_.async_wait(tcp_socket::wait_read, input_ready{stream_ref(&s)});
 }
 
-inline void worker::on_input(stream& s) {
+SSE_DECL void worker::on_input(stream& s) {
     session* const state = s.session_;
     if (!state && s.phase_ == stream::phase::head) return on_first_input(s, peer_of(s));
     const bool streaming = s.phase_ == stream::phase::streaming;
@@ -5957,14 +5983,14 @@ inline void worker::on_input(stream& s) {
     watch(s);
 }
 
-inline void worker::resume_reading(stream& s) {
+SSE_DECL void worker::resume_reading(stream& s) {
     if (s.session_->input.size() > s.session_->input_limit) return;
     if (s.open_ && std::exchange(s.session_->paused, false)) watch(s);
 }
 
 // --- phases, deadlines, end
 
-inline void worker::enter(stream& s, stream::phase next) noexcept {
+SSE_DECL void worker::enter(stream& s, stream::phase next) noexcept {
     if (next == stream::phase::streaming) streaming_.fetch_add(1, std::memory_order_relaxed);
     if (s.phase_ == stream::phase::streaming) streaming_.fetch_sub(1, std::memory_order_relaxed);
     s.phase_ = next;
@@ -5973,7 +5999,7 @@ inline void worker::enter(stream& s, stream::phase next) noexcept {
 }
 
 /// What holds for as long as a stream is open: its greatest age, what is said of its end.
-inline void worker::begin_life(stream& s) {
+SSE_DECL void worker::begin_life(stream& s) {
     const auto& o = hub_.options;
     const request& r = *s.session_->request;
     s.began_ = now_;
@@ -5989,13 +6015,13 @@ inline void worker::begin_life(stream& s) {
     if (o.on_connect) o.on_connect(s);
 }
 
-inline void worker::end_after(stream& s, std::chrono::milliseconds time) noexcept {
+SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) noexcept {
     const std::uint32_t at = milliseconds_now() + static_cast<std::uint32_t>(time.count());
     s.ends_at_ = at == 0 ? 1 : at; // 0 stands for never
 }
 
 /// The stream ends once its client has all that is meant for it, and this frame behind that.
-inline void worker::finish(stream& s, end_reason why, frame_ref last) {
+SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
     if (s.is_finishing()) return;
     s.why_ = why;
     make_room(); // what was published before counts
@@ -6004,7 +6030,7 @@ inline void worker::finish(stream& s, end_reason why, frame_ref last) {
 }
 
 /// All of it is written.
-inline void worker::depart(stream& s) {
+SSE_DECL void worker::depart(stream& s) {
     if (s.phase_ != stream::phase::streaming) return;
     if (s.why_ == end_reason::drained) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     tell_end(s, s.why_);
@@ -6018,7 +6044,7 @@ inline void worker::depart(stream& s) {
     s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
 }
 
-inline void worker::tell_end(stream& s, end_reason why) {
+SSE_DECL void worker::tell_end(stream& s, end_reason why) {
     if (!s.seldom_ || !s.seldom_->log || !std::exchange(s.seldom_->log->told_of, false)) return;
     const auto& o = hub_.options;
     hub_.log({.level = log_level::info,
@@ -6031,7 +6057,7 @@ inline void worker::tell_end(stream& s, end_reason why) {
 }
 
 /// Ends a connection now. The stream may be gone after this unless the caller holds a reference.
-inline void worker::close(stream& s, end_reason why) {
+SSE_DECL void worker::close(stream& s, end_reason why) {
     if (!std::exchange(s.open_, false)) return;
     tell_end(s, why);
     feed_.remove(s);
@@ -6060,7 +6086,7 @@ inline void worker::close(stream& s, end_reason why) {
 }
 
 /// Ends what the handler waits for. Posted, since the handler may be what called us.
-inline void worker::cancel(stream& s) {
+SSE_DECL void worker::cancel(stream& s) {
     if (!s.session_) return;
     asio::post(io_, [this, held = stream_ref(&s)] {
         session* const state = held->session_;
@@ -6072,7 +6098,7 @@ inline void worker::cancel(stream& s) {
 }
 
 /// Does what only the worker's own thread may do for others.
-inline void worker::run_on(std::uint64_t name, std::function<void(stream&)> what) {
+SSE_DECL void worker::run_on(std::uint64_t name, std::function<void(stream&)> what) {
     asio::post(io_, [this, name, what = std::move(what)] {
         refresh();
         receiver* const found = feed_.find(name);
@@ -6084,7 +6110,7 @@ inline void worker::run_on(std::uint64_t name, std::function<void(stream&)> what
     });
 }
 
-inline void worker::revoke_if(std::function<bool(const stream_info&)> which) {
+SSE_DECL void worker::revoke_if(std::function<bool(const stream_info&)> which) {
     asio::post(io_, [this, which = std::move(which)] {
         refresh();
         // From the last to the first: where one leaves, the last takes its place.
@@ -6098,7 +6124,7 @@ inline void worker::revoke_if(std::function<bool(const stream_info&)> which) {
     });
 }
 
-inline void worker::list(std::shared_ptr<listing> all) {
+SSE_DECL void worker::list(std::shared_ptr<listing> all) {
     asio::post(io_, [this, all] {
         refresh();
         std::vector<stream_info> mine;
@@ -6116,7 +6142,7 @@ inline void worker::list(std::shared_ptr<listing> all) {
 
 // --- drain
 
-inline void worker::send_away(std::shared_ptr<const farewell> how) {
+SSE_DECL void worker::send_away(std::shared_ptr<const farewell> how) {
     asio::post(io_, [this, how = std::move(how)] {
         refresh();
         if (connections_.empty() || stopping_) return end_drain();
@@ -6129,7 +6155,7 @@ inline void worker::send_away(std::shared_ptr<const farewell> how) {
     });
 }
 
-inline void worker::end_drain() {
+SSE_DECL void worker::end_drain() {
     farewell_.reset();
     if (hub_.undrained.fetch_sub(1, std::memory_order_acq_rel) == 1) hub_.when_drained();
     hub_.room.notify();
@@ -6137,12 +6163,12 @@ inline void worker::end_drain() {
 
 /// At random, so that they do not all come back at once; the last fifth of the window is theirs to
 /// take what is left.
-inline void worker::schedule_farewell(stream& s) {
+SSE_DECL void worker::schedule_farewell(stream& s) {
     std::uniform_int_distribution<std::int64_t> within(0, farewell_->window.count() * 4 / 5);
     end_after(s, std::chrono::milliseconds(within(random_)));
 }
 
-inline void worker::say_farewell(stream& s) {
+SSE_DECL void worker::say_farewell(stream& s) {
     s.ends_at_ = 0;
     if (s.phase_ == stream::phase::streaming) {
         std::uniform_int_distribution<std::int64_t> more(0, farewell_->retry.count());
@@ -6157,7 +6183,7 @@ inline void worker::say_farewell(stream& s) {
     }
 }
 
-inline void worker::cut_leftovers() {
+SSE_DECL void worker::cut_leftovers() {
     while (!connections_.empty()) {
         stream& s = *connections_.back();
         if (s.phase_ == stream::phase::streaming) hub_.cut.fetch_add(1, std::memory_order_relaxed);
@@ -6167,7 +6193,7 @@ inline void worker::cut_leftovers() {
 
 // --- deadlines
 
-inline void worker::arm_sweep() {
+SSE_DECL void worker::arm_sweep() {
     const auto& o = hub_.options;
     auto shortest = std::min({o.header_timeout, o.body_timeout, o.idle_timeout, o.stall_timeout});
     if (o.max_stream_age.count() > 0) shortest = std::min(shortest, o.max_stream_age);
@@ -6191,13 +6217,13 @@ inline void worker::arm_sweep() {
     });
 }
 
-inline void worker::say_no_io_uring(const std::error_code& why) {
+SSE_DECL void worker::say_no_io_uring(const std::error_code& why) {
     if (!hub_.options.log || hub_.said_no_io_uring.exchange(true)) return;
     hub_.log({.level = log_level::info, .what = "no io_uring", .detail = why.message()});
 }
 
 /// Looks at every connection, in slices: one timer for all of them.
-inline void worker::sweep() {
+SSE_DECL void worker::sweep() {
     refresh();
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {
@@ -6214,7 +6240,7 @@ inline void worker::sweep() {
 }
 
 /// Does what is due for a connection. How many writes it took.
-inline std::size_t worker::check_deadlines(stream& s) {
+SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
     const auto& o = hub_.options;
     const bool may_end = farewell_ || s.phase_ == stream::phase::streaming;
@@ -6266,7 +6292,7 @@ inline std::size_t worker::check_deadlines(stream& s) {
 }
 
 /// A sign of life for a silent stream. How many writes it took.
-inline std::size_t worker::keep_alive(stream& s) {
+SSE_DECL std::size_t worker::keep_alive(stream& s) {
     const auto silence = hub_.options.heartbeat.count();
     const bool silent = silence != 0 && age(s) >= silence;
     if (!silent && !feed_.needs_id(s)) return 0;
@@ -6277,39 +6303,39 @@ inline std::size_t worker::keep_alive(stream& s) {
 
 } // namespace detail
 
-inline std::optional<std::size_t> stream::write_some(std::span<const asio::const_buffer> bytes) {
+SSE_DECL std::optional<std::size_t> stream::write_some(std::span<const asio::const_buffer> bytes) {
     if (!chunks()) return worker_->write_now(*this, bytes);
     return chunks()->write(bytes, [this](std::span<const asio::const_buffer> framed) {
         return worker_->write_now(*this, framed);
     });
 }
 
-inline void stream::await_writable() { worker_->await_writable(*this); }
+SSE_DECL void stream::await_writable() { worker_->await_writable(*this); }
 
-inline void stream::yield() {
+SSE_DECL void stream::yield() {
     asio::post(worker_->io_, [held = detail::stream_ref(this)] {
         held->worker_->refresh();
         if (held->open_) held->worker_->feed_.flush(*held);
     });
 }
 
-inline void stream::progressed() {
+SSE_DECL void stream::progressed() {
     if (!session_) return;
     session_->first_place.reset();
     session_->wake();
 }
 
-inline void stream::settled() {
+SSE_DECL void stream::settled() {
     if (session_) session_->wake();
 }
 
-inline bool stream::mend(const gap& g) {
+SSE_DECL bool stream::mend(const gap& g) {
     if (!worker_->hub_.options.on_gap) return false;
     worker_->mend(*this, g);
     return true;
 }
 
-inline void stream::finished() {
+SSE_DECL void stream::finished() {
     if (phase_ == phase::streaming && chunks() && chunks()->end()) {
         rare_->said_farewell = true;
         return worker_->feed_.put(*this, detail::last_chunk_frame()); // then comes again
@@ -6317,9 +6343,9 @@ inline void stream::finished() {
     worker_->depart(*this);
 }
 
-inline void stream::end(end_reason why) { worker_->close(*this, why); }
+SSE_DECL void stream::end(end_reason why) { worker_->close(*this, why); }
 
-inline void stream::fail(std::exception_ptr what) {
+SSE_DECL void stream::fail(std::exception_ptr what) {
     worker_->report(what);
     worker_->close(*this, end_reason::failed);
 }
@@ -6331,19 +6357,19 @@ namespace detail {
 // goes on without one. Needs >>worker. Tests: tests/stream.cpp, tests/door.cpp
 
 /// Until all of the stream's own frames are written, or it is closed.
-inline io_awaitable<void> worker::sent(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::sent(stream& s, session& state) {
     while (s.open_ && state.box.written < state.box.queued) co_await state.change<io_executor>();
 }
 
 /// Whether something has to be sent or awaited yet before a stream goes on by itself.
-inline bool worker::is_unsent(const stream& s, const session& state) {
+SSE_DECL bool worker::is_unsent(const stream& s, const session& state) {
     const bool leaving = s.is_finishing() && s.phase_ == stream::phase::streaming;
     return state.mending || (s.open_ && (leaving || state.box.written < state.box.queued));
 }
 
 /// From the first request, or from where a handler has ended; until the next handler runs, since a
 /// handler that waits should keep no more than its own frames.
-inline io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session> owned,
+SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session> owned,
                                         unfinished what) {
     session& state = *owned;
     bool again = true;
@@ -6378,7 +6404,7 @@ inline io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session> o
 }
 
 /// Reads the head of the PROXY protocol. False: there is none, so the connection ends.
-inline io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
+SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
     enter(s, stream::phase::head);
     proxy_head head = read_proxy_head(state.input);
     while (head.outcome == proxy_head::progress::need_more && s.open_ && !state.end_of_input &&
@@ -6400,7 +6426,7 @@ inline io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
 
 /// Counts the connection for its client, when the peer speaks for others: accept could not know for
 /// whom.
-inline void worker::recount(stream& s, const asio::ip::address& client) {
+SSE_DECL void worker::recount(stream& s, const asio::ip::address& client) {
     const auto& o = hub_.options;
     if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return;
     const auto key = counted_as(client);
@@ -6422,7 +6448,7 @@ inline void worker::recount(stream& s, const asio::ip::address& client) {
 // waits for as long as its handler does would keep it.
 
 /// Reads one request and answers it, or says which handler will.
-inline io_awaitable<void> worker::serve_request(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::serve_request(stream& s, session& state) {
     enter(s, stream::phase::head);
     if (s.rare_) { // what was said of the request before is not true of this one
         feed_.remove(s);
@@ -6444,7 +6470,7 @@ inline io_awaitable<void> worker::serve_request(stream& s, session& state) {
 }
 
 /// Then there is a request in hand, unless none came.
-inline io_awaitable<request::verdict> worker::read_head(stream& s, session& state) {
+SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& state) {
     head_parser parser(hub_.options.max_head_bytes);
     auto progress = parser.feed(state.input);
     while (progress == head_parser::progress::need_more && s.open_ && !state.end_of_input &&
@@ -6472,7 +6498,7 @@ inline io_awaitable<request::verdict> worker::read_head(stream& s, session& stat
 }
 
 /// Whether the connection may bring another.
-inline bool worker::end_request(stream& s, session& state) {
+SSE_DECL bool worker::end_request(stream& s, session& state) {
     if (!s.follows() || !s.open_) leave_group(s); // a stream that goes on leaves it at its end
     state.served = true;
     state.request.reset();
@@ -6480,14 +6506,14 @@ inline bool worker::end_request(stream& s, session& state) {
 }
 
 /// Whether a page of the server's own sends the request: then no permission is needed.
-inline bool is_same_origin(const request& r, std::string_view origin) noexcept {
+SSE_DECL bool is_same_origin(const request& r, std::string_view origin) noexcept {
     const std::size_t scheme = origin.find("://");
     const auto host = r.header("Host");
     return host && scheme != origin.npos && equal_ignoring_case(origin.substr(scheme + 3), *host);
 }
 
 /// Over a limit.
-inline io_awaitable<void> worker::refuse(stream& s, int status) {
+SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     const auto& o = hub_.options;
     const request& r = *s.session_->request;
     hub_.log({.level = log_level::warning,
@@ -6518,7 +6544,7 @@ inline io_awaitable<void> worker::refuse(stream& s, int status) {
     co_await answer(s, status, why, "Retry-After: " + std::to_string(seconds) + "\r\n");
 }
 
-inline io_awaitable<bool> worker::is_granted(stream& s, session& state,
+SSE_DECL io_awaitable<bool> worker::is_granted(stream& s, session& state,
                                              const origin_matcher& matcher,
                                              std::string_view origin) {
     if (!matcher.is_coroutine()) co_return matcher.test(origin, *state.request);
@@ -6530,7 +6556,7 @@ inline io_awaitable<bool> worker::is_granted(stream& s, session& state,
 
 /// The route that serves the request, or nothing; then `allow` names the methods that its path has.
 /// The group is that of the route, or of the first one for this path.
-inline const route* worker::find_route(request& r, std::string& allow, group*& of) {
+SSE_DECL const route* worker::find_route(request& r, std::string& allow, group*& of) {
     const std::string_view asked = r.method == "OPTIONS" && r.header("Origin")
                                        ? r.header("Access-Control-Request-Method").value_or("")
                                        : std::string_view();
@@ -6555,7 +6581,7 @@ inline const route* worker::find_route(request& r, std::string& allow, group*& o
     return nullptr;
 }
 
-inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
     std::string allow;
     group* of = &hub_.groups.front();
     const route* const found = find_route(*state.request, allow, of);
@@ -6579,13 +6605,13 @@ inline io_awaitable<void> worker::answer_request(stream& s, session& state) {
     }
 }
 
-inline bool worker::is_served_here(const request& r) const {
+SSE_DECL bool worker::is_served_here(const request& r) const {
     const auto host = r.header("Host");
     return hub_.hosts.empty() || !host || is_one_of_hosts(hub_.hosts, *host);
 }
 
 /// What to answer, unless a handler is to do it.
-inline worker::reply worker::decide(stream& s, session& state, const route* found, group& of,
+SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* found, group& of,
                                     bool granted, std::string allow) {
     const request& r = *state.request;
     if (!is_served_here(r)) {
@@ -6617,13 +6643,13 @@ inline worker::reply worker::decide(stream& s, session& state, const route* foun
     return {};
 }
 
-inline void worker::leave_group(stream& s) noexcept {
+SSE_DECL void worker::leave_group(stream& s) noexcept {
     const std::uint32_t of = std::exchange(s.group_, stream::nowhere);
     if (of != stream::nowhere) hub_.groups[of].leave();
 }
 
 /// The status that answers what a handler threw.
-inline int status_of(std::error_code code) noexcept {
+SSE_DECL int status_of(std::error_code code) noexcept {
     if (code == errc::body_too_large) return 413;
     if (code == errc::bad_body) return 400;
     if (code == errc::body_timeout) return 408;
@@ -6632,7 +6658,7 @@ inline int status_of(std::error_code code) noexcept {
 }
 
 /// Asks the groups around a route first, from the outermost on.
-inline asio::awaitable<void> worker::guarded(stream& s, const group& of, const handler& run) {
+SSE_DECL asio::awaitable<void> worker::guarded(stream& s, const group& of, const handler& run) {
     std::vector<const group*> groups;
     for (const group* g = &of; g; g = g->around) {
         if (g->options.authorize) groups.push_back(g);
@@ -6645,7 +6671,7 @@ inline asio::awaitable<void> worker::guarded(stream& s, const group& of, const h
     co_await run(s);
 }
 
-inline void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) {
+SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) {
     session& state = *owned;
     const group& of = hub_.groups[s->group_];
     const handler& run = *std::exchange(state.run, nullptr);
@@ -6662,7 +6688,7 @@ inline void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) {
                        }));
 }
 
-inline void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned,
+SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned,
                                   std::exception_ptr failure) {
     session& state = *owned;
     state.handling = false;
@@ -6679,7 +6705,7 @@ inline void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned,
     }
 }
 
-inline worker::unfinished worker::after_handler(stream& s, session& state,
+SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
                                                 std::exception_ptr failure) {
     std::error_code code;
     try {
@@ -6714,7 +6740,7 @@ inline worker::unfinished worker::after_handler(stream& s, session& state,
 }
 
 /// A stream that its handler has brought to its end: the connection may serve another request.
-inline io_awaitable<void> worker::end_chunks(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, session& state) {
     // Until nothing at all is pending: a heartbeat too would be torn by the last chunk.
     while (s.open_ && !s.is_finishing() && s.busy_) co_await state.change<io_executor>();
     if (!s.open_ || s.is_finishing()) co_return; // meanwhile others have ended it
@@ -6731,7 +6757,7 @@ inline io_awaitable<void> worker::end_chunks(stream& s, session& state) {
     state.closing = state.closing || farewell_ != nullptr;
 }
 
-inline frame_ref make_answer(session& state, int status, std::string_view type,
+SSE_DECL frame_ref make_answer(session& state, int status, std::string_view type,
                              std::string_view text, std::string_view headers) {
     const bool bodiless = status == 204 || status == 304 || status < 200;
     std::string lines(headers);
@@ -6747,7 +6773,7 @@ inline frame_ref make_answer(session& state, int status, std::string_view type,
     return make_raw_frame(bytes);
 }
 
-inline io_awaitable<void> worker::answer(stream& s, int status, std::string_view text,
+SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_view text,
                                          std::string_view headers) {
     session& state = *s.session_;
     state.answered = true;
@@ -6759,7 +6785,7 @@ inline io_awaitable<void> worker::answer(stream& s, int status, std::string_view
 
 /// Our end is closed; the client's is awaited, lest unread input turns the close into a reset that
 /// takes the answer away from it (RFC 9112 9.6).
-inline io_awaitable<void> worker::linger(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::linger(stream& s, session& state) {
     enter(s, stream::phase::lingering);
     asio::error_code ignored; // a connection that is gone is noticed by its read
     s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
@@ -6769,7 +6795,7 @@ inline io_awaitable<void> worker::linger(stream& s, session& state) {
 }
 
 /// options::on_gap runs beside whatever else serves the stream; the feed holds it meanwhile.
-inline void worker::mend(stream& s, gap g) {
+SSE_DECL void worker::mend(stream& s, gap g) {
     asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
         if (!held->open_) return;
         asio::co_spawn(io_, run_mending(held, std::move(g)),
@@ -6781,7 +6807,7 @@ inline void worker::mend(stream& s, gap g) {
     });
 }
 
-inline io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
+SSE_DECL io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
     std::optional<session> lent; // a stream without a coroutine needs its things again
     if (!s->session_) lent.emplace(*s, io_, hub_.options.max_head_bytes);
     session& state = *s->session_;
@@ -6806,7 +6832,7 @@ inline io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
 
 // --- what handlers call
 
-inline const sse::request& stream::request() const {
+SSE_DECL const sse::request& stream::request() const {
     if (!session_ || !session_->request) {
         throw std::logic_error("sse::stream::request: only while the handler runs");
     }
@@ -6814,7 +6840,7 @@ inline const sse::request& stream::request() const {
 }
 
 /// Applies what an authorize hook said. Whether it refused: then that is the answer.
-inline asio::awaitable<bool> stream::refused_by(access given) {
+SSE_DECL asio::awaitable<bool> stream::refused_by(access given) {
     for (const auto& [name, value] : given.headers) add_header(name, value);
     if (given.status != 0) {
         co_await respond(given.status, "text/plain; charset=utf-8", given.text);
@@ -6826,7 +6852,7 @@ inline asio::awaitable<bool> stream::refused_by(access given) {
     co_return false;
 }
 
-inline detail::session& stream::session_in_hand(const char* asked) const {
+SSE_DECL detail::session& stream::session_in_hand(const char* asked) const {
     if (!session_) {
         throw std::logic_error(std::string("sse::stream::") + asked +
                                ": only while the handler runs");
@@ -6835,7 +6861,7 @@ inline detail::session& stream::session_in_hand(const char* asked) const {
 }
 
 /// Whether the head of an event stream is still to be sent. Throws where there can be none.
-inline bool stream::must_begin() {
+SSE_DECL bool stream::must_begin() {
     const bool first = phase_ != phase::streaming;
     if (first && session_ && session_->end_of_input) { // it does not listen
         worker_->close(*this, end_reason::client_left);
@@ -6850,7 +6876,7 @@ inline bool stream::must_begin() {
 /// Sends the head of an event stream, after the subscription holds: what is published once the
 /// client knows of its stream reaches it. Others get a turn first, so that what is replayed goes
 /// out in the same write.
-inline void stream::begin_streaming(bool finite) {
+SSE_DECL void stream::begin_streaming(bool finite) {
     using detail::chunked_encoder;
     const bool chunked = finite && request().takes_chunks() && !request().is_head() &&
                          session_->may_serve_another() && !worker_->farewell_ &&
@@ -6879,7 +6905,7 @@ inline void stream::begin_streaming(bool finite) {
 }
 
 /// `since` and `resume` depend on who asks, and when.
-inline start stream::resolved(start from) const {
+SSE_DECL start stream::resolved(start from) const {
     using namespace std::chrono;
     if (from.kind_ == start::kind::since) {
         const auto age = system_clock::now() - from.time_;
@@ -6891,7 +6917,7 @@ inline start stream::resolved(start from) const {
     return id.empty() ? start::now() : start::after(std::move(id));
 }
 
-inline void stream::subscribe(std::string_view topic, subscribe_options how) {
+SSE_DECL void stream::subscribe(std::string_view topic, subscribe_options how) {
     const std::string canonical = detail::checked_topic(topic);
     const bool first = must_begin();
     if (first && !detail::accepts_event_stream(request())) {
@@ -6913,19 +6939,19 @@ inline void stream::subscribe(std::string_view topic, subscribe_options how) {
     if (first) begin_streaming(false);
 }
 
-inline bool stream::unsubscribe(std::string_view topic) {
+SSE_DECL bool stream::unsubscribe(std::string_view topic) {
     return worker_->feed_.unsubscribe(*this, detail::checked_topic(topic));
 }
 
-inline void stream::release() { worker_->feed_.release(*this); }
+SSE_DECL void stream::release() { worker_->feed_.release(*this); }
 
-inline void stream::close() {
+SSE_DECL void stream::close() {
     if (phase_ == phase::streaming) worker_->finish(*this, end_reason::ended);
 }
 
-inline std::uint64_t stream::id() { return worker_->name_of(*this); }
+SSE_DECL std::uint64_t stream::id() { return worker_->name_of(*this); }
 
-inline void stream::set_user(std::string_view key) {
+SSE_DECL void stream::set_user(std::string_view key) {
     const std::string topic = detail::user_topic(key);
     if (user() == key) return;
     const std::string old = std::exchange(rare().user, std::string(key));
@@ -6934,14 +6960,14 @@ inline void stream::set_user(std::string_view key) {
     worker_->subscribe(*this, topic, start::now(), {}, true);
 }
 
-inline std::vector<std::string> stream::topics() const { return worker_->feed_.topics_of(*this); }
+SSE_DECL std::vector<std::string> stream::topics() const { return worker_->feed_.topics_of(*this); }
 
-inline sse::lag stream::lag() const { return worker_->feed_.lag_of(*this); }
+SSE_DECL sse::lag stream::lag() const { return worker_->feed_.lag_of(*this); }
 
-inline stream_info stream::info() { return worker_->info(*this); }
+SSE_DECL stream_info stream::info() { return worker_->info(*this); }
 
 /// Suspends until all that is in the box now is written.
-inline asio::awaitable<void> stream::written() {
+SSE_DECL asio::awaitable<void> stream::written() {
     const std::uint64_t mine = session_->box.queued;
     // A handler that never has to wait would keep its thread to itself.
     if (mine % 64 == 0) co_await asio::post(socket_.get_executor(), asio::use_awaitable);
@@ -6961,17 +6987,17 @@ asio::awaitable<void> stream::write(Frames frames) {
     co_await written();
 }
 
-inline void stream::begin() {
+SSE_DECL void stream::begin() {
     if (must_begin()) begin_streaming(true);
 }
 
-inline asio::awaitable<void> stream::send(const message& m) {
+SSE_DECL asio::awaitable<void> stream::send(const message& m) {
     detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
     begin();
     return write(std::move(f));
 }
 
-inline asio::awaitable<void> stream::send(std::span<const message> several) {
+SSE_DECL asio::awaitable<void> stream::send(std::span<const message> several) {
     std::vector<detail::frame_ref> frames;
     for (const message& m : several) {
         frames.push_back(detail::make_frame(detail::frame::kind::one, {}, m));
@@ -6980,7 +7006,7 @@ inline asio::awaitable<void> stream::send(std::span<const message> several) {
     return write(std::move(frames));
 }
 
-inline bool stream::try_send(const message& m) {
+SSE_DECL bool stream::try_send(const message& m) {
     detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
     if (!open() || !session_) return false;
     try {
@@ -6996,12 +7022,12 @@ inline bool stream::try_send(const message& m) {
     return true;
 }
 
-inline asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) {
+SSE_DECL asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) {
     detail::steady_timer timer(socket_.get_executor(), time);
     co_await timer.async_wait(asio::use_awaitable);
 }
 
-inline asio::awaitable<void> stream::closed() {
+SSE_DECL asio::awaitable<void> stream::closed() {
     detail::session& state = session_in_hand("closed");
     const bool throws = co_await asio::this_coro::throw_if_cancelled();
     co_await asio::this_coro::throw_if_cancelled(false);
@@ -7017,14 +7043,14 @@ inline asio::awaitable<void> stream::closed() {
     }
 }
 
-inline void stream::outlive_client() {
+SSE_DECL void stream::outlive_client() {
     detail::session& state = session_in_hand("outlive_client");
     if (state.outlives_client) return;
     worker_->outliving_.push_back(&state);
     state.outlives_client = true;
 }
 
-inline void stream::end_after(std::chrono::milliseconds time) {
+SSE_DECL void stream::end_after(std::chrono::milliseconds time) {
     if (time.count() <= 0 || time > std::chrono::hours(21 * 24)) {
         throw std::invalid_argument("sse::stream::end_after: the time must be more than 0 and at "
                                     "most three weeks");
@@ -7032,7 +7058,7 @@ inline void stream::end_after(std::chrono::milliseconds time) {
     worker_->end_after(*this, time);
 }
 
-inline void stream::add_header(std::string_view name, std::string_view value) {
+SSE_DECL void stream::add_header(std::string_view name, std::string_view value) {
     if (!detail::is_token(name) ||
         value.find_first_of(std::string_view("\r\n\0", 3)) != value.npos) {
         throw std::invalid_argument("sse::stream::add_header: '" + std::string(name) +
@@ -7044,7 +7070,7 @@ inline void stream::add_header(std::string_view name, std::string_view value) {
     session_->answer_headers.append(name).append(": ").append(value).append("\r\n");
 }
 
-inline asio::awaitable<void> stream::respond(int status, std::string_view content_type,
+SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view content_type,
                                              std::string_view text) {
     if (status < 200 || status > 599) {
         throw std::invalid_argument("sse::stream::respond: status must be 200 to 599, not " +
@@ -7063,12 +7089,12 @@ inline asio::awaitable<void> stream::respond(int status, std::string_view conten
     return write(detail::make_answer(*session_, status, content_type, text, {}));
 }
 
-inline asio::awaitable<std::string> stream::body() { return read_body(true); }
+SSE_DECL asio::awaitable<std::string> stream::body() { return read_body(true); }
 
-inline asio::awaitable<std::string> stream::body_some() { return read_body(false); }
+SSE_DECL asio::awaitable<std::string> stream::body_some() { return read_body(false); }
 
 /// Whole, or what has come of it.
-inline asio::awaitable<std::string> stream::read_body(bool whole) {
+SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     using progress = detail::body_decoder::progress;
     detail::session& state = session_in_hand("body");
     if (!state.body_is_left()) co_return std::string();
@@ -7169,7 +7195,7 @@ private:
 };
 
 // Here, where its parts are complete: C++23 looks at once at what may have to be destroyed.
-inline hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
+SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     : options(std::move(o)), ring(options.ring_capacity, options.threads),
       life(std::make_unique<lifecycle>(*this)) {
     for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
@@ -7182,20 +7208,20 @@ inline hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     }
 }
 
-inline hub::~hub() {
+SSE_DECL hub::~hub() {
     for (auto& w : workers) {
         while (w->drain()) {} // frames that nobody will read hold a reference for each worker
     }
 }
 
-inline worker* hub::worker_here() const noexcept {
+SSE_DECL worker* hub::worker_here() const noexcept {
     for (const auto& w : workers) {
         if (w->runs_here()) return w.get();
     }
     return nullptr;
 }
 
-inline sse::counters hub::count() const noexcept {
+SSE_DECL sse::counters hub::count() const noexcept {
     sse::counters sum;
     sum.accepted = accepted.load(std::memory_order_relaxed);
     sum.refused = refused.load(std::memory_order_relaxed);
@@ -7206,7 +7232,7 @@ inline sse::counters hub::count() const noexcept {
     return sum;
 }
 
-inline void hub::let_go(const asio::execution_context& context) noexcept {
+SSE_DECL void hub::let_go(const asio::execution_context& context) noexcept {
     for (const auto& w : workers) {
         if (&static_cast<const asio::execution_context&>(w->context()) != &context) continue;
         if (w == workers.front()) life->let_go();
@@ -7243,7 +7269,7 @@ private:
     std::vector<std::shared_ptr<hub>> held_; // contexts may end one after the other
 };
 
-inline void lifecycle::start(const std::string& text) {
+SSE_DECL void lifecycle::start(const std::string& text) {
     check_unused();
     try {
         listen(text);
@@ -7253,35 +7279,35 @@ inline void lifecycle::start(const std::string& text) {
     launch();
 }
 
-inline void lifecycle::start(asio::ip::tcp::acceptor listener) {
+SSE_DECL void lifecycle::start(asio::ip::tcp::acceptor listener) {
     check_unused();
     const auto protocol = listener.local_endpoint().protocol();
     acceptor_.emplace(hub_.workers.front()->context(), protocol, listener.release());
     launch();
 }
 
-inline void lifecycle::start() {
+SSE_DECL void lifecycle::start() {
     check_unused();
     launch();
 }
 
-inline void lifecycle::check_unused() const {
+SSE_DECL void lifecycle::check_unused() const {
     if (started_) throw std::logic_error("sse::server::start: a server runs once");
     if (hub_.stopped) throw std::system_error(errc::stopped, "sse::server::start");
 }
 
-inline void lifecycle::require_unused(const char* what) const {
+SSE_DECL void lifecycle::require_unused(const char* what) const {
     if (!started_) return;
     throw std::logic_error(std::string("sse::server::") + what + ": only before the start");
 }
 
-inline asio::ip::tcp::endpoint lifecycle::endpoint() const {
+SSE_DECL asio::ip::tcp::endpoint lifecycle::endpoint() const {
     const std::lock_guard lock(state);
     if (!endpoint_) throw std::logic_error("sse::server::endpoint: it does not listen");
     return *endpoint_;
 }
 
-inline void lifecycle::listen(const std::string& text) {
+SSE_DECL void lifecycle::listen(const std::string& text) {
     const std::size_t colon = text.rfind(':');
     std::string host = text.substr(0, colon);
     if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
@@ -7320,7 +7346,7 @@ inline void lifecycle::listen(const std::string& text) {
 }
 
 /// Lets the workers serve. From now on connections may come.
-inline void lifecycle::launch() {
+SSE_DECL void lifecycle::launch() {
     hub_.hosts = hub_.options.hosts;
     auto& first = hub_.workers.front()->context();
     if (acceptor_) {
@@ -7341,7 +7367,7 @@ inline void lifecycle::launch() {
     started_ = true;
 }
 
-inline void lifecycle::take_signals() {
+SSE_DECL void lifecycle::take_signals() {
     signals_.emplace(hub_.workers.front()->context(), SIGINT, SIGTERM);
     signals_->async_wait([this](const asio::error_code& failed, int) {
         if (failed) return;
@@ -7355,7 +7381,7 @@ inline void lifecycle::take_signals() {
 }
 
 /// Threads could not be had: it runs whole or not at all.
-inline void lifecycle::give_up() noexcept {
+SSE_DECL void lifecycle::give_up() noexcept {
     hub_.stopped = true;
     stop_begun_ = true;
     for (auto& w : hub_.workers) w->shut_down();
@@ -7363,7 +7389,7 @@ inline void lifecycle::give_up() noexcept {
     if (acceptor_) acceptor_->close(ignored);
 }
 
-inline void lifecycle::stop() noexcept {
+SSE_DECL void lifecycle::stop() noexcept {
     hub_.stopped = true;
     hub_.room.notify();
     const std::lock_guard lock(state);
@@ -7380,7 +7406,7 @@ inline void lifecycle::stop() noexcept {
     });
 }
 
-inline std::shared_ptr<const farewell> lifecycle::checked(const drain_options& how) {
+SSE_DECL std::shared_ptr<const farewell> lifecycle::checked(const drain_options& how) {
     if (how.window.count() < 0 || how.window > std::chrono::hours(24)) {
         throw std::invalid_argument("sse::drain_options::window must be from 0 to a day");
     }
@@ -7395,7 +7421,7 @@ inline std::shared_ptr<const farewell> lifecycle::checked(const drain_options& h
 }
 
 /// False when there is nothing to drain, or it is being drained.
-inline bool lifecycle::drain(std::shared_ptr<const farewell> how) {
+SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
     hub_.stopped = true;
     hub_.room.notify();
     const std::lock_guard lock(state);
@@ -7414,7 +7440,7 @@ inline bool lifecycle::drain(std::shared_ptr<const farewell> how) {
 // --- accept: one listener hands its sockets to the workers, since closing one of several that
 // share a port resets what waits in its queue
 
-inline io_awaitable<void> lifecycle::accept_loop() {
+SSE_DECL io_awaitable<void> lifecycle::accept_loop() {
     asio::error_code failed;
     steady_timer pause(hub_.workers.front()->context());
     while (acceptor_->is_open()) {
@@ -7438,7 +7464,7 @@ inline io_awaitable<void> lifecycle::accept_loop() {
     }
 }
 
-inline asio::error_code lifecycle::accept_one() {
+SSE_DECL asio::error_code lifecycle::accept_one() {
     worker& w = least_loaded();
     asio::error_code failed;
     asio::ip::tcp::endpoint peer;
@@ -7448,7 +7474,7 @@ inline asio::error_code lifecycle::accept_one() {
 }
 
 /// Gives a connection to its worker, or closes it at once.
-inline void lifecycle::take_in(worker& w, arrival one) {
+SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
     hub_.accepted.fetch_add(1, std::memory_order_relaxed);
     one.refusal = admit(one.peer, one.counted);
     if (one.refusal != 0) hub_.refused.fetch_add(1, std::memory_order_relaxed);
@@ -7459,7 +7485,7 @@ inline void lifecycle::take_in(worker& w, arrival one) {
 }
 
 /// Takes over a connection of another server, with what that has read from it.
-inline void lifecycle::adopt(tcp_socket::native_handle_type handle, std::string received) {
+SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::string received) {
     const std::lock_guard lock(state); // stop() comes before or after
     if (!started_) throw std::logic_error("sse::server::adopt: start the server first");
     if (stop_begun_ || drain_begun_) throw std::system_error(errc::stopped, "sse::server::adopt");
@@ -7472,7 +7498,7 @@ inline void lifecycle::adopt(tcp_socket::native_handle_type handle, std::string 
 }
 
 /// 0, or the status that refuses the connection, or -1: too many even to be answered.
-inline int lifecycle::admit(const asio::ip::address& peer, address_book::place& counted) {
+SSE_DECL int lifecycle::admit(const asio::ip::address& peer, address_book::place& counted) {
     const auto& o = hub_.options;
     // Refused connections take no place from others. Read before the loads, which they are part of.
     const std::size_t refusing = hub_.refusing.load(std::memory_order_relaxed);
@@ -7491,12 +7517,14 @@ inline int lifecycle::admit(const asio::ip::address& peer, address_book::place& 
     return counted ? 0 : refuse(429);
 }
 
-inline worker& lifecycle::least_loaded() noexcept {
+SSE_DECL worker& lifecycle::least_loaded() noexcept {
     return **std::min_element(hub_.workers.begin(), hub_.workers.end(),
                               [](const auto& a, const auto& b) { return a->load() < b->load(); });
 }
 
 } // namespace detail
+
+#endif // SSE_BODIES
 
 // >>job ///////////////////////////////////////////////////////////////////////////////////////////
 // Work that goes on by itself while viewers attach, leave and resume by id: a bounded log of its
@@ -7780,7 +7808,9 @@ private:
     std::map<std::string, log_ref, std::less<>> logs_;
 };
 
-inline jobs::jobs(job_options o) : options_(std::move(o)) {
+#if defined(SSE_BODIES)
+
+SSE_DECL jobs::jobs(job_options o) : options_(std::move(o)) {
     const auto require = [](bool right, const char* what) {
         if (!right) throw std::invalid_argument(std::string("sse::job_options::") + what);
     };
@@ -7792,12 +7822,12 @@ inline jobs::jobs(job_options o) : options_(std::move(o)) {
             "gap_event must be a name without line breaks");
 }
 
-inline bool jobs::is_over(const detail::job_log& log) const {
+SSE_DECL bool jobs::is_over(const detail::job_log& log) const {
     const auto finished = log.finished_at();
     return finished && detail::job_log::clock::now() - *finished >= options_.keep;
 }
 
-inline job jobs::start(std::string name) {
+SSE_DECL job jobs::start(std::string name) {
     const std::lock_guard lock(mutex_);
     std::erase_if(logs_, [this](const auto& one) { return is_over(*one.second); });
     if (logs_.contains(name)) throw std::system_error(errc::job_exists, "sse::jobs '" + name + "'");
@@ -7816,20 +7846,20 @@ inline job jobs::start(std::string name) {
     return {std::move(name), std::move(log)};
 }
 
-inline jobs::log_ref jobs::find(std::string_view name) const {
+SSE_DECL jobs::log_ref jobs::find(std::string_view name) const {
     const std::lock_guard lock(mutex_);
     const auto found = logs_.find(name);
     return found == logs_.end() || is_over(*found->second) ? nullptr : found->second;
 }
 
-inline asio::awaitable<void> jobs::tell(stream& s, const detail::job_log& log, gap g,
+SSE_DECL asio::awaitable<void> jobs::tell(stream& s, const detail::job_log& log, gap g,
                                         std::uint64_t place) {
     const std::string data = detail::to_json(g);
     const std::string id = log.id_of(place);
     return s.send({.event = log.gap_event(), .data = data, .id = std::string_view(id)});
 }
 
-inline asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
+SSE_DECL asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
     if (!log) {
         co_await s.respond(404, "text/plain; charset=utf-8", "No such job, or not any more\n");
         co_return;
@@ -7854,6 +7884,8 @@ inline asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
         co_await log->changed.async_wait(has_all);
     }
 }
+
+#endif // SSE_BODIES
 
 // >>server ////////////////////////////////////////////////////////////////////////////////////////
 // Accepts, spreads connections over the workers, publishes, stops. Needs all of the above.
@@ -8049,7 +8081,15 @@ private:
     std::vector<std::thread> threads_;
 };
 
-inline sse::options server::checked(sse::options o) {
+/// A handler that answers with a file of the program's own, such as its page, read for each request
+/// and on the worker's thread: for small files on a local disk. The type follows the name's ending.
+///
+///     server.route("GET", "/", sse::file("page.html"));
+SSE_DECL handler file(std::string path);
+
+#if defined(SSE_BODIES)
+
+SSE_DECL sse::options server::checked(sse::options o) {
     const auto require = [](bool right, const std::string& what) {
         if (!right) throw std::invalid_argument("sse::options::" + what);
     };
@@ -8110,7 +8150,7 @@ inline sse::options server::checked(sse::options o) {
     return o;
 }
 
-inline std::shared_ptr<detail::hub> server::make_hub(sse::options o,
+SSE_DECL std::shared_ptr<detail::hub> server::make_hub(sse::options o,
                                                      std::span<asio::io_context* const> contexts) {
     for (asio::io_context* const one : contexts) {
         if (one && std::count(contexts.begin(), contexts.end(), one) == 1) continue;
@@ -8122,22 +8162,22 @@ inline std::shared_ptr<detail::hub> server::make_hub(sse::options o,
     return hub;
 }
 
-inline server::server(sse::options o) : hub_(make_hub(std::move(o), {})) {}
+SSE_DECL server::server(sse::options o) : hub_(make_hub(std::move(o), {})) {}
 
-inline server::server(asio::io_context& context, sse::options o)
+SSE_DECL server::server(asio::io_context& context, sse::options o)
     : server(std::array{&context}, std::move(o)) {}
 
-inline server::server(std::span<asio::io_context* const> contexts, sse::options o)
+SSE_DECL server::server(std::span<asio::io_context* const> contexts, sse::options o)
     : hub_(make_hub(std::move(o), contexts)), has_threads_(contexts.empty()) {
     if (contexts.empty()) throw std::invalid_argument("sse::server: there is no context");
 }
 
-inline server::~server() {
+SSE_DECL server::~server() {
     stop();
     join();
 }
 
-inline void server::add_route(detail::group& of, std::string method, const std::string& pattern,
+SSE_DECL void server::add_route(detail::group& of, std::string method, const std::string& pattern,
                               handler run) {
     if (!detail::is_token(method)) {
         throw std::invalid_argument("sse::server::route: '" + method + "' is not a method");
@@ -8157,17 +8197,17 @@ inline void server::add_route(detail::group& of, std::string method, const std::
     hub_->routes.push_back(std::move(made));
 }
 
-inline void server::route(std::string method, std::string pattern, handler run) {
+SSE_DECL void server::route(std::string method, std::string pattern, handler run) {
     add_route(hub_->groups.front(), std::move(method), pattern, std::move(run));
 }
 
-inline void server::fallback(handler run) {
+SSE_DECL void server::fallback(handler run) {
     const std::lock_guard lock(hub_->life->state);
     hub_->life->require_unused("fallback");
     hub_->fallback = std::move(run);
 }
 
-inline detail::group& server::add_group(detail::group& around, std::string prefix,
+SSE_DECL detail::group& server::add_group(detail::group& around, std::string prefix,
                                         group_options o) {
     if (!prefix.starts_with('/') || prefix.ends_with('/') || prefix.ends_with("/*")) {
         throw std::invalid_argument("sse::server::group: the prefix must be a path such as /api, "
@@ -8186,20 +8226,20 @@ inline detail::group& server::add_group(detail::group& around, std::string prefi
     return made;
 }
 
-inline route_group server::group(std::string prefix, group_options o) {
+SSE_DECL route_group server::group(std::string prefix, group_options o) {
     return {*this, add_group(hub_->groups.front(), std::move(prefix), std::move(o))};
 }
 
-inline void route_group::route(std::string method, std::string pattern, handler run) {
+SSE_DECL void route_group::route(std::string method, std::string pattern, handler run) {
     server_->add_route(*group_, std::move(method), pattern, std::move(run));
 }
 
-inline route_group route_group::group(std::string prefix, group_options o) {
+SSE_DECL route_group route_group::group(std::string prefix, group_options o) {
     return {*server_, server_->add_group(*group_, std::move(prefix), std::move(o))};
 }
 
 /// Their handlers refer to the hub, which may live longer than the server.
-inline void server::add_builtin_routes() {
+SSE_DECL void server::add_builtin_routes() {
     detail::hub& hub = *hub_;
     detail::group& own = hub_->groups.front();
     const auto add = [&](const char* method, const std::string& path, handler run) {
@@ -8222,7 +8262,7 @@ inline void server::add_builtin_routes() {
 
 namespace detail {
 
-inline std::string_view media_type(std::string_view path) noexcept {
+SSE_DECL std::string_view media_type(std::string_view path) noexcept {
     constexpr std::pair<std::string_view, std::string_view> known[] = {
         {".html", "text/html; charset=utf-8"},
         {".css", "text/css; charset=utf-8"},
@@ -8241,7 +8281,7 @@ inline std::string_view media_type(std::string_view path) noexcept {
     return "application/octet-stream";
 }
 
-inline asio::awaitable<void> respond_file(stream& s, const std::string& path) {
+SSE_DECL asio::awaitable<void> respond_file(stream& s, const std::string& path) {
     std::ifstream in(path, std::ios::binary);
     in.peek(); // a directory opens, and cannot be read
     const bool known = in.is_open() && !in.bad();
@@ -8254,11 +8294,7 @@ inline asio::awaitable<void> respond_file(stream& s, const std::string& path) {
 
 } // namespace detail
 
-/// A handler that answers with a file of the program's own, such as its page, read for each request
-/// and on the worker's thread: for small files on a local disk. The type follows the name's ending.
-///
-///     server.route("GET", "/", sse::file("page.html"));
-inline handler file(std::string path) {
+SSE_DECL handler file(std::string path) {
     return [path = std::move(path)](stream& s) { return detail::respond_file(s, path); };
 }
 
@@ -8266,7 +8302,7 @@ namespace detail {
 
 /// The topics that a request names: by its path, ?topic=, or, for lists too long for a target, by a
 /// body that is a form or has one on each line. The root if it names none.
-inline std::vector<std::string> topics_of(const request& r, std::string_view body) {
+SSE_DECL std::vector<std::string> topics_of(const request& r, std::string_view body) {
     std::vector<std::string> topics = r.query_values("topic");
     const auto type = trim(r.header("Content-Type").value_or(""));
     if (equal_ignoring_case(type.substr(0, type.find(';')), "text/plain")) {
@@ -8282,7 +8318,7 @@ inline std::vector<std::string> topics_of(const request& r, std::string_view bod
 }
 
 /// A number of the query, or nothing for what is none.
-inline std::optional<std::uint64_t> whole_number(std::string_view text) {
+SSE_DECL std::optional<std::uint64_t> whole_number(std::string_view text) {
     std::uint64_t n = 0;
     const auto parsed = std::from_chars(text.data(), text.data() + text.size(), n);
     if (!is_digits(text) || parsed.ec != std::errc()) return std::nullopt;
@@ -8291,7 +8327,7 @@ inline std::optional<std::uint64_t> whole_number(std::string_view text) {
 
 /// Where a request wants to start: an id that it brings wins. Nothing for what cannot be
 /// understood.
-inline std::optional<start> start_of(const request& r) {
+SSE_DECL std::optional<start> start_of(const request& r) {
     const bool resumes = !last_event_id(r).empty();
     if (const auto from = r.query_value("from")) {
         if (*from == "now") return start::resume();
@@ -8318,7 +8354,7 @@ inline std::optional<start> start_of(const request& r) {
 
 /// The built-in route. An EventSource that comes back asks for the same target again, so an id wins
 /// over what else that says of the start.
-inline asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s) {
+SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s) {
     sse::request& asked = *s.session_->request;
     std::string body;
     if (asked.method == "POST") body = co_await s.body();
@@ -8375,13 +8411,13 @@ void server::launch(Where&&... where) {
     }
 }
 
-inline void server::start(const std::string& address) { launch(address); }
+SSE_DECL void server::start(const std::string& address) { launch(address); }
 
-inline void server::start(asio::ip::tcp::acceptor listener) { launch(std::move(listener)); }
+SSE_DECL void server::start(asio::ip::tcp::acceptor listener) { launch(std::move(listener)); }
 
-inline void server::start() { launch(); }
+SSE_DECL void server::start() { launch(); }
 
-inline void server::adopt(asio::ip::tcp::socket socket, std::string received) {
+SSE_DECL void server::adopt(asio::ip::tcp::socket socket, std::string received) {
     const auto handle = socket.release();
     try {
         adopt(handle, std::move(received));
@@ -8392,27 +8428,27 @@ inline void server::adopt(asio::ip::tcp::socket socket, std::string received) {
     }
 }
 
-inline void server::adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received) {
+SSE_DECL void server::adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received) {
     hub_->life->adopt(socket, std::move(received));
 }
 
-inline void server::serve(const std::string& address) {
+SSE_DECL void server::serve(const std::string& address) {
     start(address);
     join();
 }
 
-inline void server::serve(asio::ip::tcp::acceptor listener) {
+SSE_DECL void server::serve(asio::ip::tcp::acceptor listener) {
     start(std::move(listener));
     join();
 }
 
-inline void server::stop() noexcept { hub_->life->stop(); }
+SSE_DECL void server::stop() noexcept { hub_->life->stop(); }
 
-inline asio::awaitable<drained> server::drain(const drain_options& how) {
+SSE_DECL asio::awaitable<drained> server::drain(const drain_options& how) {
     return async_drain(hub_, detail::lifecycle::checked(how));
 }
 
-inline asio::awaitable<drained> server::async_drain(std::shared_ptr<detail::hub> hub,
+SSE_DECL asio::awaitable<drained> server::async_drain(std::shared_ptr<detail::hub> hub,
                                                     std::shared_ptr<const detail::farewell> how) {
     hub->life->drain(std::move(how));
     const auto goes_on = [h = hub.get()] { return h->undrained != 0; };
@@ -8420,7 +8456,7 @@ inline asio::awaitable<drained> server::async_drain(std::shared_ptr<detail::hub>
     co_return drained{hub->drained, hub->cut};
 }
 
-inline drained server::stop(const drain_options& how) {
+SSE_DECL drained server::stop(const drain_options& how) {
     check_thread("sse::server::stop");
     detail::lifecycle& life = *hub_->life;
     life.drain(detail::lifecycle::checked(how));
@@ -8434,14 +8470,14 @@ inline drained server::stop(const drain_options& how) {
     return {hub_->drained, hub_->cut};
 }
 
-inline void server::check_thread(const char* what) const {
+SSE_DECL void server::check_thread(const char* what) const {
     if (hub_->worker_here()) {
         throw std::system_error(std::make_error_code(std::errc::resource_deadlock_would_occur),
                                 std::string(what) + ": called on a thread of the server");
     }
 }
 
-inline void server::join() {
+SSE_DECL void server::join() {
     if (!has_threads_) return; // there is nothing to wait for
     check_thread("sse::server::join");
     const std::lock_guard lock(joining_);
@@ -8450,11 +8486,11 @@ inline void server::join() {
     }
 }
 
-inline asio::ip::tcp::endpoint server::endpoint() const { return hub_->life->endpoint(); }
+SSE_DECL asio::ip::tcp::endpoint server::endpoint() const { return hub_->life->endpoint(); }
 
 // --- publish
 
-inline std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence) {
+SSE_DECL std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence) {
     if (hub.stopped) return errc::stopped;
     f->set_references(static_cast<std::uint32_t>(hub.workers.size()));
     std::optional<std::uint64_t> place;
@@ -8476,7 +8512,7 @@ inline std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::uin
     return {};
 }
 
-inline std::uint64_t server::push(frame_ref f) {
+SSE_DECL std::uint64_t server::push(frame_ref f) {
     using namespace std::chrono_literals;
     std::uint64_t sequence = 0;
     std::error_code failed = try_push(*hub_, f, sequence);
@@ -8497,7 +8533,7 @@ inline std::uint64_t server::push(frame_ref f) {
 }
 
 /// Keeps the hub, not the server: the program may destroy that while this waits.
-inline asio::awaitable<std::uint64_t> server::async_push(std::shared_ptr<detail::hub> hub,
+SSE_DECL asio::awaitable<std::uint64_t> server::async_push(std::shared_ptr<detail::hub> hub,
                                                          frame_ref f) {
     std::uint64_t sequence = 0;
     const auto full = [h = hub.get()] {
@@ -8511,25 +8547,25 @@ inline asio::awaitable<std::uint64_t> server::async_push(std::shared_ptr<detail:
     }
 }
 
-inline std::uint64_t server::publish(std::string_view topic, const message& m) {
+SSE_DECL std::uint64_t server::publish(std::string_view topic, const message& m) {
     return push(detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
 }
 
-inline std::uint64_t server::broadcast(const message& m) {
+SSE_DECL std::uint64_t server::broadcast(const message& m) {
     return push(detail::make_frame(frame::kind::everyone, {}, m));
 }
 
-inline std::error_code server::try_publish(std::string_view topic, const message& m) {
+SSE_DECL std::error_code server::try_publish(std::string_view topic, const message& m) {
     const auto canonical = detail::canonical_topic(topic);
     if (!canonical) return errc::bad_topic;
     return try_send(frame::kind::topic, *canonical, m);
 }
 
-inline std::error_code server::try_broadcast(const message& m) {
+SSE_DECL std::error_code server::try_broadcast(const message& m) {
     return try_send(frame::kind::everyone, {}, m);
 }
 
-inline std::error_code server::try_send(frame::kind what, std::string_view topic,
+SSE_DECL std::error_code server::try_send(frame::kind what, std::string_view topic,
                                         const message& m) {
     if (const auto wrong = check(m)) return wrong;
     frame_ref f = detail::make_frame(what, topic, m);
@@ -8537,48 +8573,48 @@ inline std::error_code server::try_send(frame::kind what, std::string_view topic
     return try_push(*hub_, f, sequence);
 }
 
-inline asio::awaitable<std::uint64_t> server::async_publish(std::string_view topic,
+SSE_DECL asio::awaitable<std::uint64_t> server::async_publish(std::string_view topic,
                                                             const message& m) {
     return async_push(hub_,
                       detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
 }
 
-inline asio::awaitable<std::uint64_t> server::async_broadcast(const message& m) {
+SSE_DECL asio::awaitable<std::uint64_t> server::async_broadcast(const message& m) {
     return async_push(hub_, detail::make_frame(frame::kind::everyone, {}, m));
 }
 
-inline std::uint64_t server::send_to(std::uint64_t stream, const message& m) {
+SSE_DECL std::uint64_t server::send_to(std::uint64_t stream, const message& m) {
     if (m.id) throw std::system_error(errc::ephemeral_id, "sse::server::send_to");
     frame_ref f = detail::make_frame(frame::kind::one, {}, m);
     f->set_stream(stream);
     return push(std::move(f));
 }
 
-inline std::uint64_t server::send_to_user(std::string_view user, const message& m) {
+SSE_DECL std::uint64_t server::send_to_user(std::string_view user, const message& m) {
     return push(detail::make_frame(frame::kind::user, detail::user_topic(user), m));
 }
 
 // --- streams by name
 
-inline std::string server::last_id() const {
+SSE_DECL std::string server::last_id() const {
     return detail::make_id(hub_->epoch, hub_->ring.published());
 }
 
-inline void server::run_on(std::uint64_t stream, std::function<void(sse::stream&)> what) {
+SSE_DECL void server::run_on(std::uint64_t stream, std::function<void(sse::stream&)> what) {
     if (!what) throw std::invalid_argument("sse::server::run_on: there is nothing to call");
     hub_->workers[stream % hub_->workers.size()]->run_on(stream, std::move(what));
 }
 
-inline void server::revoke(std::uint64_t stream) {
+SSE_DECL void server::revoke(std::uint64_t stream) {
     run_on(stream, [](sse::stream& s) { s.end(end_reason::revoked); });
 }
 
-inline void server::revoke_if(std::function<bool(const stream_info&)> which) {
+SSE_DECL void server::revoke_if(std::function<bool(const stream_info&)> which) {
     if (!which) throw std::invalid_argument("sse::server::revoke_if: there is no predicate");
     for (auto& w : hub_->workers) w->revoke_if(which);
 }
 
-inline std::shared_ptr<detail::listing> server::ask_all() const {
+SSE_DECL std::shared_ptr<detail::listing> server::ask_all() const {
     auto all = std::make_shared<detail::listing>();
     all->answered.resize(hub_->workers.size());
     const std::lock_guard lock(hub_->life->state);
@@ -8590,7 +8626,7 @@ inline std::shared_ptr<detail::listing> server::ask_all() const {
     return all;
 }
 
-inline bool server::all_answered(const detail::hub& hub, detail::listing& all) {
+SSE_DECL bool server::all_answered(const detail::hub& hub, detail::listing& all) {
     const std::lock_guard lock(all.mutex);
     for (std::size_t i = 0; i < hub.workers.size(); ++i) {
         if (!all.answered[i] && !hub.workers[i]->has_ended()) return false;
@@ -8598,7 +8634,7 @@ inline bool server::all_answered(const detail::hub& hub, detail::listing& all) {
     return true;
 }
 
-inline std::vector<stream_info> server::streams() const {
+SSE_DECL std::vector<stream_info> server::streams() const {
     check_thread("sse::server::streams");
     const auto all = ask_all();
     while (!hub_->room.wait_until(std::chrono::steady_clock::now() + std::chrono::seconds(1),
@@ -8607,11 +8643,11 @@ inline std::vector<stream_info> server::streams() const {
     return std::move(all->streams);
 }
 
-inline asio::awaitable<std::vector<stream_info>> server::async_streams() const {
+SSE_DECL asio::awaitable<std::vector<stream_info>> server::async_streams() const {
     return wait_for(hub_, ask_all());
 }
 
-inline asio::awaitable<std::vector<stream_info>>
+SSE_DECL asio::awaitable<std::vector<stream_info>>
 server::wait_for(std::shared_ptr<detail::hub> hub, std::shared_ptr<detail::listing> all) {
     const auto goes_on = [h = hub.get(), a = all.get()] { return !all_answered(*h, *a); };
     while (goes_on()) co_await hub->room.async_wait(goes_on);
@@ -8619,7 +8655,9 @@ server::wait_for(std::shared_ptr<detail::hub> hub, std::shared_ptr<detail::listi
     co_return std::move(all->streams);
 }
 
-inline sse::counters server::counters() const { return hub_->count(); }
+SSE_DECL sse::counters server::counters() const { return hub_->count(); }
+
+#endif // SSE_BODIES
 
 // >>client ////////////////////////////////////////////////////////////////////////////////////////
 // An event source for programs (WHATWG HTML 9.2.3, RFC 9112, RFC 9110, redirects after the Fetch
@@ -9094,9 +9132,11 @@ private:
     std::shared_ptr<detail::client_core> core_;
 };
 
+#if defined(SSE_BODIES)
+
 namespace detail {
 
-inline client_core::client_core(asio::any_io_executor where, const std::string& url,
+SSE_DECL client_core::client_core(asio::any_io_executor where, const std::string& url,
                                 client_options o)
     : options_(checked(std::move(o))),
       reconnect_(options_.reconnect.value_or(options_.method == "GET")),
@@ -9104,7 +9144,7 @@ inline client_core::client_core(asio::any_io_executor where, const std::string& 
       url_(origin_.text()), timer_(where), resolver_(std::move(where)),
       parser_({options_.max_line, options_.max_event}, options_.last_event_id) {}
 
-inline client_options client_core::checked(client_options o) {
+SSE_DECL client_options client_core::checked(client_options o) {
     const auto need = [](bool right, const std::string& what) {
         if (!right) throw std::invalid_argument("sse::client_options::" + what);
     };
@@ -9131,7 +9171,7 @@ inline client_options client_core::checked(client_options o) {
 }
 
 /// Without this a value with a line break could add headers, or a whole request.
-inline void client_core::check_header(std::string_view name, std::string_view value) {
+SSE_DECL void client_core::check_header(std::string_view name, std::string_view value) {
     const auto need = [&](bool right, const char* what) {
         if (right) return;
         throw std::invalid_argument("sse::client_options::headers: '" + std::string(name) + "' " +
@@ -9159,7 +9199,7 @@ inline void client_core::check_header(std::string_view name, std::string_view va
          "is the client's own; give client_options::last_event_id");
 }
 
-inline asio::awaitable<std::optional<event>> client_core::next(std::shared_ptr<client_core> self) {
+SSE_DECL asio::awaitable<std::optional<event>> client_core::next(std::shared_ptr<client_core> self) {
     const turn only_one(*self);
     try {
         while (!self->over_) {
@@ -9183,14 +9223,14 @@ inline asio::awaitable<std::optional<event>> client_core::next(std::shared_ptr<c
     co_return std::nullopt;
 }
 
-inline void client_core::close() {
+SSE_DECL void client_core::close() {
     over_ = true;
     timer_.cancel();
     disconnect();
 }
 
 /// Everything of the connection ends, also what is still under way.
-inline void client_core::disconnect() noexcept {
+SSE_DECL void client_core::disconnect() noexcept {
     ++operation_;
     resolver_.cancel();
     asio::error_code ignored;
@@ -9199,12 +9239,12 @@ inline void client_core::disconnect() noexcept {
     input_.clear();
 }
 
-inline client_core::on_end client_core::begin() noexcept {
+SSE_DECL client_core::on_end client_core::begin() noexcept {
     has_ended_ = false;
     return {shared_from_this(), link_, ++operation_};
 }
 
-inline void client_core::ended(std::uint64_t operation, const asio::error_code& failed,
+SSE_DECL void client_core::ended(std::uint64_t operation, const asio::error_code& failed,
                                std::size_t size) {
     if (operation != operation_) return;
     has_ended_ = true;
@@ -9215,7 +9255,7 @@ inline void client_core::ended(std::uint64_t operation, const asio::error_code& 
 
 /// Until the operation begun has ended, or that time has come: errc::timed_out. Throws when
 /// cancelled.
-inline asio::awaitable<std::error_code> client_core::wait(clock::time_point until) {
+SSE_DECL asio::awaitable<std::error_code> client_core::wait(clock::time_point until) {
     asio::error_code woken;
     timer_.expires_at(until);
     co_await timer_.async_wait(asio::redirect_error(asio::use_awaitable, woken));
@@ -9225,7 +9265,7 @@ inline asio::awaitable<std::error_code> client_core::wait(clock::time_point unti
     co_return make_error_code(errc::timed_out);
 }
 
-inline client_core::clock::time_point
+SSE_DECL client_core::clock::time_point
 client_core::from_now(std::chrono::milliseconds time) noexcept {
     return time.count() == 0 ? clock::time_point::max() : clock::now() + time;
 }
@@ -9233,7 +9273,7 @@ client_core::from_now(std::chrono::milliseconds time) noexcept {
 // ---- one answer ----
 
 /// Connects, asks, follows redirects. A code: it is worth another attempt. Throws for what is not.
-inline asio::awaitable<std::error_code> client_core::open() {
+SSE_DECL asio::awaitable<std::error_code> client_core::open() {
     if (pause_) {
         begin(); // nothing that could end it before its time
         const std::error_code slept = co_await wait(clock::now() + *pause_);
@@ -9271,7 +9311,7 @@ inline asio::awaitable<std::error_code> client_core::open() {
 }
 
 /// One request, and the head of its answer.
-inline asio::awaitable<std::error_code> client_core::ask(const target& what) {
+SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
     disconnect();
     std::error_code failed = co_await resolve(what.url);
     if (failed) co_return failed;
@@ -9289,7 +9329,7 @@ inline asio::awaitable<std::error_code> client_core::ask(const target& what) {
     co_return failed;
 }
 
-inline asio::awaitable<std::error_code> client_core::resolve(const http_url& url) {
+SSE_DECL asio::awaitable<std::error_code> client_core::resolve(const http_url& url) {
     endpoints_.clear();
     const std::string host = url.host_to_resolve();
     asio::error_code is_name;
@@ -9305,7 +9345,7 @@ inline asio::awaitable<std::error_code> client_core::resolve(const http_url& url
 }
 
 /// To the first address that takes it.
-inline asio::awaitable<std::error_code> client_core::connect() {
+SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
     std::error_code failed = make_error_code(errc::bad_answer);
     for (const auto& endpoint : endpoints_) {
         link_ = std::make_shared<link>(timer_.get_executor());
@@ -9322,7 +9362,7 @@ inline asio::awaitable<std::error_code> client_core::connect() {
     co_return std::error_code();
 }
 
-inline std::string client_core::request_text(const target& what) const {
+SSE_DECL std::string client_core::request_text(const target& what) const {
     std::string text =
         what.method + " " + what.url.target + " HTTP/1.1\r\nHost: " + what.url.authority() + "\r\n";
     const auto add = [&](std::string_view name, std::string_view value) {
@@ -9358,7 +9398,7 @@ inline std::string client_core::request_text(const target& what) const {
 }
 
 /// Reads until the final head is there: interim answers before it are skipped (RFC 9110 15.2).
-inline asio::awaitable<std::error_code> client_core::read_head(clock::time_point until) {
+SSE_DECL asio::awaitable<std::error_code> client_core::read_head(clock::time_point until) {
     std::size_t interim = 0; // bytes
     head_parser parser(options_.max_head_bytes);
     for (;;) {
@@ -9385,7 +9425,7 @@ inline asio::awaitable<std::error_code> client_core::read_head(clock::time_point
     co_return std::error_code();
 }
 
-inline asio::awaitable<std::error_code> client_core::read(clock::time_point until) {
+SSE_DECL asio::awaitable<std::error_code> client_core::read(clock::time_point until) {
     link_->socket.async_read_some(asio::buffer(link_->input), begin());
     const std::error_code failed = co_await wait(until);
     if (!failed) input_.append(link_->input.data(), size_);
@@ -9393,7 +9433,7 @@ inline asio::awaitable<std::error_code> client_core::read(clock::time_point unti
 }
 
 /// What the server says in place of a stream: for people, so that no trouble with it matters.
-inline asio::awaitable<void> client_core::read_answer() {
+SSE_DECL asio::awaitable<void> client_core::read_answer() {
     constexpr std::size_t most = 64 * 1024;
     constexpr std::chrono::milliseconds patience{5'000};
     if (!head_.unknown_coding.empty()) co_return;
@@ -9408,14 +9448,14 @@ inline asio::awaitable<void> client_core::read_answer() {
     ending_.reset();
 }
 
-inline bool client_core::is_redirect() const noexcept {
+SSE_DECL bool client_core::is_redirect() const noexcept {
     constexpr int redirects[] = {301, 302, 303, 307, 308};
     return std::count(std::begin(redirects), std::end(redirects), head_.status) != 0 &&
            head_.header("Location");
 }
 
 /// Parameters do not matter, and of several types the last one counts (Fetch standard 3.4).
-inline bool client_core::is_event_stream() const noexcept {
+SSE_DECL bool client_core::is_event_stream() const noexcept {
     std::string_view type;
     for (const auto& [name, value] : head_.fields) {
         if (equal_ignoring_case(name, "Content-Type")) type = value;
@@ -9424,7 +9464,7 @@ inline bool client_core::is_event_stream() const noexcept {
 }
 
 /// Fetch standard 4.4, "HTTP-redirect fetch".
-inline void client_core::redirect(target& what) const {
+SSE_DECL void client_core::redirect(target& what) const {
     try {
         const std::string location = escape_url(*head_.header("Location"));
         what.url = read_http_url(resolve_reference(what.url, location));
@@ -9442,7 +9482,7 @@ inline void client_core::redirect(target& what) const {
 
 // ---- its body ----
 
-inline asio::awaitable<void> client_core::receive() {
+SSE_DECL asio::awaitable<void> client_core::receive() {
     const std::error_code failed = co_await read(from_now(options_.silence_timeout));
     if (over_) co_return;
     if (!failed) {
@@ -9457,7 +9497,7 @@ inline asio::awaitable<void> client_core::receive() {
 }
 
 /// Takes out of the input what is of the body, and notes its end.
-inline std::string client_core::take_body() {
+SSE_DECL std::string client_core::take_body() {
     const auto progress = body_->feed(input_);
     if (progress == body_decoder::progress::complete) ending_ = std::error_code();
     if (progress == body_decoder::progress::refused) ending_ = make_error_code(errc::bad_answer);
@@ -9465,7 +9505,7 @@ inline std::string client_core::take_body() {
 }
 
 /// A stream has ended, or could not be opened. Throws when there is no other attempt.
-inline void client_core::finish(std::error_code failed) {
+SSE_DECL void client_core::finish(std::error_code failed) {
     if (!std::exchange(streaming_, false)) ++failures_;
     disconnect();
     parser_.finish();
@@ -9480,7 +9520,7 @@ inline void client_core::finish(std::error_code failed) {
 
 /// The server's reconnection time, or the option's, doubled for each failure in a row but the
 /// first.
-inline std::chrono::milliseconds client_core::next_pause() {
+SSE_DECL std::chrono::milliseconds client_core::next_pause() {
     auto wait = static_cast<double>(parser_.retry().value_or(options_.retry).count());
     if (failures_ > 0) wait = std::max(wait, 1.0); // "retry: 0" must not become a busy loop
     const double limit = std::max(wait, static_cast<double>(options_.max_retry.count()));
@@ -9493,7 +9533,7 @@ inline std::chrono::milliseconds client_core::next_pause() {
     return std::chrono::milliseconds(static_cast<std::int64_t>(std::min(wait, longest)));
 }
 
-inline void client_core::fail(std::error_code why, const std::string& detail) const {
+SSE_DECL void client_core::fail(std::error_code why, const std::string& detail) const {
     std::string what = "sse::client: " + target_.url.without_query();
     if (!detail.empty()) what += ": " + detail;
     throw std::system_error(why, what);
@@ -9501,6 +9541,12 @@ inline void client_core::fail(std::error_code why, const std::string& detail) co
 
 } // namespace detail
 
+#endif // SSE_BODIES
+
 } // namespace sse
+
+#if defined(SSE_SOURCE) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #endif // SSE_HPP

@@ -31,19 +31,33 @@ add_counts() {
     failed=$((failed + $2))
 }
 
+# The cases of a test program in parts, two parts at a time: what most cases do is wait.
 run_doctest() { # BUILD_DIRECTORY [PROGRAM]
-    local program="$1/tests/${2:-tests}" log="$1/${2:-tests}.log" status=0 cases
+    local program="$1/tests/${2:-tests}" log part cases count
+    local parts=6
     say "running $program"
-    EXAMPLES=$PWD/$1/examples "$program" 2>&1 | tee "$log" || status=$?
-    cases=$(sed -n 's/^\[doctest\] test cases: *//p' "$log" | tr -d ' ')
-    if [ -z "$cases" ]; then
-        say "$program died"
-        add_counts 0 1
-        return
-    fi
-    add_counts "$(cut -d'|' -f2 <<<"$cases" | tr -dc 0-9)" "$(cut -d'|' -f3 <<<"$cases" | tr -dc 0-9)"
-    # A sanitizer's report makes the status bad though every case passed.
-    if [ $status -ne 0 ] && grep -q '^\[doctest\] Status: SUCCESS' "$log"; then add_counts 0 1; fi
+    count=$("$program" --count | sed -n 's/.*filters: *//p')
+    for part in $(seq $parts); do
+        echo "$program.$part.log $program" "--first=$(((part - 1) * count / parts + 1))" \
+            "--last=$((part * count / parts))"
+    done | EXAMPLES=$PWD/$1/examples xargs -L 1 -P 2 sh -c \
+        'log=$1; shift; "$@" >"$log" 2>&1 || echo "ended with $?" >>"$log"' sh
+    for part in $(seq $parts); do
+        log="$program.$part.log"
+        cases=$(sed -n 's/^\[doctest\] test cases: *//p' "$log" | tr -d ' ')
+        if [ -n "$cases" ]; then
+            add_counts "$(cut -d'|' -f2 <<<"$cases" | tr -dc 0-9)" \
+                "$(cut -d'|' -f3 <<<"$cases" | tr -dc 0-9)"
+            # A sanitizer's report makes the status bad though every case passed.
+            if grep -q '^\[doctest\] Status: SUCCESS' "$log" && grep -q '^ended with' "$log"; then
+                add_counts 0 1
+            fi
+        else
+            say "$program died"
+            add_counts 0 1
+        fi
+        if grep -q '^ended with' "$log"; then cat "$log"; else grep '^\[doctest\] test' "$log"; fi
+    done
 }
 
 build() { # BUILD_DIRECTORY TARGET...
@@ -112,14 +126,8 @@ sanitized() { # BUILD_DIRECTORY PROGRAM
     ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 run_doctest "$@"
 }
 
-# run_sanitized BUILD_DIRECTORY: the test program and the examples in one, as built there.
-run_sanitized() {
-    local names name
-    build "$1" tests/tests tests/examples_in_one examples/chat.html
-    names=$("$1/tests/examples_in_one")
-    for name in $names; do
-        ln -sf ../tests/examples_in_one "$1/examples/$name"
-    done
+run_sanitized() { # BUILD_DIRECTORY
+    build "$1" tests/tests examples
     sanitized "$1" tests
 }
 
