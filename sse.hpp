@@ -1796,7 +1796,8 @@ inline void chunked_encoder::assemble(portion& p, std::span<const asio::const_bu
                                       std::size_t skip) const noexcept {
     std::size_t header_at = 0;
     for (const asio::const_buffer& whole : from) {
-        if (p.count + 3 > max_buffers || p.payload == max_chunk) break; // header, bytes, end
+        // One buffer may need four: the end of what is passed, the header, bytes, the chunk's end.
+        if (p.count + 4 > max_buffers || p.payload == max_chunk) break;
         asio::const_buffer left = whole + skip;
         skip -= std::min(skip, whole.size());
         if (left.size() == 0) continue;

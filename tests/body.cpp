@@ -1,4 +1,4 @@
-// body.cpp - covers the rest of >>head: the decoder of chunked bodies, the limit on header lines
+// body.cpp - covers the rest of >>head: chunks read and written, the limit on header lines
 // and the values in a query. Each case of the tables names its rule, mostly a section of RFC 9112;
 // "ours" where the standard leaves the choice. Every chunked body is fed whole, byte by byte and
 // cut in two at every place, and must end the same: verdict, body, and what is left in the input.
@@ -11,9 +11,11 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <ostream>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -798,6 +800,202 @@ TEST_CASE("the query of a request that came is what its values are found in") {
     CHECK(request.query_values("topic") == std::vector<std::string>{"/gold", "/sil ver"});
     CHECK(request.query_value("last") == "");
     CHECK(request.query_value("none") == std::nullopt);
+}
+
+// ---- chunks -------------------------------------------------------------------------------------
+
+namespace {
+
+using sse::detail::chunked_encoder;
+using buffers = std::vector<asio::const_buffer>;
+
+/// Takes at most so many bytes of a call, and notes how many buffers it was given.
+struct short_writer {
+    std::size_t room;
+    std::string out = {};
+    std::size_t most_buffers = 0;
+
+    std::optional<std::size_t> operator()(std::span<const asio::const_buffer> given) {
+        most_buffers = std::max(most_buffers, given.size());
+        const std::size_t before = out.size();
+        for (const asio::const_buffer& one : given) {
+            const std::size_t n = std::min(one.size(), room - (out.size() - before));
+            out.append(static_cast<const char*>(one.data()), n);
+        }
+        return out.size() - before;
+    }
+};
+
+/// Text in buffers of this size.
+buffers cut_up(std::string_view text, std::size_t size) {
+    buffers pieces;
+    for (; !text.empty(); text.remove_prefix(std::min(size, text.size()))) {
+        pieces.push_back(asio::buffer(text.substr(0, size)));
+    }
+    return pieces;
+}
+
+/// Writes a head and a body, then the end, as a stream does: what was not taken is offered again.
+std::string written(std::string_view head, std::string_view body, std::size_t room,
+                    std::size_t piece) {
+    chunked_encoder encoder;
+    short_writer writer{room};
+    const auto write_all = [&](std::string_view text) {
+        while (!text.empty()) {
+            const std::size_t before = writer.out.size();
+            const auto taken = encoder.write(cut_up(text, piece), std::ref(writer));
+            REQUIRE(taken);
+            REQUIRE(*taken <= text.size());
+            REQUIRE(writer.out.size() > before);
+            text.remove_prefix(*taken);
+        }
+    };
+    encoder.pass(head.size());
+    write_all(std::string(head) + std::string(body));
+    REQUIRE(encoder.end());
+    write_all(chunked_encoder::last_chunk);
+    CHECK(!encoder.end());
+    return writer.out;
+}
+
+} // namespace
+
+TEST_CASE("what a writer takes whole is one chunk, behind what was passed") {
+    const std::string body = "hello, chunks of 26 bytes!";
+    for (const std::size_t piece : {1, 2, 3, 4, 5, 26, 100}) {
+        CAPTURE(piece);
+        CHECK(written("", body, 1000, piece) == "1a\r\n" + body + "\r\n0\r\n\r\n");
+        CHECK(written("head", body, 1000, piece) == "head1a\r\n" + body + "\r\n0\r\n\r\n");
+        CHECK(written("head", "", 1000, piece) == "head0\r\n\r\n");
+    }
+}
+
+TEST_CASE("an empty buffer makes no chunk, which would end the body") {
+    chunked_encoder encoder;
+    short_writer writer{1000};
+    CHECK(encoder.write(buffers{asio::buffer(""sv), asio::buffer(""sv)}, std::ref(writer)) == 0);
+    CHECK(writer.out.empty());
+    const buffers some{asio::buffer(""sv), asio::buffer("a"sv), asio::buffer(""sv),
+                       asio::buffer("b"sv)};
+    CHECK(encoder.write(some, std::ref(writer)) == 2);
+    CHECK(writer.out == "2\r\nab\r\n");
+}
+
+TEST_CASE("a body comes out of its chunks, however little the writer takes") {
+    const std::string body = "data: a\n\ndata: some more of it\n\n";
+    for (const std::string head : {"", "HTTP/1.1 200 OK\r\n\r\n"}) {
+        for (std::size_t room = 1; room < 70; ++room) {
+            for (const std::size_t piece : {1, 3, 7, 100}) {
+                CAPTURE(head.size());
+                CAPTURE(room);
+                CAPTURE(piece);
+                const std::string all = written(head, body, room, piece);
+                REQUIRE(all.starts_with(head));
+                const outcome got = decode(all.substr(head.size()));
+                CHECK(got.verdict == progress::complete);
+                CHECK(got.body == body);
+                CHECK(got.rest == "");
+            }
+        }
+    }
+}
+
+TEST_CASE("a chunk has at most 64 KiB, so that no more of it is kept for a slow client") {
+    const std::string body(200'000, 'x');
+    const std::string most(65536, 'x');
+    const std::string last(200'000 - 3 * 65536, 'x');
+    for (const std::size_t piece : {1000, 65536, 70'000, 200'000}) {
+        CAPTURE(piece);
+        const auto all = written("head", body, 1'000'000, piece);
+        const bool few = piece > 65536 / 50; // buffers, else they end a chunk
+        if (few) {
+            CHECK(all == "head10000\r\n" + most + "\r\n10000\r\n" + most + "\r\n10000\r\n" + most +
+                             "\r\nd40\r\n" + last + "\r\n0\r\n\r\n");
+        }
+        CHECK(decode(all.substr(4)).body == body);
+    }
+}
+
+TEST_CASE("no more buffers are given to the writer than Asio takes at a call") {
+    const std::string body(500, 'x');
+    for (const std::string head : {"", "h", "head"}) {
+        CAPTURE(head);
+        chunked_encoder encoder;
+        short_writer writer{1000};
+        encoder.pass(head.size());
+        const std::string text = head + body;
+        CHECK(encoder.write(cut_up(text, 1), std::ref(writer)) == text.size());
+        CHECK(writer.most_buffers > 60);
+        CHECK(writer.most_buffers <= 64);
+        CHECK(decode(writer.out.substr(head.size()) + "0\r\n\r\n").body == body);
+    }
+}
+
+TEST_CASE("a buffer may end the head and begin the body, as the last that a call has room for") {
+    for (const std::size_t passed : {117, 119, 121, 123, 125, 127, 129}) {
+        CAPTURE(passed);
+        const std::string head(passed, 'h');
+        const std::string body(200, 'x');
+        chunked_encoder encoder;
+        short_writer writer{1000};
+        encoder.pass(passed);
+        CHECK(encoder.write(cut_up(head + body, 2), std::ref(writer)) == passed + body.size());
+        CHECK(writer.most_buffers <= 64);
+        CHECK(decode(writer.out.substr(passed) + "0\r\n\r\n").body == body);
+    }
+}
+
+TEST_CASE("until the rest of a chunk is out, its last byte counts as not taken") {
+    chunked_encoder encoder;
+    const buffers body{asio::buffer("hello"sv)};
+    short_writer some{4};
+    CHECK(encoder.write(body, std::ref(some)) == 4); // "5\r\nh": the rest is kept
+    const buffers owed{asio::buffer("o"sv)};
+    CHECK(encoder.write(owed, std::ref(some)) == 0); // "ello"
+    CHECK(encoder.write(owed, std::ref(some)) == 1); // CR LF
+    CHECK(some.out == "5\r\nhello\r\n");
+}
+
+TEST_CASE("a broken writer ends a chunk, whole or the rest of one") {
+    chunked_encoder encoder;
+    const auto broken = [](std::span<const asio::const_buffer>) {
+        return std::optional<std::size_t>();
+    };
+    const buffers body{asio::buffer("hello"sv)};
+    CHECK(encoder.write(body, broken) == std::nullopt);
+    CHECK(encoder.write(body, short_writer{4}) == 4);
+    CHECK(encoder.write(body, broken) == std::nullopt);
+}
+
+TEST_CASE("a body by its length takes so many bytes and leaves the rest") {
+    for (const std::size_t size : {0, 1, 2, 5, 6}) {
+        const std::string bytes = "abcdeGET /";
+        for (std::size_t cut = 0; cut <= bytes.size(); ++cut) {
+            CAPTURE(size);
+            CAPTURE(cut);
+            auto decoder = body_decoder::of_size(size);
+            std::string input = bytes.substr(0, cut);
+            CHECK((decoder.feed(input) == progress::complete) == (cut >= size));
+            input += bytes.substr(cut);
+            CHECK(decoder.feed(input) == progress::complete);
+            CHECK(decoder.take() == bytes.substr(0, size));
+            CHECK(input == bytes.substr(size));
+        }
+    }
+}
+
+TEST_CASE("an endless body may trickle, its trailers may not go on for ever") {
+    auto decoder = body_decoder::of_chunks(body_decoder::endless);
+    for (int n = 0; n < 20'000; ++n) {
+        std::string chunk = "1\r\nx\r\n";
+        REQUIRE(decoder.feed(chunk) == progress::need_more);
+    }
+    auto trailers = progress::need_more;
+    for (int n = 0; n < 20'000 && trailers == progress::need_more; ++n) {
+        std::string line = n == 0 ? "0\r\n" : "a: b\r\n";
+        trailers = decoder.feed(line);
+    }
+    CHECK(trailers == progress::refused);
 }
 
 } // namespace body_test
