@@ -2,7 +2,7 @@
 # Sets up, builds and runs the tests.
 #   ./tests/run.sh                 all tests in an optimized build, with curl and a real browser
 #   ./tests/run.sh all             these, then the test program once more for each variant below
-#   ./tests/run.sh VARIANT...      of: release asan tsan clang fuzz
+#   ./tests/run.sh VARIANT...      of: release asan tsan clang fuzz mutants
 # FUZZ_SECONDS is how long each of the fuzzers goes on: 10, or 0 for what is known already.
 # ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
 set -euo pipefail
@@ -166,6 +166,12 @@ run_fuzz() {
     done
 }
 
+# Faults planted in the parsers. Not part of all: two thousand runs of their tests take long.
+run_mutants() {
+    say "looking for faults that no test notices"
+    check "mutants: each fault is noticed, or known" tests/mutants.sh build-mutants
+}
+
 variants=("$@")
 [ ${#variants[@]} -eq 0 ] && variants=(release)
 [ "${variants[0]}" = all ] && variants=(release asan tsan clang fuzz)
@@ -190,8 +196,9 @@ for variant in "${variants[@]}"; do
         need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
         ;;
     asan | tsan) ;;
+    mutants) need perl have perl ;;
     *)
-        say "no variant '$variant'; give all, or some of: release asan tsan clang fuzz" >&2
+        say "no variant '$variant'; give all, or some of: release asan tsan clang fuzz mutants" >&2
         exit 2
         ;;
     esac
