@@ -7352,6 +7352,8 @@ SSE_DECL void lifecycle::launch() {
     auto& first = hub_.workers.front()->context();
     if (acceptor_) {
         acceptor_->non_blocking(true);
+        // Else Asio waits for the next connection where one has gone, and the thread with it.
+        acceptor_->set_option(asio::socket_base::enable_connection_aborted(true));
         set_options(*acceptor_, hub_.options);
         endpoint_ = acceptor_->local_endpoint();
         if (hub_.hosts.empty() && endpoint_->address().is_loopback()) {
@@ -7454,7 +7456,8 @@ SSE_DECL io_awaitable<void> lifecycle::accept_loop() {
         }
         const bool passing =
             !failed || would_block(failed) || failed == asio::error::connection_aborted ||
-            failed == asio::error::interrupted || failed == asio::error::operation_aborted;
+            failed == std::errc::protocol_error || failed == asio::error::interrupted ||
+            failed == asio::error::operation_aborted;
         if (passing || !acceptor_->is_open()) continue;
         const std::string why = failed.message();
         hub_.accept_failures.fetch_add(1, std::memory_order_relaxed);
