@@ -101,6 +101,7 @@ run_release() {
     build build
     run_doctest build
     run_doctest build tests_io_uring
+    run_doctest build tests_faults
     say "running the rest"
     check "the header alone" build/tests/header_alone
     while read -r program; do
@@ -137,6 +138,8 @@ run_asan() {
     run_sanitized build-asan
     build build-asan tests/tests_io_uring
     sanitized build-asan tests_io_uring
+    build build-asan tests/tests_faults
+    sanitized build-asan tests_faults
 }
 
 run_tsan() { # g++ warns that it does not follow Asio's fences
