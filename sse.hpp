@@ -899,7 +899,9 @@ private:
 
     static std::size_t checked(std::size_t capacity, std::size_t readers);
     static void step_back() noexcept;
-    slot& at(std::uint64_t sequence) noexcept { return slots_[sequence & mask_]; }
+    slot& at(std::uint64_t sequence) noexcept {
+        return slots_[static_cast<std::size_t>(sequence & mask_)];
+    }
     std::uint64_t slowest() const noexcept;
     void raise_gate(std::uint64_t to) noexcept;
 
@@ -5287,11 +5289,11 @@ inline std::string http_date(std::time_t at) {
     const auto day = floor<std::chrono::days>(point);
     const year_month_day date(day);
     const hh_mm_ss time(point - day);
-    const auto two = [](long n) { return std::string(n < 10 ? "0" : "") + std::to_string(n); };
-    return std::string(days[weekday(day).c_encoding()]) + ", " +
-           two(static_cast<long>(unsigned(date.day()))) + " " + months[unsigned(date.month()) - 1] +
-           " " + std::to_string(int(date.year())) + " " + two(time.hours().count()) + ":" +
-           two(time.minutes().count()) + ":" + two(time.seconds().count()) + " GMT";
+    const auto two = [](auto n) { return std::string(n < 10 ? "0" : "") + std::to_string(n); };
+    return std::string(days[weekday(day).c_encoding()]) + ", " + two(unsigned(date.day())) + " " +
+           months[unsigned(date.month()) - 1] + " " + std::to_string(int(date.year())) + " " +
+           two(time.hours().count()) + ":" + two(time.minutes().count()) + ":" +
+           two(time.seconds().count()) + " GMT";
 }
 
 /// The head of an answer. `headers` are whole lines.
@@ -5797,7 +5799,8 @@ SSE_DECL void worker::fan_out() {
         const std::uint64_t before = feed_.end();
         if (!plan()) return; // asleep
         // A pass over many frames is a turn too: those who wait for theirs must not be lapped.
-        budget -= std::min<std::size_t>(budget, 1 + (feed_.end() - before) / frames_per_write);
+        const std::uint64_t writes = 1 + (feed_.end() - before) / frames_per_write;
+        budget -= static_cast<std::size_t>(std::min<std::uint64_t>(budget, writes));
     }
     asio::post(io_, [this] {
         if (fanning_) fan_out();
@@ -8606,7 +8609,8 @@ SSE_DECL std::string server::last_id() const {
 
 SSE_DECL void server::run_on(std::uint64_t stream, std::function<void(sse::stream&)> what) {
     if (!what) throw std::invalid_argument("sse::server::run_on: there is nothing to call");
-    hub_->workers[stream % hub_->workers.size()]->run_on(stream, std::move(what));
+    const auto index = static_cast<std::size_t>(stream % hub_->workers.size());
+    hub_->workers[index]->run_on(stream, std::move(what));
 }
 
 SSE_DECL void server::revoke(std::uint64_t stream) {
