@@ -202,6 +202,7 @@ inline void pause() noexcept {}
 class send_ring {
 public:
     static constexpr std::size_t max_sends = 64; // more at once gained nothing
+    using handle = int;
 
     explicit send_ring(bool wanted) noexcept {
         if (!wanted) return;
@@ -266,6 +267,11 @@ private:
 class send_ring {
 public:
     static constexpr std::size_t max_sends = 64;
+    struct handle { // of whatever a socket is here
+        handle() = default;
+        template <class T>
+        handle(const T&) noexcept {}
+    };
     explicit send_ring(bool) noexcept {}
     static constexpr bool is_open() noexcept { return false; }
     static std::error_code take_refusal() noexcept { return {}; }
@@ -5362,7 +5368,7 @@ struct arrival {
 /// Sets what is to hold for a connection. A peer that vanished without a word is found by probes
 /// while nothing is sent, and by what it does not acknowledge while something is.
 template <class Socket>
-void set_options(Socket& socket, const options& o) {
+void set_options(Socket& socket, [[maybe_unused]] const options& o) {
     asio::error_code ignored; // a socket that is dead already shows it at the first read
     socket.set_option(asio::ip::tcp::no_delay(true), ignored);
     socket.set_option(asio::socket_base::keep_alive(true), ignored);
@@ -5913,7 +5919,7 @@ SSE_DECL void worker::write_block(std::span<receiver* const> to, std::string_vie
                                 std::span<std::size_t> taken) {
     const auto of = [&](std::size_t i) -> stream& { return static_cast<stream&>(*to[i]); };
     if (sends_.is_open() && to.size() > 1) { // one alone is cheaper without
-        std::array<tcp_socket::native_handle_type, feed::max_at_once> sockets;
+        std::array<send_ring::handle, feed::max_at_once> sockets;
         for (std::size_t i = 0; i < to.size(); ++i) sockets[i] = of(i).socket_.native_handle();
         sends_.send(std::span(sockets.data(), to.size()), bytes, taken);
     } else {
