@@ -66,6 +66,10 @@
 #error "sse.hpp needs C++20: compile with -std=c++20 or later"
 #endif
 
+#if defined(__GNUC__) && !defined(__cpp_exceptions)
+#error "sse.hpp needs exceptions: compile without -fno-exceptions"
+#endif
+
 #if !__has_include(<asio/version.hpp>)
 #error "sse.hpp needs standalone Asio 1.22.1 or newer: install libasio-dev, or add its include path"
 #endif
