@@ -90,6 +90,11 @@
 #endif
 #endif
 
+// Asio asks for typeid unless it is told that there is none.
+#if defined(__GNUC__) && !defined(__GXX_RTTI) && !defined(ASIO_NO_TYPEID)
+#define ASIO_NO_TYPEID 1
+#endif
+
 #include <asio/awaitable.hpp>
 
 #if !defined(ASIO_HAS_CO_AWAIT) || (!defined(ASIO_HAS_STD_COROUTINE) && ASIO_VERSION < 102600)
