@@ -2,7 +2,8 @@
 # Sets up, builds and runs the tests.
 #   ./tests/run.sh                 all tests in an optimized build, with curl and a real browser
 #   ./tests/run.sh all             these, then the test program once more for each variant below
-#   ./tests/run.sh VARIANT...      of: release asan tsan clang fuzz mutants
+#   ./tests/run.sh VARIANT...      of: release asan tsan clang matrix fuzz, and valgrind mutants,
+#                                  which take long
 # FUZZ_SECONDS is how long each of the fuzzers goes on: 10, or 0 for what is known already.
 # ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
 set -euo pipefail
@@ -175,9 +176,27 @@ run_mutants() {
     check "mutants: each fault is noticed, or known" tests/mutants.sh build-mutants
 }
 
+# Other languages, machines and settings, a part of the tests each, two at a time.
+run_matrix() {
+    local item items
+    items=$(tests/matrix.sh build-matrix)
+    mkdir -p build-matrix
+    say "building and running the matrix"
+    xargs -n 1 -P 2 sh -c 'tests/matrix.sh build-matrix "$0" >"build-matrix/$0.log" 2>&1' \
+        <<<"$items" || true
+    for item in $items; do
+        check "matrix: $item" sh -c 'tail -n 80 "$0" && tail -n 1 "$0" | grep -qx passed' \
+            "build-matrix/$item.log"
+    done
+}
+
+run_valgrind() { # slow, so not among all
+    check "valgrind: memcheck" tests/matrix.sh build-matrix memcheck
+}
+
 variants=("$@")
 [ ${#variants[@]} -eq 0 ] && variants=(release)
-[ "${variants[0]}" = all ] && variants=(release asan tsan clang fuzz)
+[ "${variants[0]}" = all ] && variants=(release asan tsan clang fuzz matrix)
 
 need_to_build
 need curl have curl
@@ -198,10 +217,19 @@ for variant in "${variants[@]}"; do
         need clang-19 have clang++-19
         need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
         ;;
+    matrix)
+        need clang-19 have clang++-19
+        need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
+        need g++-multilib sh -c 'echo "int main() {}" | g++ -m32 -x c++ - -o /dev/null'
+        need qemu-user have qemu-i386
+        need g++-mingw-w64-x86-64-posix have x86_64-w64-mingw32-g++-posix
+        ;;
+    valgrind) need valgrind have valgrind ;;
     asan | tsan) ;;
     mutants) need perl have perl ;;
     *)
-        say "no variant '$variant'; give all, or some of: release asan tsan clang fuzz mutants" >&2
+        say "no variant '$variant'; give all, or some of:" \
+            "release asan tsan clang matrix fuzz valgrind mutants" >&2
         exit 2
         ;;
     esac
