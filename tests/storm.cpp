@@ -4,7 +4,7 @@
 // STORM_SECONDS=60 in the environment makes the storm so long, for each lag policy; without it the
 // storm is short. SSE_TEST_SEED=n throws other dice.
 #include "support/dice.hpp"
-#include "support/server.hpp"
+#include "support/press.hpp"
 #include "support/storm.hpp"
 
 #include <doctest/doctest.h>
@@ -108,251 +108,12 @@ void check_fault(const story& s, std::string_view expected) {
 std::string first(std::uint64_t place) { return id_of(first_epoch, place); }
 std::string second(std::uint64_t place) { return id_of(second_epoch, place); }
 
-// ---- the server and its publishers --------------------------------------------------------------
-
-/// A port that stays ours while nobody listens: else a client that connects meanwhile could be
-/// given the very port that it connects to, and would talk to itself.
-class reserved_port {
-public:
-    reserved_port() : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP)) {
-        const int yes = 1;
-        ::setsockopt(socket_.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-        const socket_address any("127.0.0.1", 0);
-        if (::bind(socket_.get(), any.get(), any.size()) != 0) throw_errno("bind");
-        sockaddr_in address{};
-        socklen_t size = sizeof address;
-        ::getsockname(socket_.get(), reinterpret_cast<sockaddr*>(&address), &size);
-        number_ = ntohs(address.sin_port);
-    }
-    std::uint16_t number() const { return number_; }
-
-    /// Without a server, as scripted: to each connection its stream, and then the end. What the
-    /// requests had as Last-Event-ID.
-    std::vector<std::string> serve(const std::vector<std::string>& streams) {
-        std::vector<std::string> asked;
-        if (::listen(socket_.get(), 16) != 0) throw_errno("listen");
-        for (const std::string& stream : streams) {
-            if (!wait_for(socket_.get(), POLLIN, patience)) throw timed_out("nobody connected");
-            connection peer(descriptor(
-                ::accept4(socket_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC)));
-            const std::string head = peer.read_through("\r\n\r\n");
-            constexpr std::string_view name = "Last-Event-ID: ";
-            const std::size_t at = head.find(name);
-            asked.push_back(at == head.npos ? "none"
-                                            : head.substr(at + name.size(),
-                                                          head.find('\r', at) - at - name.size()));
-            peer.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + stream);
-        }
-        return asked;
-    }
-
-private:
-    descriptor socket_;
-    std::uint16_t number_ = 0;
-};
-
-/// One server after the other on one port. Each is a run of the ledger, and has its epoch.
-class service {
-public:
-    struct running {
-        std::shared_ptr<sse::server> server; ///< Empty: none runs.
-        std::uint8_t run = 0;
-    };
-
-    /// `send_buffer` is what the system takes for a client that does not read; 0: as it likes.
-    explicit service(sse::options o, int send_buffer = 0)
-        : options_(std::move(o)), send_buffer_(send_buffer) {}
-    ~service() {
-        if (current().server) stop();
-    }
-
-    void start() {
-        auto server = std::make_shared<sse::server>(options_);
-        const auto id = parse_event_id(server->last_id());
-        if (!id || id->place != 0) throw std::runtime_error("begins with " + server->last_id());
-        {
-            const std::lock_guard lock(mutex_);
-            epochs_.push_back(id->epoch);
-            returned_ = 0;
-            // Known before it listens: a client with a head of it may ask for its newest id.
-            current_ = {server, static_cast<std::uint8_t>(epochs_.size() - 1)};
-        }
-        if (send_buffer_ == 0) {
-            server->start("127.0.0.1:" + std::to_string(port()));
-        } else {
-            asio::io_context io;
-            asio::ip::tcp::acceptor listener(io);
-            listener.open(asio::ip::tcp::v4());
-            listener.set_option(asio::socket_base::reuse_address(true));
-            listener.set_option(asio::socket_base::send_buffer_size(send_buffer_)); // inherited
-            listener.bind({asio::ip::address_v4::loopback(), port()});
-            listener.listen();
-            server->start(std::move(listener));
-        }
-    }
-
-    void stop() {
-        const auto server = current().server;
-        server->stop();
-        server->join();
-        forget(*server);
-    }
-    sse::drained drain(const sse::drain_options& options) {
-        const auto server = current().server;
-        const sse::drained result = server->stop(options);
-        server->join();
-        forget(*server);
-        return result;
-    }
-
-    running current() const {
-        const std::lock_guard lock(mutex_);
-        return current_;
-    }
-    std::string newest() const {
-        const auto server = current().server;
-        return server ? server->last_id() : std::string();
-    }
-    std::uint16_t port() const { return port_.number(); }
-    /// Of the newest server.
-    const std::string& epoch() const { return epochs_.back(); }
-    const std::vector<std::string>& epochs() const { return epochs_; }
-
-    /// The highest place that a publisher of this run has been told.
-    std::uint64_t returned() const { return returned_; }
-    void has_returned(std::uint64_t place) {
-        std::uint64_t known = returned_;
-        while (known < place && !returned_.compare_exchange_weak(known, place)) {}
-    }
-
-    /// Summed over the servers that were stopped.
-    std::uint64_t lagged() const { return lagged_; }
-    std::uint64_t gaps() const { return gaps_; }
-
-private:
-    void forget(const sse::server& server) {
-        const sse::counters counters = server.counters();
-        lagged_ += counters.lagged;
-        gaps_ += counters.gaps;
-        const std::lock_guard lock(mutex_);
-        current_.server.reset(); // whoever still publishes destroys it
-    }
-
-    sse::options options_;
-    int send_buffer_;
-    reserved_port port_;
-    mutable std::mutex mutex_;
-    running current_;
-    std::vector<std::string> epochs_; // of the thread that starts
-    std::atomic<std::uint64_t> returned_{0};
-    std::uint64_t lagged_ = 0;
-    std::uint64_t gaps_ = 0;
-};
+// ---- the storm ----------------------------------------------------------------------------------
 
 // A sanitizer makes all of it several times slower: then less happens, and for a shorter time.
 constexpr bool with_sanitizer = !memory_is_meaningful;
 constexpr std::size_t messages_per_second = with_sanitizer ? 200 : 1000;
 constexpr std::size_t client_count = 200;
-
-struct published_in_run {
-    std::uint8_t run;
-    published_message message;
-};
-
-/// Publishes on random topics, half of all messages, until it is stopped, to the server that runs.
-class publisher {
-public:
-    publisher(service& target, std::uint8_t number, std::uint64_t seed)
-        : service_(target), number_(number), random_(seed),
-          pause_(std::chrono::nanoseconds(2s) / messages_per_second),
-          thread_([this](std::stop_token stop) { run(stop); }) {}
-
-    /// All that it has published. Ends it.
-    const std::vector<published_in_run>& finish() {
-        thread_.request_stop();
-        if (thread_.joinable()) thread_.join();
-        return messages_;
-    }
-    /// What stopped it before its time, or empty. After finish().
-    const std::string& trouble() const { return trouble_; }
-
-private:
-    std::string topic() {
-        const std::size_t throw_of_dice = random_() % 200;
-        if (throw_of_dice == 0) return "/quiet";
-        if (throw_of_dice < 20) return {}; // everyone
-        if (throw_of_dice < 70) return "/a";
-        if (throw_of_dice < 80) return "/a/deep";
-        if (throw_of_dice < 120) return "/b";
-        if (throw_of_dice < 180) return "/c/" + std::to_string(random_() % 10);
-        return "/nobody/but/who/follows/all";
-    }
-
-    void run(const std::stop_token& stop) {
-        try {
-            auto due = std::chrono::steady_clock::now();
-            for (std::uint32_t n = 0; !stop.stop_requested(); ++n) {
-                due = std::max(due + pause_, std::chrono::steady_clock::now() - 100ms);
-                std::this_thread::sleep_until(due); // the rate, not a condition
-                publish_one(n);
-            }
-        } catch (const std::exception& e) { trouble_ = e.what(); }
-    }
-
-    void publish_one(std::uint32_t n) {
-        const auto [server, run] = service_.current();
-        if (!server) return; // between two runs
-        const message_key key{run, number_, n};
-        const std::string on = topic(), data = data_of(key);
-        try {
-            const std::uint64_t place = on.empty() ? server->broadcast({.data = data})
-                                                   : server->publish(on, {.data = data});
-            messages_.push_back({run, {place, on, key}});
-            service_.has_returned(place);
-        } catch (const std::system_error& e) {
-            if (e.code() != sse::errc::stopped && e.code() != sse::errc::no_room) throw;
-        }
-    }
-
-    service& service_;
-    std::uint8_t number_;
-    std::mt19937_64 random_;
-    std::chrono::nanoseconds pause_;
-    std::vector<published_in_run> messages_;
-    std::string trouble_;
-    std::jthread thread_; // last: it uses the others
-};
-
-/// The two publishers of a test.
-class press {
-public:
-    press(service& target, std::uint64_t seed)
-        : service_(target), first_(target, 1, seed + 1), second_(target, 2, seed + 2) {}
-
-    /// Stops them, publishes one more message for everyone, and returns its id.
-    event_id end(ledger& published) {
-        first_.finish();
-        second_.finish();
-        for (const std::string& epoch : service_.epochs()) published.runs.push_back({epoch, {}});
-        for (publisher* each : {&first_, &second_})
-            for (const published_in_run& one : each->finish())
-                published.runs[one.run].messages.push_back(one.message);
-        const auto [server, run] = service_.current();
-        const message_key key{run, 3, 0};
-        const std::string data = data_of(key);
-        const std::uint64_t place = server->broadcast({.data = data});
-        published.runs.back().messages.push_back({place, "", key});
-        published.sort();
-        return {service_.epoch(), place};
-    }
-    std::string trouble() const { return first_.trouble() + second_.trouble(); }
-
-private:
-    service& service_;
-    publisher first_, second_;
-};
-
-// ---- the storm ----------------------------------------------------------------------------------
 
 std::chrono::milliseconds storm_time() {
     const char* const asked = std::getenv("STORM_SECONDS");
@@ -360,27 +121,9 @@ std::chrono::milliseconds storm_time() {
     return with_sanitizer ? 3s : 5s;
 }
 
-const std::vector<follower> all_kinds = {
-    {"/subscribe", {"/"}},
-    {"/subscribe/a", {"/a"}},
-    {"/subscribe/b", {"/b"}},
-    {"/subscribe/c", {"/c"}},
-    {"/subscribe/c/3", {"/c/3"}},
-    {"/subscribe/?topic=a&topic=b", {"/a", "/b"}},
-    {"/subscribe?topic=/c/1&topic=/c/2&topic=/quiet", {"/c/1", "/c/2", "/quiet"}},
-    {"/subscribe/a?topic=c/5", {"/a", "/c/5"}},
-    {"/subscribe/quiet", {"/quiet"}},
-    {"/subscribe/?from=oldest", {"/"}},
-    {"/subscribe/b?last=20", {"/b"}},
-    {"/subscribe/quiet?from=oldest", {"/quiet"}},
-    {"/subscribe/a/deep", {"/a/deep"}, true},
-    {"/subscribe/", {"/"}, true},
-    {"/subscribe/nothing/here", {"/nothing/here"}}, // broadcasts only
-};
-
 /// Sums over all clients, and a failure for each record that is not right.
 struct tally {
-    std::uint64_t messages = 0, replayed = 0, moves = 0, declared_missing = 0, unaccounted = 0;
+    std::uint64_t messages = 0, replayed = 0, moves = 0, missing = 0, unaccounted = 0;
     std::map<std::string, std::uint64_t> gaps;
     std::size_t bad_records = 0;
 };
@@ -392,7 +135,7 @@ tally audit_all(const storm& clients, const ledger& published, std::size_t histo
         sum.messages += v.messages;
         sum.replayed += v.replayed;
         sum.moves += v.moves;
-        sum.declared_missing += v.declared_missing;
+        sum.missing += v.all_missing();
         sum.unaccounted += v.unaccounted;
         for (const auto& [reason, times] : v.gaps) sum.gaps[reason] += times;
         if (v.faults.empty()) continue;
@@ -438,7 +181,7 @@ void weather_the_storm(sse::lag_policy policy, std::uint64_t chosen_seed) {
                   {.clients = client_count, .seed = seed, .kinds = all_kinds, .newest = [&] {
                        return server.newest();
                    }});
-    press publishers(server, seed);
+    press publishers(server, {.messages_per_second = messages_per_second, .seed = seed});
 
     const auto begin = storm::clock::now();
     const auto run_through_third = [&](int n) {
@@ -469,11 +212,11 @@ void weather_the_storm(sse::lag_policy policy, std::uint64_t chosen_seed) {
     MESSAGE(published.size() << " published, " << sum.messages << " received, of them "
                              << sum.replayed << " replayed; " << clients.connects()
                              << " connections, " << clients.refused() << " refused, "
-                             << clients.farewells() << " farewells, " << server.lagged()
+                             << clients.farewells() << " farewells, " << server.counters().lagged
                              << " closed for their lag; " << sum.moves
                              << " bare ids; gaps: " << sum.gaps["epoch"] << " epoch, "
                              << sum.gaps["too_old"] << " too old, " << sum.gaps["lapped"]
-                             << " lapped, with " << sum.declared_missing << " missing");
+                             << " lapped, with " << sum.missing << " missing");
     // Otherwise it was no storm. How much of each there is depends on how fast the machine is.
     CHECK(clients.times(mischief::early_reset) >= 1);
     CHECK(clients.times(mischief::reset) >= 1);
@@ -488,13 +231,13 @@ void weather_the_storm(sse::lag_policy policy, std::uint64_t chosen_seed) {
     CHECK(sum.moves >= 1);
     CHECK(sum.gaps["epoch"] == 2 * client_count); // every client, at every restart, once
     CHECK(sum.gaps["too_old"] >= 1);
-    CHECK(sum.declared_missing >= 1);
-    CHECK(server.gaps() >= sum.gaps["epoch"] + sum.gaps["too_old"] + sum.gaps["lapped"]);
+    CHECK(sum.missing >= 1);
+    CHECK(server.counters().gaps >= sum.gaps["epoch"] + sum.gaps["too_old"] + sum.gaps["lapped"]);
     if (policy == sse::lag_policy::skip) {
         CHECK(sum.gaps["lapped"] >= 1);
     } else {
         CHECK(sum.gaps["lapped"] == 0);
-        CHECK(server.lagged() >= 1);
+        CHECK(server.counters().lagged >= 1);
     }
 }
 
@@ -635,6 +378,94 @@ TEST_SUITE("storm") {
         check_fault(rest(after(3, "cccccccc-0"), 1), "unknown epoch");
     }
 
+    TEST_CASE("the audit adds up: what was due to a client came, or lies in a gap") {
+        story s = story().follows({"/a"}).ends_in(second_epoch, 10);
+        s.opened("", first(0)).saw(1, 1).saw(3, 4);
+        s.opened(first(4)).gap("too_old", first(4), first(7)).saw(9, 10);                 // 6, 7
+        s.opened(first(10)).gap("epoch", first(10), second(4)).moved(second(5));          // 1, 3, 4
+        s.saw(second_epoch, 6).gap("lapped", second(6), second(9)).saw(second_epoch, 10); // 7, 9
+        check_right(s);
+        verdict v = audit(s.record, s.published, s.rules);
+        CHECK(v.due == 14);
+        CHECK(v.messages == 7);
+        CHECK(v.missing["too_old"] == 2);
+        CHECK(v.missing["epoch"] == 3);
+        CHECK(v.missing["lapped"] == 2);
+
+        story early = story().ends_in(second_epoch, 10); // it had not come to the end of the first
+        early.opened("", first(0)).saw(1, 3).opened(first(3)).gap("epoch", first(3), second(9));
+        v = audit(early.saw(second_epoch, 10).record, early.published, early.rules);
+        CHECK(v.due == 20);
+        CHECK(v.missing["epoch"] == 16);
+        CHECK(v.faults == std::vector<std::string>());
+    }
+
+    TEST_CASE("the audit follows a record that is forgotten piece by piece") {
+        const auto tell = [](client_record& record, std::uint64_t place) {
+            const std::string id = first(place);
+            const message_key key{0, 1, static_cast<std::uint32_t>(place - 1)};
+            record.saw_message({"message", data_of(key), id});
+        };
+        const ledger published = two_epochs();
+        for (const std::uint64_t dropped : {0u, 1u, 5u, 6u, 10u}) {
+            CAPTURE(dropped);
+            client_record record;
+            auditor one(published, {"/"}, 4);
+            record.opened({"", "", first(0)});
+            for (std::uint64_t place = 1; place <= 10; ++place) {
+                if (place != dropped) tell(record, place);
+                if (place % 3 != 0) continue;
+                one.follow(record);
+                record.forget();
+            }
+            one.follow(record);
+            record.forget();
+            one.settle({first_epoch, 10});
+            CHECK(one.result().unaccounted == (dropped == 0 ? 0 : 1));
+            CHECK(one.result().faults.empty() == (dropped == 0));
+            CHECK(one.result().due == 10);
+            CHECK(one.result().messages == (dropped == 0 ? 10 : 9));
+        }
+    }
+
+    TEST_CASE("the audit keeps what a client itself found wrong, though it is forgotten there") {
+        const ledger published = two_epochs();
+        client_record record;
+        auditor one(published, {"/"}, 4);
+        record.fault("torn");
+        one.follow(record);
+        record.forget();
+        one.follow(record);
+        CHECK(one.result().faults == std::vector<std::string>{"torn"});
+    }
+
+    TEST_CASE("a client counts the notes of each connection") {
+        reserved_port port;
+        const std::string opens = "id: aaaaaaaa-1\n\n", zero = "event: note\ndata: 0\n\n",
+                          one = "event: note\ndata: 1\n\n", two = "event: note\ndata: 2\n\n";
+        auto asked = std::async(std::launch::async, [&] {
+            return port.serve({opens + zero + one, opens + zero + two, opens + "data: cut o"});
+        });
+        storm clients(port.number(), {.clients = 1, .faults = false, .kinds = {{"/a", {"/a"}}}});
+        CHECK(clients.run_until([&] { return clients.record(0).endings.size() >= 3; }, patience));
+        CHECK(asked.get() == std::vector<std::string>{"none", "aaaaaaaa-1", "aaaaaaaa-1"});
+        CHECK(clients.notes() == 4);
+        CHECK(clients.record(0).faults == std::vector<std::string>{"note \"2\" instead of 1"});
+    }
+
+    TEST_CASE("who takes a client's place has no id") {
+        reserved_port port;
+        auto asked = std::async(std::launch::async, [&] {
+            return port.serve({"id: aaaaaaaa-1\n\n", "id: aaaaaaaa-2\n\n"});
+        });
+        storm clients(port.number(), {.clients = 1, .faults = false, .kinds = {{"/a", {"/a"}}}});
+        CHECK(clients.run_until([&] { return clients.record(0).endings.size() == 1; }, patience));
+        clients.replace(0);
+        CHECK(clients.record(0).steps.empty());
+        CHECK(clients.run_until([&] { return clients.record(0).endings.size() == 1; }, patience));
+        CHECK(asked.get() == std::vector<std::string>{"none", "none"});
+    }
+
     TEST_CASE("the ledger finds a number that was given twice, or to nobody") {
         ledger published = two_epochs();
         CHECK(published.fault().empty());
@@ -703,7 +534,7 @@ TEST_SUITE("storm") {
                                       .faults = false,
                                       .kinds = all_kinds,
                                       .newest = [&] { return server.newest(); }});
-        press publishers(server, seed);
+        press publishers(server, {.messages_per_second = messages_per_second, .seed = seed});
         wait_for_all(server, clients);
         clients.run_for(500ms);
 

@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <random>
@@ -114,14 +115,15 @@ inline bool follows(const std::vector<std::string>& followed, std::string_view t
 struct ledger {
     struct run {
         std::string epoch;
-        std::vector<published_message> messages; ///< Sorted by sort(): the one with place n at n-1.
+        std::vector<published_message> messages; ///< By their places: the one with place n at n-1.
     };
     std::vector<run> runs;
+    std::size_t forgotten = 0; ///< Runs before these.
 
-    void sort() {
-        for (run& each : runs)
-            std::sort(each.messages.begin(), each.messages.end(),
-                      [](const auto& a, const auto& b) { return a.place < b.place; });
+    /// When all clients have come to the newest run.
+    void forget_older_runs() {
+        forgotten += runs.size() - 1;
+        runs.erase(runs.begin(), runs.end() - 1);
     }
 
     /// Why this cannot be what a server has published, or nothing: places are 1, 2, 3 and so on.
@@ -243,6 +245,16 @@ public:
         if (faults.size() < 5) faults.push_back(std::move(what));
     }
 
+    /// Once it was audited. What comes next goes on from there.
+    void forget() {
+        steps.clear();
+        epochs.clear();
+        openings.clear();
+        gaps.clear();
+        endings.clear();
+        faults.clear();
+    }
+
     /// The steps around this one, for a failed check.
     std::string describe(std::size_t around) const {
         std::string text;
@@ -287,52 +299,74 @@ struct audit_rules {
 };
 
 struct verdict {
-    std::vector<std::string> faults; ///< The first few.
-    std::uint64_t unaccounted = 0;   ///< Messages neither received nor within a gap.
-    std::uint64_t messages = 0;
-    std::uint64_t replayed = 0;                ///< Of these, published before the client connected.
-    std::uint64_t declared_missing = 0;        ///< Messages that gaps of one epoch account for.
-    std::uint64_t moves = 0;                   ///< Ids without an event.
-    std::map<std::string, std::uint64_t> gaps; ///< By reason.
+    std::vector<std::string> faults;              ///< The first few.
+    std::uint64_t due = 0;                        ///< Messages for this client, counted by places.
+    std::uint64_t messages = 0;                   ///< Received.
+    std::uint64_t replayed = 0;                   ///< Of these, published before it connected.
+    std::map<std::string, std::uint64_t> missing; ///< Messages that gaps account for, by reason.
+    std::uint64_t unaccounted = 0;                ///< Messages neither received nor within a gap.
+    std::uint64_t moves = 0;                      ///< Ids without an event.
+    std::map<std::string, std::uint64_t> gaps;    ///< By reason.
+
+    std::uint64_t all_missing() const {
+        std::uint64_t sum = 0;
+        for (const auto& [reason, count] : missing) sum += count;
+        return sum;
+    }
 };
 
-/// Follows one record with a cursor: the id up to which everything is accounted for.
+/// Follows one record with a cursor: the id up to which everything is accounted for. A record that
+/// grows is followed piece by piece, and may forget each piece.
 class auditor {
 public:
-    auditor(const client_record& record, const ledger& published, const audit_rules& rules)
-        : record_(record), published_(published), rules_(rules) {
-        result_.faults = record.faults;
-    }
+    auditor(const ledger& published, std::vector<std::string> followed, std::size_t history)
+        : published_(published), followed_(std::move(followed)), history_(history) {}
 
-    verdict run() {
-        for (; at_ < record_.steps.size(); ++at_) {
-            const client_record::step& step = record_.steps[at_];
+    /// All steps of a record, or of its next piece. The ledger has all messages of them.
+    void follow(const client_record& record) {
+        record_ = &record;
+        for (const std::string& what : record.faults) keep(what);
+        for (at_ = 0; at_ < record.steps.size(); ++at_) {
+            const client_record::step& step = record.steps[at_];
             switch (step.what) {
-            case client_record::kind::opened: open(record_.openings[step.place]); break;
+            case client_record::kind::opened: open(record.openings[step.place]); break;
             case client_record::kind::message: take_message(id_of(step), step.key); break;
             case client_record::kind::moved: move(id_of(step)); break;
-            case client_record::kind::gap: take_gap(record_.gaps[step.place]); break;
+            case client_record::kind::gap: take_gap(record.gaps[step.place]); break;
             }
         }
-        if (!cursor_)
-            fault("it never got an id");
-        else if (cursor_->epoch != rules_.end.epoch)
-            fault("it ended in another epoch, at " + to_string(*cursor_));
-        else
-            account_through(rules_.end.place, "at the end");
-        return std::move(result_);
     }
+
+    /// The client has caught up to this id: all that was for it so far has come, or lies in a gap.
+    void settle(const event_id& end) {
+        if (!cursor_) return fault("it never got an id");
+        if (cursor_->epoch != end.epoch)
+            return fault("it ended in another epoch, at " + to_string(*cursor_));
+        account_through(end.place, "at the end");
+        settle_due(end.place);
+        const std::uint64_t sum = result_.messages + result_.all_missing() + result_.unaccounted;
+        if (result_.due != sum)
+            fault(std::to_string(result_.due) + " were due to it, but " +
+                  std::to_string(result_.messages) + " received, " +
+                  std::to_string(result_.all_missing()) + " missing and " +
+                  std::to_string(result_.unaccounted) + " unaccounted for");
+    }
+
+    const verdict& result() const { return result_; }
 
 private:
     using message_list = std::vector<published_message>;
 
     event_id id_of(const client_record::step& step) const {
-        return {record_.epochs[step.epoch], step.place};
+        return {record_->epochs[step.epoch], step.place};
+    }
+
+    void keep(std::string what) {
+        if (result_.faults.size() < 5) result_.faults.push_back(std::move(what));
     }
 
     void fault(const std::string& what) {
-        const std::size_t count = result_.faults.size();
-        if (count < 5) result_.faults.push_back(what + (count == 0 ? record_.describe(at_) : ""));
+        keep(what + (result_.faults.empty() && record_ ? record_->describe(at_) : ""));
     }
 
     const message_list* messages_of(const std::string& epoch) const {
@@ -348,22 +382,36 @@ private:
         std::uint64_t count = 0;
         for (std::uint64_t i = after; all && i < std::min<std::uint64_t>(through, all->size());
              ++i) {
-            if (!follows(rules_.followed, (*all)[i].topic)) continue;
+            if (!follows(followed_, (*all)[i].topic)) continue;
             if (count++ == 0) first = i + 1;
         }
         return count;
     }
+    std::uint64_t wanted(const std::string& epoch, std::uint64_t after,
+                         std::uint64_t through) const {
+        std::uint64_t first = 0;
+        return wanted(epoch, after, through, first);
+    }
+
+    static constexpr auto all_of_it = std::numeric_limits<std::uint64_t>::max();
+
+    /// Counts what was due to it in its epoch up to a place.
+    void settle_due(std::uint64_t through) {
+        result_.due += wanted(settled_.epoch, settled_.place, through);
+        settled_.place = through;
+    }
+    void begin(const event_id& id) { cursor_ = settled_ = id; }
 
     void open(const client_record::opening& o) {
-        opening_ = &o;
+        opening_ = o;
         fresh_ = true;
         const auto asked = parse_event_id(o.asked);
         if (!asked && cursor_)
             fault("it came back without its id");
         else if (asked && cursor_ && *asked != *cursor_)
             fault("it came back with " + o.asked);
-        else
-            cursor_ = asked; // an id that it was given, or none: it begins now
+        else if (asked && !cursor_)
+            begin(*asked); // an id that it was given; with none, it begins with what comes
     }
 
     void take_message(const event_id& id, message_key key) {
@@ -376,10 +424,14 @@ private:
         if (message.key != key)
             fault("under " + to_string(id) + " came " + show(data_of(key), 40) + " instead of " +
                   show(data_of(message.key), 40));
-        if (!follows(rules_.followed, message.topic))
+        if (!follows(followed_, message.topic))
             fault("a message of topic " + message.topic + ", which it does not follow");
-        const auto before = parse_event_id(opening_ ? opening_->before : "");
+        const auto before = parse_event_id(opening_.before);
         if (before && before->epoch == id.epoch && id.place <= before->place) ++result_.replayed;
+        // What lies in a gap has come all the same.
+        if (cursor_ && id.epoch == excused_.epoch && id.place > cursor_->place &&
+            id.place <= excused_.place)
+            --result_.missing[excused_by_];
         advance(id, true);
     }
 
@@ -403,9 +455,10 @@ private:
     /// The first id of a client that came with none. It may begin anywhere up to the first message
     /// that was published after its head had come.
     void begin_at(const event_id& id, bool is_message) {
-        const auto head = parse_event_id(opening_ ? opening_->head : "");
-        cursor_ = event_id{id.epoch, id.place - (is_message ? 1 : 0)};
-        if (head && head->epoch == id.epoch) cursor_->place = std::min(cursor_->place, head->place);
+        const auto head = parse_event_id(opening_.head);
+        event_id from{id.epoch, id.place - (is_message ? 1 : 0)};
+        if (head && head->epoch == id.epoch) from.place = std::min(from.place, head->place);
+        begin(from);
     }
 
     /// The place, or a later one up to which a gap has told that messages may be missing.
@@ -449,6 +502,7 @@ private:
         else
             cursor_ = id;
         excused_ = *to;
+        excused_by_ = gap.reason;
         fresh_ = false;
     }
 
@@ -459,7 +513,18 @@ private:
                                 [&](const ledger::run& run) { return run.epoch == epoch; });
         };
         if (place_of(from.epoch) >= place_of(to.epoch))
-            fault(name + "does not go to a later start");
+            return fault(name + "does not go to a later start");
+        if (!cursor_) return;
+        account_for_epoch(cursor_->epoch, to);
+    }
+
+    /// The rest of the old epoch is missing, and what the new one had up to `to`.
+    void account_for_epoch(const std::string& old, const event_id& to) {
+        const std::uint64_t reached = excused_through(*cursor_);
+        std::uint64_t& missing = result_.missing["epoch"];
+        missing += wanted(old, reached, all_of_it) + wanted(to.epoch, 0, to.place);
+        settle_due(all_of_it);
+        settled_ = {to.epoch, 0};
     }
 
     void take_gap_within(const std::string& name, const gap_notice& gap, const event_id& from,
@@ -467,9 +532,8 @@ private:
         if (from.epoch != to.epoch) return fault(name + "crosses epochs");
         if (from.place >= to.place) fault(name + "is empty");
         advance(from, false); // it may begin behind the client's id, if nothing for it lies between
-        std::uint64_t first = 0;
-        const std::uint64_t lost = wanted(to.epoch, from.place, to.place, first);
-        result_.declared_missing += wanted(to.epoch, excused_through(from), to.place, first);
+        const std::uint64_t lost = wanted(to.epoch, from.place, to.place);
+        result_.missing[gap.reason] += wanted(to.epoch, excused_through(from), to.place);
         if (gap.missed && *gap.missed != lost)
             fault(name + "says " + std::to_string(*gap.missed) + " missed instead of " +
                   std::to_string(lost));
@@ -480,29 +544,33 @@ private:
                     const event_id& from, const event_id& to) {
         const auto newest = parse_event_id(seen.newest);
         if (!newest || newest->epoch != to.epoch) return; // the server was stopped meanwhile
-        const auto left = [&](std::uint64_t place) {
-            return place + rules_.history > newest->place;
-        };
+        const auto left = [&](std::uint64_t place) { return place + history_ > newest->place; };
         const bool lapped = seen.notice.reason == "lapped"; // goes on with the newest
         if (to.place > newest->place) fault(name + "goes beyond the newest, " + seen.newest);
         if (to.place > 0 && left(lapped ? from.place : to.place))
             fault(name + "was not needed, the newest is " + seen.newest);
     }
 
-    const client_record& record_;
     const ledger& published_;
-    const audit_rules& rules_;
-    std::size_t at_ = 0; // the step in hand
-    const client_record::opening* opening_ = nullptr;
+    std::vector<std::string> followed_;
+    std::size_t history_;
+    const client_record* record_ = nullptr; // in hand, with the step
+    std::size_t at_ = 0;
+    client_record::opening opening_;
     std::optional<event_id> cursor_;
-    event_id excused_;   // the end of the last gap
+    event_id settled_; // up to which `due` has been counted
+    event_id excused_; // the end of the last gap
+    std::string excused_by_;
     bool fresh_ = false; // nothing has come on this connection yet
     verdict result_;
 };
 
 inline verdict audit(const client_record& record, const ledger& published,
                      const audit_rules& rules) {
-    return auditor(record, published, rules).run();
+    auditor one(published, rules.followed, rules.history);
+    one.follow(record);
+    one.settle(rules.end);
+    return one.result();
 }
 
 // ---- the clients --------------------------------------------------------------------------------
@@ -581,7 +649,28 @@ public:
         }
     }
 
+    /// Ends calm().
+    void stir() {
+        options_.faults = true;
+        for (client& each : clients_)
+            if (each.now == state::head || each.now == state::open) choose_mischief(each);
+        next_due_ = clock::time_point::min();
+    }
+
+    /// It leaves, and somebody else comes instead, who knows no id and has no record.
+    void replace(std::size_t index) {
+        client& each = clients_[index];
+        if (each.now != state::waiting) leave(each, false);
+        each.given.clear();
+        each.last_id.clear();
+        each.last.reset();
+        each.retry.reset();
+        each.record.forget();
+        next_due_ = clock::time_point::min();
+    }
+
     std::size_t size() const { return clients_.size(); }
+    client_record& record(std::size_t index) { return clients_[index].record; }
     const client_record& record(std::size_t index) const { return clients_[index].record; }
     const std::vector<std::string>& topics(std::size_t index) const {
         return clients_[index].kind->topics;
@@ -606,6 +695,8 @@ public:
     /// Connections that nobody accepted.
     std::uint64_t refused() const { return refused_; }
     std::uint64_t farewells() const { return farewells_; }
+    /// Events named note: what a handler sends to its client alone, numbered on each connection.
+    std::uint64_t notes() const { return notes_; }
 
     /// For a failed condition: where the clients stand that are not there.
     std::string describe_others(const event_id& id) const {
@@ -645,6 +736,7 @@ private:
         event_stream_decoder decoder;
         bool at_line_start = true;
         bool had_farewell = false;
+        std::uint64_t notes = 0;
         std::string before; // newest id when it connected
         mischief plan = mischief::none;
         bool acting = false; // the plan's time has come: it stalls, is slow, has closed its half
@@ -714,6 +806,7 @@ private:
         each.decoder = {};
         each.at_line_start = true;
         each.had_farewell = each.acting = each.half_closed = false;
+        each.notes = 0;
         each.before = options_.newest();
         if (each.kind->given_newest && each.given.empty() && each.last_id.empty())
             each.given = each.before;
@@ -813,7 +906,14 @@ private:
         const std::vector<decoded> events = each.decoder.take_events();
         each.decoder.take_comments();
         const std::string& id = each.decoder.last_event_id();
-        if (events.empty() || events.front().type == "farewell") {
+        if (!events.empty() && events.front().type == "note") {
+            if (events.front().data != std::to_string(each.notes))
+                each.record.fault("note " + show(events.front().data, 40) + " instead of " +
+                                  std::to_string(each.notes));
+            ++each.notes;
+            ++notes_;
+            if (id != each.last_id) each.record.moved(id);
+        } else if (events.empty() || events.front().type == "farewell") {
             each.had_farewell = each.had_farewell || !events.empty();
             farewells_ += events.size();
             if (id != each.last_id) each.record.moved(id);
@@ -920,6 +1020,7 @@ private:
     std::uint64_t connects_ = 0;
     std::uint64_t refused_ = 0;
     std::uint64_t farewells_ = 0;
+    std::uint64_t notes_ = 0;
     std::array<char, 16 * 1024> buffer_{};
 };
 
