@@ -2,8 +2,10 @@
 # Sets up, builds and runs the tests.
 #   ./tests/run.sh                 all tests in an optimized build, with curl and a real browser
 #   ./tests/run.sh all             these, then the test program once more for each variant below
-#   ./tests/run.sh VARIANT...      of: release asan tsan clang matrix fuzz, and valgrind mutants,
+#   ./tests/run.sh VARIANT...      of: release asan tsan clang matrix fuzz soak, and valgrind mutants,
 #                                  which take long
+# SOAK_DURATION_SEC is how long the soak goes on: 30. SOAK_CLIENTS, SOAK_MSG_PER_SEC and
+# SOAK_REPORT_SEC are its others: 200, 300, 10. SOAK=0 leaves it out.
 # FUZZ_SECONDS is how long each of the fuzzers goes on: 10, or 0 for what is known already.
 # ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
 set -euo pipefail
@@ -194,9 +196,16 @@ run_valgrind() { # slow, so not among all
     check "valgrind: memcheck" tests/matrix.sh build-matrix memcheck
 }
 
+run_soak() {
+    configure build "${unity[@]}" --buildtype=release
+    build build tests/soak
+    say "running build/tests/soak"
+    if build/tests/soak; then add_counts 1 0; else add_counts 0 1; fi
+}
+
 variants=("$@")
 [ ${#variants[@]} -eq 0 ] && variants=(release)
-[ "${variants[0]}" = all ] && variants=(release asan tsan clang fuzz matrix)
+[ "${variants[0]}" = all ] && variants=(release asan tsan clang matrix fuzz soak)
 
 need_to_build
 need curl have curl
@@ -225,11 +234,11 @@ for variant in "${variants[@]}"; do
         need g++-mingw-w64-x86-64-posix have x86_64-w64-mingw32-g++-posix
         ;;
     valgrind) need valgrind have valgrind ;;
-    asan | tsan) ;;
+    asan | tsan | soak) ;;
     mutants) need perl have perl ;;
     *)
         say "no variant '$variant'; give all, or some of:" \
-            "release asan tsan clang matrix fuzz valgrind mutants" >&2
+            "release asan tsan clang matrix fuzz soak valgrind mutants" >&2
         exit 2
         ;;
     esac
