@@ -5530,7 +5530,8 @@ private:
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
     std::uint32_t age(const stream& s) const noexcept { return now_ - s.stamp_; }
 
-    std::unique_ptr<asio::io_context> own_; // first, so that it is destroyed last
+    std::vector<session*> outliving_; // whose handlers outlive clients; some end with the context
+    std::unique_ptr<asio::io_context> own_; // so early, that it is destroyed late
     asio::io_context& io_;                  // that one, or the program's
     std::optional<asio::executor_work_guard<io_executor>> guard_;
     hub& hub_;
@@ -5548,7 +5549,6 @@ private:
     send_ring sends_;
     bool fanning_ = false;
     std::vector<stream*> connections_;                     // all; holds a reference to each
-    std::vector<session*> outliving_;                      // whose handlers outlive their clients
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
     std::optional<steady_timer> sweep_timer_;
     std::optional<steady_timer> look_timer_; // into the ring, later

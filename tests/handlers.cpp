@@ -1769,6 +1769,29 @@ TEST_SUITE("what a handler learns") {
         }
     }
 
+    TEST_CASE("a handler that nothing ends is destroyed with its server") {
+        std::atomic<int> begun{0}, ended{0};
+        sse::options o = with_threads(1);
+        o.shutdown_timeout = 10ms;
+        {
+            routes_server server({{"GET", "/work",
+                                   [&](sse::stream& client) -> handler_result {
+                                       const count_end guard{ended};
+                                       co_await asio::this_coro::reset_cancellation_state(
+                                           asio::disable_cancellation());
+                                       client.outlive_client();
+                                       client.begin();
+                                       ++begun;
+                                       co_await client.sleep_for(1h);
+                                   }}},
+                                 o);
+            connection peer(server.port());
+            peer.send_request("GET", "/work");
+            REQUIRE(eventually([&] { return begun == 1; }));
+        }
+        CHECK(ended == 1);
+    }
+
     TEST_CASE(
         "calls that belong to a running handler are refused behind its end, without a crash") {
         std::atomic<int> refused{0};
