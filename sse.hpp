@@ -134,6 +134,7 @@
 #include <asio/buffer.hpp>
 #include <asio/cancellation_signal.hpp>
 #include <asio/co_spawn.hpp>
+#include <asio/dispatch.hpp>
 #include <asio/error.hpp>
 #include <asio/execution_context.hpp>
 #include <asio/executor_work_guard.hpp>
@@ -4873,7 +4874,8 @@ struct hub {
     /// The worker on whose thread the call is made, or nothing.
     worker* worker_here() const noexcept;
     sse::counters count() const noexcept;
-    void let_go(const asio::execution_context& context) noexcept; ///< It ends.
+    void let_go(const asio::execution_context& context) noexcept;         ///< It ends.
+    void forget_waiters(const asio::execution_context& context) noexcept; ///< It begins to end.
 
     /// Whether connections of this peer speak for others.
     bool speaks_for_others(const asio::ip::address& peer) const {
@@ -5201,13 +5203,44 @@ using stream_ref = local_ref<stream>;
 
 inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::last_chunk); }
 
+/// A coroutine that waits for something of its stream. A timer that never expires would do, for
+/// five times the memory.
+struct waiter {
+    explicit waiter(bool is_for_end) noexcept : until_end(is_for_end) {}
+    virtual ~waiter() = default;
+    virtual void no_longer_cancelled() noexcept = 0; ///< By its slot.
+    virtual void complete() = 0;
+
+    std::unique_ptr<waiter> next;
+    const bool until_end;
+    bool cancelled = false;
+};
+
+template <class Handler, bool UntilEnd>
+struct waiting_handler final : waiter {
+    explicit waiting_handler(Handler h) : waiter(UntilEnd), done(std::move(h)) {}
+    void no_longer_cancelled() noexcept override {
+        auto slot = asio::get_associated_cancellation_slot(done);
+        if (slot.is_connected()) slot.clear();
+    }
+    void complete() override {
+        const auto where = asio::get_associated_executor(done);
+        asio::dispatch(where, [done = std::move(done), stopped = cancelled]() mutable {
+            if constexpr (UntilEnd) {
+                std::move(done)(stopped ? asio::error_code(asio::error::operation_aborted)
+                                        : asio::error_code());
+            } else {
+                static_cast<void>(stopped); // who waits for a change looks again
+                std::move(done)();
+            }
+        });
+    }
+    Handler done;
+};
+
 /// What a stream has only while a request of it is served; whatever serves it owns this.
 struct session {
-    session(stream& s, asio::io_context& io, std::size_t max_input)
-        : owner(s), changed(io, steady_timer::time_point::max()), input_limit(max_input) {
-        owner.session_ = this;
-        owner.own_ = &box;
-    }
+    explicit session(stream& s);
     ~session();
     session(const session&) = delete;
     session& operator=(const session&) = delete;
@@ -5216,9 +5249,23 @@ struct session {
     /// wakes happen, so callers look again at what they wait for.
     template <class Executor>
     asio::awaitable<void, Executor> change() {
-        return changed.async_wait(asio::redirect_error(asio::use_awaitable_t<Executor>{}, ignored));
+        return asio::async_initiate<const asio::use_awaitable_t<Executor>&, void()>(
+            [this](auto done) { this->template enlist<false>(std::move(done)); },
+            asio::use_awaitable_t<Executor>{});
     }
-    void wake() { changed.cancel(); }
+    /// Until the client is gone or the stream was ended. Errors: operation_aborted.
+    asio::awaitable<void> end() {
+        return asio::async_initiate<const asio::use_awaitable_t<>&, void(asio::error_code)>(
+            [this](auto done) { this->template enlist<true>(std::move(done)); },
+            asio::use_awaitable);
+    }
+    void wake() noexcept;
+
+    bool ended() const noexcept { return !owner.open() || end_of_input; }
+    template <bool UntilEnd, class Handler>
+    void enlist(Handler done);
+    template <class Which>
+    void let_go_on(Which&& which) noexcept;
 
     bool body_is_left() const noexcept {
         return !body_taken && (request->content_length > 0 || request->chunked);
@@ -5227,34 +5274,35 @@ struct session {
         return request->keep_alive && !body_is_left() && (!end_of_input || !input.empty());
     }
 
+    static constexpr std::uint64_t no_place = ~std::uint64_t{0};
+
+    // A handler that waits costs this object, so it has no gaps.
     stream& owner;
-    steady_timer changed;
-    asio::error_code ignored; // cancelling the timer is how it is woken
-    std::string input;        // received, not yet consumed
-    std::size_t input_limit;  // stop reading while there is so much
-    bool paused = false;      // reading stopped for that reason
+    std::unique_ptr<waiter> waiters;      // the newest first
+    std::string input;                    // received, not yet consumed
+    std::optional<sse::request> request;  // in hand
+    const handler* run = nullptr;         // which is to serve it
+    std::string answer_headers;           // from the CORS decision
+    std::uint64_t begun = 0;              // what the box had when the head of a stream was in it
+    std::unique_ptr<body_decoder> body;   // once its reading has begun
+    outbox box;                           // the stream's own frames
+    std::uint64_t first_place = no_place; // "now", until something is written
+    asio::cancellation_signal cancel;     // ends the handler
+    asio::cancellation_signal cancel_mending;
+    asio::ip::address peer;  // or whom the PROXY protocol names
+    std::uint32_t index = 0; // in the worker's sessions
+    bool paused = false;     // reading stopped, for there is enough of it
     bool end_of_input = false;
     bool timed_out = false;
-    std::optional<sse::request> request; // in hand
-    const handler* run = nullptr;        // which is to serve it
-    std::string answer_headers;          // from the CORS decision
-    std::size_t max_body = 0;            // of the request in hand
     bool answered = false;
-    std::uint64_t begun = 0;   // what the box had when the head of a stream was in it
     bool closing = false;      // the answer said so
     bool last_request = false; // the server is ending
     bool body_taken = false;
-    std::unique_ptr<body_decoder> body; // once its reading has begun
-    bool handling = false;              // a handler runs
-    bool handed_over = false;           // by another server, to which it does not go back
+    bool handling = false;    // a handler runs
+    bool handed_over = false; // by another server, to which it does not go back
     bool outlives_client = false;
-    bool served = false;                      // a request was answered before
-    asio::ip::address peer;                   // or whom the PROXY protocol names
-    outbox box;                               // the stream's own frames
-    bool mending = false;                     // options::on_gap runs
-    std::optional<std::uint64_t> first_place; // "now", until something is written
-    asio::cancellation_signal cancel;         // ends the handler
-    asio::cancellation_signal cancel_mending;
+    bool served = false;  // a request was answered before
+    bool mending = false; // options::on_gap runs
 };
 
 inline std::string_view reason_phrase(int status) noexcept {
@@ -5422,6 +5470,7 @@ public:
     void run();
     void begin() { arm_sweep(); } ///< Instead of run(), on a context of the program's.
     void let_go() noexcept;
+    void forget_waiters() noexcept;
     void adopt(arrival one);
     bool drain(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
     void make_room();
@@ -5477,6 +5526,9 @@ private:
     void tell_end(stream& s, end_reason why);
     void close(stream& s, end_reason why);
     void cancel(stream& s);
+    void go_on_soon(std::unique_ptr<waiter> one) noexcept;
+    void go_on_soon() noexcept;
+    void go_on();
     stream_info info(stream& s);
 
     // Deadlines
@@ -5530,7 +5582,7 @@ private:
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
     std::uint32_t age(const stream& s) const noexcept { return now_ - s.stamp_; }
 
-    std::vector<session*> outliving_; // whose handlers outlive clients; some end with the context
+    std::vector<session*> sessions_;        // all; some end with the context
     std::unique_ptr<asio::io_context> own_; // so early, that it is destroyed late
     asio::io_context& io_;                  // that one, or the program's
     std::optional<asio::executor_work_guard<io_executor>> guard_;
@@ -5548,7 +5600,10 @@ private:
     feed feed_;
     send_ring sends_;
     bool fanning_ = false;
-    std::vector<stream*> connections_;                     // all; holds a reference to each
+    std::vector<stream*> connections_; // all; holds a reference to each
+    std::unique_ptr<waiter> woken_;    // they go on, the first first
+    waiter* last_woken_ = nullptr;
+    bool going_on_ = false;                                // it is posted that they do
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
     std::optional<steady_timer> sweep_timer_;
     std::optional<steady_timer> look_timer_; // into the ring, later
@@ -5564,10 +5619,57 @@ private:
     std::atomic<bool> ended_{false}; // its thread will look at nothing any more
 };
 
+SSE_DECL session::session(stream& s) : owner(s) {
+    std::vector<session*>& all = owner.worker_->sessions_;
+    index = static_cast<std::uint32_t>(all.size());
+    all.push_back(this);
+    owner.session_ = this;
+    owner.own_ = &box;
+}
+
 SSE_DECL session::~session() {
-    if (outlives_client) std::erase(owner.worker_->outliving_, this);
+    let_go_on([](waiter& w) { return w.cancelled = true; });
+    std::vector<session*>& all = owner.worker_->sessions_;
+    all.back()->index = index;
+    all[index] = all.back();
+    all.pop_back();
     owner.session_ = nullptr;
     owner.own_ = nullptr;
+}
+
+template <bool UntilEnd, class Handler>
+void session::enlist(Handler done) {
+    auto made = std::make_unique<waiting_handler<Handler, UntilEnd>>(std::move(done));
+    auto slot = asio::get_associated_cancellation_slot(made->done);
+    if (slot.is_connected()) {
+        slot.assign([this, one = static_cast<waiter*>(made.get())](asio::cancellation_type) {
+            one->cancelled = true;
+            let_go_on([one](const waiter& w) { return &w == one; }); // this function ends there
+        });
+    }
+    made->next = std::move(waiters);
+    waiters = std::move(made);
+    if (UntilEnd && ended()) wake();
+}
+
+/// Those of whom it is true go on, a turn later.
+template <class Which>
+void session::let_go_on(Which&& which) noexcept {
+    worker& there = *owner.worker_;
+    for (std::unique_ptr<waiter>* at = &waiters; *at;) {
+        if (!which(**at)) {
+            at = &(*at)->next;
+            continue;
+        }
+        std::unique_ptr<waiter> one = std::move(*at);
+        *at = std::move(one->next);
+        one->no_longer_cancelled();
+        there.go_on_soon(std::move(one));
+    }
+}
+
+SSE_DECL void session::wake() noexcept {
+    let_go_on([this](const waiter& w) { return !w.until_end || ended(); });
 }
 
 // Handlers of the two waits that a stream has pending. Their operations live in the stream, or, for
@@ -5623,6 +5725,15 @@ SSE_DECL void worker::let_go() noexcept {
     connections_.clear();
     sweep_timer_.reset();
     look_timer_.reset();
+    forget_waiters();
+}
+
+/// Its context ends, and nobody goes on any more: what they are is destroyed with it.
+SSE_DECL void worker::forget_waiters() noexcept {
+    for (session* const state : sessions_) {
+        while (state->waiters) state->waiters = std::move(state->waiters->next);
+    }
+    while (woken_) woken_ = std::move(woken_->next);
 }
 
 SSE_DECL std::uint32_t worker::milliseconds_now() const noexcept {
@@ -5685,7 +5796,9 @@ SSE_DECL void worker::shut_down() {
         if (!fanning_) fan_out();
         while (fanning_) fan_out();
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
-        for (session* const state : outliving_) cancel(state->owner);
+        for (session* const state : sessions_) {
+            if (state->outlives_client) cancel(state->owner);
+        }
         sweep_timer_->cancel();
         look_timer_->cancel();
         guard_.reset();
@@ -5740,7 +5853,7 @@ SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
                                   std::string_view received, bool handed_over) {
     const stream_ref held(&s);
     try {
-        auto state = std::make_unique<session>(s, io_, hub_.options.max_head_bytes);
+        auto state = std::make_unique<session>(s);
         state->peer = peer;
         state->input = received;
         state->handed_over = handed_over;
@@ -5876,8 +5989,9 @@ SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start
     if (from.kind_ != start::kind::now) make_room(); // what was published before counts
     std::uint64_t published = hub_.ring.published();
     if (s.session_) { // all topics that are named in one turn begin at one place
-        published = s.session_->first_place.value_or(published);
-        s.session_->first_place = published;
+        std::uint64_t& first = s.session_->first_place;
+        if (first == session::no_place) first = published;
+        published = first;
     }
     feed_.subscribe(s, topic, from, published, how.lag.value_or(hub_.options.lag), how.filter,
                     is_private);
@@ -5985,11 +6099,12 @@ SSE_DECL void worker::on_input(stream& s) {
             if (s.phase_ == stream::phase::head && state->input.empty())
                 s.stamp_ = milliseconds_now();
             state->input.append(scratch_->data(), n);
-            if (state->input.size() > state->input_limit && !streaming) {
+            if (state->input.size() > hub_.options.max_head_bytes && !streaming) {
                 state->paused = true;
                 return state->wake();
             }
-            if (state->input.size() > state->input_limit) { // reading goes on: it may leave
+            if (state->input.size() >
+                hub_.options.max_head_bytes) { // reading goes on: it may leave
                 state->closing = true;
                 state->input = std::string();
                 keep = false;
@@ -6003,7 +6118,7 @@ SSE_DECL void worker::on_input(stream& s) {
 }
 
 SSE_DECL void worker::resume_reading(stream& s) {
-    if (s.session_->input.size() > s.session_->input_limit) return;
+    if (s.session_->input.size() > hub_.options.max_head_bytes) return;
     if (s.open_ && std::exchange(s.session_->paused, false)) watch(s);
 }
 
@@ -6114,6 +6229,29 @@ SSE_DECL void worker::cancel(stream& s) {
         }
         if (held->session_) held->session_->cancel_mending.emit(asio::cancellation_type::terminal);
     });
+}
+
+/// Lets a coroutine go on a turn later, since what woke it may be in the midst of something.
+SSE_DECL void worker::go_on_soon(std::unique_ptr<waiter> one) noexcept {
+    waiter* const last = one.get();
+    (woken_ ? last_woken_->next : woken_) = std::move(one);
+    last_woken_ = last;
+    if (!going_on_) go_on_soon();
+}
+
+SSE_DECL void worker::go_on_soon() noexcept {
+    try {
+        asio::post(io_, [this] { go_on(); });
+        going_on_ = true;
+    } catch (...) { going_on_ = false; } // no memory: the next one tries, or the sweep
+}
+
+SSE_DECL void worker::go_on() {
+    const std::unique_ptr<waiter> one = std::move(woken_);
+    woken_ = std::move(one->next);
+    going_on_ = false;
+    if (woken_) go_on_soon();
+    one->complete();
 }
 
 /// Does what only the worker's own thread may do for others.
@@ -6244,6 +6382,7 @@ SSE_DECL void worker::say_no_io_uring(const std::error_code& why) {
 /// Looks at every connection, in slices: one timer for all of them.
 SSE_DECL void worker::sweep() {
     refresh();
+    if (woken_ && !going_on_) go_on_soon();
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {
         if (writes >= slice_writes) {
@@ -6340,7 +6479,7 @@ SSE_DECL void stream::yield() {
 
 SSE_DECL void stream::progressed() {
     if (!session_) return;
-    session_->first_place.reset();
+    session_->first_place = detail::session::no_place;
     session_->wake();
 }
 
@@ -6657,7 +6796,6 @@ SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* fo
     if (!found && !hub_.fallback) return {404, "Nothing here\n"};
     if (!of.enter()) return {.status = 503, .refused = true};
     s.group_ = of.number;
-    state.max_body = of.max_body_bytes();
     state.run = found ? &found->run : &hub_.fallback;
     return {};
 }
@@ -6828,7 +6966,7 @@ SSE_DECL void worker::mend(stream& s, gap g) {
 
 SSE_DECL io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
     std::optional<session> lent; // a stream without a coroutine needs its things again
-    if (!s->session_) lent.emplace(*s, io_, hub_.options.max_head_bytes);
+    if (!s->session_) lent.emplace(*s);
     session& state = *s->session_;
     state.mending = true;
     std::exception_ptr failure;
@@ -6899,7 +7037,7 @@ SSE_DECL void stream::begin_streaming(bool finite) {
     using detail::chunked_encoder;
     const bool chunked = finite && request().takes_chunks() && !request().is_head() &&
                          session_->may_serve_another() && !worker_->farewell_ &&
-                         session_->input.size() <= session_->input_limit;
+                         session_->input.size() <= worker_->hub_.options.max_head_bytes;
     worker_->enter(*this, phase::streaming);
     if (!chunked) session_->input.clear();
     worker_->resume_reading(*this);
@@ -7046,28 +7184,9 @@ SSE_DECL asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) 
     co_await timer.async_wait(asio::use_awaitable);
 }
 
-SSE_DECL asio::awaitable<void> stream::closed() {
-    detail::session& state = session_in_hand("closed");
-    const bool throws = co_await asio::this_coro::throw_if_cancelled();
-    co_await asio::this_coro::throw_if_cancelled(false);
-    bool cancelled = false;
-    while (open() && !state.end_of_input && !cancelled) {
-        co_await state.change<asio::any_io_executor>();
-        const auto asked = co_await asio::this_coro::cancellation_state;
-        cancelled = asked.cancelled() != asio::cancellation_type::none;
-    }
-    co_await asio::this_coro::throw_if_cancelled(throws);
-    if (open() && !state.end_of_input) {
-        throw std::system_error(asio::error::operation_aborted, "sse::stream::closed");
-    }
-}
+SSE_DECL asio::awaitable<void> stream::closed() { return session_in_hand("closed").end(); }
 
-SSE_DECL void stream::outlive_client() {
-    detail::session& state = session_in_hand("outlive_client");
-    if (state.outlives_client) return;
-    worker_->outliving_.push_back(&state);
-    state.outlives_client = true;
-}
+SSE_DECL void stream::outlive_client() { session_in_hand("outlive_client").outlives_client = true; }
 
 SSE_DECL void stream::end_after(std::chrono::milliseconds time) {
     if (time.count() <= 0 || time > std::chrono::hours(21 * 24)) {
@@ -7120,12 +7239,13 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     if (phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::body: read it before the stream begins");
     }
-    if (request().content_length > state.max_body) {
+    const std::size_t limit = worker_->hub_.groups[group_].max_body_bytes();
+    if (request().content_length > limit) {
         throw std::system_error(errc::body_too_large, "sse::stream::body");
     }
     if (!state.body) {
         state.body = std::make_unique<detail::body_decoder>(
-            request().chunked ? detail::body_decoder::of_chunks(state.max_body)
+            request().chunked ? detail::body_decoder::of_chunks(limit)
                               : detail::body_decoder::of_size(request().content_length));
         const auto expect = request().header("Expect");
         if (expect && state.input.empty() && detail::equal_ignoring_case(*expect, "100-continue")) {
@@ -7259,6 +7379,14 @@ SSE_DECL void hub::let_go(const asio::execution_context& context) noexcept {
     }
 }
 
+SSE_DECL void hub::forget_waiters(const asio::execution_context& context) noexcept {
+    for (const auto& w : workers) {
+        if (&static_cast<const asio::execution_context&>(w->context()) == &context) {
+            w->forget_waiters();
+        }
+    }
+}
+
 /// Keeps what pending operations of an io_context refer to until these are destroyed. A service is
 /// destroyed after what is pending, and the newest first: before those that it needs itself.
 class keeper final : public asio::execution_context::service {
@@ -7282,7 +7410,9 @@ public:
     }
 
 private:
-    void shutdown() override {}
+    void shutdown() override { // while the context still destroys what is posted to it
+        for (const auto& each : held_) each->forget_waiters(context());
+    }
 
     std::mutex mutex_;
     std::vector<std::shared_ptr<hub>> held_; // contexts may end one after the other

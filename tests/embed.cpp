@@ -415,11 +415,17 @@ TEST_SUITE("a context of the program's own") {
                             client.begin();
                             co_await client.sleep_for(1h);
                         });
+                        server->route("GET", "/told", [&](sse::stream& client) -> handler_result {
+                            const count_end guard{ended};
+                            client.begin();
+                            co_await client.closed();
+                        });
                         add_short_routes(*server);
                         std::vector<connection> peers;
                         if (started) {
                             server->start("127.0.0.1:0");
-                            for (const char* const target : {"/live", "/wait", "/none", "/hea"}) {
+                            for (const char* const target :
+                                 {"/live", "/wait", "/told", "/none", "/hea"}) {
                                 peers.emplace_back(server->port());
                                 if (std::string_view(target) != "/hea")
                                     peers.back().send_request("GET", target);
@@ -432,14 +438,15 @@ TEST_SUITE("a context of the program's own") {
                                 io->poll();
                                 if (!started) return true;
                                 io->restart();
-                                return server->counters().streams == 2;
+                                return server->counters().streams == 3;
                             }));
                         }
                         io->restart();
                         server.reset();
                         if (run_on) io->run();
-                        if (run_on && started && ran) CHECK(ended == 1);
+                        if (run_on && started && ran) CHECK(ended == 2);
                         io.reset();
+                        if (started && ran) CHECK(ended == 2);
                         for (connection& peer : peers) CHECK_NOTHROW(peer.read_to_end());
                     }
                     CHECK(open_descriptors() == descriptors);
