@@ -1415,29 +1415,31 @@ public:
 private:
     verdict parse_request_line(std::string_view line);
     verdict parse_target();
-    verdict parse_field(std::string_view line);
+    verdict parse_field(std::string_view line, std::size_t max_fields);
     verdict check_host();
+    std::string_view authority() const noexcept; // of a target in absolute-form
     verdict check_framing();
     bool connection_says(std::string_view option) const noexcept;
 
-    std::string text_;
-    std::string path_;
-    std::string_view authority_; // of a target in absolute-form
-    std::size_t max_fields_ = 0;
+    std::string text_; // the head, and behind it what the path is decoded to
     int minor_version_ = 1;
 };
 
 inline request::verdict request::parse(std::string_view head, std::size_t max_fields) {
+    const std::size_t end_of_target = std::min(head.find("\r\n"), head.size());
+    const bool is_encoded = head.substr(0, end_of_target).find('%') != head.npos;
+    text_.reserve(head.size() + (is_encoded ? end_of_target : 0)); // views of it are to hold
     text_ = head;
-    max_fields_ = max_fields;
     std::string_view left = text_;
+    const auto lines = static_cast<std::size_t>(std::count(left.begin(), left.end(), '\n'));
+    fields.reserve(std::min(std::max(lines, std::size_t{2}) - 2, max_fields)); // no first, no last
     bool first = true;
     for (;;) {
         const std::size_t end = left.find("\r\n");
         const auto line = left.substr(0, end);
         if (end == left.npos || line.empty()) break;
         left.remove_prefix(end + 2);
-        const verdict v = first ? parse_request_line(line) : parse_field(line);
+        const verdict v = first ? parse_request_line(line) : parse_field(line, max_fields);
         if (v.status != 0) return v;
         first = false;
     }
@@ -1481,29 +1483,37 @@ inline request::verdict request::parse_target() {
                                       detail::equal_ignoring_case(scheme, "https"))) {
             return {400, "the target is neither a path nor an http URI"};
         }
-        const auto after = target.substr(colon + 3);
-        const std::size_t slash = std::min(after.find_first_of("/?#"), after.size());
-        authority_ = after.substr(0, slash);
-        if (!detail::is_host(authority_)) return {400, "the target's host is not valid"};
-        origin_form = after.substr(slash);
+        if (!detail::is_host(authority())) return {400, "the target's host is not valid"};
+        origin_form = target.substr(colon + 3 + authority().size());
     }
     if (origin_form.find('#') != origin_form.npos) return {400, "the target has a fragment"};
     const std::size_t question = std::min(origin_form.find('?'), origin_form.size());
     if (question < origin_form.size()) query = origin_form.substr(question + 1);
-    auto decoded = detail::percent_decode(origin_form.substr(0, question));
-    if (!decoded) return {400, "the path has a broken percent escape"};
-    path_ = decoded->empty() ? "/" : *std::move(decoded);
-    path = path_;
+    path = origin_form.substr(0, question);
+    if (path.find('%') != path.npos) {
+        const auto decoded = detail::percent_decode(path);
+        if (!decoded) return {400, "the path has a broken percent escape"};
+        const std::size_t at = text_.size();
+        text_ += *decoded;
+        path = std::string_view(text_).substr(at);
+    }
+    if (path.empty()) path = "/";
     return {};
 }
 
-inline request::verdict request::parse_field(std::string_view line) {
+inline std::string_view request::authority() const noexcept {
+    if (target == "*" || target.starts_with('/')) return {};
+    const auto after = target.substr(target.find("://") + 3);
+    return after.substr(0, after.find_first_of("/?#"));
+}
+
+inline request::verdict request::parse_field(std::string_view line, std::size_t max_fields) {
     const std::size_t colon = line.find(':');
     if (colon == line.npos) return {400, "a header line has no colon"};
     const field f{line.substr(0, colon), detail::trim(line.substr(colon + 1))};
     // Also refuses white space before the colon and folded lines (RFC 9112 5.1 and 5.2).
     if (!detail::is_token(f.name)) return {400, "a header name is not a token"};
-    if (fields.size() == max_fields_) return {431, "too many header lines"};
+    if (fields.size() == max_fields) return {431, "too many header lines"};
     fields.push_back(f);
     return {};
 }
@@ -1519,9 +1529,9 @@ inline request::verdict request::check_host() {
     if (host && !host->value.empty() && !detail::is_host(host->value)) {
         return {400, "the Host header is not valid"};
     }
-    if (authority_.empty()) return {};
+    if (authority().empty()) return {};
     if (!host) host = &fields.emplace_back(field{"Host", {}});
-    host->value = authority_; // RFC 9112 3.2.2: the target's host wins
+    host->value = authority(); // RFC 9112 3.2.2: the target's host wins
     return {};
 }
 
