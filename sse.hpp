@@ -131,6 +131,7 @@
 #include <asio/associated_cancellation_slot.hpp>
 #include <asio/associated_executor.hpp>
 #include <asio/bind_cancellation_slot.hpp>
+#include <asio/bind_executor.hpp>
 #include <asio/buffer.hpp>
 #include <asio/cancellation_signal.hpp>
 #include <asio/co_spawn.hpp>
@@ -6113,10 +6114,10 @@ SSE_DECL void worker::on_input(stream& s) {
                 state->paused = true;
                 return state->wake();
             }
-            if (state->input.size() >
-                hub_.options.max_head_bytes) { // reading goes on: it may leave
-                state->closing = true;
-                state->input = std::string();
+            if (state->input.size() > hub_.options.max_head_bytes) {
+                state->closing = true; // reading goes on: it may leave
+                state->input.clear();
+                state->input.shrink_to_fit();
                 keep = false;
             }
         }
@@ -6850,9 +6851,11 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) 
     asio::co_spawn(io_.get_executor(), std::move(work),
                    asio::bind_cancellation_slot(
                        state.cancel.slot(),
-                       [this, s, owned = std::move(owned)](std::exception_ptr failure) mutable {
-                           handler_ended(s, std::move(owned), failure);
-                       }));
+                       asio::bind_executor( // else it is a type-erased one, of 48 bytes more
+                           io_.get_executor(),
+                           [this, s, owned = std::move(owned)](std::exception_ptr failure) mutable {
+                               handler_ended(s, std::move(owned), failure);
+                           })));
 }
 
 SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned,
@@ -7050,6 +7053,7 @@ SSE_DECL void stream::begin_streaming(bool finite) {
                          session_->input.size() <= worker_->hub_.options.max_head_bytes;
     worker_->enter(*this, phase::streaming);
     if (!chunked) session_->input.clear();
+    if (session_->input.empty()) session_->input.shrink_to_fit(); // it may be the last for long
     worker_->resume_reading(*this);
     // Otherwise the end of the connection ends the body, in HTTP/1.0 as in HTTP/1.1.
     const std::string head = detail::answer_head(
@@ -7057,6 +7061,8 @@ SSE_DECL void stream::begin_streaming(bool finite) {
              "X-Accel-Buffering: no\r\n" +
                  std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "Connection: close\r\n") +
                  session_->answer_headers);
+    session_->answer_headers.clear();
+    session_->answer_headers.shrink_to_fit();
     if (chunked) {
         extra().chunks = std::make_unique<chunked_encoder>();
         wraps_ = true;
