@@ -3849,20 +3849,27 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
         bytes += text.size();
     };
     const auto room_left = [&] { return count < max_buffers && bytes < batch_bytes; };
-    if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), {piece::origin::cut, 0});
-    if (r.own_) {
-        for (std::size_t i = 0; i < r.own_->waiting.size() && room_left(); ++i) {
-            add(r.own_->waiting[i]->bytes(), {piece::origin::own, 0});
+    std::size_t own = 0;
+    const auto add_own = [&](bool only_raw) {
+        for (; r.own_ && own < r.own_->waiting.size() && room_left(); ++own) {
+            const frame& f = *r.own_->waiting[own];
+            if (only_raw && f.what() != frame::kind::raw) return;
+            add(f.bytes(), {piece::origin::own, 0});
         }
-    }
-    if (!r.follows() || r.held_ || (r.rare_ && r.rare_->said_farewell)) return count;
-    const bool gap_is_due = is_gap_due(r);
-    // First of all an id to come back with, whatever becomes of it next. One that came back too: by
-    // HTML 9.2.6 a block without an id, such as a farewell, would take from it what it had.
+    };
+    if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), {piece::origin::cut, 0});
+    const bool goes_on = r.follows() && !r.held_ && !(r.rare_ && r.rare_->said_farewell);
+    const bool gap_is_due = goes_on && is_gap_due(r);
+    // First of all, behind the answer's head, an id to come back with, whatever becomes of it next.
+    // One that came back too: by HTML 9.2.6 a block without an id, such as a farewell or what its
+    // handler sends, would take from it what it had.
     const bool gap_has_it = gap_is_due && (r.fresh_ || (r.rare_ && r.rare_->pending));
-    if (settings_.heartbeat_ids && !r.primed_ && !gap_has_it && room_left()) {
-        add(id_frame(r.next_)->bytes(), {piece::origin::id, r.next_});
+    if (goes_on && settings_.heartbeat_ids && !r.primed_ && !gap_has_it) {
+        add_own(true);
+        if (room_left()) add(id_frame(r.next_)->bytes(), {piece::origin::id, r.next_});
     }
+    add_own(false);
+    if (!goes_on) return count;
     if (gap_is_due) return count;
     const bool newest = r.conflates();
     std::size_t looks = 0;

@@ -276,6 +276,22 @@ TEST_SUITE("ids") {
         event_client again(server.port(), "/subscribe/t", resuming(id_of(server, 1)));
         CHECK(again.next() == decoded{"message", "meanwhile", id_of(server, 2)});
     }
+
+    TEST_CASE("also before what its handler sends at once, which has none") {
+        running_server server(with_threads(1), [](sse::server& s) {
+            s.route("GET", "/greets", [](sse::stream& client) -> handler_result {
+                client.subscribe("/t");
+                const sse::message hello{.data = "hello"};
+                co_await client.send(hello);
+                co_await wait_an_hour(client);
+            });
+        });
+        server.publish("/other", {.data = "x"});
+        for (const header_list& headers : {header_list{}, resuming(id_of(server, 1))}) {
+            event_client client(server.port(), "/greets", headers);
+            CHECK(client.next() == decoded{"message", "hello", id_of(server, 1)});
+        }
+    }
 }
 
 TEST_SUITE("resume") {
