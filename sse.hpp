@@ -3864,8 +3864,9 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
     // One that came back too: by HTML 9.2.6 a block without an id, such as a farewell or what its
     // handler sends, would take from it what it had.
     const bool gap_has_it = gap_is_due && (r.fresh_ || (r.rare_ && r.rare_->pending));
-    if (goes_on && settings_.heartbeat_ids && !r.primed_ && !gap_has_it) {
+    if (goes_on && settings_.heartbeat_ids && !r.primed_) {
         add_own(true);
+        if (gap_has_it) return count;
         if (room_left()) add(id_frame(r.next_)->bytes(), {piece::origin::id, r.next_});
     }
     add_own(false);
@@ -4014,10 +4015,14 @@ inline bool feed::is_gap_due(const receiver& r) const {
 /// If something is missing, and it is the turn of that word: it goes into the stream, or the
 /// program sends what stands for it, or the client is let go. False: it is gone.
 inline bool feed::announce(receiver& r) {
-    if (!r.follows() || r.held_ || r.cut_ || (r.own_ && !r.own_->waiting.empty())) return true;
+    if (!r.follows() || r.held_ || r.cut_) return true;
     if (r.rare_ && r.rare_->said_farewell) return true;
-    const loss lost = missing(r);
     const bool pending = r.rare_ && r.rare_->pending;
+    if (r.own_ && !r.own_->waiting.empty()) {
+        const bool brings_id = settings_.heartbeat_ids && !r.primed_ && (r.fresh_ || pending);
+        if (!brings_id || r.own_->waiting.front()->what() == frame::kind::raw) return true;
+    }
+    const loss lost = missing(r);
     if (!pending && lost.before == 0) return true;
     gap g;
     if (pending) {

@@ -291,6 +291,10 @@ TEST_SUITE("ids") {
             event_client client(server.port(), "/greets", headers);
             CHECK(client.next() == decoded{"message", "hello", id_of(server, 1)});
         }
+        event_client strange(server.port(), "/greets", resuming("of-another-server"));
+        const decoded gap = strange.next();
+        CHECK(gap.type == "gap");
+        CHECK(strange.next() == decoded{"message", "hello", gap.id});
     }
 }
 

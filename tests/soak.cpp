@@ -160,16 +160,9 @@ handler_result send_note(sse::stream& client, int number) {
     co_await client.send({.event = "note", .data = text});
 }
 
-/// Follows a topic, and lets the id with which the stream begins go out before notes: a client that
-/// is cut behind a note without one before it would come back without its id (HTML 9.2.6).
-handler_result follow(sse::stream& client, std::string_view topic) {
-    client.subscribe(topic);
-    co_await client.sleep_for(50ms);
-}
-
 /// A handler for each client, that sends notes between the messages until it leaves.
 handler_result notes(sse::stream& client) {
-    co_await follow(client, "/a");
+    client.subscribe("/a");
     for (int n = 0;; ++n) {
         co_await send_note(client, n);
         co_await client.sleep_for(50ms);
@@ -178,7 +171,7 @@ handler_result notes(sse::stream& client) {
 
 /// The stream lives on without its handler.
 handler_result notes_first(sse::stream& client) {
-    co_await follow(client, "/b");
+    client.subscribe("/b");
     for (int n = 0; n < 3; ++n) co_await send_note(client, n);
 }
 
@@ -188,7 +181,7 @@ std::atomic<bool> at_rest{false};
 /// The server ends it; its client comes back.
 handler_result notes_and_an_end(sse::stream& client) {
     const bool closes = client.request().query_value("close").has_value();
-    co_await follow(client, "/");
+    client.subscribe("/");
     if (!closes && !at_rest) client.end_after(2s);
     for (int n = 0; n < 20; ++n) {
         co_await send_note(client, n);
