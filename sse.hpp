@@ -4875,7 +4875,8 @@ struct listing;
 
 /// Nothing is there now, or there is no room now: no failure of the socket.
 inline bool would_block(const asio::error_code& code) noexcept {
-    return code == asio::error::would_block || code == asio::error::try_again;
+    return code == asio::error::would_block || code == asio::error::try_again ||
+           code == asio::error::interrupted;
 }
 
 /// Eight characters of [0-9a-z] that differ with each start.
@@ -8105,8 +8106,9 @@ public:
     explicit server(asio::io_context& context, sse::options o = {});
     explicit server(std::span<asio::io_context* const> contexts, sse::options o = {});
 
-    /// Stops and joins. Not from a handler: that thread would wait for itself. Where the contexts
-    /// are the program's, what goes on there ends when they are run, or with them.
+    /// Stops and joins. Not from a handler: that thread would wait for itself, so it calls
+    /// std::terminate. Where the contexts are the program's, what goes on there ends when they are
+    /// run, or with them.
     ~server();
     server(const server&) = delete;
     server& operator=(const server&) = delete;
