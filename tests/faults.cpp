@@ -53,6 +53,8 @@ struct plan {
     std::atomic<long> short_sends{0};
 };
 inline constinit plan the_plan;
+inline constinit std::atomic<long> jump{0};       ///< Seconds that the wall clock is off.
+inline constinit std::atomic<bool> swings{false}; ///< To and fro, each time that it is read.
 
 /// Calls of these threads are not counted: those of the tests.
 inline constinit thread_local int exempt = 0;
@@ -163,6 +165,15 @@ int eventfd(unsigned count, int flags) noexcept {
 int timerfd_create(clockid_t clock, int flags) noexcept {
     SSE_TEST_NEXT(timerfd_create);
     return faults_test::fails(faults_test::call::make_timerfd) ? -1 : real(clock, flags);
+}
+
+int clock_gettime(clockid_t clock, timespec* now) noexcept {
+    SSE_TEST_NEXT(clock_gettime);
+    const int status = real(clock, now);
+    if (clock != CLOCK_REALTIME) return status;
+    now->tv_sec += faults_test::jump.load(std::memory_order_relaxed);
+    if (faults_test::swings) faults_test::jump = -faults_test::jump;
+    return status;
 }
 
 } // extern "C"
@@ -398,8 +409,7 @@ std::optional<int> live(bool drains) {
 
 /// Refuses a kind of call with an error at each place where the whole life has one.
 void refuse_everywhere(call what, int error) {
-    const bool passes = error == EAGAIN || (error == EINTR && what != call::receive &&
-                                            what != call::send); // nobody is to notice it
+    const bool passes = error == EAGAIN || error == EINTR; // nobody is to notice it
     for (const bool drains : {false, true}) {
         long struck = 0;
         int untouched = 0; // in a row: how often a call is made differs a little between runs
@@ -471,6 +481,46 @@ TEST_SUITE("faults") {
         for (const call what : {call::make_epoll, call::make_eventfd, call::make_timerfd,
                                 call::socket, call::bind, call::listen})
             refuse_everywhere(what, what == call::bind ? EADDRINUSE : EMFILE);
+    }
+
+    TEST_CASE("a client takes one byte at a time") {
+        const uncounted here;
+        for (const bool drains : {false, true}) {
+            CAPTURE(drains);
+            the_plan.short_sends = 20'000;
+            CHECK(live(drains) == std::optional<int>(0));
+            CHECK(the_plan.short_sends.exchange(0) == 0);
+        }
+    }
+
+    TEST_CASE("the wall clock jumps by a day at each look") {
+        const uncounted here;
+        jump = 24 * 3'600;
+        swings = true;
+        for (const bool drains : {false, true}) CHECK(live(drains) == std::optional<int>(0));
+        swings = false;
+        jump = 0;
+    }
+
+    TEST_CASE("a time to start from is one of the clock as it stands, wherever it has jumped to") {
+        const uncounted here;
+        sse::options o = with_threads(1);
+        o.history_age = 1h;
+        running_server server(o);
+        event_client before(server.port(), "/subscribe/a");
+        for (const long hours : {0, 30, -30, 0}) {
+            CAPTURE(hours);
+            jump = hours * 3'600;
+            const std::string text = std::to_string(hours);
+            server.publish("/a", {.data = text});
+            CHECK(before.next().data == text);
+            const auto ago = std::chrono::system_clock::now() - 600s;
+            const auto since = std::chrono::system_clock::to_time_t(ago);
+            event_client late(server.port(), "/subscribe/a?since=" + std::to_string(since));
+            while (late.next().id != server.last_id()) {}
+            CHECK(server.counters().gaps == 0);
+        }
+        jump = 0;
     }
 }
 

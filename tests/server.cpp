@@ -1,5 +1,6 @@
 // The server from outside: start and stop, endpoints, publishing, limits. "fault N" names the fault
 // of the library that we succeed which the case keeps out.
+#include "support/handlers.hpp"
 #include "support/server.hpp"
 
 #include <doctest/doctest.h>
@@ -9,6 +10,9 @@
 #include <ctime>
 #include <set>
 #include <thread>
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace server_test {
 
@@ -194,6 +198,79 @@ TEST_SUITE("start and stop") {
         CHECK(http_request(server.port(), "POST", "/stop").status == 202);
         server.join();
         CHECK(told);
+    }
+
+    TEST_CASE("one that is destroyed on a thread of its own ends the program, and says why") {
+        int ends[2];
+        REQUIRE(::pipe(ends) == 0);
+        const pid_t child = ::fork();
+        REQUIRE(child >= 0);
+        if (child == 0) {
+            ::dup2(ends[1], STDERR_FILENO);
+            std::signal(SIGABRT, [](int) { ::_exit(7); });
+            auto server = std::make_unique<sse::server>(with_threads(1));
+            server->route("GET", "/end", [&](sse::stream&) -> asio::awaitable<void> {
+                server.reset();
+                co_return;
+            });
+            server->start("127.0.0.1:0");
+            connection peer(server->port());
+            peer.send("GET /end HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            for (;;) ::pause();
+        }
+        ::close(ends[1]);
+        std::string said;
+        char some[512];
+        for (ssize_t n; (n = ::read(ends[0], some, sizeof some)) > 0;) {
+            said.append(some, static_cast<std::size_t>(n));
+        }
+        ::close(ends[0]);
+        int status = 0;
+        REQUIRE(::waitpid(child, &status, 0) == child);
+        CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 7));
+        CHECK(said.find("called on a thread of the server") != std::string::npos);
+    }
+
+    TEST_CASE("a handler may throw what is no exception class") {
+        error_count failures;
+        sse::options o = with_threads(1);
+        failures.attach(o);
+        running_server server(o, [](sse::server& s) {
+            s.route("GET", "/odd", [](sse::stream&) -> asio::awaitable<void> {
+                throw 7;
+                co_return;
+            });
+        });
+        CHECK(http_request(server.port(), "GET", "/odd").status == 500);
+        CHECK(failures.count == 1);
+        CHECK(http_request(server.port(), "GET", "/health").status == 200);
+    }
+
+    TEST_CASE("32 threads publish while it stops: each call publishes or says that it stopped") {
+        for (int round = 0; round < 10; ++round) {
+            running_server server(with_threads(2));
+            event_client reader(server.port());
+            std::atomic<int> published{0}, stopped{0}, other{0};
+            std::vector<std::thread> publishers;
+            for (int i = 0; i < 32; ++i) {
+                publishers.emplace_back([&] {
+                    for (std::error_code wrong; wrong != sse::errc::stopped;) {
+                        wrong = server.try_publish("/a", {.data = "x"});
+                        published += wrong ? 0 : 1;
+                        stopped += wrong == sse::errc::stopped ? 1 : 0;
+                        other +=
+                            wrong && wrong != sse::errc::stopped && wrong != sse::errc::no_room;
+                    }
+                });
+            }
+            reader.next();
+            server.stop();
+            for (std::thread& t : publishers) t.join();
+            server.join();
+            CHECK(published > 0);
+            CHECK(stopped == 32);
+            CHECK(other == 0);
+        }
     }
 
     TEST_CASE("SIGTERM ends serve() when the program asks for it") {
