@@ -2,8 +2,8 @@
 # Sets up, builds and runs the tests.
 #   ./tests/run.sh                 all tests in an optimized build, with curl and a real browser
 #   ./tests/run.sh all             these, then the test program once more for each variant below
-#   ./tests/run.sh VARIANT...      of: release asan tsan clang matrix fuzz soak, and valgrind mutants,
-#                                  which take long
+#   ./tests/run.sh VARIANT...      of: release asan tsan clang matrix fuzz soak, and of
+#                                  coverage valgrind mutants, which are not among all
 # SOAK_DURATION_SEC is how long the soak goes on: 30. SOAK_CLIENTS, SOAK_MSG_PER_SEC and
 # SOAK_REPORT_SEC are its others: 200, 300, 10. SOAK=0 leaves it out.
 # FUZZ_SECONDS is how long each of the fuzzers goes on: 10, or 0 for what is known already.
@@ -120,35 +120,31 @@ run_release() {
 # Sources of a program are compiled a few at a time, since each costs the whole header again.
 unity=(--unity=on -Dunity_size=7)
 
-sanitized() { # BUILD_DIRECTORY PROGRAM
-    ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 run_doctest "$@"
-}
-
-run_sanitized() { # BUILD_DIRECTORY
-    build "$1" tests/tests examples
-    sanitized "$1" tests
+run_sanitized() { # BUILD_DIRECTORY PROGRAM...
+    local program programs=("${@:2}")
+    build "$1" examples "${programs[@]/#/tests/}"
+    for program in "${programs[@]}"; do
+        ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 \
+            run_doctest "$1" "$program"
+    done
 }
 
 run_asan() {
     configure build-asan "${unity[@]}" -Db_sanitize=address -Doptimization=0 -Ddebug=false \
         -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
-    run_sanitized build-asan
-    build build-asan tests/tests_io_uring
-    sanitized build-asan tests_io_uring
-    build build-asan tests/tests_faults
-    sanitized build-asan tests_faults
+    run_sanitized build-asan tests tests_io_uring tests_faults
 }
 
 run_tsan() { # g++ warns that it does not follow Asio's fences
     configure build-tsan "${unity[@]}" -Db_sanitize=thread -Db_lundef=false -Doptimization=1 \
         -Ddebug=false -Dcpp_args='-g1 -Wno-tsan'
-    run_sanitized build-tsan
+    run_sanitized build-tsan tests
 }
 
 run_clang() { # a second compiler's warnings and sanitizers
     CXX=clang++-19 configure build-clang "${unity[@]}" -Db_sanitize=address,undefined \
         -Db_lundef=false -Doptimization=0 -Ddebug=false -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
-    run_sanitized build-clang
+    run_sanitized build-clang tests
 }
 
 # Each target, two at a time. The log of one that passed ends so.
@@ -197,6 +193,31 @@ run_soak() {
     if build/tests/soak; then add_counts 1 0; else add_counts 0 1; fi
 }
 
+# The lines of the header that the tests and what the fuzzers know reach: 95 of 100, or it fails.
+run_coverage() {
+    local out=build-coverage objects=() object target
+    CXX=clang++-19 configure $out "${unity[@]}" -Doptimization=0 -Ddebug=false -Db_lundef=false \
+        "-Dcpp_args=-fprofile-instr-generate -fcoverage-mapping" \
+        -Dcpp_link_args=-fprofile-instr-generate
+    build $out examples tests/tests tests/tests_io_uring tests/tests_faults tests/fuzz
+    rm -f $out/*.profraw
+    export LLVM_PROFILE_FILE=$PWD/$out/%p-%m.profraw
+    for object in tests tests_io_uring tests_faults; do run_doctest $out $object; done
+    for target in $($out/tests/fuzz); do
+        check "what is known of $target" env FUZZ_SECONDS=0 tests/fuzz/fuzz.sh $out "$target"
+    done
+    unset LLVM_PROFILE_FILE
+    llvm-profdata-19 merge -sparse $out/*.profraw -o $out/all.profdata
+    for object in tests_io_uring tests_faults fuzz; do objects+=(-object "$out/tests/$object"); done
+    llvm-cov-19 show $out/tests/tests "${objects[@]}" -instr-profile=$out/all.profdata \
+        -show-instantiations=false sse.hpp >$out/sse.hpp.txt
+    awk -F'|' '$2 ~ /[0-9]/ { ++lines; if ($2 + 0 > 0) ++reached; else print }
+        END { printf "coverage: %.2f %% of %d lines\n", 100 * reached / lines, lines }' \
+        $out/sse.hpp.txt | tee $out/missed.txt
+    check "95 of 100 lines are reached" \
+        awk '/^coverage/ { exit $2 < 95 }' $out/missed.txt
+}
+
 variants=("$@")
 [ ${#variants[@]} -eq 0 ] && variants=(release)
 [ "${variants[0]}" = all ] && variants=(release asan tsan clang matrix fuzz soak)
@@ -227,12 +248,17 @@ for variant in "${variants[@]}"; do
         need qemu-user have qemu-i386
         need g++-mingw-w64-x86-64-posix have x86_64-w64-mingw32-g++-posix
         ;;
+    coverage)
+        need clang-19 have clang++-19
+        need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
+        need llvm-19 have llvm-cov-19
+        ;;
     valgrind) need valgrind have valgrind ;;
     asan | tsan | soak) ;;
     mutants) need perl have perl ;;
     *)
         say "no variant '$variant'; give all, or some of:" \
-            "release asan tsan clang matrix fuzz soak valgrind mutants" >&2
+            "release asan tsan clang matrix fuzz soak coverage valgrind mutants" >&2
         exit 2
         ;;
     esac
