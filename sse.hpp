@@ -5455,7 +5455,8 @@ void set_options(Socket& socket, [[maybe_unused]] const options& o) {
     socket.set_option(asio::socket_base::keep_alive(true), ignored);
 #if defined(TCP_USER_TIMEOUT)
     using user_timeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
-    const auto time = std::clamp<std::int64_t>(o.stall_timeout.count(), 1, 1 << 30);
+    // Later than ours, since the kernel gives up without a word to the peer.
+    const auto time = std::clamp<std::int64_t>(2 * o.stall_timeout.count(), 1, 1 << 30);
     socket.set_option(user_timeout(static_cast<int>(time)), ignored);
 #endif
 }
@@ -6222,6 +6223,11 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     enter(s, stream::phase::lingering);
     if (hub_.options.log) log_connection("disconnected", peer_of(s));
     asio::error_code ignored; // there is nobody left to tell
+    // One that takes in nothing is told by a reset, which needs no room: an end behind what it has
+    // not taken might never reach it, since after a while the kernel drops both in silence.
+    if (why == end_reason::stalled) {
+        s.socket_.set_option(asio::socket_base::linger(true, 0), ignored);
+    }
     // Also where a child process has a copy of the socket.
     if (why != end_reason::client_left) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     s.socket_.close(ignored);

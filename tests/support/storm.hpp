@@ -802,6 +802,12 @@ private:
             const int size = 4096;
             ::setsockopt(each.socket.get(), SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
         }
+        // As browsers do: where the server's kernel gave up on a stalled connection in silence, a
+        // probe is answered with a reset.
+        const int on = 1;
+        ::setsockopt(each.socket.get(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+        ::setsockopt(each.socket.get(), IPPROTO_TCP, TCP_KEEPIDLE, &on, sizeof on); // seconds
+        ::setsockopt(each.socket.get(), IPPROTO_TCP, TCP_KEEPINTVL, &on, sizeof on);
         each.head.clear();
         each.decoder = {};
         each.at_line_start = true;
