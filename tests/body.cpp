@@ -862,7 +862,7 @@ std::string written(std::string_view head, std::string_view body, std::size_t ro
 
 TEST_CASE("what a writer takes whole is one chunk, behind what was passed") {
     const std::string body = "hello, chunks of 26 bytes!";
-    for (const std::size_t piece : {1, 2, 3, 4, 5, 26, 100}) {
+    for (const std::size_t piece : {1u, 2u, 3u, 4u, 5u, 26u, 100u}) {
         CAPTURE(piece);
         CHECK(written("", body, 1000, piece) == "1a\r\n" + body + "\r\n0\r\n\r\n");
         CHECK(written("head", body, 1000, piece) == "head1a\r\n" + body + "\r\n0\r\n\r\n");
@@ -885,7 +885,7 @@ TEST_CASE("a body comes out of its chunks, however little the writer takes") {
     const std::string body = "data: a\n\ndata: some more of it\n\n";
     for (const std::string head : {"", "HTTP/1.1 200 OK\r\n\r\n"}) {
         for (std::size_t room = 1; room < 70; ++room) {
-            for (const std::size_t piece : {1, 3, 7, 100}) {
+            for (const std::size_t piece : {1u, 3u, 7u, 100u}) {
                 CAPTURE(head.size());
                 CAPTURE(room);
                 CAPTURE(piece);
@@ -904,7 +904,7 @@ TEST_CASE("a chunk has at most 64 KiB, so that no more of it is kept for a slow 
     const std::string body(200'000, 'x');
     const std::string most(65536, 'x');
     const std::string last(200'000 - 3 * 65536, 'x');
-    for (const std::size_t piece : {1000, 65536, 70'000, 200'000}) {
+    for (const std::size_t piece : {1000u, 65536u, 70'000u, 200'000u}) {
         CAPTURE(piece);
         const auto all = written("head", body, 1'000'000, piece);
         const bool few = piece > 65536 / 50; // buffers, else they end a chunk
@@ -932,7 +932,7 @@ TEST_CASE("no more buffers are given to the writer than Asio takes at a call") {
 }
 
 TEST_CASE("a buffer may end the head and begin the body, as the last that a call has room for") {
-    for (const std::size_t passed : {117, 119, 121, 123, 125, 127, 129}) {
+    for (const std::size_t passed : {117u, 119u, 121u, 123u, 125u, 127u, 129u}) {
         CAPTURE(passed);
         const std::string head(passed, 'h');
         const std::string body(200, 'x');
@@ -968,7 +968,7 @@ TEST_CASE("a broken writer ends a chunk, whole or the rest of one") {
 }
 
 TEST_CASE("a body by its length takes so many bytes and leaves the rest") {
-    for (const std::size_t size : {0, 1, 2, 5, 6}) {
+    for (const std::size_t size : {0u, 1u, 2u, 5u, 6u}) {
         const std::string bytes = "abcdeGET /";
         for (std::size_t cut = 0; cut <= bytes.size(); ++cut) {
             CAPTURE(size);
