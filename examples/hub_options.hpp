@@ -1,0 +1,383 @@
+// hub_options.hpp - the command line of hub.cpp: one table, from which reading and --help follow.
+//
+// Reading touches nothing but the settings that it returns, so that a fuzzer may read what it
+// likes: tests/fuzz/fuzz.cpp.
+#pragma once
+
+#include "sse.hpp"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <iomanip>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <ostream>
+#include <span>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace hub_options {
+
+using std::chrono::milliseconds;
+
+struct settings {
+    sse::options options;
+    std::string address = "127.0.0.1";
+    std::uint16_t port = 8080;
+    std::vector<std::string> allowed;       // origins; empty: any
+    std::string token;                      // empty: publishing over HTTP is off
+    std::optional<sse::log_level> log_from; // empty: quiet
+    std::string subscribe_token;            // empty: anyone may subscribe
+    bool demo = false;
+    bool help = false;
+};
+
+// What is wrong with the command line, and what would be right.
+struct usage_error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct flag {
+    std::string_view name;
+    std::string_view argument; // empty: a switch, which takes no value
+    std::string help;          // with the default
+    std::function<void(settings&, std::string_view value)> set;
+};
+
+template <class Number>
+Number whole_number(std::string_view text, Number highest = std::numeric_limits<Number>::max()) {
+    Number number = 0;
+    const auto [end, wrong] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (wrong != std::errc() || end != text.data() + text.size() || number > highest)
+        throw usage_error("give a whole number from 0 to " + std::to_string(highest));
+    return number;
+}
+
+inline milliseconds seconds(std::string_view text) {
+    const std::size_t dot = text.find('.');
+    const std::string_view whole = text.substr(0, dot);
+    std::string thousandths(dot == text.npos ? "" : text.substr(dot + 1));
+    const bool fits = !whole.empty() && whole.size() <= 9 && thousandths.size() <= 3;
+    const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+    if (!fits || !std::all_of(whole.begin(), whole.end(), is_digit) ||
+        !std::all_of(thousandths.begin(), thousandths.end(), is_digit))
+        throw usage_error("give seconds, with at most three decimals, as in 15 or 0.5");
+    thousandths.resize(3, '0');
+    return milliseconds(std::stoll(std::string(whole) + thousandths));
+}
+
+inline std::string in_seconds(milliseconds time) {
+    std::ostringstream out;
+    out << static_cast<double>(time.count()) / 1000;
+    return out.str();
+}
+
+inline void allow_origin(settings& chosen, std::string_view origin) {
+    chosen.allowed.emplace_back(origin);
+    try {
+        sse::origins({chosen.allowed.back()});
+    } catch (const std::invalid_argument&) {
+        throw usage_error("give * or scheme://host or scheme://host:port, in lower case and "
+                          "without a path, as in https://app.example");
+    }
+}
+
+inline void check_token(std::string_view token) {
+    // RFC 6750 lets a bearer token have these; with a space or a comma it could never arrive.
+    const auto fits = [](char c) { return c > ' ' && c < '\x7f' && c != ',' && c != '"'; };
+    if (token.empty() || !std::all_of(token.begin(), token.end(), fits))
+        throw usage_error("give a secret of letters, digits and signs, without spaces, for "
+                          "example the output of: openssl rand -hex 16");
+}
+
+// One of a few words.
+template <class Value>
+Value one_of(std::string_view text,
+             std::initializer_list<std::pair<std::string_view, Value>> words) {
+    std::string known;
+    for (const auto& [word, value] : words) {
+        if (word == text) return value;
+        known.append(known.empty() ? "give " : " or ").append(word);
+    }
+    throw usage_error(known);
+}
+
+inline void history_for(settings& chosen, std::string_view value) {
+    const std::size_t equals = value.rfind('='); // a topic may have one, a number has none
+    if (equals == value.npos) throw usage_error("give a topic and a number, as in /prices=1000");
+    sse::topic_history bound;
+    bound.topic = value.substr(0, equals);
+    bound.frames = whole_number<std::size_t>(value.substr(equals + 1));
+    chosen.options.histories.push_back(std::move(bound));
+}
+
+inline flag list_flag(std::string_view name, std::string_view argument, std::string help,
+                      std::vector<std::string> sse::options::*member) {
+    return {name, argument, std::move(help) + "; may be repeated",
+            [member](settings& chosen, std::string_view value) {
+                (chosen.options.*member).emplace_back(value);
+            }};
+}
+
+// The first use replaces the default.
+inline flag cors_flag(std::string_view name, std::string_view argument, std::string help,
+                      std::vector<std::string> sse::cors_options::*member) {
+    return {name, argument, std::move(help) + "; may be repeated",
+            [member](settings& chosen, std::string_view value) {
+                std::vector<std::string>& list = chosen.options.cors.*member;
+                if (list == sse::cors_options().*member) list.clear();
+                list.emplace_back(value);
+            }};
+}
+
+inline flag time_flag(std::string_view name, std::string help, milliseconds sse::options::*member) {
+    return {name, "SECONDS", std::move(help) + " (" + in_seconds(sse::options().*member) + ")",
+            [member](settings& chosen, std::string_view value) {
+                chosen.options.*member = seconds(value);
+            }};
+}
+
+inline flag size_flag(std::string_view name, std::string help, std::size_t sse::options::*member) {
+    return {name, "NUMBER", std::move(help) + " (" + std::to_string(sse::options().*member) + ")",
+            [member](settings& chosen, std::string_view value) {
+                chosen.options.*member = whole_number<std::size_t>(value);
+            }};
+}
+
+inline const std::vector<flag>& flags() {
+    using options = sse::options;
+    static const std::vector<flag> table{
+        {"address", "ADDRESS", "address to listen on, IPv4 or IPv6 (127.0.0.1)",
+         [](settings& chosen, std::string_view value) {
+             if (value.empty()) throw usage_error("give an address; 0.0.0.0 or :: means all");
+             chosen.address = value;
+         }},
+        {"port", "PORT", "port to listen on; 0: any free one (8080)",
+         [](settings& chosen, std::string_view value) {
+             chosen.port = whole_number<std::uint16_t>(value);
+         }},
+        size_flag("threads", "worker threads; 0: one for each core", &options::threads),
+        {"prefix", "PATH", "path that clients subscribe under (" + options().prefix + ")",
+         [](settings& chosen, std::string_view value) { chosen.options.prefix = value; }},
+        time_flag("heartbeat", "silence before a comment is sent; 0: off", &options::heartbeat),
+        {"heartbeat-ids", "on|off", "whether a heartbeat tells the newest id (on)",
+         [](settings& chosen, std::string_view value) {
+             chosen.options.heartbeat_ids = one_of<bool>(value, {{"on", true}, {"off", false}});
+         }},
+        {"allow-origin", "ORIGIN",
+         "web origin whose pages may read; * for any; may be repeated (*)", allow_origin},
+        {"allow-credentials", "", "lets cookies come along from the allowed origins (off)",
+         [](settings& chosen, std::string_view) { chosen.options.cors.credentials = true; }},
+        {"strange-origins", "WHAT",
+         "refuse: 403 for other origins; omit: an answer without permission (refuse)",
+         [](settings& chosen, std::string_view value) {
+             chosen.options.cors.refuse = one_of<bool>(value, {{"refuse", true}, {"omit", false}});
+         }},
+        cors_flag("allow-method", "METHOD", "method that a preflight allows (what is served)",
+                  &sse::cors_options::methods),
+        cors_flag("allow-header", "NAME",
+                  "request header that a preflight allows (Authorization, Cache-Control, "
+                  "Content-Type, Last-Event-ID)",
+                  &sse::cors_options::headers),
+        cors_flag("expose-header", "NAME", "answer header that pages may read (none)",
+                  &sse::cors_options::exposed),
+        {"preflight-age", "SECONDS", "how long a preflight holds; 0: the browser decides (7200)",
+         [](settings& chosen, std::string_view value) {
+             chosen.options.cors.max_age = std::chrono::floor<std::chrono::seconds>(seconds(value));
+         }},
+        {"subscribe-token", "TOKEN",
+         "lets in holders of TOKEN only, as 'Authorization: Bearer' or ?token= (anyone)",
+         [](settings& chosen, std::string_view value) {
+             check_token(value);
+             chosen.subscribe_token = value;
+         }},
+        list_flag("host", "HOST",
+                  "host that requests may name; * for any (on loopback its own names, else *)",
+                  &options::hosts),
+        list_flag("trusted-proxy", "ADDRESS",
+                  "proxy, or block as 10.0.0.0/8, that is believed on its clients (none)",
+                  &options::trusted_proxies),
+        {"forwarded", "HEADER",
+         "where it names them: x-forwarded-for, forwarded or x-real-ip (x-forwarded-for)",
+         [](settings& chosen, std::string_view value) {
+             using by = sse::forwarded_by;
+             chosen.options.forwarded = one_of<by>(value, {{"x-forwarded-for", by::x_forwarded_for},
+                                                           {"forwarded", by::forwarded},
+                                                           {"x-real-ip", by::x_real_ip}});
+         }},
+        {"proxy-protocol", "", "connections begin with the PROXY protocol's head (off)",
+         [](settings& chosen, std::string_view) { chosen.options.proxy_protocol = true; }},
+        time_flag("header-timeout", "time for the whole request head", &options::header_timeout),
+        time_flag("body-timeout", "time for a request's body", &options::body_timeout),
+        time_flag("idle-timeout", "time between two requests of a connection",
+                  &options::idle_timeout),
+        time_flag("max-stream-age", "age at which a stream ends, so that it reconnects; 0: never",
+                  &options::max_stream_age),
+        time_flag("stall-timeout", "time a client may take no byte", &options::stall_timeout),
+        time_flag("coalesce", "time a message may wait for more, to go out with them; 0: none",
+                  &options::coalesce),
+        time_flag("publish-timeout", "time a publisher may wait for room",
+                  &options::publish_timeout),
+        time_flag("shutdown-timeout", "time that a stop may take", &options::shutdown_timeout),
+        time_flag("drain-window", "time over which a stop spreads its clients' return; 0: at once",
+                  &options::drain_window),
+        size_flag("max-connections", "connections at once; 0: no limit", &options::max_connections),
+        size_flag("max-connections-per-ip", "connections of one address; 0: no limit",
+                  &options::max_connections_per_ip),
+        size_flag("connect-rate-per-ip", "new connections a second of one address; 0: no limit",
+                  &options::connect_rate_per_ip),
+        {"over-limit", "KIND", "hard: 503 or 429; soft: sends EventSources away for a while (hard)",
+         [](settings& chosen, std::string_view value) {
+             using kind = sse::refusal;
+             chosen.options.over_limit =
+                 one_of<kind>(value, {{"hard", kind::hard}, {"soft", kind::soft}});
+         }},
+        time_flag("retry-after", "when a refused client may come again", &options::retry_after),
+        size_flag("max-header-lines", "lines of a request head", &options::max_header_lines),
+        size_flag("max-head-bytes", "bytes of a request head", &options::max_head_bytes),
+        size_flag("max-body-bytes", "bytes of a published body", &options::max_body_bytes),
+        size_flag("ring-capacity", "messages between publishers and workers, a power of two",
+                  &options::ring_capacity),
+        size_flag("history", "messages kept, for clients that come back or lag behind",
+                  &options::history),
+        size_flag("history-bytes", "bytes of them that are kept", &options::history_bytes),
+        time_flag("history-age", "how long a message is kept; 0: as long as there is room",
+                  &options::history_age),
+        {"history-for", "TOPIC=NUMBER",
+         "messages kept of a topic and of what is below it; may be repeated", history_for},
+        {"gap-event", "NAME",
+         "event that says what cannot be sent any more (" + options().gap_event + ")",
+         [](settings& chosen, std::string_view value) { chosen.options.gap_event = value; }},
+        {"lag", "WHAT",
+         "for a client behind the history: disconnect, skip, conflate or hold-back (disconnect)",
+         [](settings& chosen, std::string_view value) {
+             using policy = sse::lag_policy;
+             chosen.options.lag = one_of<policy>(value, {{"disconnect", policy::disconnect},
+                                                         {"skip", policy::skip},
+                                                         {"conflate", policy::conflate},
+                                                         {"hold-back", policy::hold_back}});
+         }},
+        size_flag("max-unsent-bytes", "bytes of the history that may wait for one client; 0: all",
+                  &options::max_unsent_bytes),
+        size_flag("max-topics", "topics that one stream may follow", &options::max_topics),
+        {"health", "PATH", "path of the count of streams; '' for none (/health)",
+         [](settings& chosen, std::string_view value) { chosen.options.health = value; }},
+        {"log", "LEVEL",
+         "prints what happens from this level on: debug, info, warning or error (off)",
+         [](settings& chosen, std::string_view value) {
+             using level = sse::log_level;
+             chosen.log_from = one_of<level>(value, {{"info", level::info},
+                                                     {"warning", level::warning},
+                                                     {"debug", level::debug},
+                                                     {"error", level::error}});
+         }},
+        {"publish-token", "TOKEN", "turns on POST /publish/<topic> for holders of TOKEN (off)",
+         [](settings& chosen, std::string_view value) {
+             check_token(value);
+             chosen.token = value;
+         }},
+        {"demo", "", "publishes an invented feed: prices, chat, build, sensors (off)",
+         [](settings& chosen, std::string_view) { chosen.demo = true; }},
+        {"help", "", "prints this", [](settings& chosen, std::string_view) { chosen.help = true; }},
+    };
+    return table;
+}
+
+inline void print_help(std::ostream& out) {
+    out << "hub: a Server-Sent Events hub with a live page at /\n\n"
+           "Usage: hub [--flag value | --flag=value]...    (default in brackets)\n\n";
+    for (const flag& each : flags()) {
+        const std::string left = "--" + std::string(each.name) +
+                                 (each.argument.empty() ? "" : " " + std::string(each.argument));
+        out << "  " << std::left << std::setw(33) << left << each.help << '\n';
+    }
+    out << R"(
+Subscribe:
+  curl -N http://localhost:8080/subscribe/           everything
+  curl -N http://localhost:8080/subscribe/demo/chat  one topic and what is below it
+  curl -N 'http://localhost:8080/subscribe/?topic=demo/chat&topic=demo/build'    several
+  Add ?last=20, ?from=oldest or ?since=UNIX-SECONDS for what is kept of the past. A client that
+  comes back with the header Last-Event-ID, as a browser does, goes on after that message; what
+  cannot be sent any more is announced by one event `gap`.
+
+Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON or plain text.
+  A="Authorization: Bearer $TOKEN"
+  curl -H "$A" -d event=chat --data-urlencode 'data=2 + 2 = 4' http://localhost:8080/publish/room
+  curl -H "$A" --json '{"event":"price","data":{"ACME":128.4}}' http://localhost:8080/publish/room
+  curl -H "$A" -H 'Content-Type: text/plain' --data-binary @log http://localhost:8080/publish/room
+  Fields: data (required), event, id (the hub gives one unless you do), key (with --lag conflate
+  a slow client gets the newest message of each), ephemeral (true: no id, never sent again).
+  JSON data that is no string is sent as its JSON text.
+  Answers: 202 {"seq":N,"id":"..."}, without id if the message has none or brought its own; 400
+  and 415 with the reason, 401 for a wrong token, 404 when it is off.
+
+Ctrl-C or SIGTERM lets the clients go, within --drain-window if that is given, and ends with
+status 0; a wrong flag ends with status 2.
+)";
+}
+
+// The number of single-character edits between two words.
+inline std::size_t distance(std::string_view from, std::string_view to) {
+    std::vector<std::size_t> row(to.size() + 1);
+    std::iota(row.begin(), row.end(), std::size_t{0});
+    for (std::size_t i = 1; i <= from.size(); ++i) {
+        std::size_t diagonal = std::exchange(row[0], i);
+        for (std::size_t j = 1; j <= to.size(); ++j) {
+            const std::size_t changed = diagonal + (from[i - 1] == to[j - 1] ? 0 : 1);
+            diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1, changed}));
+        }
+    }
+    return row.back();
+}
+
+inline const flag& find_flag(std::string_view name) {
+    const auto nearer = [&](const flag& a, const flag& b) {
+        return distance(name, a.name) < distance(name, b.name);
+    };
+    const flag& nearest = *std::min_element(flags().begin(), flags().end(), nearer);
+    if (nearest.name != name)
+        throw usage_error("there is no --" + std::string(name) + "; did you mean --" +
+                          std::string(nearest.name) + "?");
+    return nearest;
+}
+
+inline settings read_flags(std::span<char*> arguments) {
+    settings chosen;
+    for (std::size_t i = 0; i < arguments.size(); ++i) {
+        const std::string_view argument = arguments[i];
+        if (!argument.starts_with("--") || argument.size() == 2)
+            throw usage_error("'" + std::string(argument) + "' is no flag; flags begin with --");
+        const std::size_t equals = argument.find('=');
+        const flag& given = find_flag(argument.substr(0, equals).substr(2));
+        std::optional<std::string_view> value;
+        if (equals != argument.npos) value = argument.substr(equals + 1);
+        const std::string named = "--" + std::string(given.name);
+        if (given.argument.empty() && value)
+            throw usage_error(named + " is a switch; give it without a value");
+        if (!given.argument.empty() && !value) {
+            if (i + 1 == arguments.size() || std::string_view(arguments[i + 1]).starts_with("--"))
+                throw usage_error(named + " needs a value: " + named + " " +
+                                  std::string(given.argument));
+            value = arguments[++i];
+        }
+        try {
+            given.set(chosen, value.value_or(""));
+        } catch (const usage_error& wrong) {
+            throw usage_error(named + " cannot be '" + std::string(value.value_or("")) +
+                              "': " + wrong.what());
+        }
+    }
+    return chosen;
+}
+
+} // namespace hub_options
