@@ -17,6 +17,7 @@
 #include <numeric>
 #include <optional>
 #include <ostream>
+#include <set>
 #include <span>
 #include <sstream>
 #include <stdexcept>
@@ -40,6 +41,7 @@ struct settings {
     std::string subscribe_token;            // empty: anyone may subscribe
     bool demo = false;
     bool help = false;
+    std::set<std::string_view> replaced; // flags whose list is no longer the default
 };
 
 // What is wrong with the command line, and what would be right.
@@ -133,9 +135,9 @@ inline flag list_flag(std::string_view name, std::string_view argument, std::str
 inline flag cors_flag(std::string_view name, std::string_view argument, std::string help,
                       std::vector<std::string> sse::cors_options::*member) {
     return {name, argument, std::move(help) + "; may be repeated",
-            [member](settings& chosen, std::string_view value) {
+            [name, member](settings& chosen, std::string_view value) {
                 std::vector<std::string>& list = chosen.options.cors.*member;
-                if (list == sse::cors_options().*member) list.clear();
+                if (chosen.replaced.insert(name).second) list.clear();
                 list.emplace_back(value);
             }};
 }
@@ -193,7 +195,7 @@ inline const std::vector<flag>& flags() {
                   &sse::cors_options::exposed),
         {"preflight-age", "SECONDS", "how long a preflight holds; 0: the browser decides (7200)",
          [](settings& chosen, std::string_view value) {
-             chosen.options.cors.max_age = std::chrono::floor<std::chrono::seconds>(seconds(value));
+             chosen.options.cors.max_age = std::chrono::seconds(whole_number<std::uint32_t>(value));
          }},
         {"subscribe-token", "TOKEN",
          "lets in holders of TOKEN only, as 'Authorization: Bearer' or ?token= (anyone)",

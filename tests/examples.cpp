@@ -194,6 +194,7 @@ TEST_SUITE("examples") {
         check_refused("--port 70000", "--port cannot be '70000'");
         check_refused("--port", "--port needs a value");
         check_refused("--ring-capacity 1000", "power of two");
+        check_refused("--preflight-age 0.5", "give a whole number"); // not 0: the browser decides
         check_refused("--heartbeat soon", "--heartbeat cannot be 'soon'");
         check_refused("--allow-origin https://app.example/", "without a path");
         check_refused("--over-limit medium", "give hard or soft");
