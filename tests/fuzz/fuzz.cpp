@@ -35,6 +35,7 @@ namespace fuzz {
 #include "../parser.cpp"
 #include "../peer.cpp"
 #include "../topic.cpp"
+#include "../../examples/hub_options.hpp"
 
 #include <algorithm>
 #include <array>
@@ -610,6 +611,256 @@ void url(std::string_view bytes) {
     CHECK(read_http_url(next.text()).target == next.target);
 }
 
+// ---- command lines ------------------------------------------------------------------------------
+
+/// What a flag of the hub makes of a value: how it reads (nothing: refused), and what arrived.
+struct flag_rule {
+    std::function<std::optional<std::string>(const std::string&)> read;
+    std::function<std::vector<std::string>(const hub_options::settings&)> arrived;
+};
+
+bool is_of(const std::string& text, std::string_view characters) {
+    return !text.empty() && text.find_first_not_of(characters) == text.npos;
+}
+
+std::string without_zeros(std::string digits) {
+    return digits.erase(0, std::min(digits.find_first_not_of('0'), digits.size() - 1));
+}
+
+std::optional<std::string> slowly_counted(const std::string& text, std::uint64_t highest) {
+    if (!is_of(text, "0123456789")) return std::nullopt;
+    const std::string number = without_zeros(text), most = std::to_string(highest);
+    if (std::pair(number.size(), number) > std::pair(most.size(), most)) return std::nullopt;
+    return number;
+}
+
+std::optional<std::string> slow_thousandths(const std::string& text) {
+    const std::vector<std::string> parts = split(text, '.');
+    if (parts.size() > 2 || parts[0].empty() || parts[0].size() > 9) return std::nullopt;
+    const std::string decimals = parts.size() == 2 ? parts[1] : "";
+    if (decimals.size() > 3 || !is_of(parts[0] + decimals, "0123456789")) return std::nullopt;
+    return without_zeros(parts[0] + decimals + std::string(3 - decimals.size(), '0'));
+}
+
+std::optional<std::string> slow_history(const std::string& text) {
+    const std::size_t equals = text.rfind('=');
+    if (equals == text.npos) return std::nullopt;
+    const auto number = slowly_counted(text.substr(equals + 1), SIZE_MAX);
+    if (!number) return std::nullopt;
+    return text.substr(0, equals + 1) + *number;
+}
+
+std::optional<std::string> slow_token(const std::string& text) {
+    const std::string_view refused = "\" ,";
+    for (const char c : text) {
+        if (c <= ' ' || c > '~' || refused.find(c) != refused.npos) return std::nullopt;
+    }
+    return text.empty() ? std::nullopt : std::optional(text);
+}
+
+template <class Get>
+flag_rule switch_rule(Get get) {
+    return {nullptr, [get](const hub_options::settings& s) {
+                return std::vector<std::string>{get(s) ? "given" : ""};
+            }};
+}
+
+template <class Get>
+flag_rule text_rule(Get get) {
+    return {[](const std::string& text) { return std::optional(text); },
+            [get](const hub_options::settings& s) { return std::vector<std::string>{get(s)}; }};
+}
+
+template <class Get>
+flag_rule list_rule(Get get) {
+    return {[](const std::string& text) { return std::optional(text); }, get};
+}
+
+/// One of these words, that stand in the order of their values.
+template <class Get>
+flag_rule word_rule(std::vector<std::string> words, Get get) {
+    return {[words](const std::string& text) {
+                const bool known = std::find(words.begin(), words.end(), text) != words.end();
+                return known ? std::optional(text) : std::nullopt;
+            },
+            [words, get](const hub_options::settings& s) {
+                return std::vector<std::string>{words.at(static_cast<std::size_t>(get(s)))};
+            }};
+}
+
+flag_rule count_rule(std::size_t sse::options::*member) {
+    return {[](const std::string& text) { return slowly_counted(text, SIZE_MAX); },
+            [member](const hub_options::settings& s) {
+                return std::vector{std::to_string(s.options.*member)};
+            }};
+}
+
+flag_rule time_rule(std::chrono::milliseconds sse::options::*member) {
+    return {slow_thousandths, [member](const hub_options::settings& s) {
+                return std::vector{std::to_string((s.options.*member).count())};
+            }};
+}
+
+const std::map<std::string_view, flag_rule>& flag_rules() {
+    using hub_options::settings;
+    using o = sse::options;
+    static std::map<std::string_view, flag_rule> rules{
+        {"address", text_rule([](const settings& s) { return s.address; })},
+        {"port", text_rule([](const settings& s) { return std::to_string(s.port); })},
+        {"threads", count_rule(&o::threads)},
+        {"prefix", text_rule([](const settings& s) { return s.options.prefix; })},
+        {"heartbeat", time_rule(&o::heartbeat)},
+        {"heartbeat-ids",
+         word_rule({"off", "on"}, [](const settings& s) { return s.options.heartbeat_ids; })},
+        {"allow-origin", list_rule([](const settings& s) { return s.allowed; })},
+        {"allow-credentials",
+         switch_rule([](const settings& s) { return s.options.cors.credentials; })},
+        {"strange-origins",
+         word_rule({"omit", "refuse"}, [](const settings& s) { return s.options.cors.refuse; })},
+        {"allow-method", list_rule([](const settings& s) { return s.options.cors.methods; })},
+        {"allow-header", list_rule([](const settings& s) { return s.options.cors.headers; })},
+        {"expose-header", list_rule([](const settings& s) { return s.options.cors.exposed; })},
+        {"preflight-age", text_rule([](const settings& s) {
+             return std::to_string(s.options.cors.max_age.count());
+         })},
+        {"subscribe-token", text_rule([](const settings& s) { return s.subscribe_token; })},
+        {"host", list_rule([](const settings& s) { return s.options.hosts; })},
+        {"trusted-proxy", list_rule([](const settings& s) { return s.options.trusted_proxies; })},
+        {"forwarded", word_rule({"x-forwarded-for", "forwarded", "x-real-ip"},
+                                [](const settings& s) { return s.options.forwarded; })},
+        {"proxy-protocol", switch_rule([](const settings& s) { return s.options.proxy_protocol; })},
+        {"header-timeout", time_rule(&o::header_timeout)},
+        {"body-timeout", time_rule(&o::body_timeout)},
+        {"idle-timeout", time_rule(&o::idle_timeout)},
+        {"max-stream-age", time_rule(&o::max_stream_age)},
+        {"stall-timeout", time_rule(&o::stall_timeout)},
+        {"coalesce", time_rule(&o::coalesce)},
+        {"publish-timeout", time_rule(&o::publish_timeout)},
+        {"shutdown-timeout", time_rule(&o::shutdown_timeout)},
+        {"drain-window", time_rule(&o::drain_window)},
+        {"max-connections", count_rule(&o::max_connections)},
+        {"max-connections-per-ip", count_rule(&o::max_connections_per_ip)},
+        {"connect-rate-per-ip", count_rule(&o::connect_rate_per_ip)},
+        {"over-limit",
+         word_rule({"hard", "soft"}, [](const settings& s) { return s.options.over_limit; })},
+        {"retry-after", time_rule(&o::retry_after)},
+        {"max-header-lines", count_rule(&o::max_header_lines)},
+        {"max-head-bytes", count_rule(&o::max_head_bytes)},
+        {"max-body-bytes", count_rule(&o::max_body_bytes)},
+        {"ring-capacity", count_rule(&o::ring_capacity)},
+        {"history", count_rule(&o::history)},
+        {"history-bytes", count_rule(&o::history_bytes)},
+        {"history-age", time_rule(&o::history_age)},
+        {"history-for", list_rule([](const settings& s) {
+             std::vector<std::string> all;
+             for (const sse::topic_history& of : s.options.histories) {
+                 all.push_back(of.topic + "=" + std::to_string(of.frames));
+             }
+             return all;
+         })},
+        {"gap-event", text_rule([](const settings& s) { return s.options.gap_event; })},
+        {"lag", word_rule({"disconnect", "skip", "conflate", "hold-back"},
+                          [](const settings& s) { return s.options.lag; })},
+        {"max-unsent-bytes", count_rule(&o::max_unsent_bytes)},
+        {"max-topics", count_rule(&o::max_topics)},
+        {"health", text_rule([](const settings& s) { return s.options.health; })},
+        {"log", word_rule({"debug", "info", "warning", "error", ""},
+                          [](const settings& s) {
+                              return static_cast<int>(s.log_from.value_or(sse::log_level{4}));
+                          })},
+        {"publish-token", text_rule([](const settings& s) { return s.token; })},
+        {"demo", switch_rule([](const settings& s) { return s.demo; })},
+        {"help", switch_rule([](const settings& s) { return s.help; })},
+    };
+    rules["address"].read = [](const std::string& text) {
+        return text.empty() ? std::nullopt : std::optional(text);
+    };
+    rules["port"].read = [](const std::string& text) { return slowly_counted(text, 65535); };
+    rules["preflight-age"].read = [](const std::string& text) {
+        return slowly_counted(text, 4294967295);
+    };
+    rules["allow-origin"].read = [](const std::string& text) {
+        return is_refused([&] { sse::origins({text}); }) ? std::nullopt : std::optional(text);
+    };
+    rules["log"].read = [](const std::string& text) {
+        const bool known =
+            text == "debug" || text == "info" || text == "warning" || text == "error";
+        return known ? std::optional(text) : std::nullopt;
+    };
+    rules["history-for"].read = slow_history;
+    rules["subscribe-token"].read = rules["publish-token"].read = slow_token;
+    return rules;
+}
+
+/// What the arguments give, flag by flag, up to the first that is wrong; how a refusal begins.
+struct slow_flags {
+    std::map<std::string, std::vector<std::string>> given;
+    std::string fault;
+
+    explicit slow_flags(const std::vector<std::string>& arguments) {
+        for (std::size_t i = 0; i < arguments.size() && fault.empty(); ++i) {
+            read(arguments[i], i + 1 < arguments.size() ? &arguments[i + 1] : nullptr, i);
+        }
+    }
+
+private:
+    void read(const std::string& argument, const std::string* next, std::size_t& at) {
+        const std::size_t equals = std::min(argument.find('='), argument.size());
+        const std::string named = argument.substr(0, equals);
+        if (!argument.starts_with("--") || argument == "--") {
+            fault = "'" + argument + "' is no flag; ";
+            return;
+        }
+        const auto rule = flag_rules().find(named.substr(2));
+        if (rule == flag_rules().end()) {
+            fault = "there is no " + named + "; did you mean --";
+            return;
+        }
+        std::vector<std::string>& values = given[named.substr(2)];
+        const bool attached = equals < argument.size();
+        if (!rule->second.read) {
+            if (attached) fault = named + " is a switch; ";
+            values.push_back("given");
+            return;
+        }
+        if (!attached && (!next || next->starts_with("--"))) {
+            fault = named + " needs a value: ";
+            return;
+        }
+        const std::string value = attached ? argument.substr(equals + 1) : *next;
+        if (!attached) ++at;
+        const auto read = rule->second.read(value);
+        if (!read) fault = named + " cannot be '" + value + "': give ";
+        values.push_back(read.value_or(""));
+    }
+};
+
+/// A command line of the hub, an argument a line.
+void flags(std::string_view bytes) {
+    CHECK(flag_rules().size() == hub_options::flags().size());
+    std::vector<std::string> arguments = split(only(bytes, [](char c) { return c != '\0'; }), '\n');
+    const slow_flags expected(arguments);
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    try {
+        const hub_options::settings chosen = hub_options::read_flags(argv);
+        CHECK(expected.fault.empty());
+        for (const hub_options::flag& flag : hub_options::flags()) {
+            const flag_rule& rule = flag_rules().at(flag.name);
+            const auto found = expected.given.find(std::string(flag.name));
+            std::vector<std::string> values = found == expected.given.end()
+                                                  ? rule.arrived(hub_options::settings())
+                                                  : found->second;
+            if (flag.help.find("may be repeated") == flag.help.npos) values = {values.back()};
+            CHECK(rule.arrived(chosen) == values);
+        }
+    } catch (const hub_options::usage_error& refused) {
+        CHECK(!expected.fault.empty());
+        CHECK(std::string_view(refused.what()).starts_with(expected.fault));
+        CHECK(std::string_view(refused.what()).size() > expected.fault.size());
+    }
+}
+
 // ---- whole connections --------------------------------------------------------------------------
 
 /// A server and its client on one thread: nothing happens but what is asked for.
@@ -707,10 +958,11 @@ void feed(std::string_view bytes) {
 using target = void (*)(std::string_view);
 
 const std::map<std::string_view, target> targets = {
-    {"answer", answer}, {"body", body},   {"connection", connection}, {"encode", encode},
-    {"events", events}, {"feed", feed},   {"forwarded", forwarded},   {"head", head},
-    {"origin", origin}, {"proxy", proxy}, {"route", route},           {"text", text},
-    {"topic", topic},   {"url", url},
+    {"answer", answer}, {"body", body},           {"connection", connection},
+    {"encode", encode}, {"events", events},       {"feed", feed},
+    {"flags", flags},   {"forwarded", forwarded}, {"head", head},
+    {"origin", origin}, {"proxy", proxy},         {"route", route},
+    {"text", text},     {"topic", topic},         {"url", url},
 };
 
 target chosen = nullptr;
