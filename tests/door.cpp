@@ -377,8 +377,10 @@ TEST_SUITE("who may come in") {
             "\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\x05\x06\x07\x09\x7f\x00\x00\x01"
             "\x12\x34\x00\x50",
             28);
-        for (const char byte : v2_head) v2.send(std::string(1, byte));
-        v2.send(get);
+        for (const char byte : v2_head.substr(0, 20)) v2.send(std::string(1, byte));
+        v1.send(get); // one thread: by the answer, the server has read these
+        CHECK(v1.read_response().body == "5.6.7.8");
+        v2.send(v2_head.substr(20) + get);
         CHECK(v2.read_response().body == "5.6.7.9");
         connection without(server.port());
         without.send(get);
@@ -387,6 +389,32 @@ TEST_SUITE("who may come in") {
 }
 
 TEST_SUITE("limits") {
+    TEST_CASE("an address is counted and its rate held while thousands of others come and go") {
+        using book = sse::detail::address_book;
+        const auto other = [](unsigned n) { return asio::ip::address_v4(0x0a000000U + n); };
+        const auto stays = asio::ip::make_address("192.0.2.1");
+        const auto comes_again = asio::ip::make_address("192.0.2.2");
+        book all;
+        auto now = book::clock::time_point(1h);
+        const auto held = all.enter(stays, 1, 1, now);
+        REQUIRE(held);
+        for (unsigned round = 0; round < 4; ++round) {
+            now += 2s;
+            const auto place = all.enter(comes_again, 1, 1, now);
+            REQUIRE(place); // at the full rate again
+            all.leave(place);
+            for (unsigned n = 0; n < 3000; ++n) {
+                const auto one = all.enter(other(3000 * round + n), 1, 1, now + 500ms);
+                REQUIRE(one);
+                all.leave(one);
+            }
+            CHECK(!all.enter(comes_again, 1, 1, now + 500ms)); // half a place is none
+            CHECK(!all.enter(stays, 1, 1, now));
+        }
+        all.leave(held);
+        CHECK(all.enter(stays, 1, 1, now + 2s));
+    }
+
     TEST_CASE("fault 16: a soft refusal sends an EventSource away for a while, not for good") {
         sse::options o = with_threads(1);
         o.max_connections = 1;

@@ -216,6 +216,33 @@ TEST_SUITE("finite streams") {
         CHECK(read_data(peer) == "late,");
     }
 
+    TEST_CASE("behind a stream no more waits than a head may have, and the connection ends") {
+        std::atomic<bool> go{false};
+        sse::options o = with_threads(1);
+        o.max_head_bytes = 512;
+        routes_server server({{"GET", "/later",
+                               [&](sse::stream& client) -> handler_result {
+                                   client.begin();
+                                   co_await until(client, go);
+                                   co_await client.send({.data = "late"});
+                               }},
+                              {"GET", "/plain",
+                               [](sse::stream& client) -> handler_result {
+                                   co_await client.respond(200, "text/plain", "");
+                               }}},
+                             o);
+        connection peer(server.port());
+        peer.send_request("GET", "/later");
+        peer.read_head();
+        for (int n = 0; n < 20; ++n) peer.send_request("GET", "/plain");
+        connection other(server.port()); // one thread: by its answer, all that is read
+        other.send_request("GET", "/plain");
+        CHECK(other.read_response().status == 200);
+        go = true;
+        CHECK(read_data(peer) == "late,");
+        CHECK(peer.read_to_end().empty());
+    }
+
     TEST_CASE("after begin there is no plain answer and no header, and after an answer no stream") {
         error_log errors;
         sse::options o = with_threads(1);
@@ -1818,13 +1845,111 @@ TEST_SUITE("what a handler learns") {
                 try {
                     refused += !s.try_send({.data = "x"});
                 } catch (const std::logic_error&) { ++refused; }
+                try {
+                    static_cast<void>(s.request());
+                } catch (const std::logic_error&) { ++refused; }
                 done = true;
             });
-            return eventually([&] { return done.load(); }) && refused == 2;
+            return eventually([&] { return done.load(); }) && refused == 3;
         };
         CHECK(eventually(ask));
         server.publish("/x", {.data = "goes on"});
         CHECK(client.next().data == "goes on");
+    }
+
+    TEST_CASE("what no answer can have is refused, and the request can still be answered") {
+        std::vector<std::string> refusals;
+        const auto note = [&](auto&& call) {
+            try {
+                call();
+                refusals.emplace_back("none");
+            } catch (const std::invalid_argument& e) { refusals.emplace_back(e.what()); }
+        };
+        routes_server server({{"GET", "/wrong", [&](sse::stream& client) -> handler_result {
+                                   const auto answer = [&](int status, std::string_view type) {
+                                       static_cast<void>(client.respond(status, type, "no"));
+                                   };
+                                   note([&] { client.add_header("X Y", "z"); });
+                                   note([&] { client.add_header("X", "y\r\nZ: z"); });
+                                   note([&] { client.add_header("X", {"\0", 1}); });
+                                   note([&] { client.end_after(0ms); });
+                                   note([&] { client.end_after(21 * 24h + 1ms); });
+                                   note([&] { answer(199, "text/plain"); });
+                                   note([&] { answer(600, "text/plain"); });
+                                   note([&] { answer(200, "text/plain\r\nX: y"); });
+                                   co_await client.respond(200, "text/plain", "right");
+                               }}});
+        const response got = http_get(server.port(), "/wrong");
+        CHECK(got.body == "right");
+        CHECK(!got.header("X"));
+        CHECK(!got.header("Z"));
+        const std::vector<std::string_view> expected{
+            "add_header: 'X Y'", "add_header: 'X'", "add_header: 'X'", "end_after:",
+            "end_after:",        "not 199",         "not 600",         "content type"};
+        REQUIRE(refusals.size() == expected.size());
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+            CHECK_MESSAGE(refusals[i].find(expected[i]) != std::string::npos, refusals[i]);
+        }
+    }
+
+    TEST_CASE("an answer carries the phrase of its status") {
+        routes_server server({{"GET", "/{status}", [](sse::stream& client) -> handler_result {
+                                   const int status = std::stoi(
+                                       std::string(client.request().path_value("status")));
+                                   co_await client.respond(status, "text/plain", "");
+                               }}});
+        for (const std::string_view line : {"200 OK",
+                                            "201 Created",
+                                            "202 Accepted",
+                                            "204 No Content",
+                                            "301 Moved Permanently",
+                                            "302 Found",
+                                            "303 See Other",
+                                            "304 Not Modified",
+                                            "307 Temporary Redirect",
+                                            "308 Permanent Redirect",
+                                            "400 Bad Request",
+                                            "401 Unauthorized",
+                                            "403 Forbidden",
+                                            "404 Not Found",
+                                            "405 Method Not Allowed",
+                                            "406 Not Acceptable",
+                                            "408 Request Timeout",
+                                            "409 Conflict",
+                                            "411 Length Required",
+                                            "413 Content Too Large",
+                                            "414 URI Too Long",
+                                            "415 Unsupported Media Type",
+                                            "421 Misdirected Request",
+                                            "422 Unprocessable Content",
+                                            "429 Too Many Requests",
+                                            "431 Request Header Fields Too Large",
+                                            "500 Internal Server Error",
+                                            "501 Not Implemented",
+                                            "503 Service Unavailable",
+                                            "505 HTTP Version Not Supported",
+                                            "299 Status"}) {
+            CAPTURE(line);
+            connection peer(server.port());
+            peer.send_request("GET", "/" + std::string(line.substr(0, 3)));
+            CHECK(peer.read_through("\r\n") == "HTTP/1.1 " + std::string(line) + "\r\n");
+        }
+    }
+
+    TEST_CASE("a stream tells its handler what the server knows of it") {
+        sse::stream_info info;
+        routes_server server({{"GET", "/info", [&](sse::stream& client) -> handler_result {
+                                   client.subscribe("/news");
+                                   info = client.info();
+                                   client.close();
+                                   co_return;
+                               }}});
+        event_client client(server.port(), "/info");
+        client.wait_for_close();
+        CHECK(info.id != 0);
+        CHECK(info.topics == std::vector<std::string>{"/news"});
+        CHECK(info.client.to_string() == "127.0.0.1");
+        CHECK(info.age < 10s);
     }
 }
 

@@ -289,6 +289,20 @@ TEST_SUITE("start and stop") {
         main_thread.join();
     }
 
+    TEST_CASE("serve() takes a listener that the program has made") {
+        asio::io_context io;
+        asio::ip::tcp::acceptor listener(io, {asio::ip::address_v4::loopback(), 0});
+        const auto port = listener.local_endpoint().port();
+        sse::server server(with_threads(1));
+        std::thread main_thread([&] { server.serve(std::move(listener)); });
+        event_client client(port); // what the kernel has accepted waits for the server
+        server.publish("/x", {.data = "hello"});
+        CHECK(client.next().data == "hello");
+        server.stop();
+        CHECK(client.wait_for_close() == ending::fin);
+        main_thread.join();
+    }
+
     TEST_CASE("a handler that ignores its cancellation is destroyed after the shutdown time") {
         sse::options o = with_threads(1);
         o.shutdown_timeout = 20ms;
