@@ -837,6 +837,7 @@ private:
 
 /// A command line of the hub, an argument a line.
 void flags(std::string_view bytes) {
+    static const hub_options::settings untouched;
     CHECK(flag_rules().size() == hub_options::flags().size());
     std::vector<std::string> arguments = split(only(bytes, [](char c) { return c != '\0'; }), '\n');
     const slow_flags expected(arguments);
@@ -848,9 +849,8 @@ void flags(std::string_view bytes) {
         for (const hub_options::flag& flag : hub_options::flags()) {
             const flag_rule& rule = flag_rules().at(flag.name);
             const auto found = expected.given.find(std::string(flag.name));
-            std::vector<std::string> values = found == expected.given.end()
-                                                  ? rule.arrived(hub_options::settings())
-                                                  : found->second;
+            std::vector<std::string> values =
+                found == expected.given.end() ? rule.arrived(untouched) : found->second;
             if (flag.help.find("may be repeated") == flag.help.npos) values = {values.back()};
             CHECK(rule.arrived(chosen) == values);
         }
