@@ -287,6 +287,7 @@ TEST_CASE(
     "without a matcher the answer is the same with and without an origin, so it may be cached") {
     CHECK(decide({}, std::nullopt).headers == decide({}, "https://app.example").headers);
     CHECK(decide({}, std::nullopt).allowed);
+    CHECK(sse::cors_options().refuse); // a page that may not read gets no stream
 }
 
 TEST_CASE("fault 10: a listed origin is granted by name, and caches are told that it matters") {
@@ -355,7 +356,7 @@ TEST_CASE("origins takes every kind of origin that browsers send") {
          {"https://app.example", "http://app.example:8080", "https://127.0.0.1:8443",
           "http://[::1]:8080", "https://xn--mnchen-3ya.example", "http://localhost",
           "chrome-extension://abcdefghijklmnop", "https://a_b.example", "https://app.example:80",
-          "http://app.example:443", "http://app.example:65535"}) {
+          "http://app.example:443", "http://app.example:65535", "z+1-2.9://a", "az0://a"}) {
         CAPTURE(origin);
         CHECK(complaint(origin) == "no complaint");
         check_readable(decide_by_list({origin}, origin), origin);
@@ -383,6 +384,9 @@ TEST_CASE("what is no origin is refused when it is configured, with a hint") {
     check_not_an_origin("https://app.example\r\nX-Forged: yes");
     check_not_an_origin("ht tps://app.example");
     check_not_an_origin("1https://app.example");
+    for (const std::string bad : {"{", "a{", "a:", "a_", "a~", "aA"}) {
+        check_not_an_origin(bad + "://app.example");
+    }
     check_not_an_origin("NULL");
     check_not_an_origin("https://[::1");
     check_not_an_origin("https://[fe80::1%eth0]");
@@ -848,6 +852,8 @@ TEST_CASE("the lines of a preflight's answer, to the byte") {
           "Access-Control-Max-Age: 7200\r\n");
     CHECK(preflight_headers({.headers = {}, .max_age = std::chrono::seconds(0)}, "OPTIONS") ==
           "Access-Control-Allow-Methods: OPTIONS\r\n");
+    CHECK(preflight_headers({.headers = {}, .max_age = std::chrono::seconds(1)}, "GET") ==
+          "Access-Control-Allow-Methods: GET\r\nAccess-Control-Max-Age: 1\r\n");
     // What pages may read is said of the answer that they read (Fetch 3.2.3), not of a preflight's.
     CHECK(preflight_headers({.exposed = {"X-A"}}, "GET").find("Expose") == std::string::npos);
 }
