@@ -230,6 +230,11 @@ TEST_CASE("a message without any field is refused") {
     check_refused({.event = "", .comment = ""}, sse::errc::empty_message);
 }
 
+TEST_CASE("an ephemeral message with an id is refused: nobody can resume behind it") {
+    CHECK(sse::check({.data = "x", .id = "1", .ephemeral = true}) == sse::errc::ephemeral_id);
+    CHECK(!sse::check({.data = "x", .ephemeral = true}));
+}
+
 TEST_CASE("a good message passes the check") {
     CHECK(!sse::check({.data = ""}));
     CHECK(!sse::check({.event = "e", .data = "a\r\n\0b"sv, .id = "", .retry = 0ms}));
