@@ -413,6 +413,11 @@ TEST_SUITE("event parser: bounds") {
         CHECK(o.events == messages_of({"before"}));
     }
 
+    TEST_CASE("by default a line has a MiB at most, an event 16") {
+        CHECK(sse::event_parser::limits().max_line == 1'048'576);
+        CHECK(sse::event_parser::limits().max_event == 16'777'216);
+    }
+
     TEST_CASE("comments and unknown fields of any length pass") {
         const std::string long_text(1'000, 'x');
         for (const std::string name :
