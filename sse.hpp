@@ -4991,6 +4991,18 @@ private:
     operation_memory* memory_;
 };
 
+/// A handler whose pending operation stands in such memory, so that to post it cannot fail.
+template <class F>
+struct placed {
+    using allocator_type = operation_allocator<std::byte>;
+    operation_memory* memory;
+    F run;
+    allocator_type get_allocator() const noexcept { return allocator_type(*memory); }
+    void operator()() { run(); }
+};
+template <class F>
+placed(operation_memory*, F) -> placed<F>;
+
 // >>stream ////////////////////////////////////////////////////////////////////////////////////////
 // One client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub.
 // Tests: tests/stream.cpp
@@ -5218,6 +5230,7 @@ private:
     [[no_unique_address]] detail::operation_memory read_memory_;
     end_reason why_ = end_reason::ended;
     phase phase_ = phase::head;
+    bool lost_ = false; // its handler was destroyed in its midst: there was no memory to go on
     std::uint32_t group_ = nowhere; // that counts the request in hand, or this open stream
 };
 
@@ -5479,8 +5492,17 @@ public:
     // From any thread.
     void wake() noexcept;        ///< Something was published.
     void wake_always() noexcept; ///< Also when no stream is here: the ring must not fill up.
-    void shut_down();
-    void send_away(std::shared_ptr<const farewell> how);
+    void shut_down() noexcept;
+    /// To be run there, without memory of others. One drain and one stop at a time.
+    template <class F>
+    void post_drain(F f) noexcept {
+        asio::post(io_, detail::placed{&drain_memory_, std::move(f)});
+    }
+    template <class F>
+    void post_stop(F f) noexcept {
+        asio::post(io_, detail::placed{&stop_memory_, std::move(f)});
+    }
+    void send_away(std::shared_ptr<const farewell> how) noexcept;
     void list(std::shared_ptr<listing> all);
     void run_on(std::uint64_t name, std::function<void(stream&)> what);
     void revoke_if(std::function<bool(const stream_info&)> which);
@@ -5497,6 +5519,7 @@ public:
     void let_go() noexcept;
     void forget_waiters() noexcept;
     void adopt(arrival one);
+    void give_back(const arrival& one) noexcept;
     bool drain(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
     void make_room();
 
@@ -5607,7 +5630,9 @@ private:
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
     std::uint32_t age(const stream& s) const noexcept { return now_ - s.stamp_; }
 
-    std::vector<session*> sessions_;        // all; some end with the context
+    std::vector<session*> sessions_; // all; some end with the context
+    detail::operation_memory drain_memory_;
+    detail::operation_memory stop_memory_;
     std::unique_ptr<asio::io_context> own_; // so early, that it is destroyed late
     asio::io_context& io_;                  // that one, or the program's
     std::optional<asio::executor_work_guard<io_executor>> guard_;
@@ -5654,6 +5679,7 @@ SSE_DECL session::session(stream& s) : owner(s) {
 
 SSE_DECL session::~session() {
     let_go_on([](waiter& w) { return w.cancelled = true; });
+    owner.lost_ = handling;
     std::vector<session*>& all = owner.worker_->sessions_;
     all.back()->index = index;
     all[index] = all.back();
@@ -5705,7 +5731,13 @@ struct worker::input_ready {
     stream_ref s;
     allocator_type get_allocator() const noexcept { return allocator_type(s->read_memory_); }
     void operator()(const asio::error_code& failed) {
-        if (!failed && s->open_) s->worker_->on_input(*s);
+        if (failed || !s->open_) return;
+        try {
+            s->worker_->on_input(*s);
+        } catch (...) {
+            s->worker_->report(std::current_exception());
+            s->worker_->close(*s, end_reason::failed);
+        }
     }
 };
 
@@ -5793,8 +5825,10 @@ SSE_DECL void worker::run() {
             }
         }
     };
-    arm_sweep();
-    guarded([this] { io_.run(); }); // until shut_down() stops it
+    guarded([this] { // until shut_down() stops it
+        arm_sweep();
+        io_.run();
+    });
     io_.restart();
     const auto deadline = std::chrono::steady_clock::now() + hub_.options.shutdown_timeout;
     guarded([&] { io_.run_until(deadline); }); // until the handlers have ended
@@ -5815,8 +5849,8 @@ SSE_DECL void worker::report(std::exception_ptr failure) noexcept {
 }
 
 /// What was published before reaches the clients as far as their sockets take it at once.
-SSE_DECL void worker::shut_down() {
-    asio::post(io_, [this] {
+SSE_DECL void worker::shut_down() noexcept {
+    post_stop([this] {
         stopping_ = true;
         if (!fanning_) fan_out();
         while (fanning_) fan_out();
@@ -5845,9 +5879,7 @@ SSE_DECL void worker::adopt(arrival one) {
         if (one.counted || one.refusal != 0) s->extra() = {nullptr, one.counted, {}, one.refusal};
     } catch (...) { // no memory: the connection ends, and so does what it counts for
         delete s;
-        if (one.counted) hub_.addresses.leave(one.counted);
-        if (one.refusal != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
-        load_.fetch_sub(1, std::memory_order_relaxed);
+        give_back(one);
         return report(std::current_exception());
     }
     s->index_ = static_cast<std::uint32_t>(connections_.size());
@@ -5862,6 +5894,13 @@ SSE_DECL void worker::adopt(arrival one) {
     log_connection("connected", one.peer);
     if (!one.received) return on_first_input(*s, one.peer);
     begin_serving(*s, one.peer, *one.received, true);
+}
+
+/// Counts out what has not become a stream. Any thread.
+SSE_DECL void worker::give_back(const arrival& one) noexcept {
+    if (one.counted) hub_.addresses.leave(one.counted);
+    if (one.refusal != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
+    load_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 /// Nothing is kept ready for a client that has not said anything yet: its first bytes start the
@@ -5923,7 +5962,7 @@ SSE_DECL void worker::wake_after(std::chrono::milliseconds delay) noexcept {
             if (delay.count() > 0 && !stopping_) return look_in(delay);
             if (!fanning_) fan_out();
         });
-    } catch (...) { // no memory: what is published stays in the ring, and the next publisher tries
+    } catch (...) { // no memory: the next publisher tries, or the sweep finds it
         sleep_.lie_down();
     }
 }
@@ -6329,8 +6368,8 @@ SSE_DECL void worker::list(std::shared_ptr<listing> all) {
 
 // --- drain
 
-SSE_DECL void worker::send_away(std::shared_ptr<const farewell> how) {
-    asio::post(io_, [this, how = std::move(how)] {
+SSE_DECL void worker::send_away(std::shared_ptr<const farewell> how) noexcept {
+    post_drain([this, how = std::move(how)] {
         refresh();
         if (connections_.empty() || stopping_) return end_drain();
         while (drain()) {} // all that was published: nothing comes behind it
@@ -6413,6 +6452,7 @@ SSE_DECL void worker::say_no_io_uring(const std::error_code& why) {
 SSE_DECL void worker::sweep() {
     refresh();
     if (woken_ && !going_on_) go_on_soon();
+    if (!fanning_ && !stopping_) fan_out(); // where there was no memory to be woken
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {
         if (writes >= slice_writes) {
@@ -6431,6 +6471,10 @@ SSE_DECL void worker::sweep() {
 SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
     const auto& o = hub_.options;
+    if (s.lost_) {
+        close(s, end_reason::failed);
+        return 1;
+    }
     const bool may_end = farewell_ || s.phase_ == stream::phase::streaming;
     if (may_end && s.ends_at_ != 0 && static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
         s.ends_at_ = 0;
@@ -6867,14 +6911,19 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) 
     try {
         work = of.is_guarded() ? guarded(*s, of, run) : run(*s);
     } catch (...) { return handler_ended(s, std::move(owned), std::current_exception()); }
-    asio::co_spawn(io_.get_executor(), std::move(work),
-                   asio::bind_cancellation_slot(
-                       state.cancel.slot(),
-                       asio::bind_executor( // else it is a type-erased one, of 48 bytes more
-                           io_.get_executor(),
-                           [this, s, owned = std::move(owned)](std::exception_ptr failure) mutable {
-                               handler_ended(s, std::move(owned), failure);
-                           })));
+    auto ended = [this, s, owned = std::move(owned)](std::exception_ptr failure) mutable {
+        handler_ended(s, std::move(owned), failure);
+    };
+    try {
+        asio::co_spawn(io_.get_executor(), std::move(work),
+                       asio::bind_cancellation_slot(
+                           state.cancel.slot(),
+                           asio::bind_executor( // else it is a type-erased one, of 48 bytes more
+                               io_.get_executor(), std::move(ended))));
+    } catch (...) {
+        report(std::current_exception());
+        close(*s, end_reason::failed);
+    }
 }
 
 SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned,
@@ -7256,10 +7305,13 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
     if (!session_ || session_->answered || phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::respond: this request has its answer already");
     }
-    session_->answered = true;
     session_->last_request = worker_->hub_.stopped;
+    worker_->refresh();
+    worker_->feed_.enqueue(*this,
+                           detail::make_answer(*session_, status, content_type, text, {}));
+    session_->answered = true; // not before: where memory is short, what failed is answered
     worker_->hub_.log_request(request(), status);
-    return write(detail::make_answer(*session_, status, content_type, text, {}));
+    return written();
 }
 
 SSE_DECL asio::awaitable<std::string> stream::body() { return read_body(true); }
@@ -7352,6 +7404,7 @@ private:
     void listen(const std::string& text);
     void launch();
     void take_signals();
+    void accept();
     io_awaitable<void> accept_loop();
     asio::error_code accept_one();
     void take_in(worker& w, arrival one);
@@ -7532,7 +7585,6 @@ SSE_DECL void lifecycle::listen(const std::string& text) {
 /// Lets the workers serve. From now on connections may come.
 SSE_DECL void lifecycle::launch() {
     hub_.hosts = hub_.options.hosts;
-    auto& first = hub_.workers.front()->context();
     if (acceptor_) {
         acceptor_->non_blocking(true);
         // Else Asio waits for the next connection where one has gone, and the thread with it.
@@ -7545,11 +7597,7 @@ SSE_DECL void lifecycle::launch() {
     }
     if (std::count(hub_.hosts.begin(), hub_.hosts.end(), "*") > 0) hub_.hosts.clear();
     if (hub_.options.handle_signals) take_signals();
-    if (acceptor_) {
-        asio::co_spawn(first, accept_loop(), [this](std::exception_ptr failure) {
-            if (failure && hub_.options.on_error) hub_.options.on_error(failure);
-        });
-    }
+    if (acceptor_) accept();
     started_ = true;
 }
 
@@ -7581,7 +7629,7 @@ SSE_DECL void lifecycle::stop() noexcept {
     const std::lock_guard lock(state);
     if (!started_ || std::exchange(stop_begun_, true)) return;
     // The workers after the acceptor, so that none is handed a connection behind its end.
-    asio::post(hub_.workers.front()->context(), [this] {
+    hub_.workers.front()->post_stop([this] {
         asio::error_code ignored; // nothing is left to do with it
         if (acceptor_) acceptor_->close(ignored);
         if (signals_) {
@@ -7615,7 +7663,7 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
     hub_.undrained = hub_.workers.size();
     drained_by_ = std::chrono::steady_clock::now() + how->window;
     hub_.when_drained = [this] { stop(); };
-    asio::post(hub_.workers.front()->context(), [this, how = std::move(how)] {
+    hub_.workers.front()->post_drain([this, how = std::move(how)] {
         asio::error_code ignored; // nothing is left to do with it
         if (acceptor_) acceptor_->close(ignored);
         for (auto& w : hub_.workers) w->send_away(how);
@@ -7625,6 +7673,14 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
 
 // --- accept: one listener hands its sockets to the workers, since closing one of several that
 // share a port resets what waits in its queue
+
+SSE_DECL void lifecycle::accept() {
+    asio::co_spawn(hub_.workers.front()->context(), accept_loop(), [this](std::exception_ptr failed) {
+        if (!failed) return;
+        if (hub_.options.on_error) hub_.options.on_error(failed);
+        if (acceptor_->is_open()) accept(); // there was no memory to wait
+    });
+}
 
 SSE_DECL io_awaitable<void> lifecycle::accept_loop() {
     asio::error_code failed;
@@ -7668,7 +7724,12 @@ SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
     if (one.refusal < 0) return;
     w.reserve();
     // Not at once: whom it answers may connect anew before what has ended here is counted out.
-    asio::post(w.context(), [&w, one = std::move(one)]() mutable { w.adopt(std::move(one)); });
+    try {
+        asio::post(w.context(), [&w, one = std::move(one)]() mutable { w.adopt(std::move(one)); });
+    } catch (...) { // no memory: what it counts for was copied, not moved
+        w.give_back(one);
+        throw;
+    }
 }
 
 /// Takes over a connection of another server, with what that has read from it.

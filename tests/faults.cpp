@@ -11,7 +11,11 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <map>
 #include <new>
 #include <optional>
 #include <set>
@@ -20,6 +24,7 @@
 #include <vector>
 
 #include <dlfcn.h>
+#include <execinfo.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -27,6 +32,8 @@
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace faults_test {
 
@@ -44,6 +51,7 @@ enum class call : int {
     wait_epoll,
     make_eventfd,
     make_timerfd,
+    allocate, ///< operator new, and what Asio takes its memory from.
 };
 
 struct plan {
@@ -72,13 +80,42 @@ F* next(const char* name) noexcept {
     return reinterpret_cast<F*>(::dlsym(RTLD_NEXT, name));
 }
 
+/// From where memory was asked for when there was none.
+struct place {
+    std::array<void*, 64> frames;
+    int count = 0;
+};
+inline constinit place the_place{};
+
+/// As `fails`, and remembers the place.
+inline bool no_memory() noexcept {
+    if (!fails(call::allocate)) return false;
+    ++exempt;
+    the_place.count = ::backtrace(the_place.frames.data(), 64);
+    --exempt;
+    return true;
+}
+
 } // namespace faults_test
+
+void* operator new(std::size_t size) {
+    if (faults_test::no_memory()) throw std::bad_alloc();
+    if (void* const memory = std::malloc(size == 0 ? 1 : size)) return memory;
+    throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 // --- the C library's functions, as the server finds them
 
 #define SSE_TEST_NEXT(name) static const auto real = faults_test::next<decltype(name)>(#name)
 
 extern "C" {
+
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+    SSE_TEST_NEXT(aligned_alloc);
+    return faults_test::no_memory() ? nullptr : real(alignment, size);
+}
 
 int socket(int domain, int type, int protocol) noexcept {
     SSE_TEST_NEXT(socket);
@@ -336,9 +373,17 @@ void echo(std::uint16_t port) {
     CHECK(answer.body == "helloworld");
 }
 
+/// What the program itself calls says when there was no memory, and has done nothing then.
+template <class F>
+void try_twice(F&& f) {
+    try {
+        counted(f);
+    } catch (const std::bad_alloc&) { counted(f); }
+}
+
 void publish(sse::server& server, const std::string& text, bool is_large = false) {
     const std::string data = is_large ? text + large : text;
-    counted([&] { server.publish("/a", {.data = data}); });
+    try_twice([&] { server.publish("/a", {.data = data}); });
 }
 
 /// The whole life of a server: how many clients lost their connection. Nothing: it could not begin.
@@ -354,7 +399,9 @@ std::optional<int> live(bool drains) {
             add_routes(*server);
             server->start("127.0.0.1:0");
         });
-    } catch (const std::system_error&) { return std::nullopt; }
+    } catch (const std::system_error&) { return std::nullopt; } catch (const std::bad_alloc&) {
+        return std::nullopt;
+    }
     const std::uint16_t port = server->port();
     int lost = 0;
     publish(*server, "before");
@@ -391,7 +438,7 @@ std::optional<int> live(bool drains) {
     CHECK(fresh.next().data == "to the fresh one too");
     CHECK(resumes.next().data == "to the fresh one too");
     if (drains) {
-        counted([&] { server->stop({.window = 40ms, .farewell = sse::message{.data = "bye"}}); });
+        try_twice([&] { server->stop({.window = 40ms, .farewell = sse::message{.data = "bye"}}); });
         int ended_early = 0;
         for (follower* const one : {&resumes, &by_handler, &fresh}) {
             const auto rest = one->rest();
@@ -431,6 +478,58 @@ void refuse_everywhere(call what, int error) {
         CHECK(struck > 0);
         CHECK(untouched == 3);
     }
+}
+
+/// What became of a process in which one allocation failed.
+enum class fate : int {
+    untouched, ///< So many there are not.
+    survived,
+    not_begun,    ///< The server could not be made or started, and said so.
+    ended_by_asio, ///< std::terminate, in a function of Asio that is noexcept, see below.
+    wrong = 9,
+};
+
+/// Asio begins what a coroutine awaits in a function that may not throw, though it allocates: then
+/// the program ends. No caller of Asio can help that.
+[[noreturn]] void tell_who_ended_it() {
+    ++exempt;
+    for (int i = 0; i < the_place.count; ++i) {
+        Dl_info found{};
+        const void* const at = the_place.frames[static_cast<std::size_t>(i)];
+        if (::dladdr(at, &found) != 0 && found.dli_sname != nullptr &&
+            std::strstr(found.dli_sname, "await_suspend") != nullptr) {
+            ::_exit(static_cast<int>(fate::ended_by_asio));
+        }
+    }
+    ::backtrace_symbols_fd(the_place.frames.data(), the_place.count, STDERR_FILENO);
+    ::_exit(static_cast<int>(fate::wrong));
+}
+
+/// In a process of its own, since the worst that may happen is its end.
+fate live_without_memory(bool drains, long nth) {
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+        std::set_terminate(tell_who_ended_it);
+        ::alarm(60);
+        // Any check that fails throws from here on.
+        const_cast<doctest::ContextOptions*>(doctest::getContextOptions())->abort_after = 1;
+        fate end = fate::wrong;
+        arm(call::allocate, ENOMEM, nth);
+        try {
+            const std::optional<int> lost = live(drains);
+            end = !disarm() ? fate::untouched : lost ? fate::survived : fate::not_begun;
+        } catch (const std::exception& e) {
+            std::fprintf(stderr, "%s\n", e.what());
+        } catch (...) {} // a check, which has said what is wrong
+        std::cout.flush();
+        ::_exit(static_cast<int>(end));
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    INFO("status ", status);
+    CHECK(WIFEXITED(status));
+    return WIFEXITED(status) ? static_cast<fate>(WEXITSTATUS(status)) : fate::wrong;
 }
 
 } // namespace
@@ -481,6 +580,27 @@ TEST_SUITE("faults") {
         for (const call what : {call::make_epoll, call::make_eventfd, call::make_timerfd,
                                 call::socket, call::bind, call::listen})
             refuse_everywhere(what, what == call::bind ? EADDRINUSE : EMFILE);
+    }
+
+    TEST_CASE("there is no memory") {
+        const uncounted here;
+        void* once[1];
+        ::backtrace(once, 1); // loads what it needs, which allocates
+        for (const bool drains : {false, true}) {
+            CAPTURE(drains);
+            std::map<fate, int> seen;
+            for (long nth = 1; seen[fate::untouched] < 3 && nth < 5'000; ++nth) {
+                CAPTURE(nth);
+                const fate end = live_without_memory(drains, nth);
+                CHECK(end != fate::wrong);
+                ++seen[end];
+            }
+            CHECK(seen[fate::untouched] == 3);
+            CHECK(seen[fate::survived] > 100);
+            CHECK(seen[fate::not_begun] > 10);
+            MESSAGE("survived: ", seen[fate::survived], ", not begun: ", seen[fate::not_begun],
+                    ", ended by Asio: ", seen[fate::ended_by_asio]);
+        }
     }
 
     TEST_CASE("a client takes one byte at a time") {
