@@ -446,7 +446,7 @@ public:
             return rest_.substr(at_);
         }
         const std::string_view line = rest_.substr(at_, end - at_);
-        at_ = end + (lf_ == end + 1 && cr_ == end ? 2 : 1);
+        at_ = end + (lf_ == end + 1 ? 2 : 1); // behind it, the break is CRLF
         if (cr_ < at_) cr_ = rest_.find('\r', at_);
         if (lf_ < at_) lf_ = rest_.find('\n', at_);
         return line;
@@ -554,16 +554,15 @@ inline bool is_ascii(std::string_view text) noexcept {
     return (bits & 0x8080808080808080u) == 0;
 }
 
-/// How many bytes at the front of what is no UTF-8 become one U+FFFD: as many as could have begun a
-/// character (Encoding standard 4.4, and the Unicode standard's "maximal subparts").
+/// How many bytes at the front of what begins with no character of UTF-8 become one U+FFFD: as many
+/// as could have begun one (Encoding standard 4.4, and the Unicode standard's "maximal subparts").
 inline std::size_t broken_utf8_size(std::string_view text) noexcept {
     const auto first = static_cast<unsigned char>(text[0]);
     if (first < 0xc2 || first > 0xf4) return 1;
-    const std::size_t whole = first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
     unsigned low = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
     unsigned high = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
     std::size_t size = 1;
-    for (; size < whole && size < text.size(); ++size) {
+    for (; size < text.size(); ++size) { // broken, it ends before it is whole
         const auto next = static_cast<unsigned char>(text[size]);
         if (next < low || next > high) break;
         low = 0x80;
@@ -581,7 +580,7 @@ inline void append_utf8(std::string& out, std::string_view text) {
     }
     std::size_t right = 0; // not yet appended, and valid
     while (right < text.size()) {
-        if (const std::size_t size = utf8_size(text.substr(right, 4)); size != 0) {
+        if (const std::size_t size = utf8_size(text.substr(right)); size != 0) {
             right += size;
             continue;
         }
@@ -649,7 +648,7 @@ private:
     void take_field(std::string_view line);
     void take_data(std::string_view value);
     void take_retry(std::string_view value) noexcept;
-    void check_event(std::size_t more);
+    void check_event();
     std::optional<event> dispatch();
     [[noreturn]] void refuse(const char* what);
 
@@ -709,11 +708,7 @@ inline std::optional<event> event_parser::next() {
 /// Where c stands next, or the end of the input. No byte is looked at twice, so that a line in many
 /// small pieces costs no more than one in a single piece.
 inline std::size_t event_parser::find(char c, std::size_t& known) const noexcept {
-    known = std::max(known, at_);
-    if (known < input_.size() && input_[known] != c) {
-        known = std::min(input_.find(c, known), input_.size());
-    }
-    return known;
+    return known = std::min(input_.find(c, std::max(known, at_)), input_.size());
 }
 
 /// The next whole line that may mean something, without its end. It is valid until more is fed.
@@ -751,7 +746,7 @@ inline std::optional<std::string_view> event_parser::take_line() {
 /// nothing.
 inline void event_parser::take_rest() {
     const auto begun = std::string_view(input_).substr(at_);
-    if (skipping_ == skip::nothing && (begun.empty() || may_matter(begun, false))) {
+    if (skipping_ == skip::nothing && may_matter(begun, false)) {
         if (begun.size() > limits_.max_line) refuse("a line is longer than max_line");
         if (!begun.empty()) return;
     } else if (skipping_ == skip::nothing) {
@@ -782,24 +777,23 @@ inline void event_parser::take_field(std::string_view line) {
     case 'e':
         type_.clear();
         detail::append_utf8(type_, value);
-        check_event(0);
+        check_event();
         break;
     case 'i':
         if (value.find('\0') != value.npos) break;
         id_.clear();
         detail::append_utf8(id_, value);
-        check_event(0);
+        check_event();
         break;
     default: take_retry(value);
     }
 }
 
 inline void event_parser::take_data(std::string_view value) {
-    check_event(value.size() + (has_data_ ? 1 : 0));
     if (has_data_) data_ += '\n';
     has_data_ = true;
     detail::append_utf8(data_, value);
-    check_event(0); // again: U+FFFD is longer than the byte it stands for
+    check_event();
 }
 
 inline void event_parser::take_retry(std::string_view value) noexcept {
@@ -811,8 +805,8 @@ inline void event_parser::take_retry(std::string_view value) noexcept {
     retry_ = fits ? std::chrono::milliseconds(time) : max_retry;
 }
 
-inline void event_parser::check_event(std::size_t more) {
-    if (more + data_.size() + type_.size() + id_.size() > limits_.max_event) {
+inline void event_parser::check_event() {
+    if (data_.size() + type_.size() + id_.size() > limits_.max_event) {
         refuse("an event is larger than max_event");
     }
 }
@@ -1455,7 +1449,7 @@ inline request::verdict request::parse(std::string_view head, std::size_t max_fi
 inline request::verdict request::parse_request_line(std::string_view line) {
     const std::size_t a = line.find(' ');
     const std::size_t b = line.rfind(' ');
-    if (a == line.npos || a == b) return {400, "the request line is not: method target version"};
+    if (a == b) return {400, "the request line is not: method target version"};
     method = line.substr(0, a);
     target = line.substr(a + 1, b - a - 1);
     const auto version = line.substr(b + 1);
@@ -1724,7 +1718,7 @@ inline body_decoder::progress body_decoder::feed(std::string& input) {
         at = end + 1;
     }
     input.erase(0, std::min(at, input.size()));
-    return part_ == part::end && refusal_.status == 0 ? progress::complete : outcome;
+    return part_ == part::end ? progress::complete : outcome;
 }
 
 inline body_decoder::progress body_decoder::take_line(std::string_view line) {
@@ -1763,8 +1757,7 @@ inline body_decoder::progress body_decoder::take_size(std::string_view line) {
     }
     std::uint64_t size = 0;
     std::from_chars(digits.data(), digits.data() + digits.size(), size, 16);
-    if (max_body_ != endless && size > max_body_ - total_)
-        return refuse(413, "the request body is too large");
+    if (size > max_body_ - total_) return refuse(413, "the request body is too large");
     left_ = size;
     part_ = left_ == 0 ? part::trailer : part::data;
     return progress::need_more;
@@ -1949,7 +1942,7 @@ struct origin_parts {
 /// not the scheme's own, in lower case, nothing behind (HTML 7.1.1, URL standard).
 inline std::optional<origin_parts> split_origin(std::string_view text) {
     const std::size_t end = text.find("://");
-    if (end == text.npos || end == 0 || !(text[0] >= 'a' && text[0] <= 'z')) return std::nullopt;
+    if (end == text.npos || text[0] < 'a') return std::nullopt; // a letter first, RFC 3986 3.1
     const auto scheme = text.substr(0, end);
     const auto in_scheme = [](char c) {
         return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '+' || c == '-' || c == '.';
@@ -2239,9 +2232,7 @@ inline std::string_view forwarded_for(std::string_view element) {
         const std::size_t equals = std::min(pair.find('='), pair.size());
         if (!equal_ignoring_case(trim(pair.substr(0, equals)), "for")) continue;
         auto value = trim(pair.substr(std::min(equals + 1, pair.size())));
-        if (value.size() >= 2 && value.starts_with('"') && value.ends_with('"')) {
-            value = value.substr(1, value.size() - 2);
-        }
+        if (value.starts_with('"')) value = value.substr(1, value.size() - 2); // it is closed
         return value;
     }
     return {};
@@ -2296,12 +2287,11 @@ inline proxy_head read_proxy_head_v1(std::string_view received) {
     }
     std::array<std::string_view, 6> word{};
     std::string_view line = received.substr(0, end);
-    std::size_t count = 0;
-    while (count < word.size() && !line.empty()) {
-        word[count] = line.substr(0, line.find(' '));
-        line.remove_prefix(std::min(line.size(), word[count++].size() + 1));
+    for (std::string_view& one : word) {
+        one = line.substr(0, line.find(' '));
+        line.remove_prefix(std::min(line.size(), one.size() + 1));
     }
-    if (count >= 2 && word[1] == "UNKNOWN") return {progress::complete, end + 2, {}};
+    if (word[1] == "UNKNOWN") return {progress::complete, end + 2, {}};
     const auto read = [&](std::string_view text) { // neither port nor brackets
         asio::error_code failed;
         const auto a = asio::ip::make_address(std::string(text), failed);
@@ -2313,8 +2303,8 @@ inline proxy_head read_proxy_head_v1(std::string_view received) {
                (text.size() < 5 || (text.size() == 5 && text <= "65535"));
     };
     const auto from = read(word[2]);
-    const bool right = count == 6 && received[end - 1] != ' ' && line.empty() && from &&
-                       read(word[3]) && is_port(word[4]) && is_port(word[5]);
+    const bool right = received[end - 1] != ' ' && line.empty() && from && read(word[3]) &&
+                       is_port(word[4]) && is_port(word[5]);
     if (!right) return {progress::refused, 0, {}};
     return {progress::complete, end + 2, from};
 }
@@ -2334,11 +2324,11 @@ inline proxy_head read_proxy_head_v2(std::string_view received) {
     if (received.size() < 16 + length) return {};
     proxy_head head{progress::complete, 16 + length, {}};
     if (command == 0x20) return head; // LOCAL: a health check of the proxy's own
-    if (byte(13) == 0x11 && length >= 12) {
+    if (byte(13) == 0x11) {
         asio::ip::address_v4::bytes_type bytes{};
         std::copy_n(received.begin() + 16, bytes.size(), bytes.begin());
         head.from = asio::ip::address_v4(bytes);
-    } else if (byte(13) == 0x21 && length >= 36) {
+    } else if (byte(13) == 0x21) {
         asio::ip::address_v6::bytes_type bytes{};
         std::copy_n(received.begin() + 16, bytes.size(), bytes.begin());
         head.from = unmapped(asio::ip::address_v6(bytes));
@@ -2352,8 +2342,7 @@ inline proxy_head read_proxy_head(std::string_view received) {
     const auto begins_with = [&](std::string_view sign) {
         return received.substr(0, sign.size()) == sign.substr(0, received.size());
     };
-    if (begins_with(v1))
-        return received.size() < v1.size() ? proxy_head{} : read_proxy_head_v1(received);
+    if (begins_with(v1)) return read_proxy_head_v1(received);
     if (begins_with(v2)) return read_proxy_head_v2(received);
     return {proxy_head::progress::refused, 0, {}};
 }

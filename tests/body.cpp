@@ -303,6 +303,13 @@ TEST_CASE("every line of the framing ends in CR LF and nothing else") {
     CHECK(ends == 8);
 }
 
+TEST_CASE("a wrong end of a line is refused as soon as it is there") {
+    for (const auto bytes : {"5\n"sv, "5\rx"sv, "\n"sv, "5;a\n"sv, "1\r\na\n"sv, "0\r\n\n"sv}) {
+        CAPTURE(bytes);
+        check_status(decode(std::string(bytes)), 400);
+    }
+}
+
 TEST_CASE("a body that has not ended wants more") {
     check_table({
         {"9112 7.1", "", {.incomplete = true}},

@@ -282,6 +282,7 @@ TEST_CASE("a target in origin-form is a path and perhaps a query") {
          {.path = "/a", .query = "http://b/"}},
         {"9112 3.2.1 a path first", line("GET ?a HTTP/1.1"), {.status = 400}},
         {"9112 3.2.1 a path first", line("GET a/b HTTP/1.1"), {.status = 400}},
+        {"9112 3.2.1 a path first", line("GET http HTTP/1.1"), {.status = 400}},
         {"9112 3.2.1 a path first", line("GET \\a HTTP/1.1"), {.status = 400}},
         {"9112 3.2 no fragment", line("GET /a#b HTTP/1.1"), {.status = 400}},
         {"9112 3.2 no fragment", line("GET /a?b#c HTTP/1.1"), {.status = 400}},
@@ -492,6 +493,8 @@ TEST_CASE("a Host is valid by the grammar, not by its characters alone") {
         {"3986 3.2.2 three groups", host("[1:2:3]"), {.status = 400}},
         {"3986 3.2.2 two gaps", host("[1::2::3]"), {.status = 400}},
         {"3986 3.2.2 IPv4 in brackets", host("[127.0.0.1]"), {.status = 400}},
+        {"3986 3.2.2 one bracket", host("x::1]"), {.status = 400}},
+        {"3986 3.2.2 one bracket", host("[::1x"), {.status = 400}},
     });
 }
 
@@ -675,6 +678,34 @@ TEST_CASE("HEAD is told from other methods") {
     sse::request other;
     CHECK(other.parse(line("head / HTTP/1.1")).status == 0);
     CHECK(!other.is_head());
+}
+
+TEST_CASE("a request that begins with its last line has no request line") {
+    for (const auto head : {""sv, "\r\n"sv}) {
+        sse::request request;
+        CHECK(request.parse(head).status == 400);
+    }
+}
+
+TEST_CASE("a host is checked and cut from its port as it stands, without what is around it") {
+    namespace d = sse::detail;
+    CHECK(!d::is_host_name("[::1x"));
+    CHECK(!d::is_host_name("x::1]"));
+    CHECK(d::split_port(":80") == std::pair(""sv, ":80"sv));
+    CHECK(d::split_port("a:80") == std::pair("a"sv, ":80"sv));
+    CHECK(d::split_port("[::1]:80") == std::pair("[::1]"sv, ":80"sv));
+}
+
+TEST_CASE("a text is percent-decoded to its end, and nothing behind it") {
+    namespace d = sse::detail;
+    const std::string text = "%41";
+    CHECK(d::percent_decode(text) == "A");
+    CHECK(d::percent_decode("%0a%a0") == "\n\xa0");
+    CHECK(d::percent_decode(std::string_view(text).substr(0, 2)) == std::nullopt);
+    CHECK(d::percent_decode(std::string_view(text).substr(0, 1)) == std::nullopt);
+    CHECK(d::form_decode(text) == "A");
+    CHECK(d::form_decode(std::string_view(text).substr(0, 2)) == "%4");
+    CHECK(d::form_decode(std::string_view(text).substr(0, 1)) == "%");
 }
 
 TEST_CASE("a target keeps its spelling beside the decoded path") {

@@ -402,6 +402,7 @@ TEST_CASE("a spelling that browsers never send is refused: it would match nothin
     check_not_an_origin("https://app.example:"); // ports as short as possible, up to 65535,
     check_not_an_origin("https://app.example:08443");
     check_not_an_origin("https://app.example:65536");
+    check_not_an_origin("https://app.example:123456");
     check_not_an_origin("https://app%2eexample");          // hosts decoded,
     check_not_an_origin("https://m\xC3\xBCnchen.example"); // and names in Punycode.
 }

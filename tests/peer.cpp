@@ -501,6 +501,7 @@ TEST_CASE("an element of Forwarded has several parameters in any order") {
           "203.0.113.9");
     CHECK(by_forwarded({"xfor=127.0.0.1;for=203.0.113.9;forx=127.0.0.1"}) == "203.0.113.9");
     CHECK(by_forwarded({";;for=203.0.113.9;"}) == "203.0.113.9");
+    CHECK(by_forwarded({",for=203.0.113.9,"}) == "203.0.113.9");
 }
 
 TEST_CASE("what Forwarded hides stops the walk at the hop before") {
