@@ -102,7 +102,8 @@
 #endif
 
 // Each file that includes this compiles all of it. A program of many files may define
-// SSE_SEPARATE_COMPILATION in all of them, and in one SSE_SOURCE too, which compiles what they share.
+// SSE_SEPARATE_COMPILATION in all of them, and in one SSE_SOURCE too, which compiles what they
+// share.
 #if !defined(SSE_SEPARATE_COMPILATION)
 #if defined(SSE_SOURCE)
 #error "SSE_SOURCE goes with SSE_SEPARATE_COMPILATION, which all files of the program must define"
@@ -113,7 +114,7 @@
 #define SSE_DECL
 #if defined(SSE_SOURCE)
 #define SSE_BODIES
-#if defined(__GNUC__) && !defined(__clang__) // it takes a lambda that a coroutine keeps for an error
+#if defined(__GNUC__) && !defined(__clang__) // a lambda that a coroutine keeps is an error to it
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wsubobject-linkage"
 #endif
@@ -5903,7 +5904,7 @@ SSE_DECL void worker::on_first_input(stream& s, const asio::ip::address& peer) {
 }
 
 SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
-                                  std::string_view received, bool handed_over) {
+                                    std::string_view received, bool handed_over) {
     const stream_ref held(&s);
     try {
         auto state = std::make_unique<session>(s);
@@ -6036,7 +6037,7 @@ SSE_DECL void worker::look_in(std::chrono::milliseconds delay) {
 // --- one stream
 
 SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start& from,
-                              const subscribe_options& how, bool is_private) {
+                                const subscribe_options& how, bool is_private) {
     refresh();
     be_woken();
     if (from.kind_ != start::kind::now) make_room(); // what was published before counts
@@ -6077,7 +6078,7 @@ SSE_DECL stream_info worker::info(stream& s) {
 /// Writes what the socket takes at once: how much. Nothing, and the connection is closed, when it
 /// is broken.
 SSE_DECL std::optional<std::size_t> worker::write_now(stream& s,
-                                                    std::span<const asio::const_buffer> buffers) {
+                                                      std::span<const asio::const_buffer> buffers) {
     asio::error_code failed;
     const std::size_t n = buffers.size() == 1 ? s.socket_.write_some(buffers.front(), failed)
                                               : s.socket_.write_some(buffers, failed);
@@ -6092,7 +6093,7 @@ SSE_DECL std::optional<std::size_t> worker::write_now(stream& s,
 
 /// The same bytes to several streams.
 SSE_DECL void worker::write_block(std::span<receiver* const> to, std::string_view bytes,
-                                std::span<std::size_t> taken) {
+                                  std::span<std::size_t> taken) {
     const auto of = [&](std::size_t i) -> stream& { return static_cast<stream&>(*to[i]); };
     if (sends_.is_open() && to.size() > 1) { // one alone is cheaper without
         std::array<send_ring::handle, feed::max_at_once> sockets;
@@ -6591,7 +6592,7 @@ SSE_DECL bool worker::is_unsent(const stream& s, const session& state) {
 /// From the first request, or from where a handler has ended; until the next handler runs, since a
 /// handler that waits should keep no more than its own frames.
 SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session> owned,
-                                        unfinished what) {
+                                          unfinished what) {
     session& state = *owned;
     bool again = true;
     if (what.status != 0) co_await answer(*s, what.status, what.text);
@@ -6766,8 +6767,8 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
 }
 
 SSE_DECL io_awaitable<bool> worker::is_granted(stream& s, session& state,
-                                             const origin_matcher& matcher,
-                                             std::string_view origin) {
+                                               const origin_matcher& matcher,
+                                               std::string_view origin) {
     if (!matcher.is_coroutine()) co_return matcher.test(origin, *state.request);
     const bool granted = co_await asio::co_spawn(
         io_.get_executor(), matcher.ask(origin, *state.request),
@@ -6833,7 +6834,7 @@ SSE_DECL bool worker::is_served_here(const request& r) const {
 
 /// What to answer, unless a handler is to do it.
 SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* found, group& of,
-                                    bool granted, std::string allow) {
+                                      bool granted, std::string allow) {
     const request& r = *state.request;
     if (!is_served_here(r)) {
         return {421, "This host is not served here; the server's option hosts names those that "
@@ -6916,7 +6917,7 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) 
 }
 
 SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned,
-                                  std::exception_ptr failure) {
+                                    std::exception_ptr failure) {
     session& state = *owned;
     state.handling = false;
     try {
@@ -6933,7 +6934,7 @@ SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned
 }
 
 SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
-                                                std::exception_ptr failure) {
+                                                  std::exception_ptr failure) {
     std::error_code code;
     try {
         if (failure) std::rethrow_exception(failure);
@@ -6985,7 +6986,7 @@ SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, session& state) {
 }
 
 SSE_DECL frame_ref make_answer(session& state, int status, std::string_view type,
-                             std::string_view text, std::string_view headers) {
+                               std::string_view text, std::string_view headers) {
     const bool bodiless = status == 204 || status == 304 || status < 200;
     std::string lines(headers);
     if (!bodiless) {
@@ -7001,7 +7002,7 @@ SSE_DECL frame_ref make_answer(session& state, int status, std::string_view type
 }
 
 SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_view text,
-                                         std::string_view headers) {
+                                           std::string_view headers) {
     session& state = *s.session_;
     state.answered = true;
     if (state.request) hub_.log_request(*state.request, status);
@@ -7282,7 +7283,7 @@ SSE_DECL void stream::add_header(std::string_view name, std::string_view value) 
 }
 
 SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view content_type,
-                                             std::string_view text) {
+                                               std::string_view text) {
     if (status < 200 || status > 599) {
         throw std::invalid_argument("sse::stream::respond: status must be 200 to 599, not " +
                                     std::to_string(status));
@@ -7296,8 +7297,7 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
     }
     session_->last_request = worker_->hub_.stopped;
     worker_->refresh();
-    worker_->feed_.enqueue(*this,
-                           detail::make_answer(*session_, status, content_type, text, {}));
+    worker_->feed_.enqueue(*this, detail::make_answer(*session_, status, content_type, text, {}));
     session_->answered = true; // not before: where memory is short, what failed is answered
     worker_->hub_.log_request(request(), status);
     return written();
@@ -7664,11 +7664,12 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
 // share a port resets what waits in its queue
 
 SSE_DECL void lifecycle::accept() {
-    asio::co_spawn(hub_.workers.front()->context(), accept_loop(), [this](std::exception_ptr failed) {
-        if (!failed) return;
-        if (hub_.options.on_error) hub_.options.on_error(failed);
-        if (acceptor_->is_open()) accept(); // there was no memory to wait
-    });
+    asio::co_spawn(hub_.workers.front()->context(), accept_loop(),
+                   [this](std::exception_ptr failed) {
+                       if (!failed) return;
+                       if (hub_.options.on_error) hub_.options.on_error(failed);
+                       if (acceptor_->is_open()) accept(); // there was no memory to wait
+                   });
 }
 
 SSE_DECL io_awaitable<void> lifecycle::accept_loop() {
@@ -8090,7 +8091,7 @@ SSE_DECL jobs::log_ref jobs::find(std::string_view name) const {
 }
 
 SSE_DECL asio::awaitable<void> jobs::tell(stream& s, const detail::job_log& log, gap g,
-                                        std::uint64_t place) {
+                                          std::uint64_t place) {
     const std::string data = detail::to_json(g);
     const std::string id = log.id_of(place);
     return s.send({.event = log.gap_event(), .data = data, .id = std::string_view(id)});
@@ -8388,8 +8389,8 @@ SSE_DECL sse::options server::checked(sse::options o) {
     return o;
 }
 
-SSE_DECL std::shared_ptr<detail::hub> server::make_hub(sse::options o,
-                                                     std::span<asio::io_context* const> contexts) {
+SSE_DECL std::shared_ptr<detail::hub>
+server::make_hub(sse::options o, std::span<asio::io_context* const> contexts) {
     for (asio::io_context* const one : contexts) {
         if (one && std::count(contexts.begin(), contexts.end(), one) == 1) continue;
         throw std::invalid_argument("sse::server: a context is null or there twice");
@@ -8416,7 +8417,7 @@ SSE_DECL server::~server() {
 }
 
 SSE_DECL void server::add_route(detail::group& of, std::string method, const std::string& pattern,
-                              handler run) {
+                                handler run) {
     if (!detail::is_token(method)) {
         throw std::invalid_argument("sse::server::route: '" + method + "' is not a method");
     }
@@ -8446,7 +8447,7 @@ SSE_DECL void server::fallback(handler run) {
 }
 
 SSE_DECL detail::group& server::add_group(detail::group& around, std::string prefix,
-                                        group_options o) {
+                                          group_options o) {
     if (!prefix.starts_with('/') || prefix.ends_with('/') || prefix.ends_with("/*")) {
         throw std::invalid_argument("sse::server::group: the prefix must be a path such as /api, "
                                     "without a slash or star at its end, not '" +
@@ -8666,7 +8667,8 @@ SSE_DECL void server::adopt(asio::ip::tcp::socket socket, std::string received) 
     }
 }
 
-SSE_DECL void server::adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received) {
+SSE_DECL void server::adopt(asio::ip::tcp::socket::native_handle_type socket,
+                            std::string received) {
     hub_->life->adopt(socket, std::move(received));
 }
 
@@ -8687,7 +8689,7 @@ SSE_DECL asio::awaitable<drained> server::drain(const drain_options& how) {
 }
 
 SSE_DECL asio::awaitable<drained> server::async_drain(std::shared_ptr<detail::hub> hub,
-                                                    std::shared_ptr<const detail::farewell> how) {
+                                                      std::shared_ptr<const detail::farewell> how) {
     hub->life->drain(std::move(how));
     const auto goes_on = [h = hub.get()] { return h->undrained != 0; };
     while (goes_on()) co_await hub->room.async_wait(goes_on);
@@ -8772,7 +8774,7 @@ SSE_DECL std::uint64_t server::push(frame_ref f) {
 
 /// Keeps the hub, not the server: the program may destroy that while this waits.
 SSE_DECL asio::awaitable<std::uint64_t> server::async_push(std::shared_ptr<detail::hub> hub,
-                                                         frame_ref f) {
+                                                           frame_ref f) {
     std::uint64_t sequence = 0;
     const auto full = [h = hub.get()] {
         return (h->ring.full() || h->holding != 0) && !h->stopped;
@@ -8804,7 +8806,7 @@ SSE_DECL std::error_code server::try_broadcast(const message& m) {
 }
 
 SSE_DECL std::error_code server::try_send(frame::kind what, std::string_view topic,
-                                        const message& m) {
+                                          const message& m) {
     if (const auto wrong = check(m)) return wrong;
     frame_ref f = detail::make_frame(what, topic, m);
     std::uint64_t sequence = 0;
@@ -8812,7 +8814,7 @@ SSE_DECL std::error_code server::try_send(frame::kind what, std::string_view top
 }
 
 SSE_DECL asio::awaitable<std::uint64_t> server::async_publish(std::string_view topic,
-                                                            const message& m) {
+                                                              const message& m) {
     return async_push(hub_,
                       detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
 }
@@ -9376,7 +9378,7 @@ private:
 namespace detail {
 
 SSE_DECL client_core::client_core(asio::any_io_executor where, const std::string& url,
-                                client_options o)
+                                  client_options o)
     : options_(checked(std::move(o))),
       reconnect_(options_.reconnect.value_or(options_.method == "GET")),
       origin_(read_http_url(url)), target_{origin_, options_.method, true, true},
@@ -9438,7 +9440,8 @@ SSE_DECL void client_core::check_header(std::string_view name, std::string_view 
          "is the client's own; give client_options::last_event_id");
 }
 
-SSE_DECL asio::awaitable<std::optional<event>> client_core::next(std::shared_ptr<client_core> self) {
+SSE_DECL asio::awaitable<std::optional<event>>
+client_core::next(std::shared_ptr<client_core> self) {
     const turn only_one(*self);
     try {
         while (!self->over_) {
@@ -9484,7 +9487,7 @@ SSE_DECL client_core::on_end client_core::begin() noexcept {
 }
 
 SSE_DECL void client_core::ended(std::uint64_t operation, const asio::error_code& failed,
-                               std::size_t size) {
+                                 std::size_t size) {
     if (operation != operation_) return;
     has_ended_ = true;
     failed_ = failed;

@@ -484,7 +484,7 @@ void refuse_everywhere(call what, int error) {
 enum class fate : int {
     untouched, ///< So many there are not.
     survived,
-    not_begun,    ///< The server could not be made or started, and said so.
+    not_begun,     ///< The server could not be made or started, and said so.
     ended_by_asio, ///< std::terminate, in a function of Asio that is noexcept, see below.
     wrong = 9,
 };
@@ -519,9 +519,8 @@ fate live_without_memory(bool drains, long nth) {
         try {
             const std::optional<int> lost = live(drains);
             end = !disarm() ? fate::untouched : lost ? fate::survived : fate::not_begun;
-        } catch (const std::exception& e) {
-            std::fprintf(stderr, "%s\n", e.what());
-        } catch (...) {} // a check, which has said what is wrong
+        } catch (const std::exception& e) { std::fprintf(stderr, "%s\n", e.what()); } catch (...) {
+        } // a check, which has said what is wrong
         std::cout.flush();
         ::_exit(static_cast<int>(end));
     }
