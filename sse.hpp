@@ -1708,9 +1708,10 @@ inline body_decoder::progress body_decoder::feed(std::string& input) {
         const std::size_t limit = std::min(input.size(), at + max_line);
         std::size_t end = at;
         while (end < limit && input[end] != '\n' && (end == at || input[end - 1] != '\r')) ++end;
-        if (end == input.size()) break;
-        if (end == limit) {
+        if (end == at + max_line) {
             outcome = refuse(400, "a line of the chunked body is too long");
+        } else if (end == input.size()) {
+            break;
         } else if (end == at || input[end] != '\n' || input[end - 1] != '\r') {
             outcome = refuse(400, "a line of the chunked body does not end in CR LF");
         } else {

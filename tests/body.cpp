@@ -470,6 +470,16 @@ TEST_CASE("a line that never ends is refused, and costs no more than its bound")
     }
 }
 
+TEST_CASE("a line is refused as soon as it is too long") {
+    auto decoder = body_decoder::of_chunks(default_limit);
+    std::string input = "5;" + std::string(longest_line - 3, 'a');
+    CHECK(decoder.feed(input) == progress::need_more);
+    CHECK(input.size() == longest_line - 1);
+    input += 'a';
+    CHECK(decoder.feed(input) == progress::refused);
+    CHECK(input.empty());
+}
+
 TEST_CASE("framing is bounded in all, by what it frames") {
     // Of an empty body: the last size line, the trailers, the empty line.
     const auto framed = [](std::size_t size) { return "0\r\n" + trailers_of(size - 5) + "\r\n"; };
