@@ -687,6 +687,15 @@ TEST_CASE("a request that begins with its last line has no request line") {
     }
 }
 
+TEST_CASE("a line end that nothing stands before is refused at once") {
+    CHECK(sse::head_parser(100).feed("\n") == sse::head_parser::progress::refused);
+}
+
+TEST_CASE("a target is checked by whoever reads a head, also for what ends a line elsewhere") {
+    sse::request request;
+    CHECK(request.parse(line("GET /\x7f HTTP/1.1")).status == 400);
+}
+
 TEST_CASE("a host is checked and cut from its port as it stands, without what is around it") {
     namespace d = sse::detail;
     CHECK(!d::is_host_name("[::1x"));

@@ -367,6 +367,10 @@ TEST_SUITE("event parser: UTF-8") {
              "a",
              mark + "a"},
             {"\xf0\x90\x80", mark},
+            {"\xf4\x8f", mark},
+            {"\xf4\x8f"
+             "a",
+             mark + "a"},
             {"\xed\xa0\x80", mark + mark + mark}, // a surrogate
             {"\xf4\x90\x80\x80", mark + mark + mark + mark},
             {"\xe2\xe2\x82\xac", mark + "\xe2\x82\xac"},

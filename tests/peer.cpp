@@ -299,6 +299,8 @@ TEST_CASE("what is no address is none") {
                             "[::1]:x"sv,
                             "[::1]]:80"sv,
                             "x[::1]:80"sv,
+                            "x::1]"sv,
+                            "[::1]x"sv,
                             ":::"sv,
                             "1::2::3"sv,
                             "12345::"sv,
