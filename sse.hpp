@@ -5459,8 +5459,8 @@ void set_options(Socket& socket, [[maybe_unused]] const options& o) {
     socket.set_option(asio::socket_base::keep_alive(true), ignored);
 #if defined(TCP_USER_TIMEOUT)
     using user_timeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
-    // Later than ours, since the kernel gives up without a word to the peer.
-    const auto time = std::clamp<std::int64_t>(2 * o.stall_timeout.count(), 1, 1 << 30);
+    // Much later than ours, since the kernel gives up without a word, to the peer and to us.
+    const auto time = std::clamp<std::int64_t>(2 * o.stall_timeout.count(), 10'000, 1 << 30);
     socket.set_option(user_timeout(static_cast<int>(time)), ignored);
 #endif
 }
