@@ -5809,10 +5809,7 @@ SSE_DECL void worker::run() {
                 return loop();
             } catch (...) {
                 report(std::current_exception());
-                asio::post(io_, [this] { // whatever it was, the rest goes on
-                    fan_out();
-                    arm_sweep();
-                });
+                asio::post(io_, [this] { fan_out(); }); // whatever it was, the rest goes on
             }
         }
     };
