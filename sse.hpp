@@ -4496,16 +4496,21 @@ struct options {
     /// Says who may open a stream of `<prefix>`, before its head is sent. Kept for as long as the
     /// server lives, so it may capture. Routes of the program's own ask in their handlers.
     std::function<asio::awaitable<access>(const request&)> authorize = {};
-    /// Gets what happens. Called on the server's threads, several at once; must not throw.
+    /// Gets what happens. Called on the server's threads, several at once; must not throw, and must
+    /// not block: each of these threads serves thousands of clients, and a pipe that nobody reads,
+    /// or a slow disk, would stop them all. Hand the lines to a thread of your own, by a queue with
+    /// a bound. The hub among the examples has one to copy, in hub_log.hpp.
     std::function<void(const log_entry&)> log = {};
     /// An event stream has begun, or has ended. Called on its worker's thread; what on_connect
     /// throws ends the stream, on_disconnect must not throw. Each stream is told of once.
     std::function<void(stream&)> on_connect = {};
     std::function<void(const stream_info&, end_reason)> on_disconnect = {};
-    /// SIGINT and SIGTERM call stop(). Off by default: a library takes no signals unasked.
+    /// SIGINT and SIGTERM call stop(). So does SIGHUP, which comes when a terminal is closed,
+    /// unless it is ignored or the program has taken it before start(), for example to read its
+    /// settings anew. Off by default: a library takes no signals unasked.
     bool handle_signals = false;
-    /// Then they call drain() with this window instead, and a second signal ends the program. 0:
-    /// stop() at once.
+    /// Then they call drain() with this window instead, and a second SIGINT or SIGTERM ends the
+    /// program at once. 0: stop() at once.
     std::chrono::milliseconds drain_window{0};
     /// Gets what a handler threw. Called on the worker's thread; must not throw.
     std::function<void(std::exception_ptr)> on_error = {};
@@ -5588,6 +5593,8 @@ private:
     void go_on_serving(stream_ref s, std::unique_ptr<session> state, unfinished what);
     static asio::ip::address peer_of(const stream& s);
     void log_connection(std::string_view what, const asio::ip::address& peer) const;
+    void log_client(stream& s, const asio::ip::address& client);
+    void log_end(const stream& s) const;
     io_awaitable<void> serve(stream_ref s, std::unique_ptr<session> owned, unfinished what);
     io_awaitable<void> sent(stream& s, session& state);
     io_awaitable<void> serve_request(stream& s, session& state);
@@ -5879,7 +5886,7 @@ SSE_DECL void worker::adopt(arrival one) {
     asio::error_code ignored; // a socket that is dead already shows it at the first read
     s->socket_.non_blocking(true, ignored);
     if (one.received || !accepted_inherit_options) set_options(s->socket_, hub_.options);
-    log_connection("connected", one.peer);
+    if (!hub_.speaks_for_others(one.peer)) log_connection("connected", one.peer);
     if (!one.received) return on_first_input(*s, one.peer);
     begin_serving(*s, one.peer, *one.received, true);
 }
@@ -5934,6 +5941,21 @@ SSE_DECL asio::ip::address worker::peer_of(const stream& s) {
 
 SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::address& peer) const {
     hub_.log({.level = log_level::debug, .what = what, .client = peer});
+}
+
+/// All lines of a client name one address. So a connection of a proxy is told of under the address
+/// of its client, from when a request has told that.
+SSE_DECL void worker::log_client(stream& s, const asio::ip::address& client) {
+    if (!hub_.options.log || !hub_.speaks_for_others(peer_of(s))) return;
+    const bool known = s.seldom_ && s.seldom_->log;
+    s.extra().log = {{}, client, false};
+    if (!known) log_connection("connected", client);
+}
+
+SSE_DECL void worker::log_end(const stream& s) const {
+    if (s.seldom_ && s.seldom_->log) return log_connection("disconnected", s.seldom_->log->client);
+    const asio::ip::address peer = peer_of(s);
+    if (!hub_.speaks_for_others(peer)) log_connection("disconnected", peer);
 }
 
 // --- the ring
@@ -6248,7 +6270,7 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     tell_end(s, why);
     feed_.remove(s);
     enter(s, stream::phase::lingering);
-    if (hub_.options.log) log_connection("disconnected", peer_of(s));
+    if (hub_.options.log) log_end(s);
     asio::error_code ignored; // there is nobody left to tell
     // One that takes in nothing is told by a reset, which needs no room: an end behind what it has
     // not taken might never reach it, since after a while the kernel drops both in silence.
@@ -6677,6 +6699,7 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, session& state) {
     if (!farewell_) s.ends_at_ = 0;
     const request::verdict verdict = co_await read_head(s, state);
     if (!state.request) co_return;
+    log_client(s, state.request->client);
     enter(s, stream::phase::handling);
     if (verdict.status != 0) {
         state.request->keep_alive = false;
@@ -7391,6 +7414,7 @@ private:
     void listen(const std::string& text);
     void launch();
     void take_signals();
+    static int hangup() noexcept;
     void accept();
     io_awaitable<void> accept_loop();
     asio::error_code accept_one();
@@ -7541,7 +7565,7 @@ SSE_DECL void lifecycle::listen(const std::string& text) {
     const auto parsed = std::from_chars(digits, end, port);
     if (digits == end || parsed.ec != std::errc() || parsed.ptr != end) {
         throw std::invalid_argument("sse::server: '" + text +
-                                    "' is no text to listen on; write host:port, such as "
+                                    "' is not an address to listen on; write host:port, such as "
                                     "127.0.0.1:8080, [::1]:8080 or :8080");
     }
     tcp_acceptor acceptor(hub_.workers.front()->context());
@@ -7588,13 +7612,32 @@ SSE_DECL void lifecycle::launch() {
     started_ = true;
 }
 
+/// SIGHUP, or 0 where there is none, or somebody else has decided what it does.
+SSE_DECL int lifecycle::hangup() noexcept {
+#if defined(SIGHUP)
+    static std::atomic<bool> taken{false}; // by another server of this program, perhaps
+    struct sigaction now {
+    }, term{};
+    if (::sigaction(SIGHUP, nullptr, &now) != 0 || ::sigaction(SIGTERM, nullptr, &term) != 0)
+        return 0;
+    if (now.sa_handler != SIG_DFL && (!taken || now.sa_handler != term.sa_handler)) return 0;
+    taken = true;
+    return SIGHUP;
+#else
+    return 0;
+#endif
+}
+
 SSE_DECL void lifecycle::take_signals() {
     signals_.emplace(hub_.workers.front()->context(), SIGINT, SIGTERM);
-    signals_->async_wait([this](const asio::error_code& failed, int) {
+    const int hung_up = hangup();
+    if (hung_up != 0) signals_->add(hung_up);
+    signals_->async_wait([this, hung_up](const asio::error_code& failed, int) {
         if (failed) return;
         if (hub_.options.drain_window.count() == 0) return stop();
         asio::error_code ignored;
         signals_->clear(ignored); // a second Ctrl-C does what it does by itself
+        if (hung_up != 0) signals_->add(hung_up, ignored); // a shell that ends sends another one
         drain_options how;
         how.window = hub_.options.drain_window;
         drain(checked(how));
@@ -8339,6 +8382,8 @@ SSE_DECL sse::options server::checked(sse::options o) {
     o.prefix = *prefix;
     require(o.health.empty() || detail::canonical_topic(o.health) == o.health,
             "health must be a path such as /health, or empty, not '" + o.health + "'");
+    require(o.health.empty() || *detail::canonical_topic(o.health) != o.prefix,
+            "health is '" + o.health + "', where streams are found; choose another path");
     require(o.threads <= 1024, "threads must be at most 1024");
     if (o.threads == 0) o.threads = std::max(1u, std::thread::hardware_concurrency());
     require(o.heartbeat.count() >= 0, "heartbeat must not be negative; 0 turns it off");

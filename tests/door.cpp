@@ -607,6 +607,41 @@ TEST_SUITE("log") {
         CHECK(lines[1].path == "/subscribe/a");
         CHECK(lines[1].status == 200);
     }
+
+    TEST_CASE("behind a proxy all lines of a client in the log name its own address") {
+        sse::options o = with_threads(1);
+        o.trusted_proxies = {"127.0.0.1"};
+        journal log;
+        log.attach(o);
+        running_server server(o);
+        connection silent(server.port());
+        const header_list forwarded{{"X-Forwarded-For", "203.0.113.9"}};
+        { event_client client(server.port(), "/subscribe/a", forwarded); }
+        {
+            connection idle(server.port());
+            CHECK(idle.request("GET", "/health", forwarded).status == 200);
+        }
+        std::map<std::string, int> seen;
+        CHECK(eventually([&] {
+            seen.clear();
+            for (const auto& l : log.taken()) ++seen[l.what];
+            return seen["disconnected"] == 2;
+        }));
+        for (const auto& l : log.taken()) {
+            CAPTURE(l.what);
+            CHECK(l.client == "203.0.113.9");
+        }
+        CHECK(seen["connected"] == 2); // not the one that says nothing: it might be anybody's
+    }
+
+    TEST_CASE("a health path where streams are found is refused") {
+        for (const std::string path : {"/subscribe", "/a/b"}) {
+            sse::options o = with_threads(1);
+            o.health = path;
+            if (path != "/subscribe") o.prefix = path;
+            CHECK_THROWS_AS(sse::server{o}, std::invalid_argument);
+        }
+    }
 }
 
 TEST_SUITE("under attack") {

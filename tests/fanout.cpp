@@ -6,6 +6,8 @@
 
 #include <malloc.h>
 
+#include <csignal>
+#include <memory>
 #include <random>
 #include <thread>
 
@@ -93,6 +95,22 @@ TEST_SUITE("many clients") {
     }
 
     TEST_CASE("the same with two worker threads") { check_thousand_clients(2); }
+
+    TEST_CASE("writing to clients that have left raises no SIGPIPE") {
+        static std::atomic<int> raised{0};
+        const auto before = std::signal(SIGPIPE, [](int) { ++raised; });
+        running_server server(with_threads(1));
+        for (int round = 0; round < 20; ++round) {
+            std::vector<std::unique_ptr<event_client>> clients;
+            while (clients.size() < 10)
+                clients.push_back(std::make_unique<event_client>(server.port()));
+            for (auto& client : clients) client->reset();
+            for (int i = 0; i < 10; ++i) server.publish("/x", {.data = "for nobody"});
+        }
+        CHECK(eventually([&] { return server.counters().connections == 0; }));
+        CHECK(raised == 0);
+        std::signal(SIGPIPE, before);
+    }
 
     TEST_CASE("coalesce: a message waits for more, but not while a quarter of the ring fills, nor "
               "when its stream or the server ends") {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <csignal>
 #include <ctime>
+#include <memory>
 #include <set>
 #include <thread>
 
@@ -288,6 +289,41 @@ TEST_SUITE("start and stop") {
         CHECK(client.wait_for_close() == ending::fin);
         main_thread.join();
     }
+
+#if defined(SIGHUP)
+    TEST_CASE("a closed terminal ends a server that takes signals, unless the program decides") {
+        using action = void (*)(int);
+        const auto starts = [](action program) {
+            std::signal(SIGHUP, program);
+            sse::options o = with_threads(1);
+            o.handle_signals = true;
+            return std::make_unique<running_server>(o);
+        };
+        const action before = std::signal(SIGHUP, SIG_DFL);
+        {
+            const auto first = starts(SIG_DFL);
+            running_server second([] {
+                sse::options o = with_threads(1);
+                o.handle_signals = true;
+                return o;
+            }());
+            event_client a(first->port()), b(second.port());
+            ::kill(::getpid(), SIGHUP);
+            CHECK(a.wait_for_close() == ending::fin);
+            CHECK(b.wait_for_close() == ending::fin);
+        }
+        static std::atomic<int> read_anew{0};
+        for (const action program : {action(SIG_IGN), action([](int) { ++read_anew; })}) {
+            const auto server = starts(program);
+            event_client client(server->port());
+            ::kill(::getpid(), SIGHUP);
+            server->publish("/x", {.data = "goes on"});
+            CHECK(client.next().data == "goes on");
+        }
+        CHECK(eventually([] { return read_anew == 1; }));
+        std::signal(SIGHUP, before);
+    }
+#endif
 
     TEST_CASE("serve() takes a listener that the program has made") {
         asio::io_context io;
