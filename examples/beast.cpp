@@ -4,6 +4,7 @@
 // What passes between the two is the descriptor of the socket and the bytes that Beast has read.
 // The event streams have threads of their own, see beast_events.cpp.
 #include "beast_events.hpp"
+#include "program.hpp"
 
 // Boost 1.74 does not see that clang with libstdc++ has coroutines, and forgets <utility>.
 #if defined(__clang__) && !defined(BOOST_ASIO_HAS_CO_AWAIT)
@@ -21,6 +22,8 @@
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 
+#include <algorithm>
+#include <charconv>
 #include <csignal>
 #include <iostream>
 #include <sstream>
@@ -78,20 +81,30 @@ net::awaitable<void> listen(tcp::acceptor& acceptor, event_streams& events) {
     }
 }
 
-int main(int argc, char** argv) {
-    const std::string address = argc > 1 ? argv[1] : "127.0.0.1:8080";
-    const auto colon = address.rfind(':');
-    const auto ip = net::ip::make_address(address.substr(0, colon));
-    const auto port = static_cast<std::uint16_t>(std::stoi(address.substr(colon + 1)));
+tcp::endpoint read_address(const std::string& text) {
+    const std::size_t colon = std::min(text.rfind(':'), text.size());
+    const char* const end = text.data() + text.size();
+    std::uint16_t port = 0;
+    boost::system::error_code wrong;
+    const auto ip = net::ip::make_address(text.substr(0, colon), wrong);
+    const auto digits = std::from_chars(std::min(text.data() + colon + 1, end), end, port);
+    if (wrong || digits.ec != std::errc() || digits.ptr != end)
+        throw std::invalid_argument("'" + text + "' is not an address; 127.0.0.1:8080 is one");
+    return {ip, port};
+}
 
-    event_streams events;
-    net::io_context io(1);
-    tcp::acceptor acceptor(io, tcp::endpoint(ip, port));
-    std::cout << "http://localhost:" << acceptor.local_endpoint().port() << "/" << std::endl;
-    net::co_spawn(io, listen(acceptor, events), [](std::exception_ptr failed) {
-        if (failed) std::rethrow_exception(failed);
+int main(int argc, char** argv) {
+    return program::run(argc, argv, "beast [ADDRESS]", [&] {
+        const tcp::endpoint where = read_address(argc > 1 ? argv[1] : "127.0.0.1:8080");
+        event_streams events;
+        net::io_context io(1);
+        tcp::acceptor acceptor(io, where);
+        std::cout << "http://localhost:" << acceptor.local_endpoint().port() << "/" << std::endl;
+        net::co_spawn(io, listen(acceptor, events), [](std::exception_ptr failed) {
+            if (failed) std::rethrow_exception(failed);
+        });
+        net::signal_set signals(io, SIGINT, SIGTERM);
+        signals.async_wait([&](auto...) { io.stop(); });
+        io.run();
     });
-    net::signal_set signals(io, SIGINT, SIGTERM);
-    signals.async_wait([&](auto...) { io.stop(); });
-    io.run();
 }

@@ -5,6 +5,7 @@
 #include "sse.hpp"
 
 #include "json.hpp"
+#include "program.hpp"
 
 #include <iostream>
 
@@ -71,21 +72,23 @@ asio::awaitable<void> say(sse::server& server, sse::stream& client) {
 }
 
 int main(int argc, char** argv) {
-    presence here;
-    sse::server* room = nullptr;
-    sse::options options;
-    options.handle_signals = true;
-    options.cors.origin = sse::localhost_origins(); // else a stranger's page could say things
-    options.on_disconnect = [&](const sse::stream_info& gone, sse::end_reason) {
-        if (here.remove(gone.id)) tell_who_is_here(*room, here);
-    };
-    sse::server server(options);
-    room = &server;
-    server.route("GET", "/", sse::file(argc > 2 ? argv[2] : "examples/chat.html"));
-    server.route("GET", "/room", [&](sse::stream& client) { return enter(server, here, client); });
-    server.route("POST", "/say", [&](sse::stream& client) { return say(server, client); });
-    server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
-    std::cout << "http://localhost:" << server.port() << "/" << std::endl;
-    server.join();
-    return 0;
+    return program::run(argc, argv, "chat [ADDRESS] [PAGE]", [&] {
+        presence here;
+        sse::server* room = nullptr;
+        sse::options options;
+        options.handle_signals = true;
+        options.cors.origin = sse::localhost_origins(); // else a stranger's page could say things
+        options.on_disconnect = [&](const sse::stream_info& gone, sse::end_reason) {
+            if (here.remove(gone.id)) tell_who_is_here(*room, here);
+        };
+        sse::server server(options);
+        room = &server;
+        server.route("GET", "/", sse::file(argc > 2 ? argv[2] : "examples/chat.html"));
+        server.route("GET", "/room",
+                     [&](sse::stream& client) { return enter(server, here, client); });
+        server.route("POST", "/say", [&](sse::stream& client) { return say(server, client); });
+        server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
+        std::cout << "http://localhost:" << server.port() << "/" << std::endl;
+        server.join();
+    });
 }

@@ -5,6 +5,8 @@
 // ended for good, 1 the network failed, 2 wrong arguments, 3 the answer is no event stream.
 #include "sse.hpp"
 
+#include "program.hpp"
+
 #include <iostream>
 
 struct wish {
@@ -54,11 +56,20 @@ asio::awaitable<void> read(sse::client& client) {
         const std::optional<sse::event> e = co_await client.next();
         if (!e) co_return;
         print(*e);
+        if (!std::cout) throw std::system_error(errno, std::generic_category(), "standard output");
     }
 }
 
+constexpr std::string_view usage =
+    "usage: client URL [-X METHOD] [-H 'Name: value'] [-d BODY] [--once]\n";
+
 int main(int argc, char** argv) {
+    program::keep_standard_descriptors(); // SIGPIPE ends it, as it does any program in a pipe
     try {
+        if (argc == 2 && (argv[1] == std::string("--help") || argv[1] == std::string("-h"))) {
+            std::cout << usage;
+            return 0;
+        }
         const wish asked = read_arguments({argv + 1, argv + argc});
         asio::io_context io;
         sse::client client(io.get_executor(), asked.url, asked.options);
@@ -76,8 +87,7 @@ int main(int argc, char** argv) {
         io.run();
         return status;
     } catch (const std::invalid_argument& wrong) {
-        std::cerr << "client: " << wrong.what() << "\nusage: client URL [-X METHOD] "
-                  << "[-H 'Name: value'] [-d BODY] [--once]\n";
+        std::cerr << "client: " << wrong.what() << '\n' << usage;
         return 2;
     }
 }

@@ -5,6 +5,8 @@
 // what they like, here a plain int, without a lock.
 #include "sse.hpp"
 
+#include "program.hpp"
+
 #include <iostream>
 
 using namespace std::chrono_literals;
@@ -22,18 +24,19 @@ asio::awaitable<void> count(sse::server& server, int& counter) {
 }
 
 int main(int argc, char** argv) {
-    int counter = 0;
-    asio::io_context io;
-    sse::server server(io, {.handle_signals = true});
-    server.route("POST", "/add", [&](sse::stream& client) -> asio::awaitable<void> {
-        counter += 1000;
-        co_await client.respond(200, "text/plain", std::to_string(counter) + "\n");
+    return program::run(argc, argv, "embed [ADDRESS]", [&] {
+        int counter = 0;
+        asio::io_context io;
+        sse::server server(io, {.handle_signals = true});
+        server.route("POST", "/add", [&](sse::stream& client) -> asio::awaitable<void> {
+            counter += 1000;
+            co_await client.respond(200, "text/plain", std::to_string(counter) + "\n");
+        });
+        server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
+        std::cout << "http://localhost:" << server.port() << "/subscribe/counter" << std::endl;
+        asio::co_spawn(io, count(server, counter), [](std::exception_ptr failed) {
+            if (failed) std::rethrow_exception(failed);
+        });
+        io.run(); // until the signal: then nothing is left
     });
-    server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
-    std::cout << "http://localhost:" << server.port() << "/subscribe/counter" << std::endl;
-    asio::co_spawn(io, count(server, counter), [](std::exception_ptr failed) {
-        if (failed) std::rethrow_exception(failed);
-    });
-    io.run(); // until the signal: then nothing is left
-    return 0;
 }

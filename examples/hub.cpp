@@ -4,16 +4,19 @@
 //   GET  /subscribe/<topic>    the events of a topic and of everything below it
 //   POST /publish/<topic>      publishes, for whoever knows the token
 //   GET  /health               built into the server
+//   GET  /hub/stats            the hub's own counters, once a second, as event `stats`; with
+//                              ?topic= also the events of that topic, which is what the page reads
 //
-// Every message has an id, and who comes back with it misses nothing. The hub publishes its own
-// counters on /hub/stats, as ephemeral event `stats`, once a second.
+// Every message has an id, and who comes back with it misses nothing.
 // `hub --help` lists every flag (hub_options.hpp); publishing from a shell is described at its end.
 #include "sse.hpp"
 
 #include "hub_demo.hpp"
+#include "hub_log.hpp"
 #include "hub_options.hpp"
 #include "hub_page.hpp"
 #include "json.hpp"
+#include "program.hpp"
 
 #include <asio/co_spawn.hpp>
 #include <asio/io_context.hpp>
@@ -270,10 +273,9 @@ asio::awaitable<void> send_page(const std::string& page, sse::stream& client) {
     co_await client.respond(200, "text/html; charset=utf-8", std::move(body));
 }
 
-// >>run //////////////////////////////////////////////////////////////////////////////////////////
-// The main thread publishes: the counters, and the demo's feeds. It sleeps in between.
+// >>stats ////////////////////////////////////////////////////////////////////////////////////////
 
-milliseconds publish_stats(sse::server& server) {
+std::string stats(const sse::server& server) {
     using counters = sse::counters;
     constexpr std::pair<const char*, std::uint64_t counters::*> shown[] = {
         {"connections", &counters::connections},
@@ -290,13 +292,53 @@ milliseconds publish_stats(sse::server& server) {
     for (const auto& [name, member] : shown)
         json += (json.empty() ? "{\"" : ",\"") + std::string(name) +
                 "\":" + std::to_string(now.*member);
-    json += '}';
-    // Without room this reading is left out: the next one follows in a second. A reading of the
-    // past is of no use to a client that comes back.
-    const sse::message stats{.event = "stats", .data = json, .ephemeral = true};
-    static_cast<void>(server.try_publish("/hub/stats", stats));
-    return milliseconds(1000);
+    return json + '}';
 }
+
+// Sent to those who ask, not published: other subscribers have no use for it, and it would count
+// among the messages that it counts.
+asio::awaitable<void> send_stats(const sse::server& server, sse::stream& client) {
+    for (const std::string& topic : client.request().query_values("topic")) client.subscribe(topic);
+    for (;;) {
+        const std::string json = stats(server);
+        co_await client.send({.event = "stats", .data = json});
+        co_await client.sleep_for(milliseconds(1000));
+    }
+}
+
+// >>log //////////////////////////////////////////////////////////////////////////////////////////
+
+struct output {
+    hub_log::writer said{hub_log::standard_output}, complaints{hub_log::standard_error};
+    hub_log::once_a_second warnings;
+
+    void say(std::string line) { said.write(std::move(line)); }
+    void complain(std::string line) { complaints.write(std::move(line)); }
+    void complain(std::vector<std::string> several) {
+        for (std::string& line : several) complain(std::move(line));
+    }
+};
+
+std::string line_of(const sse::log_entry& entry) {
+    std::ostringstream line;
+    line << "hub: " << entry.what;
+    if (!entry.method.empty()) line << ' ' << entry.method;
+    if (!entry.path.empty()) line << ' ' << entry.path;
+    if (entry.status != 0) line << ' ' << entry.status;
+    if (entry.duration.count() > 0) line << ' ' << hub_options::in_seconds(entry.duration) << " s";
+    if (!entry.client.is_unspecified()) line << " from " << entry.client;
+    if (!entry.detail.empty()) line << ": " << entry.detail;
+    return line.str();
+}
+
+void log(output& out, const sse::log_entry& entry) {
+    if (entry.level < sse::log_level::warning) return out.complain(line_of(entry));
+    const std::string kind = std::string(entry.what) + std::to_string(entry.status);
+    out.complain(out.warnings.add(kind, line_of(entry)));
+}
+
+// >>run //////////////////////////////////////////////////////////////////////////////////////////
+// The main thread publishes the demo's feeds. It sleeps in between.
 
 asio::awaitable<void> run_feed(sse::server& server, demo::feed feed) {
     asio::steady_timer timer(co_await asio::this_coro::executor);
@@ -310,33 +352,6 @@ void rethrow(std::exception_ptr failure) {
     if (failure) std::rethrow_exception(failure);
 }
 
-// One line for each thing that happens; one write, since several threads log.
-void log(const sse::log_entry& entry) {
-    std::ostringstream line;
-    line << "hub: " << entry.what;
-    if (!entry.method.empty()) line << ' ' << entry.method;
-    if (!entry.path.empty()) line << ' ' << entry.path;
-    if (entry.status != 0) line << ' ' << entry.status;
-    if (entry.duration.count() > 0) line << ' ' << hub_options::in_seconds(entry.duration) << " s";
-    if (!entry.client.is_unspecified()) line << " from " << entry.client;
-    if (!entry.detail.empty()) line << ": " << entry.detail;
-    std::cerr << line.str() + "\n";
-}
-
-// The server names an option as a program does, sse::options::max_head_bytes; here it is a flag.
-std::string as_flag(std::string complaint) {
-    constexpr std::string_view option = "sse::options::";
-    if (!complaint.starts_with(option)) return complaint;
-    complaint.replace(0, option.size(), "--");
-    std::replace(complaint.begin(), std::find(complaint.begin(), complaint.end(), ' '), '_', '-');
-    for (const auto& [member, named] :
-         {std::pair("--cors.", "--allow-"), std::pair("--trusted-proxies", "--trusted-proxy"),
-          std::pair("--histories", "--history-for")}) {
-        if (complaint.starts_with(member)) complaint.replace(0, std::string(member).size(), named);
-    }
-    return complaint;
-}
-
 // An EventSource cannot send a header, so the token may stand in the query.
 asio::awaitable<sse::access> let_in(const sse::request& request, const std::string& token) {
     const std::string asked = request.query_value("token").value_or("");
@@ -346,22 +361,75 @@ asio::awaitable<sse::access> let_in(const sse::request& request, const std::stri
     co_return no;
 }
 
-std::unique_ptr<sse::server> make_server(settings& chosen) {
+void choose_origins(settings& chosen) {
     const bool any = std::count(chosen.allowed.begin(), chosen.allowed.end(), "*") > 0;
+    if (!any && !chosen.allowed.empty()) chosen.options.cors.origin = sse::origins(chosen.allowed);
+}
+
+// What the server finds wrong with the options; empty: nothing.
+std::string complaint_about(settings chosen) {
     try {
-        if (!any && !chosen.allowed.empty())
-            chosen.options.cors.origin = sse::origins(chosen.allowed);
-        const auto from = chosen.log_from.value_or(sse::log_level::error);
-        chosen.options.log = [from](const sse::log_entry& entry) {
-            if (entry.level >= from) log(entry);
-        };
+        choose_origins(chosen);
+        const sse::server built(chosen.options);
+        return "";
+    } catch (const std::exception& refused) { return refused.what(); }
+}
+
+// The server names an option as a program does: sse::options::max_head_bytes. The flag that it
+// complains about is the one without which it says something else.
+std::string as_flag(const settings& chosen, const std::string& complaint) {
+    for (const auto& suspect : chosen.given) {
+        settings others;
+        for (const auto& each : chosen.given)
+            if (&each != &suspect) each.which->set(others, each.value);
+        if (complaint_about(others) == complaint) continue;
+        const std::string_view option = "sse::options::";
+        std::string reason = complaint;
+        if (reason.starts_with(option)) { // then the option's name
+            reason.erase(0, option.size());
+            reason.erase(0, std::min(reason.find_first_of(" :"), reason.size()));
+            reason.erase(0, reason.find_first_not_of(" :"));
+        }
+        return "--" + std::string(suspect.which->name) +
+               (suspect.value.empty() ? "" : " '" + suspect.value + "'") + ": " + reason;
+    }
+    return complaint;
+}
+
+// The hub's own routes win over the server's, which could not be reached then.
+void check_paths(const settings& chosen) {
+    const auto check = [](std::string_view flag, std::string path) {
+        while (path.ends_with('/')) path.pop_back();
+        const bool is_page = path.empty();
+        for (const std::string own : {"/publish", "/hub"}) {
+            if (!is_page && path != own && !path.starts_with(own + "/")) continue;
+            throw usage_error(std::string(flag) + " '" + path + (is_page ? "/" : "") + "': " +
+                              (is_page ? "the page is there" : own + " is the hub's own path") +
+                              "; choose another");
+        }
+    };
+    check("--prefix", chosen.options.prefix);
+    if (!chosen.options.health.empty()) check("--health", chosen.options.health);
+}
+
+std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
+    check_paths(chosen);
+    try {
+        choose_origins(chosen);
+        if (chosen.log_from) {
+            chosen.options.log = [from = *chosen.log_from, &out](const sse::log_entry& entry) {
+                if (entry.level >= from) log(out, entry);
+            };
+        }
         if (!chosen.subscribe_token.empty()) {
             chosen.options.authorize = [token = chosen.subscribe_token](const sse::request& r) {
                 return let_in(r, token);
             };
         }
         return std::make_unique<sse::server>(chosen.options);
-    } catch (const std::invalid_argument& refused) { throw usage_error(as_flag(refused.what())); }
+    } catch (const std::invalid_argument& refused) {
+        throw usage_error(as_flag(chosen, refused.what()));
+    }
 }
 
 std::string listen_address(const settings& chosen) {
@@ -386,57 +454,85 @@ void listen(sse::server& server, const settings& chosen) {
     const std::string address = listen_address(chosen);
     try {
         server.start(address);
-    } catch (const std::exception& failure) {
-        throw std::runtime_error("cannot listen on " + address + ": " + failure.what() +
+    } catch (const std::system_error& failure) {
+        throw std::runtime_error("cannot listen on " + address + ": " + failure.code().message() +
                                  "; choose another --address or --port");
     }
 }
 
-void run(sse::server& server, const settings& chosen) {
+// SIGHUP comes when the terminal is closed: then the hub ends as by SIGTERM. nohup has it ignored,
+// and so it stays. SIGUSR1 and SIGUSR2 mean nothing here, and are no reason to end.
+void take_signals(asio::signal_set& signals) {
+    for (const int each : {SIGINT, SIGTERM}) signals.add(each);
+    struct sigaction before {};
+    if (::sigaction(SIGHUP, nullptr, &before) == 0 && before.sa_handler != SIG_IGN)
+        signals.add(SIGHUP);
+    for (const int each : {SIGUSR1, SIGUSR2}) std::signal(each, SIG_IGN);
+}
+
+void run(sse::server& server, const settings& chosen, output& out) {
     server.route("GET", "/", [page = page_for(chosen)](sse::stream& client) {
         return send_page(page, client);
     });
     server.route("POST", "/publish/*",
                  [&](sse::stream& client) { return answer_publish(server, chosen.token, client); });
+    server.group("/hub", {.authorize = chosen.options.authorize})
+        .route("GET", "/stats", [&](sse::stream& client) { return send_stats(server, client); });
 
     asio::io_context io(1);
-    asio::signal_set signals(io, SIGINT, SIGTERM);
+    asio::signal_set signals(io);
+    take_signals(signals);
     signals.async_wait([&](std::error_code, int) { io.stop(); });
     listen(server, chosen);
-    std::cout << "hub: open " << url(server) << std::endl;
+    out.say("hub: open " + url(server));
 
-    asio::co_spawn(io, run_feed(server, publish_stats), rethrow);
+    asio::co_spawn(io,
+                   run_feed(server,
+                            [&](sse::server&) {
+                                out.complain(out.warnings.due());
+                                return milliseconds(1000);
+                            }),
+                   rethrow);
     if (chosen.demo)
         for (demo::feed& feed : demo::feeds())
             asio::co_spawn(io, run_feed(server, std::move(feed)), rethrow);
     io.run();
 
-    signals.clear(); // a second Ctrl-C ends the program at once
+    // A second Ctrl-C or SIGTERM ends the program at once. A second SIGHUP does not: a shell that
+    // ends sends another one.
+    signals.clear();
+    std::signal(SIGHUP, SIG_IGN);
     const std::uint64_t clients = server.counters().streams;
     const milliseconds window = chosen.options.drain_window;
     const sse::drained gone = window.count() > 0 ? server.stop({.window = window}) : sse::drained{};
     server.stop();
     server.join();
-    std::cout << "hub: let go of " << clients << (clients == 1 ? " client" : " clients");
-    if (gone.cut > 0) std::cout << ", " << gone.cut << " of them cut off";
-    std::cout << std::endl;
+    out.complain(out.warnings.due(hub_log::once_a_second::clock::time_point::max()));
+    out.say("hub: let go of " + std::to_string(clients) + (clients == 1 ? " client" : " clients") +
+            (gone.cut > 0 ? ", " + std::to_string(gone.cut) + " of them cut off" : ""));
 }
 
 int main(int argc, char** argv) {
+    program::keep_standard_descriptors();
+    program::survive_closed_output();
+    output out;
     try {
         settings chosen = hub_options::read_flags(std::span(argv + 1, argv + argc));
         if (chosen.help) {
             hub_options::print_help(std::cout);
-            return 0;
+        } else if (chosen.version) {
+            std::cout << "hub " << SSE_VERSION_MAJOR << '.' << SSE_VERSION_MINOR << '.'
+                      << SSE_VERSION_PATCH << '\n';
+        } else {
+            const std::unique_ptr<sse::server> server = make_server(chosen, out);
+            run(*server, chosen, out);
         }
-        const std::unique_ptr<sse::server> server = make_server(chosen);
-        run(*server, chosen);
-        return 0;
+        return std::cout.flush() ? 0 : 1;
     } catch (const usage_error& wrong) {
-        std::cerr << "hub: " << wrong.what() << "\nhub --help lists the flags.\n";
+        out.complain("hub: " + std::string(wrong.what()) + "\nhub --help lists the flags.");
         return 2;
     } catch (const std::exception& failure) {
-        std::cerr << "hub: " << failure.what() << '\n';
+        out.complain("hub: " + std::string(failure.what()));
         return 1;
     }
 }

@@ -35,13 +35,20 @@ struct settings {
     sse::options options;
     std::string address = "127.0.0.1";
     std::uint16_t port = 8080;
-    std::vector<std::string> allowed;       // origins; empty: any
-    std::string token;                      // empty: publishing over HTTP is off
-    std::optional<sse::log_level> log_from; // empty: quiet
-    std::string subscribe_token;            // empty: anyone may subscribe
+    std::vector<std::string> allowed; // origins; empty: any
+    std::string token;                // empty: publishing over HTTP is off
+    std::optional<sse::log_level> log_from = sse::log_level::warning; // empty: quiet
+    std::string subscribe_token;                                      // empty: anyone may subscribe
     bool demo = false;
     bool help = false;
+    bool version = false;
     std::set<std::string_view> replaced; // flags whose list is no longer the default
+
+    struct given_flag {
+        const struct flag* which;
+        std::string value;
+    };
+    std::vector<given_flag> given; // as they came
 };
 
 // What is wrong with the command line, and what would be right.
@@ -275,13 +282,14 @@ inline const std::vector<flag>& flags() {
         {"health", "PATH", "path of the count of streams; '' for none (/health)",
          [](settings& chosen, std::string_view value) { chosen.options.health = value; }},
         {"log", "LEVEL",
-         "prints what happens from this level on: debug, info, warning or error (off)",
+         "prints what happens from this level on: debug, info, warning, error or off (warning)",
          [](settings& chosen, std::string_view value) {
-             using level = sse::log_level;
-             chosen.log_from = one_of<level>(value, {{"info", level::info},
-                                                     {"warning", level::warning},
-                                                     {"debug", level::debug},
-                                                     {"error", level::error}});
+             using level = std::optional<sse::log_level>;
+             chosen.log_from = one_of<level>(value, {{"info", sse::log_level::info},
+                                                     {"warning", sse::log_level::warning},
+                                                     {"debug", sse::log_level::debug},
+                                                     {"error", sse::log_level::error},
+                                                     {"off", std::nullopt}});
          }},
         {"publish-token", "TOKEN", "turns on POST /publish/<topic> for holders of TOKEN (off)",
          [](settings& chosen, std::string_view value) {
@@ -290,7 +298,10 @@ inline const std::vector<flag>& flags() {
          }},
         {"demo", "", "publishes an invented feed: prices, chat, build, sensors (off)",
          [](settings& chosen, std::string_view) { chosen.demo = true; }},
-        {"help", "", "prints this", [](settings& chosen, std::string_view) { chosen.help = true; }},
+        {"version", "", "prints the version",
+         [](settings& chosen, std::string_view) { chosen.version = true; }},
+        {"help", "", "prints this; -h too",
+         [](settings& chosen, std::string_view) { chosen.help = true; }},
     };
     return table;
 }
@@ -323,8 +334,12 @@ Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON
   Answers: 202 {"seq":N,"id":"..."}, without id if the message has none or brought its own; 400
   and 415 with the reason, 401 for a wrong token, 404 when it is off.
 
-Ctrl-C or SIGTERM lets the clients go, within --drain-window if that is given, and ends with
-status 0; a wrong flag ends with status 2.
+Ctrl-C, SIGTERM or a closed terminal (SIGHUP) lets the clients go, within --drain-window if that is
+given, and ends with status 0; a second Ctrl-C or SIGTERM does not wait for them. SIGUSR1 and SIGUSR2
+are ignored. A wrong flag ends with status 2, a failure such as a port that is taken with 1.
+
+The log goes to stderr. Warnings and errors of one kind are printed at most once a second, with their
+number. Lines that nobody reads are dropped and counted: they hold up nothing.
 )";
 }
 
@@ -347,20 +362,25 @@ inline const flag& find_flag(std::string_view name) {
         return distance(name, a.name) < distance(name, b.name);
     };
     const flag& nearest = *std::min_element(flags().begin(), flags().end(), nearer);
-    if (nearest.name != name)
-        throw usage_error("there is no --" + std::string(name) + "; did you mean --" +
-                          std::string(nearest.name) + "?");
-    return nearest;
+    if (nearest.name == name) return nearest;
+    // A slip of the finger; what is further off was meant otherwise.
+    const std::size_t near = name.size() < 4 ? 1 : std::max<std::size_t>(2, name.size() / 4);
+    throw usage_error("there is no --" + std::string(name) +
+                      (distance(name, nearest.name) <= near
+                           ? "; did you mean --" + std::string(nearest.name) + "?"
+                           : ""));
 }
 
 inline settings read_flags(std::span<char*> arguments) {
     settings chosen;
     for (std::size_t i = 0; i < arguments.size(); ++i) {
         const std::string_view argument = arguments[i];
-        if (!argument.starts_with("--") || argument.size() == 2)
-            throw usage_error("'" + std::string(argument) + "' is no flag; flags begin with --");
+        const bool asks_for_help = argument == "-h";
+        if (!asks_for_help && (!argument.starts_with("--") || argument.size() == 2))
+            throw usage_error("'" + std::string(argument) + "' is not a flag; flags begin with --");
         const std::size_t equals = argument.find('=');
-        const flag& given = find_flag(argument.substr(0, equals).substr(2));
+        const flag& given =
+            find_flag(asks_for_help ? "help" : argument.substr(0, equals).substr(2));
         std::optional<std::string_view> value;
         if (equals != argument.npos) value = argument.substr(equals + 1);
         const std::string named = "--" + std::string(given.name);
@@ -378,6 +398,7 @@ inline settings read_flags(std::span<char*> arguments) {
             throw usage_error(named + " cannot be '" + std::string(value.value_or("")) +
                               "': " + wrong.what());
         }
+        chosen.given.push_back({&given, std::string(value.value_or(""))});
     }
     return chosen;
 }

@@ -259,11 +259,10 @@ pre {
                                              R"page(<script>
 "use strict";
 const page = document.documentElement.dataset;
-const statsTopic = "/hub/stats";
 const maxRows = 200;        // the list is bounded: a page left open for a week must not grow
 const maxShown = 2000;      // characters of data in one row
 const maxTopics = 4;        // a browser gives six connections to one HTTP/1.1 origin, to all tabs
-const silence = 8000;       // ms without statistics until the connection counts as lost
+const silence = 8000;       // ms without statistics until a stream counts as lost
 const firstNames = ["message", "price", "chat", "build", "sensor", "stats", page.gap];
 
 const byId = id => document.getElementById(id);
@@ -324,10 +323,10 @@ function show(name, shown) {
 }
 
 // >>sources  Topics and their streams, the connection state ////////////////////////////////////
-const sources = new Map();  // topic -> {stream, open, wasOpen, lastId}
+const sources = new Map();  // topic -> {stream, open, wasOpen, lastId, heard}
 const followed = new Set();
 const gaps = [];            // {from, to}: times without a connection; `to` is null while it lasts
-let state = "connecting", reconnects = 0, firstOpen = Infinity, since = 0, heardStats = 0;
+let state = "connecting", reconnects = 0, firstOpen = Infinity, since = 0;
 
 const covers = (topic, other) =>
     topic === "/" || other === topic || other.startsWith(topic + "/");
@@ -345,14 +344,17 @@ function hear(source, topic, name) {
     });
 }
 
-// An EventSource comes back with the last id by itself; a new one is told it in its address.
+// An EventSource comes back with the last id by itself; a new one is told it in its address. Each
+// stream brings the statistics too, once a second.
 function connect(topic, lastId = "", wasOpen = false) {
-    const after = lastId && "?lastEventId=" + encodeURIComponent(lastId);
-    const stream = new EventSource(address(topic) + after);
-    const source = {stream, open: false, wasOpen, lastId};
+    const query = new URLSearchParams({topic});
+    if (lastId) query.set("lastEventId", lastId);
+    const stream = new EventSource("/hub/stats?" + query);
+    const source = {stream, open: false, wasOpen, lastId, heard: now()};
     stream.addEventListener("open", event => {
         if (!ofConnection(event)) return;
         source.open = source.wasOpen = true;
+        source.heard = now();
         refreshState();
     });
     stream.addEventListener("error", event => {
@@ -373,18 +375,15 @@ function reopen(topic, source) {
     connect(topic, source.lastId, source.wasOpen);
 }
 
-// The fewest streams that bring every followed topic and the statistics.
+// A stream for every followed topic.
 function syncSources() {
-    const wanted = [...followed, statsTopic];
-    const needed = wanted.filter((topic, at) => !wanted.some((other, otherAt) =>
-        otherAt !== at && covers(other, topic) && (other !== topic || otherAt < at)));
     const before = [...sources];
     for (const [topic, source] of before) {
-        if (needed.includes(topic)) continue;
+        if (followed.has(topic)) continue;
         source.stream.close();
         sources.delete(topic);
     }
-    for (const topic of needed) {
+    for (const topic of followed) {
         if (sources.has(topic)) continue;
         // A stream that brought the topic until now had all of it up to its last id.
         const wider = before.find(([other]) => covers(other, topic));
@@ -401,7 +400,7 @@ function refreshState() {
     if (next === state) return;
     if (next === "open") {
         if (state === "lost") byId("reconnects").textContent = ++reconnects;
-        since = heardStats = now();
+        since = now();
         firstOpen = Math.min(firstOpen, since);
         const gap = gaps.at(-1);
         if (gap) gap.to ??= now();
@@ -477,10 +476,13 @@ let waiting = [];           // rows not yet drawn, oldest first, at most maxRows
 let paused = false, held = 0;
 
 function receive(event, topic, source) {
-    // Lost statistics are no loss, when the stream is there for nothing else.
-    if (event.type === page.gap && topic === statsTopic && !followed.has(topic)) return;
     const entry = names.get(event.type);
-    const stats = event.type === "stats" && readStats(event.data);
+    const stats = event.type === "stats" && statsIn(event.data);
+    if (stats) {
+        source.heard = now();
+        if (source !== sources.values().next().value) return; // all of them bring the same
+        showStats(stats);
+    }
     advance();
     const slot = head % binCount;
     const id = event.lastEventId === source.lastId ? "" : event.lastEventId;
@@ -560,7 +562,7 @@ byId("pause").onclick = () => {
 };
 )page"
                                              R"page(
-// >>stats  The hub's own counters, published each second on /hub/stats /////////////////////////
+// >>stats  The hub's own counters, which come each second on every stream //////////////////////
 const count = new Intl.NumberFormat("en");
 const amount = bytes => {
     const units = ["B", "kB", "MB", "GB", "TB", "PB"];
@@ -590,11 +592,14 @@ for (const figure of figures) {
 }
 
 // Anybody with the token can publish an event called `stats`: only numbers are believed.
-function readStats(text) {
+function statsIn(text) {
     let stats;
-    try { stats = JSON.parse(text); } catch { return false; }
-    if (!stats || !figures.every(({key}) => Number.isFinite(stats[key]) && stats[key] >= 0))
-        return false;
+    try { stats = JSON.parse(text); } catch { return null; }
+    return stats && figures.every(({key}) => Number.isFinite(stats[key]) && stats[key] >= 0)
+        ? stats : null;
+}
+
+function showStats(stats) {
     const at = now();
     for (const {key, value, per, rate, format = count.format} of figures) {
         value.textContent = format(stats[key]);
@@ -606,8 +611,6 @@ function readStats(text) {
     connections.push({at, value: stats.connections});
     if (connections.length > 90) connections.shift();
     before = {stats, at};
-    heardStats = at;
-    return true;
 }
 
 // >>chart  The strip ///////////////////////////////////////////////////////////////////////////
@@ -878,12 +881,11 @@ function showRate() {
 
 function everySecond() {
     // A peer that vanished without a word (sleep, a changed network) closes nothing. The hub
-    // publishes its counters each second, so silence tells.
-    if (state === "open" && now() - heardStats > silence) {
-        for (const [topic, source] of [...sources]) {
-            source.open = false;
-            reopen(topic, source);
-        }
+    // sends its counters each second, so silence tells.
+    for (const [topic, source] of [...sources]) {
+        if (!source.open || now() - source.heard <= silence) continue;
+        source.open = false;
+        reopen(topic, source);
         refreshState();
     }
     const rate = showRate();

@@ -6,6 +6,8 @@
 // has a key, but every line of the log.
 #include "sse.hpp"
 
+#include "program.hpp"
+
 #include <asio/thread_pool.hpp>
 
 #include <iostream>
@@ -30,24 +32,25 @@ void bake(sse::job job) {
 }
 
 int main(int argc, char** argv) {
-    sse::jobs jobs;
-    asio::thread_pool workers(2);
-    std::atomic<int> started = 0;
+    return program::run(argc, argv, "job [ADDRESS]", [&] {
+        sse::jobs jobs;
+        asio::thread_pool workers(2);
+        std::atomic<int> started = 0;
 
-    sse::server server({.handle_signals = true});
-    server.route("POST", "/jobs", [&](sse::stream& client) -> asio::awaitable<void> {
-        const std::string id = std::to_string(++started);
-        asio::post(workers, [job = jobs.start(id)]() mutable { bake(std::move(job)); });
-        client.add_header("Location", "/jobs/" + id);
-        co_await client.respond(202, "text/plain", "/jobs/" + id + "\n");
+        sse::server server({.handle_signals = true});
+        server.route("POST", "/jobs", [&](sse::stream& client) -> asio::awaitable<void> {
+            const std::string id = std::to_string(++started);
+            asio::post(workers, [job = jobs.start(id)]() mutable { bake(std::move(job)); });
+            client.add_header("Location", "/jobs/" + id);
+            co_await client.respond(202, "text/plain", "/jobs/" + id + "\n");
+        });
+        server.route("GET", "/jobs/{id}", [&](sse::stream& client) {
+            return jobs.serve(client, client.request().path_value("id"));
+        });
+        server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
+        std::cout << "http://localhost:" << server.port() << "/jobs" << std::endl;
+        server.join();
+        stopping = true;
+        workers.join();
     });
-    server.route("GET", "/jobs/{id}", [&](sse::stream& client) {
-        return jobs.serve(client, client.request().path_value("id"));
-    });
-    server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
-    std::cout << "http://localhost:" << server.port() << "/jobs" << std::endl;
-    server.join();
-    stopping = true;
-    workers.join();
-    return 0;
 }

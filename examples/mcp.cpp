@@ -7,6 +7,7 @@
 #include "sse.hpp"
 
 #include "json.hpp"
+#include "program.hpp"
 
 #include <iostream>
 #include <mutex>
@@ -159,18 +160,19 @@ asio::awaitable<void> leave(sse::server& server, sse::stream& client) {
 }
 
 int main(int argc, char** argv) {
-    sse::options options;
-    options.handle_signals = true;
-    options.cors.origin = sse::localhost_origins();
-    options.cors.headers = {"Content-Type", "Last-Event-ID", "Mcp-Session-Id",
-                            "Mcp-Protocol-Version"};
-    options.cors.exposed = {"Mcp-Session-Id"};
-    sse::server server(options);
-    server.route("POST", "/mcp", [&](sse::stream& client) { return take(server, client); });
-    server.route("GET", "/mcp", follow);
-    server.route("DELETE", "/mcp", [&](sse::stream& client) { return leave(server, client); });
-    server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
-    std::cout << "http://localhost:" << server.port() << "/mcp" << std::endl;
-    server.join();
-    return 0;
+    return program::run(argc, argv, "mcp [ADDRESS]", [&] {
+        sse::options options;
+        options.handle_signals = true;
+        options.cors.origin = sse::localhost_origins();
+        options.cors.headers = {"Content-Type", "Last-Event-ID", "Mcp-Session-Id",
+                                "Mcp-Protocol-Version"};
+        options.cors.exposed = {"Mcp-Session-Id"};
+        sse::server server(options);
+        server.route("POST", "/mcp", [&](sse::stream& client) { return take(server, client); });
+        server.route("GET", "/mcp", follow);
+        server.route("DELETE", "/mcp", [&](sse::stream& client) { return leave(server, client); });
+        server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
+        std::cout << "http://localhost:" << server.port() << "/mcp" << std::endl;
+        server.join();
+    });
 }

@@ -4,10 +4,14 @@
 // subscriber of a topic hears everything below it. Readings are Linux's; elsewhere they are null.
 #include "sse.hpp"
 
+#include "program.hpp"
+
 #include <chrono>
 #include <fstream>
+#include <iomanip>
 #include <iostream>
 #include <limits>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -137,11 +141,18 @@ events.addEventListener("env", event => show(JSON.parse(event.data)));
 </script>
 )page";
 
+// As JSON: 25276514304, not 25276514304.000000.
+std::string as_json(double number) {
+    std::ostringstream out;
+    out << std::setprecision(15) << number;
+    return out.str();
+}
+
 // The number behind `name` in a file of /proc, as JSON; null when there is none.
 std::string reading(const char* file, const std::string& name, double scale = 1) {
     std::ifstream in(file);
     for (std::string word; in >> word; in.ignore(std::numeric_limits<std::streamsize>::max(), '\n'))
-        if (double number = 0; word == name && in >> number) return std::to_string(number * scale);
+        if (double number = 0; word == name && in >> number) return as_json(number * scale);
     return "null";
 }
 
@@ -150,7 +161,7 @@ std::string number_at(const char* file, int place) {
     std::ifstream in(file);
     double number = 0;
     for (int i = 0; i <= place; ++i) in >> number;
-    return in ? std::to_string(number) : "null";
+    return in ? as_json(number) : "null";
 }
 
 // The part of the time since the last call that the processor was not idle. /proc/stat counts
@@ -168,7 +179,7 @@ public:
         }
         const double passed = all - std::exchange(all_, all);
         const double rested = idle - std::exchange(idle_, idle);
-        return passed > 0 ? std::to_string(1 - rested / passed) : "null";
+        return passed > 0 ? as_json(1 - rested / passed) : "null";
     }
 
 private:
@@ -192,12 +203,14 @@ asio::awaitable<void> send_page(sse::stream& client) {
 }
 
 int main(int argc, char** argv) {
-    sse::server server;
-    server.route("GET", "/", send_page);
-    server.start(argc > 1 ? argv[1] : "127.0.0.1:8082");
-    std::cout << "http://localhost:" << server.port() << "/" << std::endl;
-    for (processor cpu;;) {
-        server.publish("/sysenv/update", {.event = "env", .data = readings(cpu)});
-        std::this_thread::sleep_for(std::chrono::seconds(1));
-    }
+    return program::run(argc, argv, "sysenv [ADDRESS]", [&] {
+        sse::server server;
+        server.route("GET", "/", send_page);
+        server.start(argc > 1 ? argv[1] : "127.0.0.1:8082");
+        std::cout << "http://localhost:" << server.port() << "/" << std::endl;
+        for (processor cpu;;) {
+            server.publish("/sysenv/update", {.event = "env", .data = readings(cpu)});
+            std::this_thread::sleep_for(std::chrono::seconds(1));
+        }
+    });
 }

@@ -6,6 +6,8 @@
 // is begun anew. Data may hold any text, so no line can forge an event.
 #include "sse.hpp"
 
+#include "program.hpp"
+
 #include <iostream>
 
 #include <fcntl.h>
@@ -88,25 +90,23 @@ asio::awaitable<void> watch(sse::stream& client) {
 }
 
 int main(int argc, char** argv) {
-    if (argc != 3) {
-        std::cerr << "usage: tail ADDRESS FILE, as in: tail 127.0.0.1:8080 /var/log/syslog\n";
-        return 2;
-    }
-    sse::options options;
-    options.threads = 1;
-    options.history = kept_lines;
-    options.handle_signals = true;
-    sse::server server(options);
-    server.route("GET", "/", watch);
-    server.start(argv[1]);
-    log_file file(argv[2]);
-    std::jthread reader([&](const std::stop_token& stop) {
-        try {
-            for (; !stop.stop_requested(); std::this_thread::sleep_for(50ms))
-                file.read([&](const std::string& line) { server.publish("/log", {.data = line}); });
-        } catch (const std::system_error&) {} // the server was stopped
+    return program::run(argc, argv, "tail ADDRESS FILE", [&] {
+        sse::options options;
+        options.threads = 1;
+        options.history = kept_lines;
+        options.handle_signals = true;
+        sse::server server(options);
+        server.route("GET", "/", watch);
+        server.start(argv[1]);
+        log_file file(argv[2]);
+        std::jthread reader([&](const std::stop_token& stop) {
+            try {
+                for (; !stop.stop_requested(); std::this_thread::sleep_for(50ms))
+                    file.read(
+                        [&](const std::string& line) { server.publish("/log", {.data = line}); });
+            } catch (const std::system_error&) {} // the server was stopped
+        });
+        std::cout << "http://localhost:" << server.port() << "/" << std::endl;
+        server.join();
     });
-    std::cout << "http://localhost:" << server.port() << "/" << std::endl;
-    server.join();
-    return 0;
 }

@@ -7,6 +7,7 @@
 #include "sse.hpp"
 
 #include "json.hpp"
+#include "program.hpp"
 
 #include <ctime>
 #include <iostream>
@@ -142,12 +143,13 @@ asio::awaitable<void> unknown(sse::stream& client) {
 }
 
 int main(int argc, char** argv) {
-    sse::server server({.handle_signals = true});
-    server.route("POST", "/v1/chat/completions", complete);
-    server.route("GET", "/v1/models", models);
-    server.fallback(unknown);
-    server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
-    std::cout << "http://localhost:" << server.port() << "/v1/" << std::endl;
-    server.join();
-    return 0;
+    return program::run(argc, argv, "tokens [ADDRESS]", [&] {
+        sse::server server({.handle_signals = true});
+        server.route("POST", "/v1/chat/completions", complete);
+        server.route("GET", "/v1/models", models);
+        server.fallback(unknown);
+        server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
+        std::cout << "http://localhost:" << server.port() << "/v1/" << std::endl;
+        server.join();
+    });
 }

@@ -8,7 +8,12 @@
 #include <csignal>
 #include <cstdlib>
 #include <map>
+#include <memory>
+#include <sstream>
 #include <vector>
+
+#include <fcntl.h>
+#include <sys/stat.h>
 
 namespace examples_test {
 
@@ -40,6 +45,54 @@ struct running_hub : process {
     }
 
     const std::uint16_t port;
+};
+
+/// A hub that is started by a shell, which says where its output goes; stdout must stay a pipe.
+struct hub_in_shell : process {
+    explicit hub_in_shell(const std::string& flags_and_redirections, const std::string& before = "")
+        : process({"/bin/sh", "-c",
+                   before + "exec " + example("hub") + " --port 0 " + flags_and_redirections}),
+          port(port_in(read_line())) {}
+
+    /// So many requests, each of which leaves some eight kilobytes in a log.
+    void fill_log(int requests) const {
+        const std::string target = "/" + std::string(8000, 'x');
+        for (int i = 0; i < requests; ++i) REQUIRE(http_get(port, target).status == 404);
+    }
+    void check_ends_on(int number) {
+        signal(number);
+        CHECK(wait_for_exit().code == 0);
+    }
+
+    const std::uint16_t port;
+};
+
+/// A named pipe that is there for the time of a test. It has a reader from the start, that need not
+/// read.
+struct named_pipe {
+    named_pipe() : path("/tmp/sse-test-pipe-" + std::to_string(::getpid())) {
+        ::unlink(path.c_str());
+        REQUIRE(::mkfifo(path.c_str(), 0600) == 0);
+        reader = descriptor(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+        REQUIRE(reader);
+    }
+    ~named_pipe() { ::unlink(path.c_str()); }
+    /// Reads until a text has come.
+    bool brings(std::string_view text) {
+        std::string seen;
+        return eventually([&] {
+            char bytes[64 * 1024];
+            const ssize_t n = ::read(reader.get(), bytes, sizeof bytes);
+            if (n > 0) seen.append(bytes, static_cast<std::size_t>(n));
+            return has(seen, text);
+        });
+    }
+    static bool has(std::string_view text, std::string_view part) {
+        return text.find(part) != text.npos;
+    }
+
+    const std::string path;
+    descriptor reader;
 };
 
 /// An example that takes its address as its first argument.
@@ -177,7 +230,8 @@ TEST_SUITE("examples") {
                                  "--max-topics",
                                  "--log",
                                  "--publish-token",
-                                 "--demo"}) {
+                                 "--demo",
+                                 "--version"}) {
             CAPTURE(flag);
             CHECK(has(help, std::string("  ") + flag + ' '));
         }
@@ -207,6 +261,239 @@ TEST_SUITE("examples") {
         check_refused("--allow-credentials", "name the origins");
         check_refused("--demo=yes", "switch");
         check_refused("demo", "flags begin with --");
+    }
+
+    TEST_CASE("what the server finds wrong is told with the flag that was given, and its value") {
+        const auto check_named = [](const std::string& flags, std::string_view start) {
+            CAPTURE(flags);
+            const auto [status, text] = run(example("hub") + " " + flags);
+            CHECK(status == 2);
+            CHECK_MESSAGE(text.starts_with("hub: " + std::string(start)), text);
+            CHECK_FALSE(has(text, "sse::options"));
+        };
+        check_named("--allow-method 'a b'", "--allow-method 'a b': ");
+        check_named("--expose-header X-A --expose-header 'x y'", "--expose-header 'x y': ");
+        check_named("--allow-header x:", "--allow-header 'x:': ");
+        check_named("--trusted-proxy ::1 --trusted-proxy nobody", "--trusted-proxy 'nobody': ");
+        check_named("--history-for a//b=5", "--history-for 'a//b=5': ");
+        check_named("--allow-credentials --port 0", "--allow-credentials: cannot go to every");
+        check_named("--port 0 --header-timeout 0", "--header-timeout '0': must be more than 0");
+        check_named("--max-stream-age 99999999 --demo", "--max-stream-age '99999999': ");
+        check_named("--prefix nothing", "--prefix 'nothing': ");
+    }
+
+    TEST_CASE("a flag that does not exist brings a suggestion only if one is near") {
+        const auto said = [](const std::string& flag) { return run(example("hub") + " " + flag); };
+        CHECK(has(said("--prot 1").second, "did you mean --port?"));
+        CHECK(has(said("--max-conections 1").second, "did you mean --max-connections?"));
+        for (const std::string far : {"--bogus", "--x", "--verbose", "--tls"}) {
+            CAPTURE(far);
+            CHECK(said(far).first == 2);
+            CHECK(has(said(far).second, "there is no " + far + "\n"));
+        }
+    }
+
+    TEST_CASE("paths of the hub that collide are refused") {
+        const std::string hub = example("hub");
+        for (const std::string flags :
+             {"--health /subscribe", "--prefix /live --health /live", "--prefix /publish",
+              "--prefix /publish/x", "--prefix /", "--health /", "--health /publish",
+              "--health /hub/stats", "--prefix /hub"}) {
+            CAPTURE(flags);
+            const auto [status, text] = run("timeout 5 " + hub + " --port 0 " + flags);
+            CHECK(status == 2);
+            CHECK(has(text, "choose another"));
+        }
+    }
+
+    TEST_CASE("the hub tells its help and its version, and when it cannot") {
+        const std::string hub = example("hub");
+        CHECK(run(hub + " -h") == run(hub + " --help"));
+        const auto [status, version] = run(hub + " --version");
+        CHECK(status == 0);
+        CHECK(version.starts_with("hub "));
+        CHECK(std::count(version.begin(), version.end(), '.') == 2);
+        CHECK(run(hub + " --help >/dev/full").first == 1);
+    }
+
+    TEST_CASE("an address that cannot be listened on is told once, with what to do") {
+        running_hub hub;
+        const std::string port = std::to_string(hub.port);
+        const auto [status, text] = run(example("hub") + " --port " + port);
+        CHECK(status == 1);
+        CHECK(has(text, "cannot listen on 127.0.0.1:" + port + ": Address already in use"));
+        CHECK(has(text, "choose another --address or --port"));
+        CHECK(text.find("listen") == text.rfind("listen"));
+    }
+
+    TEST_CASE("a hub whose log nobody reads serves on, counts what is left out, and ends in time") {
+        named_pipe log;
+        hub_in_shell hub("--log debug 2>" + log.path);
+        event_client client(hub.port);
+        hub.fill_log(200); // the pipe and the queue hold about half of it
+        CHECK(log.brings("hub: lines that could not be written and are left out: "));
+        hub.fill_log(30);
+        hub.signal(SIGTERM);
+        CHECK(hub.read_line() == "hub: let go of 1 client");
+        CHECK(hub.wait_for_exit().code == 0);
+    }
+
+    TEST_CASE("a hub ends on a signal though it shares one unread pipe for all it prints") {
+        named_pipe log;
+        process hub({"/bin/sh", "-c",
+                     "exec " + example("hub") + " --port 0 --log debug >" + log.path + " 2>&1"});
+        std::string line;
+        REQUIRE(eventually([&] {
+            char byte = 0;
+            while (::read(log.reader.get(), &byte, 1) == 1 && byte != '\n') line += byte;
+            return byte == '\n';
+        }));
+        const std::string target = "/" + std::string(8000, 'x');
+        for (int i = 0; i < 20; ++i) CHECK(http_get(port_in(line), target).status == 404);
+        hub.signal(SIGTERM);
+        CHECK(hub.wait_for_exit().code == 0);
+    }
+
+    TEST_CASE("a hub outlives those who read its log and its output, and a full disk") {
+        named_pipe log;
+        hub_in_shell piped("--log debug 2>" + log.path);
+        hub_in_shell full("--log debug 2>/dev/full");
+        log.reader.close();
+        for (hub_in_shell* hub : {&piped, &full}) {
+            event_client client(hub->port);
+            hub->fill_log(3);
+            hub->close_output();
+            hub->fill_log(1);
+            hub->check_ends_on(SIGTERM);
+        }
+    }
+
+    TEST_CASE("a hub that starts with closed descriptors gives their numbers to no socket") {
+        hub_in_shell hub("--log debug <&- 2>&-");
+        hub.fill_log(3);
+        for (const char* const number : {"0", "2"}) {
+            char target[64] = {};
+            const std::string link = "/proc/" + std::to_string(hub.pid()) + "/fd/" + number;
+            REQUIRE(::readlink(link.c_str(), target, sizeof target - 1) > 0);
+            CHECK(std::string(target) == "/dev/null");
+        }
+        hub.check_ends_on(SIGTERM);
+    }
+
+    TEST_CASE("a closed terminal lets the hub's clients go, and nohup keeps it from that") {
+        hub_in_shell hub("--drain-window 0.3");
+        event_client client(hub.port);
+        for (const int harmless : {SIGUSR1, SIGUSR2}) hub.signal(harmless);
+        hub.fill_log(1);
+        hub.signal(SIGHUP);
+        CHECK(client.wait_for_close() == ending::fin);
+        hub.signal(SIGHUP); // the shell sends one too
+        CHECK(hub.read_line() == "hub: let go of 1 client");
+        CHECK(hub.wait_for_exit().code == 0);
+
+        hub_in_shell kept("", "trap '' HUP; ");
+        kept.signal(SIGHUP);
+        kept.fill_log(1);
+        kept.check_ends_on(SIGTERM);
+    }
+
+    TEST_CASE("a second SIGTERM ends a drain") {
+        hub_in_shell hub("--drain-window 3600");
+        std::vector<std::unique_ptr<event_client>> clients;
+        while (clients.size() < 20) clients.push_back(std::make_unique<event_client>(hub.port));
+        hub.signal(SIGTERM);
+        CHECK(eventually([&] {
+            try {
+                connection late(hub.port);
+                return false;
+            } catch (const std::system_error&) { return true; }
+        }));
+        hub.signal(SIGTERM);
+        CHECK(hub.wait_for_exit().signal == SIGTERM);
+    }
+
+    TEST_CASE("what a limit refuses is in the hub's log by itself, once a second, with a count") {
+        hub_in_shell hub("--max-connections 1 2>&1");
+        event_client first(hub.port);
+        const auto start = std::chrono::steady_clock::now();
+        constexpr int refused = 40;
+        for (int i = 0; i < refused; ++i) CHECK_THROWS_AS(event_client(hub.port), bad_response);
+        hub.signal(SIGTERM);
+        std::istringstream lines(hub.read_to_end());
+        const auto passed = std::chrono::steady_clock::now() - start;
+        int told = 0, count = 0;
+        for (std::string line; std::getline(lines, line);) {
+            if (!has(line, "refused GET /subscribe 503")) continue;
+            ++told;
+            const std::size_t comma = line.rfind(", ");
+            count += line.ends_with(" times") ? std::stoi(line.substr(comma + 2)) : 1;
+        }
+        CHECK(count == refused);
+        CHECK(told <= 2 + passed / 1s);
+    }
+
+    TEST_CASE("the hub's own counters go to those who ask for them, and count for nothing") {
+        running_hub hub({"--publish-token", "secret", "--subscribe-token", "s3cret"});
+        event_client everything(hub.port, "/subscribe/?token=s3cret");
+        event_client page(hub.port, "/hub/stats?topic=/a&token=s3cret");
+        for (int second = 0; second < 2; ++second) {
+            const auto event = page.next();
+            CHECK(event.type == "stats");
+            CHECK(has(event.data, R"("streams":2,"published":0,)"));
+        }
+        CHECK(has(hub.publish("a", "text/plain", "x").body, R"("seq":1,)"));
+        CHECK(everything.next().data == "x");
+        decoded event = page.next();
+        while (event.type == "stats") event = page.next();
+        CHECK(event.data == "x");
+        CHECK(http_get(hub.port, "/hub/stats").status == 401);
+    }
+
+    TEST_CASE(
+        "every example has a help, and says by a line and its status what keeps it from work") {
+        running_example other("clock");
+        const std::string taken = "127.0.0.1:" + std::to_string(other.port);
+        for (const std::string name :
+             {"clock", "sysenv", "tokens", "mcp", "job", "tail", "chat", "embed", "beast"}) {
+            CAPTURE(name);
+            if (::access(example(name).c_str(), X_OK) != 0 && name == "beast") continue;
+            const std::string start = "timeout 5 " + example(name) + " ";
+            const std::string file = name == "tail" ? " /dev/null" : "";
+            const auto in_use = run(start + taken + file);
+            CHECK(in_use.first == 1);
+            CHECK(has(in_use.second, "in use"));
+            const auto nonsense = run(start + "garbage" + file);
+            CHECK(nonsense.first == (name == "clock" ? 1 : 2));
+            CHECK(has(nonsense.second, "'garbage' is not an address"));
+            if (name == "clock") continue; // the README's: it has no room for a help
+            const auto help = run(start + "--help");
+            CHECK(help.first == 0);
+            CHECK(help.second.starts_with("usage: " + name + " "));
+            CHECK(run(start + "--bogus" + file).first == 2);
+            CHECK(run(start + "a b c").first == 2);
+        }
+        CHECK(run(example("client") + " --help").first == 0);
+    }
+
+    TEST_CASE("an example outlives those who read what it prints") {
+        running_example tokens("tokens");
+        tokens.close_output();
+        for (int i = 0; i < 3; ++i) {
+            const std::string said =
+                curl(tokens.url("/v1/chat/completions") +
+                     R"( -d '{"model":"parrot","messages":[],"max_tokens":1}')");
+            CHECK(has(said, R"("completion_tokens":1)"));
+        }
+        tokens.check_ends_on_signal();
+    }
+
+    TEST_CASE("sysenv writes whole numbers whole") {
+        running_example sysenv("sysenv");
+        event_client client(sysenv.port, "/subscribe/sysenv");
+        const std::string data = client.next().data;
+        CHECK(has(data, R"("memory_total":)"));
+        CHECK_FALSE(has(data, ".000000"));
+        CHECK_FALSE(has(data, "e+"));
     }
 
     TEST_CASE("the hub does what its flags say") {

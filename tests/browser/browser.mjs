@@ -139,7 +139,7 @@ async function wireTo(hub) {
             far.write(bytes);
             heads += bytes.toString("latin1");
             for (let end; (end = heads.indexOf("\r\n\r\n")) >= 0; heads = heads.slice(end + 4)) {
-                if (heads.startsWith("GET /subscribe")) streams.push(heads.slice(0, end));
+                if (/^GET \/(subscribe|hub\/stats)/.test(heads)) streams.push(heads.slice(0, end));
                 look();
             }
         });

@@ -773,6 +773,9 @@ public:
         return std::exchange(unread_, {});
     }
 
+    /// From now on nobody reads what it prints.
+    void close_output() { output_.close(); }
+
     void signal(int number) {
         if (!status_ && ::kill(pid_, number) != 0) throw_errno("kill");
     }
