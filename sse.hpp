@@ -316,7 +316,7 @@ enum class errc {
     not_acceptable,     ///< The client takes no event streams by its Accept header; it gets 406.
     job_exists,         ///< A job of that name is there already, running or kept.
     too_many_jobs,      ///< As many jobs run as job_options::max_jobs allows.
-    event_too_large,    ///< Received: a line or an event is larger than the client's bounds.
+    event_too_large,    ///< Received: an event is larger than client_options::max_event.
     bad_answer,         ///< Received: the answer is no valid HTTP, or ended before its end.
     bad_status,         ///< Received: another status than 200; the server wants no stream.
     bad_content_type,   ///< Received: an answer that is no event stream.
@@ -366,8 +366,8 @@ inline const std::error_category& error_category() noexcept {
             case errc::too_many_jobs:
                 return "too many jobs are running; raise job_options::max_jobs, or finish some";
             case errc::event_too_large:
-                return "the server sent a line or an event over max_line or max_event; raise them "
-                       "if that is to be expected";
+                return "the server sent an event larger than max_event; raise it if that is to be "
+                       "expected";
             case errc::bad_answer:
                 return "the answer is not valid HTTP/1.1, or it ended before its end";
             case errc::bad_status:
@@ -600,14 +600,14 @@ inline void append_utf8(std::string& out, std::string_view text) {
 /// as early as its last byte is there. Lines end in LF, CR or CRLF; one byte order mark is skipped
 /// at the start of each stream; what is no UTF-8 becomes U+FFFD.
 ///
-/// Memory: what was fed and not yet asked for, and a small multiple of max_line and max_event.
+/// Memory: what was fed and not yet asked for, and a small multiple of max_event.
 /// Events are made when they are asked for, since a few bytes make a large one where the id is
 /// long. Comments and unknown fields may be of any length, they are not stored.
 class event_parser {
 public:
     struct limits {
-        std::size_t max_line = 1024 * 1024;       ///< Of a field that means something, in bytes.
-        std::size_t max_event = 16 * 1024 * 1024; ///< Data, type and id together, in bytes.
+        /// Data, type and id together, in bytes. A line may be as long as the event may be large.
+        std::size_t max_event = 16 * 1024 * 1024;
     };
 
     event_parser() : event_parser(limits{}) {}
@@ -643,6 +643,7 @@ private:
     enum class skip : std::uint8_t { nothing, comment, field };
 
     static bool may_matter(std::string_view line, bool whole) noexcept;
+    void check_line(std::string_view line);
     std::size_t find(char c, std::size_t& known) const noexcept;
     std::optional<std::string_view> take_line();
     void take_rest();
@@ -735,7 +736,7 @@ inline std::optional<std::string_view> event_parser::take_line() {
         const skip skipped = std::exchange(skipping_, skip::nothing);
         const bool whole = skipped == skip::nothing;
         const bool matters = whole && (line.empty() || may_matter(line, true));
-        if (matters && line.size() > limits_.max_line) refuse("a line is longer than max_line");
+        if (matters) check_line(line);
         if (skipped == skip::comment || (whole && line.starts_with(':'))) ++comments_;
         after_cr_ = input_[end] == '\r';
         at_ = end + 1;
@@ -748,7 +749,7 @@ inline std::optional<std::string_view> event_parser::take_line() {
 inline void event_parser::take_rest() {
     const auto begun = std::string_view(input_).substr(at_);
     if (skipping_ == skip::nothing && may_matter(begun, false)) {
-        if (begun.size() > limits_.max_line) refuse("a line is longer than max_line");
+        check_line(begun);
         if (!begun.empty()) return;
     } else if (skipping_ == skip::nothing) {
         skipping_ = begun.front() == ':' ? skip::comment : skip::field;
@@ -804,6 +805,15 @@ inline void event_parser::take_retry(std::string_view value) noexcept {
     const auto result = std::from_chars(value.data(), value.data() + value.size(), time);
     const bool fits = result.ec == std::errc{} && time < max_retry.count();
     retry_ = fits ? std::chrono::milliseconds(time) : max_retry;
+}
+
+/// An endless line must not be kept until its end shows that the event is too large.
+inline void event_parser::check_line(std::string_view line) {
+    constexpr std::string_view longest_name = "event: "; // of those that hold what is counted
+    if (line.size() > longest_name.size() &&
+        line.size() - longest_name.size() > limits_.max_event) {
+        refuse("an event is larger than max_event");
+    }
 }
 
 inline void event_parser::check_event() {
@@ -8949,25 +8959,43 @@ SSE_DECL sse::counters server::counters() const { return hub_->count(); }
 
 struct client_options {
     std::string method = "GET"; ///< Any but HEAD and CONNECT, whose answers have no body.
-    /// Added to each request. Accept may be given in place of the client's own. Authorization,
-    /// Cookie and Proxy-Authorization are not sent on to another origin by a redirect.
+    /// Added to each request. Accept may be given in place of the client's own. Where a redirect
+    /// leads to another origin, only Accept, Accept-Language and User-Agent of them are sent.
     std::vector<std::pair<std::string, std::string>> headers = {};
     std::string body = {};
-    std::string last_event_id = {}; ///< Resumes behind this.
+    /// Sends all headers and the body wherever a redirect leads. Otherwise another origin gets no
+    /// body, and a 307 or 308 that would send it there is thrown as errc::bad_status. Another host,
+    /// and another port of the same host, is another origin.
+    bool trust_redirects = false;
+    /// Resumes after this one. One that cannot travel in a header field is not sent: with a control
+    /// character, a space or tab at an end, or over 4 KiB. The same holds for ids that a server
+    /// gives: the connection then comes back without one, and starts where the server lets it.
+    std::string last_event_id = {};
     /// Whether it connects again after a stream has ended or failed. Not given: GET does, other
     /// methods do not, since what they do would be done twice.
     std::optional<bool> reconnect = {};
     std::chrono::milliseconds retry{3'000};      ///< Wait before that, until the server gives one.
     std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait up to this.
     double jitter = 0.25;         ///< Up to this part of the wait is added to it, at random.
-    std::size_t max_attempts = 0; ///< Failed connections in a row, then it gives up. 0: never.
+    /// Failed connections in a row, after which the last error is thrown. 0: it never gives up. A
+    /// stream counts as failed too if it ends before its first event, unless it was open for longer
+    /// than the wait before it. With the waits above, 5 attempts last 45 s, 10 last 5.5 minutes,
+    /// each minute more takes one more; to which comes up to a quarter of jitter, and the time that
+    /// the attempts themselves take, up to the timeouts below.
+    std::size_t max_attempts = 0;
+    /// Statuses that count as a failed connection, so that the client outlives a deployment, or a
+    /// server that is full. Each from 400 to 599. All others but 200 are thrown at once, for good;
+    /// an EventSource in a browser does so with all of them, as does {} here.
+    std::vector<int> retry_statuses = {429, 502, 503, 504};
+    /// A response with one of these may say by Retry-After how long to wait at least. More than
+    /// this counts as this.
+    std::chrono::milliseconds max_retry_after{3'600'000};
     std::chrono::milliseconds connect_timeout{10'000}; ///< To resolve; for each address. 0: none.
     std::chrono::milliseconds head_timeout{30'000};    ///< From the request to the answer's head.
     std::chrono::milliseconds silence_timeout{0};      ///< Without a byte of a stream. 0: none.
     std::size_t max_redirects = 20;                    ///< The Fetch standard's number.
-    std::size_t max_line = 1024 * 1024;                ///< See event_parser::limits.
-    std::size_t max_event = 16 * 1024 * 1024;          ///< The same.
-    std::size_t max_head_bytes = 64 * 1024;            ///< Of an answer, with all 1xx before it.
+    std::size_t max_event = 16 * 1024 * 1024; ///< Data, type and id of one event, in bytes.
+    std::size_t max_head_bytes = 64 * 1024;   ///< Of a response, with all 1xx before it.
 };
 
 namespace detail {
@@ -9094,6 +9122,10 @@ struct received_head {
     std::string unknown_coding; ///< A Content-Encoding or Transfer-Encoding nobody asked for.
 
     std::optional<std::string_view> header(std::string_view name) const noexcept;
+    /// Type and subtype of the Content-Type; empty without a valid one.
+    std::string media_type() const;
+    /// How long the server asks to wait before the next request; 0 if it does not.
+    std::chrono::milliseconds retry_after() const noexcept;
     /// False: no head of HTTP/1.x, or one that two parties could read in different ways.
     bool parse(std::string_view head);
     body_decoder decoder() const noexcept;
@@ -9115,6 +9147,87 @@ inline std::optional<std::string_view> received_head::header(std::string_view na
         if (equal_ignoring_case(key, name)) return value;
     }
     return std::nullopt;
+}
+
+/// The fields are one list, of which the last valid element counts; "*/*" and what is not a type do
+/// not (Fetch standard 3.4, "extract a MIME type").
+inline std::string received_head::media_type() const {
+    std::string list;
+    for (const auto& [name, value] : fields) {
+        if (equal_ignoring_case(name, "Content-Type")) list += (list.empty() ? "" : ",") + value;
+    }
+    std::string found;
+    for (std::size_t at = 0; at < list.size();) {
+        std::size_t end = at;
+        for (bool quoted = false; end < list.size() && (quoted || list[end] != ','); ++end) {
+            if (quoted && list[end] == '\\') {
+                ++end;
+            } else if (list[end] == '"') {
+                quoted = !quoted;
+            }
+        }
+        end = std::min(end, list.size());
+        const auto element = std::string_view(list).substr(at, end - at);
+        const auto type = trim(element.substr(0, element.find(';')));
+        const std::size_t slash = std::min(type.find('/'), type.size());
+        const bool valid = is_token(type.substr(0, slash)) && slash < type.size() &&
+                           is_token(type.substr(slash + 1));
+        if (valid && type != "*/*") found = type;
+        at = end + 1;
+    }
+    return found;
+}
+
+/// A date in any of the three forms that HTTP has had (RFC 9110 5.6.7).
+inline std::optional<std::chrono::sys_seconds> read_http_date(std::string_view text) noexcept {
+    constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    std::array<int, 5> numbers{}; // day, year, hour, minute, second, or year last
+    std::size_t count = 0;
+    unsigned month = 0;
+    bool year_last = true;
+    while (!text.empty()) {
+        const std::size_t size = std::min(text.find_first_of(" ,:-"), text.size());
+        const auto word = text.substr(0, size);
+        const bool before_colon = size < text.size() && text[size] == ':';
+        text.remove_prefix(std::min(size + 1, text.size()));
+        if (is_digits(word) && word.size() <= 4) {
+            if (count == numbers.size()) return std::nullopt;
+            std::from_chars(word.data(), word.data() + word.size(), numbers[count]);
+            if (count == 1) year_last = before_colon; // "Nov 6 08:49:37 1994": that was the hour
+            ++count;
+        } else if (word.size() == 3) {
+            const std::size_t at = months.find(word);
+            if (at != months.npos && at % 3 == 0) month = static_cast<unsigned>(at / 3 + 1);
+        }
+    }
+    if (count != numbers.size() || month == 0) return std::nullopt;
+    if (year_last) std::rotate(numbers.begin() + 1, numbers.end() - 1, numbers.end());
+    auto [day, year, hour, minute, second] = numbers;
+    if (year < 100) year += year < 70 ? 2000 : 1900;
+    const std::chrono::year_month_day date{std::chrono::year(year), std::chrono::month(month),
+                                           std::chrono::day(static_cast<unsigned>(day))};
+    if (day > 31 || !date.ok() || hour > 23 || minute > 59 || second > 60) return std::nullopt;
+    return std::chrono::sys_days(date) + std::chrono::hours(hour) + std::chrono::minutes(minute) +
+           std::chrono::seconds(second);
+}
+
+/// Seconds or a date (RFC 9110 10.2.3). A date counts from that of the response, so that it does
+/// not matter how the two clocks differ.
+inline std::chrono::milliseconds received_head::retry_after() const noexcept {
+    using std::chrono::seconds;
+    constexpr seconds most{1'000'000'000};
+    const auto value = header("Retry-After").value_or("");
+    if (is_digits(value)) {
+        std::int64_t count = 0;
+        const bool fits =
+            std::from_chars(value.data(), value.data() + value.size(), count).ec == std::errc{};
+        return fits ? std::min(seconds(count), most) : most;
+    }
+    const auto until = read_http_date(value);
+    if (!until) return seconds(0);
+    const auto now = std::chrono::floor<seconds>(std::chrono::system_clock::now());
+    const auto from = read_http_date(header("Date").value_or("")).value_or(now);
+    return std::clamp<seconds>(*until - from, seconds(0), most);
 }
 
 inline bool received_head::parse(std::string_view head) {
@@ -9243,7 +9356,7 @@ private:
         http_url url;
         std::string method;
         bool with_body = true;
-        bool with_secrets = true;
+        bool foreign = false; // an origin that the program did not name has had a say
     };
 
     /// The handler of all operations.
@@ -9282,6 +9395,7 @@ private:
 
     static client_options checked(client_options o);
     static void check_header(std::string_view name, std::string_view value);
+    static bool can_travel(std::string_view id) noexcept;
 
     // Waiting.
     on_end begin() noexcept;
@@ -9337,7 +9451,12 @@ private:
     bool over_ = false; // for good
     std::uint64_t connections_ = 0;
     std::size_t failures_ = 0; // in a row
-    std::optional<std::chrono::milliseconds> pause_;
+    std::string detail_;       // of the last failure, for its message
+    bool proven_ = false;      // the stream has given an event
+    clock::time_point opened_; // the stream
+    bool pausing_ = false;     // before the next attempt
+    std::chrono::milliseconds pause_{0};       // the last one, before the first that of the option
+    std::chrono::milliseconds retry_after_{0}; // the least that the server asked for
     std::minstd_rand random_{std::random_device()()}; // spreads reconnects, keeps no secret
 };
 
@@ -9424,9 +9543,9 @@ SSE_DECL client_core::client_core(asio::any_io_executor where, const std::string
                                   client_options o)
     : options_(checked(std::move(o))),
       reconnect_(options_.reconnect.value_or(options_.method == "GET")),
-      origin_(read_http_url(url)), target_{origin_, options_.method, true, true},
+      origin_(read_http_url(url)), target_{origin_, options_.method, true, false},
       url_(origin_.text()), timer_(where), resolver_(std::move(where)),
-      parser_({options_.max_line, options_.max_event}, options_.last_event_id) {}
+      parser_({options_.max_event}, options_.last_event_id), pause_(options_.retry) {}
 
 SSE_DECL client_options client_core::checked(client_options o) {
     const auto need = [](bool right, const std::string& what) {
@@ -9441,6 +9560,7 @@ SSE_DECL client_options client_core::checked(client_options o) {
     const std::pair<const char*, std::chrono::milliseconds> times[] = {
         {"retry", o.retry},
         {"max_retry", o.max_retry},
+        {"max_retry_after", o.max_retry_after},
         {"connect_timeout", o.connect_timeout},
         {"head_timeout", o.head_timeout},
         {"silence_timeout", o.silence_timeout}};
@@ -9449,9 +9569,22 @@ SSE_DECL client_options client_core::checked(client_options o) {
              std::string(name) + ": must be from 0 to 30 years");
     }
     need(o.jitter >= 0 && o.jitter <= 10, "jitter: must be from 0 to 10");
-    need(o.max_line > 0 && o.max_event > 0, "max_line, max_event: 0 lets no event through");
+    for (const int status : o.retry_statuses) {
+        need(status >= 400 && status <= 599,
+             "retry_statuses: " + std::to_string(status) + " is not from 400 to 599");
+    }
+    need(o.max_event > 0, "max_event: 0 lets no event through");
     need(o.max_head_bytes > 0, "max_head_bytes: 0 lets no answer through");
     return o;
+}
+
+/// Whether the id comes out of a header field as it went in. A server of somebody else may give any
+/// id but with CR, LF and NUL; one that another refuses would end the client for good.
+SSE_DECL bool client_core::can_travel(std::string_view id) noexcept {
+    constexpr std::size_t most = 4 * 1024; // many servers take 8 KiB of a head
+    const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
+    return !id.empty() && id.size() <= most && trim(id) == id &&
+           std::none_of(id.begin(), id.end(), control);
 }
 
 /// Without this a value with a line break could add headers, or a whole request.
@@ -9490,7 +9623,10 @@ client_core::next(std::shared_ptr<client_core> self) {
         while (!self->over_) {
             if (self->streaming_) {
                 std::optional<event> found = self->parser_.next();
-                if (found) co_return std::move(found);
+                if (found) {
+                    self->proven_ = true;
+                    co_return std::move(found);
+                }
             }
             if (self->ending_) {
                 self->finish(*std::exchange(self->ending_, std::nullopt));
@@ -9559,10 +9695,11 @@ client_core::from_now(std::chrono::milliseconds time) noexcept {
 
 /// Connects, asks, follows redirects. A code: it is worth another attempt. Throws for what is not.
 SSE_DECL asio::awaitable<std::error_code> client_core::open() {
-    if (pause_) {
+    if (std::exchange(pausing_, false)) {
         begin(); // nothing that could end it before its time
-        const std::error_code slept = co_await wait(clock::now() + *pause_);
-        pause_.reset();
+        const std::error_code slept = co_await wait(clock::now() + pause_);
+        detail_.clear();
+        retry_after_ = {};
         if (slept != errc::timed_out) co_return slept; // closed
     }
     target what = target_;
@@ -9583,14 +9720,24 @@ SSE_DECL asio::awaitable<std::error_code> client_core::open() {
     const bool is_stream = head_.status == 200 && is_event_stream();
     if (!is_stream) co_await read_answer();
     if (over_) co_return make_error_code(errc::closed);
-    if (head_.status != 200) fail(errc::bad_status, "status " + std::to_string(head_.status));
+    if (head_.status != 200) {
+        const std::string status = "status " + std::to_string(head_.status);
+        const auto& temporary = options_.retry_statuses;
+        if (std::count(temporary.begin(), temporary.end(), head_.status) == 0) {
+            fail(errc::bad_status, status);
+        }
+        detail_ = status;
+        retry_after_ = std::min(head_.retry_after(), options_.max_retry_after);
+        co_return make_error_code(errc::bad_status);
+    }
     if (!is_stream) fail(errc::bad_content_type);
     if (!head_.unknown_coding.empty()) {
         fail(errc::bad_answer, head_.unknown_coding + ", which was not asked for");
     }
     streaming_ = true;
+    proven_ = false;
+    opened_ = clock::now();
     ++connections_;
-    failures_ = 0;
     parser_.feed(take_body());
     co_return std::error_code();
 }
@@ -9659,10 +9806,8 @@ SSE_DECL std::string client_core::request_text(const target& what) const {
     };
     bool accept = false;
     for (const auto& [name, value] : options_.headers) {
-        if (!what.with_secrets &&
-            one_of(name, {"Authorization", "Cookie", "Proxy-Authorization"})) {
-            continue;
-        }
+        // By what is known to be harmless: a key may have any name.
+        if (what.foreign && !one_of(name, {"Accept", "Accept-Language", "User-Agent"})) continue;
         if (!what.with_body && one_of(name, {"Content-Type", "Content-Encoding", "Content-Language",
                                              "Content-Location"})) {
             continue; // Fetch standard 4.4: these go with the body
@@ -9672,8 +9817,8 @@ SSE_DECL std::string client_core::request_text(const target& what) const {
     }
     if (!accept) add("Accept", "text/event-stream");
     add("Accept-Encoding", "identity");
-    add("Cache-Control", "no-store");
-    if (!last_event_id().empty()) add("Last-Event-ID", last_event_id());
+    add("Cache-Control", "no-cache"); // Fetch standard 4.6, for what must not come from a cache
+    if (can_travel(last_event_id())) add("Last-Event-ID", last_event_id());
     const bool has_body = what.with_body && (!options_.body.empty() || what.method == "POST" ||
                                              what.method == "PUT" || what.method == "PATCH");
     if (has_body) add("Content-Length", std::to_string(options_.body.size()));
@@ -9739,13 +9884,8 @@ SSE_DECL bool client_core::is_redirect() const noexcept {
            head_.header("Location");
 }
 
-/// Parameters do not matter, and of several types the last one counts (Fetch standard 3.4).
 SSE_DECL bool client_core::is_event_stream() const noexcept {
-    std::string_view type;
-    for (const auto& [name, value] : head_.fields) {
-        if (equal_ignoring_case(name, "Content-Type")) type = value;
-    }
-    return equal_ignoring_case(trim(type.substr(0, type.find(';'))), "text/event-stream");
+    return equal_ignoring_case(head_.media_type(), "text/event-stream");
 }
 
 /// Fetch standard 4.4, "HTTP-redirect fetch".
@@ -9762,7 +9902,13 @@ SSE_DECL void client_core::redirect(target& what) const {
         what.with_body = false;
     }
     // Once gone they stay away: a foreign server must not choose what they are used for.
-    what.with_secrets = what.with_secrets && what.url.same_origin(origin_);
+    what.foreign = !options_.trust_redirects && (what.foreign || !what.url.same_origin(origin_));
+    if (what.foreign && what.with_body && !options_.body.empty()) {
+        fail(errc::bad_status, "status " + std::to_string(head_.status) + ": it redirects to " +
+                                   what.url.without_query() +
+                                   ", another origin, which the body is not sent to; ask that URL "
+                                   "itself, or set client_options::trust_redirects");
+    }
 }
 
 // ---- its body ----
@@ -9791,16 +9937,25 @@ SSE_DECL std::string client_core::take_body() {
 
 /// A stream has ended, or could not be opened. Throws when there is no other attempt.
 SSE_DECL void client_core::finish(std::error_code failed) {
-    if (!std::exchange(streaming_, false)) ++failures_;
+    // A server that takes each connection and drops it must not be asked again without end, nor
+    // without a pause that grows. One that is quiet for long is well, though.
+    const bool was_stream = std::exchange(streaming_, false);
+    const bool succeeded = was_stream && (proven_ || clock::now() - opened_ > pause_);
+    failures_ = succeeded ? 0 : failures_ + 1;
     disconnect();
     parser_.finish();
     const bool enough = options_.max_attempts != 0 && failures_ >= options_.max_attempts;
     if (reconnect_ && !enough) {
         pause_ = next_pause();
+        pausing_ = true;
         return;
     }
     over_ = true;
-    if (failed) fail(failed);
+    if (reconnect_ && !failed) {
+        failed = make_error_code(errc::bad_answer);
+        detail_ = "its streams end before their first event";
+    }
+    if (failed) fail(failed, detail_);
 }
 
 /// The server's reconnection time, or the option's, doubled for each failure in a row but the
@@ -9813,6 +9968,7 @@ SSE_DECL std::chrono::milliseconds client_core::next_pause() {
     wait = std::min(limit, std::ldexp(wait, std::max(0, doublings - 1)));
     const double chance = static_cast<double>(random_() - random_.min()) /
                           static_cast<double>(random_.max() - random_.min());
+    wait = std::max(wait, static_cast<double>(retry_after_.count()));
     wait += wait * options_.jitter * chance;
     const auto longest = static_cast<double>(event_parser::max_retry.count());
     return std::chrono::milliseconds(static_cast<std::int64_t>(std::min(wait, longest)));

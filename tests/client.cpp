@@ -205,7 +205,7 @@ TEST_SUITE("client: the request") {
               std::vector<std::string>{
                   "GET /a/b?c=d HTTP/1.1\r\nHost: " + server.authority() +
                   "\r\nAccept: text/event-stream\r\n"
-                  "Accept-Encoding: identity\r\nCache-Control: no-store\r\n\r\n"});
+                  "Accept-Encoding: identity\r\nCache-Control: no-cache\r\n\r\n"});
         CHECK(s.client.status() == 200);
         CHECK(s.client.header("content-TYPE") == "text/event-stream");
         CHECK(!s.client.header("nothing"));
@@ -346,7 +346,10 @@ TEST_SUITE("client: the request") {
         refused([](auto& o) { o.silence_timeout = std::chrono::milliseconds::max(); });
         refused([](auto& o) { o.jitter = -0.1; });
         refused([](auto& o) { o.jitter = std::numeric_limits<double>::quiet_NaN(); });
-        refused([](auto& o) { o.max_line = 0; });
+        refused([](auto& o) { o.max_event = 0; });
+        refused([](auto& o) { o.max_retry_after = -1ms; });
+        refused([](auto& o) { o.retry_statuses = {399}; });
+        refused([](auto& o) { o.retry_statuses = {503, 600}; });
         refused([](auto& o) { o.max_head_bytes = 0; });
     }
 }
@@ -354,7 +357,7 @@ TEST_SUITE("client: the request") {
 TEST_SUITE("client: answers") {
     TEST_CASE("a status that is not 200 is thrown, for good, with what the server says of it") {
         for (const int status :
-             {201, 205, 210, 299, 300, 304, 307, 399, 400, 404, 410, 429, 500, 503, 599, 999}) {
+             {201, 205, 210, 299, 300, 304, 307, 399, 400, 404, 410, 428, 500, 501, 505, 999}) {
             CAPTURE(status);
             script_server server({{status_answer(status, "X-Why: because\r\n", "the reason")}});
             source s(server.url("/x?secret=1"));
@@ -383,14 +386,21 @@ TEST_SUITE("client: answers") {
     TEST_CASE("text/event-stream opens in any case and with parameters; no other type does") {
         for (const std::string type :
              {"text/event-stream", "TEXT/Event-Stream", "text/event-stream;charset=utf-8",
-              "text/event-stream ; charset=windows-1251", "text/event-stream;"}) {
+              "text/event-stream ; charset=windows-1251", "text/event-stream;",
+              "text/event-stream, text/event-stream", "text/html, text/event-stream",
+              "text/event-stream, ", "text/event-stream, */*", "text/event-stream, nonsense",
+              "text/event-stream;a=\"x, text/html\"", "text/event-stream;a=\"\\\", text/html",
+              "text/html\r\nContent-Type: text/event-stream"}) {
             CAPTURE(type);
             script_server server({{answer("data: \xe2\x80\xa6\n\n", "", type), then::hold}});
             CHECK(source(server.url()).data() == "\xe2\x80\xa6"); // UTF-8 whatever it says
         }
         for (const std::string type :
              {"", "text/html", "text/event-streams", "text/event-stream, text/html", "text/x-bogus",
-              "application/json", "text /event-stream"}) {
+              "application/json", "text /event-stream",
+              "text/event-stream;charset=utf-8, text/html",
+              "text/event-stream\r\ncontent-type: text/html", "*/*", "text/", "/event-stream",
+              "text/html;a=\", text/event-stream"}) {
             CAPTURE(type);
             script_server server({{answer("data: a\n\n", "", type)}});
             source s(server.url());
@@ -641,12 +651,12 @@ TEST_SUITE("client: bodies") {
     TEST_CASE("large events come whole, too large ones are thrown for good") {
         const std::string large(5'000'000, 'x');
         script_server server({{answer(chunked("data: " + large + "\n\n", 70'000), is_chunked)}});
-        sse::client_options o = quick();
-        o.max_line = 6'000'000;
-        source s(server.url(), o);
+        source s(server.url());
         CHECK(s.data() == large);
         script_server again({{answer("data: a\n\ndata: " + large + "\n\n")}});
-        source t(again.url());
+        sse::client_options o = quick();
+        o.max_event = 4'999'999;
+        source t(again.url(), o);
         CHECK(t.data() == "a");
         CHECK(t.error() == sse::errc::event_too_large);
         CHECK(t.data() == "(over)");
@@ -788,28 +798,97 @@ TEST_SUITE("client: redirects") {
         CHECK(source(none.url()).error() == sse::errc::bad_status);
     }
 
-    TEST_CASE("secrets are not sent on to another origin, nor back from it") {
+    TEST_CASE(
+        "of the program's headers only harmless ones go to another origin, nor back from it") {
         script_server first({});
         script_server other({moved_scene(first.url("/back"))});
         first.add(moved_scene("/same"));
-        first.add(moved_scene(other.url("/other")));
+        first.add(moved_scene(other.url("/other"))); // another port is another origin
         first.add({no_more});
-        sse::client_options o = post("text");
-        o.headers = {{"Authorization", "secret"}, {"cookie", "secret"}, {"X", "open"}};
+        sse::client_options o = quick();
+        const std::vector<std::string> keys = {"Authorization", "cookie", "x-api-key", "Api-Key",
+                                               "X"};
+        for (const std::string& name : keys) o.headers.emplace_back(name, "secret");
+        o.headers.emplace_back("user-agent", "me/1");
+        o.headers.emplace_back("Accept", "text/event-stream, */*;q=0");
+        o.headers.emplace_back("Accept-Language", "de");
+        o.last_event_id = "7";
+        const auto check = [&](const std::string& request, const std::string& expected) {
+            for (const std::string& name : keys) CHECK(header_of(request, name) == expected);
+            CHECK(header_of(request, "user-agent") == "me/1");
+            CHECK(header_of(request, "Accept") == "text/event-stream, */*;q=0");
+            CHECK(header_of(request, "Accept-Language") == "de");
+            CHECK(header_of(request, "Last-Event-ID") == "7");
+        };
         source s(first.url("/a"), o);
         CHECK(s.data() == "(over)");
         const auto at_first = first.requests();
         REQUIRE(at_first.size() == 3);
-        for (const std::string& request : {at_first[0], at_first[1]}) {
-            CHECK(header_of(request, "Authorization") == "secret");
-            CHECK(header_of(request, "cookie") == "secret");
+        check(at_first[0], "secret");
+        check(at_first[1], "secret");
+        check(other.requests().at(0), "(none)");
+        CHECK(request_line(at_first[2]) == "GET /back HTTP/1.1");
+        check(at_first[2], "(none)");
+    }
+
+    TEST_CASE("a body is not sent on to another origin: that is thrown, with cause and remedy") {
+        for (const int status : {307, 308}) {
+            script_server other({{no_more}});
+            script_server first({{moved(status, other.url("/other?key=secret"))}});
+            source s(first.url("/a"), post("text"));
+            CHECK(s.error() == sse::errc::bad_status);
+            CHECK(s.what.find("another origin") != std::string::npos);
+            CHECK(s.what.find("trust_redirects") != std::string::npos);
+            CHECK(s.what.find(other.url("/other")) != std::string::npos);
+            CHECK(s.what.find("secret") == std::string::npos);
+            CHECK(s.data() == "(over)");
+            CHECK(other.connections() == 0);
         }
-        CHECK(request_line(at_first[2]) == "POST /back HTTP/1.1");
-        for (const std::string& request : {other.requests().at(0), at_first[2]}) {
-            CHECK(request.find("secret") == std::string::npos);
-            CHECK(header_of(request, "X") == "open");
-            CHECK(body_of(request) == "text");
+    }
+
+    TEST_CASE("a redirected POST that becomes a GET, or has no body, goes to another origin") {
+        for (const int status : {301, 302, 303, 307}) {
+            CAPTURE(status);
+            script_server other({{no_more}});
+            script_server first({{moved(status, other.url("/other"))}});
+            sse::client_options o = post(status == 307 ? "" : "text");
+            o.headers = {{"X-Key", "secret"}};
+            source s(first.url("/a"), o);
+            CHECK(s.data() == "(over)");
+            const std::string request = other.requests().at(0);
+            CHECK(request_line(request) ==
+                  (status == 307 ? "POST /other HTTP/1.1" : "GET /other HTTP/1.1"));
+            CHECK(header_of(request, "X-Key") == "(none)");
+            CHECK(body_of(request).empty());
         }
+    }
+
+    TEST_CASE("with trust_redirects all headers and the body go along") {
+        script_server other({{no_more}});
+        script_server first({{moved(307, other.url("/other"))}});
+        sse::client_options o = post("text");
+        o.headers = {{"Authorization", "secret"}, {"X", "y"}, {"Content-Type", "text/plain"}};
+        o.trust_redirects = true;
+        source s(first.url("/a"), o);
+        CHECK(s.data() == "(over)");
+        const std::string request = other.requests().at(0);
+        CHECK(request_line(request) == "POST /other HTTP/1.1");
+        CHECK(header_of(request, "Authorization") == "secret");
+        CHECK(header_of(request, "X") == "y");
+        CHECK(header_of(request, "Content-Type") == "text/plain");
+        CHECK(body_of(request) == "text");
+    }
+
+    TEST_CASE("after a permanent redirect to another origin a reconnection has no secrets either") {
+        script_server other({{answer("data: a\n\n")}, {no_more}});
+        script_server first({{moved(301, other.url("/other"))}});
+        sse::client_options o = quick();
+        o.headers = {{"X-Key", "secret"}};
+        source s(first.url("/a"), o);
+        CHECK(s.data() == "a");
+        CHECK(s.data() == "(over)");
+        CHECK(other.requests().size() == 2);
+        for (const auto& request : other.requests()) CHECK(header_of(request, "X-Key") == "(none)");
     }
 }
 
@@ -860,6 +939,164 @@ TEST_SUITE("client: reconnecting") {
         CHECK(server.connections() == 8);
         CHECK(s.client.connections() == 2);
         CHECK(s.data() == "(over)");
+    }
+
+    TEST_CASE("a stream that is cut before its first event is a failure") {
+        for (const auto& cut :
+             {scene{answer("")}, scene{answer(": hello\nretry: 20\nid: 1\n\n")},
+              scene{answer("", is_chunked)}, scene{answer("data: half"), then::reset}}) {
+            script_server server({cut, cut, cut, cut});
+            sse::client_options o = quick();
+            o.retry = 20ms;
+            o.max_retry = 1s;
+            o.max_attempts = 4;
+            o.jitter = 0;
+            source s(server.url(), o);
+            const auto start = std::chrono::steady_clock::now();
+            CHECK(s.error());
+            CHECK(std::chrono::steady_clock::now() - start >= 20ms + 40ms + 80ms);
+            CHECK(server.connections() == 4);
+            CHECK(s.client.connections() == 4);
+            CHECK(s.data() == "(over)");
+        }
+    }
+
+    TEST_CASE("failures are forgotten with the first event") {
+        const scene cut{answer("")};
+        const scene good{answer("data: a\n\n")};
+        script_server server({cut, good, cut, good, cut, cut});
+        sse::client_options o = quick();
+        o.max_attempts = 2;
+        source s(server.url(), o);
+        CHECK(s.data() == "a");
+        CHECK(s.data() == "a");
+        CHECK(s.error() == sse::errc::bad_answer);
+        CHECK(s.what.find("before their first event") != std::string::npos);
+        CHECK(server.connections() == 6);
+    }
+
+    TEST_CASE("a stream that was open for longer than the wait before it is no failure") {
+        const scene quiet{answer(": hello\n\n"), then::hold};
+        script_server server({quiet, quiet, quiet, {no_more}});
+        sse::client_options o = quick();
+        o.silence_timeout = 60ms; // ends it, long after its wait of a millisecond or two
+        o.max_attempts = 2;
+        source s(server.url(), o);
+        CHECK(s.data() == "(over)");
+        CHECK(server.connections() == 4);
+    }
+
+    TEST_CASE("a server that is full or restarts is asked again, and the last status is thrown") {
+        for (const int status : {429, 502, 503, 504}) {
+            CAPTURE(status);
+            const scene full{status_answer(status, "", "later")};
+            script_server server({full, full, {answer("data: a\n\n")}, full, full, full});
+            sse::client_options o = quick();
+            o.max_attempts = 3;
+            source s(server.url(), o);
+            CHECK(s.data() == "a");
+            CHECK(s.error() == sse::errc::bad_status);
+            CHECK(s.what.find("status " + std::to_string(status)) != std::string::npos);
+            CHECK(s.client.answer() == "later");
+            CHECK(s.client.status() == status);
+            CHECK(server.connections() == 6);
+            CHECK(s.data() == "(over)");
+            script_server single({full});
+            source t(single.url(), once());
+            CHECK(t.error() == sse::errc::bad_status);
+            CHECK(single.connections() == 1);
+        }
+    }
+
+    TEST_CASE("which statuses are tried again is the program's") {
+        sse::client_options o = quick();
+        o.retry_statuses = {};
+        script_server strict({{status_answer(503)}});
+        CHECK(source(strict.url(), o).error() == sse::errc::bad_status);
+        CHECK(strict.connections() == 1);
+        o.retry_statuses = {404};
+        script_server late({{status_answer(404)}, {answer("data: a\n\n")}});
+        CHECK(source(late.url(), o).data() == "a");
+    }
+
+    TEST_CASE("Retry-After is waited for, up to max_retry_after") {
+        const auto wait_after = [](const std::string& fields, std::chrono::milliseconds most) {
+            script_server server({{status_answer(503, fields)}, {no_more}});
+            sse::client_options o = quick();
+            o.jitter = 0;
+            o.max_retry_after = most;
+            source s(server.url(), o);
+            const auto start = std::chrono::steady_clock::now();
+            CHECK(s.data() == "(over)");
+            return std::chrono::steady_clock::now() - start;
+        };
+        CHECK(wait_after("Retry-After: 1\r\n", 1h) >= 1s);
+        CHECK(wait_after("Retry-After: 99999999999999999999\r\n", 50ms) >= 50ms);
+        CHECK(wait_after("Date: Sun, 06 Nov 1994 08:49:30 GMT\r\n"
+                         "Retry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n",
+                         60ms) >= 60ms);
+    }
+
+    TEST_CASE("Retry-After is read as seconds and in all forms of a date") {
+        const auto read = [](const std::string& value) {
+            sse::detail::received_head head;
+            CHECK(head.parse("HTTP/1.1 503 No\r\nDate: Sun, 06 Nov 1994 08:49:30 GMT\r\n"
+                             "Retry-After: " +
+                             value + "\r\n\r\n"));
+            return head.retry_after();
+        };
+        CHECK(read("0") == 0s);
+        CHECK(read("120") == 120s);
+        CHECK(read("Sun, 06 Nov 1994 08:49:37 GMT") == 7s);
+        CHECK(read("Sunday, 06-Nov-94 08:49:37 GMT") == 7s);
+        CHECK(read("Sun Nov  6 08:49:37 1994") == 7s);
+        CHECK(read("Tue, 07 Nov 1995 08:49:30 GMT") == 24h * 366);
+        for (const std::string value :
+             {"", "-1", "1.5", "soon", "Sun, 06 Nov 1994 08:49:29 GMT", "Sun, 06 Nov 1994 GMT",
+              "Sun, 31 Feb 1995 08:49:37 GMT", "Sun, 300 Nov 1994 08:49:37 GMT",
+              "Sun, 06 Now 1994 08:49:37 GMT", "Sun, 06 Nov 1994 24:49:37 GMT",
+              "Sun, 06 Nov 1994 08:49:37 11 GMT"}) {
+            CAPTURE(value);
+            CHECK(read(value) == 0s);
+        }
+        sse::detail::received_head head;
+        CHECK(head.parse("HTTP/1.1 503 No\r\nRetry-After: Fri, 01 Jan 2100 00:00:00 GMT\r\n\r\n"));
+        CHECK(head.retry_after() > 24h * 365);
+        CHECK(head.retry_after() <= std::chrono::seconds(1'000'000'000));
+    }
+
+    TEST_CASE("an id that cannot travel in a header field is not sent, and the stream comes back") {
+        const std::vector<std::pair<std::string, bool>> ids = {
+            {"a\x0c"
+             "b",
+             false},
+            {"\x01", false},
+            {"\x7f", false},
+            {"a\tb", true},
+            {" a", false}, // after the one blank that the field's name takes
+            {"a\t", false},
+            {" ", false},
+            {std::string(4096, 'x'), true},
+            {std::string(4097, 'x'), false},
+            {"a b,\"\xe2\x82\xac", true},
+            {"\xff", true}, // is U+FFFD by then
+        };
+        for (const auto& one : ids) {
+            const std::string& id = one.first;
+            CAPTURE(id.substr(0, 10));
+            script_server server({{answer("id: " + id + "\ndata: a\n\n")}, {no_more}});
+            source s(server.url());
+            CHECK(s.data() == "a");
+            CHECK(s.data() == "(over)");
+            const std::string sent = header_of(server.requests().at(1), "Last-Event-ID");
+            CHECK(sent == (!one.second ? "(none)" : id == "\xff" ? "\xef\xbf\xbd" : id));
+            // Kept by a program, and given to its next client.
+            script_server next({{no_more}});
+            sse::client_options o = quick();
+            o.last_event_id = s.client.last_event_id();
+            CHECK(source(next.url(), o).data() == "(over)");
+            CHECK(header_of(next.requests().at(0), "Last-Event-ID") == sent);
+        }
     }
 
     TEST_CASE("a connection refused is tried again, each time after a longer wait, up to a bound") {

@@ -403,13 +403,15 @@ TEST_SUITE("event parser: UTF-8") {
 }
 
 TEST_SUITE("event parser: bounds") {
-    constexpr sse::event_parser::limits small{20, 30};
+    constexpr sse::event_parser::limits small{30};
 
-    TEST_CASE("a line may be as long as max_line, and no longer") {
-        const std::string fits = "data:" + std::string(15, 'x');
+    TEST_CASE("an event in one line may be as large as max_event, and no larger") {
+        const std::string fits = "data:" + std::string(30, 'x');
+        CHECK(parse_every_way("data: " + std::string(30, 'x') + "\n\n", small).events.size() == 1);
+        CHECK(parse_every_way("event: " + std::string(30, 'x') + "\n", small).refused == false);
         CHECK(parse_every_way(fits + "\n\n", small).events.size() == 1);
         CHECK(parse_every_way(fits + "x\n\n", small).refused);
-        CHECK(parse_every_way(fits + "x", small).refused); // without waiting for its end
+        CHECK(parse_every_way(fits + "xxx", small).refused); // without waiting for its end
         CHECK(!parse_every_way(fits, small).refused);
         const outcome o =
             parse_every_way("data: before\n\n" + fits + "x\n\ndata: behind\n\n", small);
@@ -417,8 +419,7 @@ TEST_SUITE("event parser: bounds") {
         CHECK(o.events == messages_of({"before"}));
     }
 
-    TEST_CASE("by default a line has a MiB at most, an event 16") {
-        CHECK(sse::event_parser::limits().max_line == 1'048'576);
+    TEST_CASE("by default an event has 16 MiB at most") {
         CHECK(sse::event_parser::limits().max_event == 16'777'216);
     }
 
@@ -464,7 +465,7 @@ TEST_SUITE("event parser: bounds") {
                 FAIL("must throw");
             } catch (const std::system_error& e) {
                 CHECK(e.code() == sse::errc::event_too_large);
-                CHECK(std::string(e.what()).find("max_line") != std::string::npos);
+                CHECK(std::string(e.what()).find("max_event") != std::string::npos);
             }
             parser.feed("\n\ndata: a\n\n");
         }
@@ -476,7 +477,7 @@ TEST_SUITE("event parser: bounds") {
     TEST_CASE("a large event in many small pieces costs no more than one in a single piece") {
         // 8 MiB in pieces of 16 bytes: with a search from the start for each piece, or a buffer
         // moved for each, this would take minutes.
-        sse::event_parser parser({16 * 1024 * 1024, 16 * 1024 * 1024});
+        sse::event_parser parser({16 * 1024 * 1024});
         const std::string piece(16, 'x');
         parser.feed("data: ");
         for (int i = 0; i < 512 * 1024; ++i) {
@@ -520,7 +521,7 @@ TEST_SUITE("event parser: at random") {
 
     TEST_CASE("random bytes pass no bound, and are refused or not however they are cut") {
         dice dice(2);
-        const sse::event_parser::limits tight{12, 16};
+        const sse::event_parser::limits tight{16};
         for (int round = 0; round < 10'000; ++round) {
             const std::string bytes = random_stream(dice, 60);
             CAPTURE(escaped(bytes));
