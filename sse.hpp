@@ -162,11 +162,11 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <deque>
 #include <exception>
-#include <fstream>
 #include <functional>
 #include <initializer_list>
 #include <iterator>
@@ -188,6 +188,11 @@
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#if !defined(_WIN32)
+#include <fcntl.h>
+#include <unistd.h>
+#endif
 
 namespace sse::detail {
 
@@ -292,6 +297,97 @@ public:
 };
 
 #endif
+
+// --- sockets that no program started by this one gets: it would hold the port after the end of this
+// one, and each connection whose end its client then waits for
+
+/// Where it cannot be said when the descriptor is made.
+inline void close_on_exec(asio::ip::tcp::socket::native_handle_type socket) noexcept {
+#if defined(_WIN32)
+    ::SetHandleInformation(reinterpret_cast<HANDLE>(socket), HANDLE_FLAG_INHERIT, 0);
+#else
+    ::fcntl(socket, F_SETFD, FD_CLOEXEC);
+#endif
+}
+
+#if defined(__linux__)
+/// Hands a descriptor over, or closes it.
+template <class Socket>
+void assign_socket(Socket& to, const asio::ip::tcp& protocol, int made, asio::error_code& failed) {
+    try {
+        to.assign(protocol, made, failed);
+    } catch (...) { // no memory
+        ::close(made);
+        throw;
+    }
+    if (failed) ::close(made);
+}
+#endif
+
+/// Opens an acceptor or a socket.
+template <class Socket>
+void open_socket(Socket& socket, const asio::ip::tcp& protocol, asio::error_code& failed) {
+#if defined(__linux__) // Asio has no flag for it, and another thread may start a program in between
+    const int made =
+        ::socket(protocol.family(), protocol.type() | SOCK_CLOEXEC, protocol.protocol());
+    failed = made < 0 ? asio::error_code(errno, asio::error::get_system_category())
+                      : asio::error_code();
+    if (!failed) assign_socket(socket, protocol, made, failed);
+#else
+    socket.open(protocol, failed);
+    if (!failed) close_on_exec(socket.native_handle());
+#endif
+}
+
+/// The next connection, for `to`, which is not open.
+template <class Acceptor, class Socket>
+void accept_socket(Acceptor& from, Socket& to, asio::ip::tcp::endpoint& peer,
+                   asio::error_code& failed) {
+#if defined(__linux__)
+    auto size = static_cast<socklen_t>(peer.capacity());
+    const int made = ::accept4(from.native_handle(), peer.data(), &size, SOCK_CLOEXEC);
+    failed = made < 0 ? asio::error_code(errno, asio::error::get_system_category())
+                      : asio::error_code();
+    if (failed) return;
+    peer.resize(size);
+    assign_socket(to, peer.protocol(), made, failed);
+#else
+    from.accept(to, peer, failed);
+    if (!failed) close_on_exec(to.native_handle());
+#endif
+}
+
+/// Opens a file to be read, or nothing.
+inline std::unique_ptr<std::FILE, int (*)(std::FILE*)> open_file(const std::string& path) {
+#if defined(_WIN32)
+    return {std::fopen(path.c_str(), "rbN"), &std::fclose};
+#else
+    return {std::fopen(path.c_str(), "rbe"), &std::fclose};
+#endif
+}
+
+// --- peers that vanish
+
+/// Has the system ask a silent peer whether it is there: after 30 s, and then each 10 s. One that
+/// does not answer is gone after a minute; by default that is two hours and more.
+template <class Socket>
+void probe_when_silent(Socket& socket) {
+    asio::error_code ignored; // a socket that is dead already shows it at the first read
+    socket.set_option(asio::socket_base::keep_alive(true), ignored);
+#if defined(TCP_KEEPIDLE)
+    using idle = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPIDLE>;
+    socket.set_option(idle(30), ignored);
+#elif defined(__APPLE__) && defined(TCP_KEEPALIVE)
+    using idle = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPALIVE>;
+    socket.set_option(idle(30), ignored);
+#endif
+#if defined(TCP_KEEPINTVL) && defined(TCP_KEEPCNT)
+    using interval = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPINTVL>;
+    using count = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPCNT>;
+    socket.set_option(interval(10), ignored);
+    socket.set_option(count(3), ignored);
+#endif
+}
 
 } // namespace sse::detail
 
@@ -5471,7 +5567,7 @@ template <class Socket>
 void set_options(Socket& socket, [[maybe_unused]] const options& o) {
     asio::error_code ignored; // a socket that is dead already shows it at the first read
     socket.set_option(asio::ip::tcp::no_delay(true), ignored);
-    socket.set_option(asio::socket_base::keep_alive(true), ignored);
+    probe_when_silent(socket);
 #if defined(TCP_USER_TIMEOUT)
     using user_timeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
     // Much later than ours, since the kernel gives up without a word, to the peer and to us.
@@ -7541,6 +7637,7 @@ SSE_DECL void lifecycle::start(asio::ip::tcp::acceptor listener) {
     check_unused();
     const auto protocol = listener.local_endpoint().protocol();
     acceptor_.emplace(hub_.workers.front()->context(), protocol, listener.release());
+    close_on_exec(acceptor_->native_handle()); // it is the library's now
     launch();
 }
 
@@ -7580,21 +7677,22 @@ SSE_DECL void lifecycle::listen(const std::string& text) {
     }
     tcp_acceptor acceptor(hub_.workers.front()->context());
     asio::ip::tcp::endpoint where;
+    asio::error_code failed;
     if (host.empty()) { // every text: IPv6 takes IPv4 in, unless this machine has no IPv6
         where = {asio::ip::tcp::v6(), port};
-        asio::error_code failed;
-        acceptor.open(where.protocol(), failed);
+        open_socket(acceptor, where.protocol(), failed);
         if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
         if (failed) {
             where = {asio::ip::tcp::v4(), port};
             acceptor.close();
-            acceptor.open(where.protocol());
+            open_socket(acceptor, where.protocol(), failed);
         }
     } else {
         asio::ip::tcp::resolver resolver(hub_.workers.front()->context());
         where = *resolver.resolve(host, std::to_string(port)).begin();
-        acceptor.open(where.protocol());
+        open_socket(acceptor, where.protocol(), failed);
     }
+    if (failed) throw std::system_error(failed);
 #if !defined(_WIN32) // there it would let another program take the port over
     acceptor.set_option(asio::socket_base::reuse_address(true));
 #endif
@@ -7752,7 +7850,8 @@ SSE_DECL asio::error_code lifecycle::accept_one() {
     worker& w = least_loaded();
     asio::error_code failed;
     asio::ip::tcp::endpoint peer;
-    tcp_socket socket = acceptor_->accept(w.context(), peer, failed);
+    tcp_socket socket(w.context());
+    accept_socket(*acceptor_, socket, peer, failed);
     if (!failed) take_in(w, {std::move(socket), unmapped(peer.address())});
     return failed;
 }
@@ -7781,6 +7880,7 @@ SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::strin
     worker& w = least_loaded();
     tcp_socket socket(w.context());
     socket.assign(asio::ip::tcp::v4(), handle); // the family is asked for where it matters
+    close_on_exec(handle);                      // it is the library's now
     asio::error_code gone;                      // it shows at the first read
     const auto peer = unmapped(socket.remote_endpoint(gone).address());
     take_in(w, {std::move(socket), peer, 0, nullptr, std::move(received)});
@@ -8240,7 +8340,8 @@ public:
     /// std::system_error when it cannot be listened on, std::logic_error when started before.
     void start(const std::string& address);
 
-    /// The same with a socket that listens already.
+    /// The same with a socket that listens already. It becomes the server's, and is closed in
+    /// programs that this one starts.
     void start(asio::ip::tcp::acceptor listener);
 
     /// The same without listening: for connections that adopt() brings.
@@ -8249,9 +8350,10 @@ public:
     /// Takes over a connection on which another server has begun to read: its socket, and all that
     /// was read from it, from the first byte of the request's head on. The head may have been
     /// written anew from a parsed request. The answer closes the connection, since that does not go
-    /// back. All of the options hold for it. Throws std::logic_error before start(),
-    /// std::system_error when the socket cannot be taken, or errc::stopped; then a socket given by
-    /// its handle still is the caller's. Thread safety: any thread.
+    /// back. All of the options hold for it, and programs that this one starts do not get it.
+    /// Throws std::logic_error before start(), std::system_error when the socket cannot be taken,
+    /// or errc::stopped; then a socket given by its handle still is the caller's. Thread safety:
+    /// any thread.
     void adopt(asio::ip::tcp::socket socket, std::string received);
     void adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received);
 
@@ -8574,11 +8676,16 @@ SSE_DECL std::string_view media_type(std::string_view path) noexcept {
 }
 
 SSE_DECL asio::awaitable<void> respond_file(stream& s, const std::string& path) {
-    std::ifstream in(path, std::ios::binary);
-    in.peek(); // a directory opens, and cannot be read
-    const bool known = in.is_open() && !in.bad();
-    std::string text = "The server cannot read the file of this page\n";
-    if (known) text.assign(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
+    std::string text;
+    bool known = false;
+    if (const auto in = open_file(path)) {
+        std::array<char, 16 * 1024> part;
+        while (const std::size_t n = std::fread(part.data(), 1, part.size(), in.get())) {
+            text.append(part.data(), n);
+        }
+        known = std::ferror(in.get()) == 0; // a directory opens, and cannot be read
+    }
+    if (!known) text = "The server cannot read the file of this page\n";
     std::string_view type = "text/plain; charset=utf-8";
     if (known) type = media_type(path);
     co_await s.respond(known ? 200 : 404, type, text);
@@ -9781,6 +9888,10 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
     std::error_code failed = make_error_code(errc::bad_answer);
     for (const auto& endpoint : endpoints_) {
         link_ = std::make_shared<link>(timer_.get_executor());
+        asio::error_code unopened;
+        open_socket(link_->socket, endpoint.protocol(), unopened);
+        failed = unopened;
+        if (failed) continue;
         link_->socket.async_connect(endpoint, begin());
         failed = co_await wait(from_now(options_.connect_timeout));
         if (!failed) break;
@@ -9788,9 +9899,9 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
         if (over_) co_return failed;
     }
     if (failed) co_return failed;
-    asio::error_code ignored; // both are for speed and for peers that vanish
+    asio::error_code ignored; // it is for speed
     link_->socket.set_option(asio::ip::tcp::no_delay(true), ignored);
-    link_->socket.set_option(asio::socket_base::keep_alive(true), ignored);
+    probe_when_silent(link_->socket);
     co_return std::error_code();
 }
 

@@ -3,6 +3,7 @@
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 
+#include <asio/detached.hpp>
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -12,6 +13,9 @@
 #include <set>
 #include <thread>
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -39,6 +43,42 @@ void check_code(sse::errc expected, const std::function<void()>& call) {
         call();
         FAIL_CHECK("nothing was thrown");
     } catch (const std::system_error& e) { CHECK(e.code() == expected); }
+}
+
+/// A program that lives until it is destroyed, started as a handler might start one.
+class child_program {
+public:
+    child_program() {
+        std::string name = "sleep", time = "600";
+        char* arguments[] = {name.data(), time.data(), nullptr};
+        REQUIRE(::posix_spawnp(&pid_, "sleep", nullptr, nullptr, arguments, environ) == 0);
+    }
+    child_program(const child_program&) = delete;
+    child_program& operator=(const child_program&) = delete;
+    ~child_program() {
+        ::kill(pid_, SIGKILL);
+        ::waitpid(pid_, nullptr, 0);
+    }
+
+private:
+    pid_t pid_ = 0;
+};
+
+/// The descriptors that a program started now would get, as "7 socket:[12]".
+std::set<std::string> inherited() {
+    std::set<std::string> found;
+    const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir("/proc/self/fd"), &::closedir);
+    if (!folder) return found;
+    while (const dirent* const entry = ::readdir(folder.get())) {
+        const int fd = std::atoi(entry->d_name);
+        const int flags = entry->d_name[0] == '.' ? -1 : ::fcntl(fd, F_GETFD);
+        if (flags < 0 || (flags & FD_CLOEXEC) != 0) continue;
+        char what[200] = "";
+        const auto path = "/proc/self/fd/" + std::to_string(fd);
+        if (::readlink(path.c_str(), what, sizeof what - 1) < 0) continue;
+        found.insert(std::string(entry->d_name) + " " + what);
+    }
+    return found;
 }
 
 } // namespace
@@ -115,6 +155,52 @@ TEST_SUITE("start and stop") {
         server.start(std::move(listener));
         CHECK(server.port() == port);
         CHECK(http_get(port, "/health").status == 200);
+    }
+
+    TEST_CASE("a program started by this one holds neither the port nor a connection") {
+        auto server = std::make_unique<running_server>();
+        const std::uint16_t port = server->port();
+        event_client client(port);
+        const child_program child;
+        server->stop();
+        server->join();
+        CHECK(client.wait_for_close() == ending::fin); // nobody else keeps it open
+        server.reset();
+        sse::server next(with_threads(1));
+        next.start("127.0.0.1:" + std::to_string(port));
+        CHECK(http_get(port, "/health").status == 200);
+    }
+
+    TEST_CASE("no descriptor that the library makes or takes over is inherited") {
+        const auto before = inherited();
+        sse::options o = with_threads(2);
+        o.handle_signals = true;
+        running_server server(o, [](sse::server& s) {
+            s.route("GET", "/file", sse::file("/proc/self/fdinfo/0")); // opened and read
+        });
+        event_client client(server.port());
+        CHECK(http_get(server.port(), "/file").status == 200);
+
+        asio::io_context context;
+        const std::string url = "http://127.0.0.1:" + std::to_string(server.port()) + "/subscribe";
+        sse::client events(context.get_executor(), url);
+        asio::co_spawn(context, events.next(), asio::detached);
+        REQUIRE(eventually([&] { // and its connection is open
+            context.poll();
+            return server.counters().streams == 2;
+        }));
+
+        asio::ip::tcp::acceptor own(context, {asio::ip::make_address("127.0.0.1"), 0});
+        ::fcntl(own.native_handle(), F_SETFD, 0);
+        sse::server second(with_threads(1));
+        second.start(std::move(own));
+        asio::ip::tcp::acceptor other(context, {asio::ip::make_address("127.0.0.1"), 0});
+        ::fcntl(other.native_handle(), F_SETFD, FD_CLOEXEC);
+        connection caller(other.local_endpoint().port());
+        asio::ip::tcp::socket accepted = other.accept(); // without the flag
+        second.adopt(std::move(accepted), "GET /health HTTP/1.1\r\nHost: localhost\r\n");
+        REQUIRE(eventually([&] { return second.counters().connections == 1; }));
+        CHECK(inherited() == before);
     }
 
     TEST_CASE("a server runs once") {
