@@ -198,9 +198,9 @@ run_valgrind() { # slow, so not among all
 
 run_soak() {
     configure build "${unity[@]}" --buildtype=release
-    build build tests/soak
+    build build tests/soak examples/hub
     say "running build/tests/soak"
-    if build/tests/soak; then add_counts 1 0; else add_counts 0 1; fi
+    if EXAMPLES=$PWD/build/examples build/tests/soak; then add_counts 1 0; else add_counts 0 1; fi
 }
 
 # The lines of the header that the tests and what the fuzzers know reach: 95 of 100, or it fails.

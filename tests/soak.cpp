@@ -10,12 +10,16 @@
 // a tenth of the clients replaced. Between two checkpoints the server is stopped, or drained, and
 // the next one starts, with the other lag policy.
 //
+// Before the storm come the trials of support/trials.hpp, for some seconds. In the storm a program
+// is started beside each server, and outlives it with what it has inherited.
+//
 // Memory is looked at there too, once what is free was given back to the system: otherwise how the
 // allocator scatters blocks would be in it. The checkpoints of the first quarter are warm-up. The
 // median of the first half of the others is compared with that of the second half: a leak goes on
 // in all of them, and no single one decides. Under a sanitizer this says nothing, and is left out.
 #include "support/handlers.hpp"
 #include "support/press.hpp"
+#include "support/trials.hpp"
 
 #include <array>
 #include <charconv>
@@ -210,10 +214,19 @@ std::vector<follower> kinds_with_handlers() {
 class soak {
 public:
     explicit soak(const settings& asked)
-        : asked_(asked), server_(server_options(asked, told_), 4096, add_handlers) {}
+        : asked_(asked), server_(server_options(asked, told_), 4096, add_handlers),
+          trials_(hub_program()) {}
 
     /// Whether all was right.
     bool run() {
+        const auto start = clock::now();
+        trials_.run();
+        for (const std::string& what : trials_.faults()) fault(what);
+        if (!eventually([&] { return resources() == before_all_; }))
+            fault("after the trials there are " + to_string(resources()) + ", and there were " +
+                  to_string(before_all_));
+        const auto passed = std::chrono::ceil<std::chrono::seconds>(clock::now() - start);
+        storm_lasts_ = std::max(asked_.duration - passed, asked_.duration / 2);
         server_.start();
         weather();
         if (!eventually([&] { return server_.counters().connections == 0; }))
@@ -229,6 +242,11 @@ public:
 
 private:
     using clock = storm::clock;
+
+    static std::string hub_program() {
+        const char* const examples = std::getenv("EXAMPLES");
+        return examples ? std::string(examples) + "/hub" : std::string();
+    }
 
     void fault(const std::string& what) {
         if (++faults_ > 20) return;
@@ -252,7 +270,7 @@ private:
         for (std::size_t i = 0; i < clients.size(); ++i) accounts_.push_back(new_account(i));
         newcomers_ = clients.size();
         begin_ = last_report_ = clock::now();
-        const auto end = begin_ + asked_.duration;
+        const auto end = begin_ + storm_lasts_;
         for (auto until = begin_; until < end;) {
             const auto from = until;
             until = std::min<clock::time_point>(end, from + asked_.between_checkpoints());
@@ -288,6 +306,9 @@ private:
     void start_next_server() {
         server_.set_lag(restarts_ % 2 == 0 ? sse::lag_policy::skip : sse::lag_policy::disconnect);
         const bool drains = restarts_ / 2 % 2 == 0;
+        // It lives on while the next server starts, and has inherited what this one has open.
+        straggler_ = std::make_unique<straggler>();
+        ++stragglers_;
         auto done = std::async(std::launch::async, [&] {
             if (drains) {
                 (void)server_.drain(
@@ -437,6 +458,7 @@ private:
             fault("memory grew from the earlier checkpoints to the later ones by " +
                   std::to_string(growth(memory_)) + " bytes; that is more than " +
                   std::to_string(allowed_growth(memory_)));
+        if (stragglers_ == 0) fault("no program outlived its server");
         if (asked_.clients < 50) return; // too few for all that could happen
         for (std::size_t i = 0; i < times_.size(); ++i)
             if (times_[i] == 0) fault("no client did mischief " + std::to_string(i));
@@ -471,6 +493,8 @@ private:
                                        {"too old", sum.missing["too_old"]},
                                        {"lapped", sum.missing["lapped"]}}));
         row("lost", with_commas(sum.unaccounted));
+        row("programs that outlived their server", with_commas(stragglers_));
+        for (const auto& [name, value] : trials_.rows()) row(name.c_str(), value);
         row("gaps", list({{"epoch", sum.gaps["epoch"]},
                           {"too old", sum.gaps["too_old"]},
                           {"lapped", sum.gaps["lapped"]}}));
@@ -518,6 +542,10 @@ private:
     service server_;
     resources before_all_; // but the port
     resources before_clients_;
+    trials trials_;
+    std::chrono::seconds storm_lasts_{0};
+    std::unique_ptr<straggler> straggler_; // that the last server has started
+    std::uint64_t stragglers_ = 0;
     press* publishers_ = nullptr; // of weather()
     storm* clients_ = nullptr;
 
