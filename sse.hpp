@@ -7861,7 +7861,13 @@ SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
     hub_.accepted.fetch_add(1, std::memory_order_relaxed);
     one.refusal = admit(one.peer, one.counted);
     if (one.refusal != 0) hub_.refused.fetch_add(1, std::memory_order_relaxed);
-    if (one.refusal < 0) return;
+    if (one.refusal < 0) {
+        return hub_.log({.level = log_level::warning,
+                         .what = "refused",
+                         .client = one.peer,
+                         .detail = "over a limit of connections, and too many others are being "
+                                   "refused for an answer"});
+    }
     w.reserve();
     // Not at once: whom it answers may connect anew before what has ended here is counted out.
     try {

@@ -5,6 +5,7 @@
 #include <doctest/doctest.h>
 
 #include <map>
+#include <memory>
 #include <thread>
 
 namespace door_test {
@@ -632,6 +633,23 @@ TEST_SUITE("log") {
             CHECK(l.client == "203.0.113.9");
         }
         CHECK(seen["connected"] == 2); // not the one that says nothing: it might be anybody's
+    }
+
+    TEST_CASE("who is refused without an answer, for there are too many, is in the log") {
+        sse::options o = with_threads(1);
+        o.max_connections_per_ip = 1;
+        journal log;
+        log.attach(o);
+        running_server server(o);
+        std::vector<std::unique_ptr<connection>> silent; // each would be refused once it has asked
+        while (silent.size() < 300) silent.push_back(std::make_unique<connection>(server.port()));
+        CHECK(log.comes("refused"));
+        for (const auto& l : log.taken()) {
+            if (l.what != "refused") continue;
+            CHECK(l.level == sse::log_level::warning);
+            CHECK(l.client == "127.0.0.1");
+            CHECK(has(l.detail, "too many"));
+        }
     }
 
     TEST_CASE("a health path where streams are found is refused") {
