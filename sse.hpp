@@ -400,7 +400,8 @@ enum class errc {
     stopped,        ///< The server was stopped: the message was not published.
     no_room,        ///< The ring is full, a worker's thread is held up: nothing was published.
     bad_event,      ///< The event name contains CR, LF or NUL.
-    bad_id,         ///< The id contains CR, LF or NUL.
+    bad_id,         ///< The id is not one that a client can send back, see message::id.
+    reserved_id,    ///< The id is of the form of this server's own: nothing was published.
     bad_retry,      ///< The retry time is negative.
     empty_message,  ///< The message has no field at all.
     ephemeral_id,   ///< The message is ephemeral and has an id, by which nobody could resume.
@@ -441,8 +442,12 @@ inline const std::error_category& error_category() noexcept {
                 return "the event name contains CR, LF or NUL, which would forge further fields; "
                        "remove them or put the text into data";
             case errc::bad_id:
-                return "the id contains CR, LF or NUL, which would forge further fields or make "
-                       "clients ignore it; encode it without them";
+                return "the id has a control character, a space at its start or end, bytes that "
+                       "are not UTF-8, or more than 1024 bytes; clients could not send it back. "
+                       "Write a short id of visible characters";
+            case errc::reserved_id:
+                return "the id begins with this server's own epoch and would be taken for one of "
+                       "its own; leave it out, or put a prefix of your own before it";
             case errc::bad_retry: return "the retry time is negative; give 0 ms or more";
             case errc::empty_message: return "the message has no field; set at least data";
             case errc::ephemeral_id:
@@ -500,7 +505,11 @@ struct message {
     std::optional<std::string_view> data = {}; ///< Any text; its CR, LF and CRLF arrive as LF.
     /// Becomes the client's Last-Event-ID; "" resets it. Published without one, a message gets the
     /// server's own, `<epoch>-<number>`. Ids of a program's own must be unique, or a client that
-    /// resumes may miss what lies between two of the same.
+    /// resumes may miss what lies between two of the same. A client sends the id back in a header
+    /// field, so it must be UTF-8 without control characters (C0, DEL), without a space at its
+    /// start or end, and at most 1024 bytes long; else errc::bad_id. A server refuses to publish
+    /// an id that begins with its own epoch (errc::reserved_id); those of other servers, which a
+    /// relay passes on, are taken.
     std::optional<std::string_view> id = {};
     std::optional<std::chrono::milliseconds> retry = {}; ///< The client's new reconnection time.
     std::string_view comment = {};                       ///< Ignored by clients.
@@ -512,11 +521,68 @@ struct message {
 };
 static_assert(std::is_trivially_destructible_v<message> && std::is_aggregate_v<message>);
 
+namespace detail {
+
+/// How many bytes the character of UTF-8 has with which the text begins (RFC 3629 4); 0: none.
+inline std::size_t utf8_size(std::string_view text) noexcept {
+    const auto at = [&](std::size_t i) {
+        return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+    };
+    const auto tail = [&](std::size_t i) { return (at(i) & 0xc0) == 0x80; };
+    const unsigned first = at(0);
+    const unsigned second = at(1);
+    if (first < 0x80) return 1;
+    if (first < 0xc2 || first > 0xf4 || !tail(1)) return 0;
+    if (first < 0xe0) return 2;
+    if (!tail(2) || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
+    if (first < 0xf0) return 3;
+    if (!tail(3) || (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
+    return 4;
+}
+
+inline bool is_ascii(std::string_view text) noexcept {
+    std::uint64_t bits = 0; // of eight bytes at once; compilers widen it further
+    std::size_t at = 0;
+    for (; at + sizeof bits <= text.size(); at += sizeof bits) {
+        std::uint64_t word;
+        std::memcpy(&word, text.data() + at, sizeof word);
+        bits |= word;
+    }
+    for (; at < text.size(); ++at) bits |= static_cast<unsigned char>(text[at]);
+    return (bits & 0x8080808080808080u) == 0;
+}
+
+inline bool is_utf8(std::string_view text) noexcept {
+    if (is_ascii(text)) return true;
+    while (!text.empty()) {
+        const std::size_t size = utf8_size(text);
+        if (size == 0) return false;
+        text.remove_prefix(size);
+    }
+    return true;
+}
+
+/// C0 and DEL.
+inline bool is_control(char c) noexcept { return (c >= 0 && c < ' ') || c == 0x7f; }
+
+/// Whether the id comes back in a client's Last-Event-ID as it was sent. A control character makes
+/// the head of that request invalid, and a browser ends its EventSource for good when it gets 400;
+/// so does an id that is too long for the head. HTTP trims blanks, and a browser reads what is not
+/// UTF-8 as U+FFFD: the id would come back as another one.
+inline bool is_returnable(std::string_view id) noexcept {
+    constexpr std::size_t longest = 1024; // three times as long in a query
+    return id.empty() ||
+           (id.size() <= longest && id.front() != ' ' && id.back() != ' ' &&
+            std::none_of(id.begin(), id.end(), is_control) && is_utf8(id));
+}
+
+} // namespace detail
+
 /// What is wrong with the message, or a code that is false.
 inline std::error_code check(const message& m) noexcept {
     constexpr std::string_view breakers("\r\n\0", 3);
     if (m.event.find_first_of(breakers) != m.event.npos) return errc::bad_event;
-    if (m.id && m.id->find_first_of(breakers) != m.id->npos) return errc::bad_id;
+    if (m.id && !detail::is_returnable(*m.id)) return errc::bad_id;
     if (m.retry && m.retry->count() < 0) return errc::bad_retry;
     if (m.event.empty() && !m.data && !m.id && !m.retry && m.comment.empty()) {
         return errc::empty_message;
@@ -621,35 +687,6 @@ struct event {
 };
 
 namespace detail {
-
-/// How many bytes the character of UTF-8 has with which the text begins (RFC 3629 4); 0: none.
-inline std::size_t utf8_size(std::string_view text) noexcept {
-    const auto at = [&](std::size_t i) {
-        return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
-    };
-    const auto tail = [&](std::size_t i) { return (at(i) & 0xc0) == 0x80; };
-    const unsigned first = at(0);
-    const unsigned second = at(1);
-    if (first < 0x80) return 1;
-    if (first < 0xc2 || first > 0xf4 || !tail(1)) return 0;
-    if (first < 0xe0) return 2;
-    if (!tail(2) || (first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
-    if (first < 0xf0) return 3;
-    if (!tail(3) || (first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
-    return 4;
-}
-
-inline bool is_ascii(std::string_view text) noexcept {
-    std::uint64_t bits = 0; // of eight bytes at once; compilers widen it further
-    std::size_t at = 0;
-    for (; at + sizeof bits <= text.size(); at += sizeof bits) {
-        std::uint64_t word;
-        std::memcpy(&word, text.data() + at, sizeof word);
-        bits |= word;
-    }
-    for (; at < text.size(); ++at) bits |= static_cast<unsigned char>(text[at]);
-    return (bits & 0x8080808080808080u) == 0;
-}
 
 /// How many bytes at the front of what begins with no character of UTF-8 become one U+FFFD: as many
 /// as could have begun one (Encoding standard 4.4, and the Unicode standard's "maximal subparts").
@@ -2466,7 +2503,7 @@ inline bool is_one_of_hosts(const std::vector<std::string>& hosts, std::string_v
 } // namespace detail
 
 // >>topic /////////////////////////////////////////////////////////////////////////////////////////
-// Topic paths, and who subscribes to which. No I/O, no threads. Needs nothing.
+// Topic paths, and who subscribes to which. No I/O, no threads. Needs >>message.
 // Tests: tests/topic.cpp
 
 namespace detail {
@@ -2482,9 +2519,8 @@ inline std::optional<std::string> canonical_topic(std::string_view text) {
     for (;;) {
         const std::size_t end = std::min(text.find('/'), text.size());
         const auto segment = text.substr(0, end);
-        const auto control = [](char c) { return (c >= 0 && c < ' ') || c == 0x7f; };
         if (segment.empty() || segment == "." || segment == ".." || ++depth > max_depth ||
-            std::any_of(segment.begin(), segment.end(), control)) {
+            std::any_of(segment.begin(), segment.end(), is_control)) {
             return std::nullopt;
         }
         out.append("/").append(segment);
@@ -2501,8 +2537,7 @@ inline std::string checked_topic(std::string_view text) {
 
 /// The private topic of a user: one segment, of a name that no client can give.
 inline std::string user_topic(std::string_view key) {
-    const auto control = [](char c) { return (c >= 0 && c < ' ') || c == 0x7f; };
-    if (key.empty() || std::any_of(key.begin(), key.end(), control)) {
+    if (key.empty() || std::any_of(key.begin(), key.end(), is_control)) {
         throw std::system_error(errc::bad_key, "sse: '" + std::string(key) + "'");
     }
     std::string topic("\x1f");
@@ -8898,6 +8933,10 @@ SSE_DECL asio::ip::tcp::endpoint server::endpoint() const { return hub_->life->e
 
 SSE_DECL std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence) {
     if (hub.stopped) return errc::stopped;
+    if (!f->own_id().empty()) { // who comes back with it would resume at another place
+        const auto parts = detail::parse_id(f->own_id());
+        if (parts && parts->first == hub.epoch) return errc::reserved_id;
+    }
     f->set_references(static_cast<std::uint32_t>(hub.workers.size()));
     std::optional<std::uint64_t> place;
     if (hub.holding.load(std::memory_order_relaxed) == 0) {

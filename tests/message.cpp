@@ -220,6 +220,25 @@ TEST_CASE("fault 11: an event name or an id with CR, LF or NUL is refused and no
     }
 }
 
+TEST_CASE("an id that cannot come back in a header field is refused") {
+    std::vector<std::string> bad{" a", "a ", " ", "a\xff", "\xc3", "\xed\xa0\x80",
+                                 std::string(1025, 'a')};
+    for (int c = 0; c < 0x20; ++c) bad.push_back("a" + std::string(1, static_cast<char>(c)) + "b");
+    bad.push_back("\x7f");
+    bad.push_back("a\t");
+    for (const std::string& id : bad) {
+        CAPTURE(id);
+        check_refused({.data = "x", .id = id}, sse::errc::bad_id);
+    }
+    check_mentions(complaint({.id = "a\f"}), "control character");
+    check_mentions(complaint({.id = "a\f"}), "1024 bytes");
+    for (const std::string& id : {""s, "a b"s, "7-\xe2\x82\xac"s, "\xc2\x85"s, "\xf0\x9f\x98\x80"s,
+                                  std::string(1024, 'a')}) {
+        CAPTURE(id);
+        CHECK(!sse::check({.data = "x", .id = id}));
+    }
+}
+
 TEST_CASE("a negative retry time is refused") {
     check_refused({.data = "x", .retry = -1ms}, sse::errc::bad_retry);
     check_refused({.retry = std::chrono::milliseconds::min()}, sse::errc::bad_retry);
@@ -368,12 +387,12 @@ TEST_CASE("whatever stands in event and id, check() accepts exactly what survive
     support::dice dice(20250120);
     for (int round = 0; round < 5000; ++round) {
         const std::string event = "e" + dice.bytes(8, "\r\n\0ab"sv);
-        const std::string id = dice.bytes(8, "\r\n\0ab"sv);
+        const std::string id = dice.bytes(8, "\r\n\0ab \x01\t\x7f\xc3\xa4"sv);
         const sse::message m{.event = event, .data = "x", .id = id};
         CAPTURE(round);
         if (one_line(event) != event) {
             CHECK(sse::check(m) == sse::errc::bad_event);
-        } else if (one_line(id) != id) {
+        } else if (!support::comes_back(id)) {
             CHECK(sse::check(m) == sse::errc::bad_id);
         } else {
             CHECK(received(m) == support::decoded{event, "x", id});

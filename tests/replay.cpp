@@ -61,24 +61,6 @@ std::string numbers(std::uint64_t first, std::uint64_t last) {
     return all;
 }
 
-bool is_utf8(std::string_view bytes) {
-    for (std::size_t i = 0; i < bytes.size();) {
-        const auto lead = static_cast<unsigned char>(bytes[i++]);
-        const int more = lead < 0x80                   ? 0
-                         : lead >= 0xc2 && lead < 0xe0 ? 1
-                         : lead >= 0xe0 && lead < 0xf0 ? 2
-                         : lead >= 0xf0 && lead < 0xf5 ? 3
-                                                       : -1;
-        if (more < 0) return false;
-        for (int n = 0; n < more; ++n, ++i) {
-            if (i >= bytes.size() || (static_cast<unsigned char>(bytes[i]) & 0xc0) != 0x80) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
 /// A flat JSON object, as strict as RFC 8259; what is no string is kept as it stands.
 std::map<std::string, std::string> parse_json(const std::string& json) {
     std::size_t at = 0;
@@ -115,7 +97,7 @@ std::map<std::string, std::string> parse_json(const std::string& json) {
         return out;
     };
     std::map<std::string, std::string> fields;
-    if (!is_utf8(json)) fail();
+    if (!support::is_utf8(json)) fail();
     expect('{');
     do {
         const std::string name = string();

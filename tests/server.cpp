@@ -1,5 +1,6 @@
 // The server from outside: start and stop, endpoints, publishing, limits. "fault N" names the fault
 // of the library that we succeed which the case keeps out.
+#include "support/dice.hpp"
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 
@@ -686,6 +687,52 @@ TEST_SUITE("publishing") {
         CHECK(all_of(root) == "12345");
         CHECK(without_ids(raw.read_through("end\n\n")) ==
               "data: 1\n\ndata: 2\n\ndata: 4\n\ndata: end\n\n");
+    }
+
+    TEST_CASE("a client that comes back with any id that is taken goes on behind it") {
+        running_server server;
+        dice dice(20251128);
+        const std::string letters = "ab -%\"\\\xc2\x85\xe2\x82\xac\xf0\x9f\x98\x80\x01\x7f";
+        std::set<std::string> ids{std::string(1024, 'x'), "a b", "%20", "\"\\", "\xe2\x82\xac",
+                                  "\xf0\x9f\x98\x80", "\xc2\x85"};
+        while (ids.size() < 60) ids.insert(dice.bytes(12, letters));
+        int taken = 0;
+        for (const std::string& id : ids) {
+            const auto failed = server.try_publish("/a", {.data = "marked", .id = id});
+            CHECK(failed == (support::comes_back(id) ? std::error_code() : sse::errc::bad_id));
+            if (failed || id.empty()) continue;
+            ++taken;
+            server.publish("/a", {.data = "after"});
+            CAPTURE(id);
+            event_client back(server.port(), "/subscribe/a", {{"Last-Event-ID", id}});
+            const auto next = back.next();
+            CHECK(next.type + " " + next.data == "message after");
+        }
+        CHECK(taken > 5);
+    }
+
+    TEST_CASE("an id that looks like the server's own is refused, one of another server is taken") {
+        running_server server;
+        server.publish("/a", {.data = "1"});
+        const std::string real = server.last_id();
+        const std::string epoch = real.substr(0, real.rfind('-'));
+        for (const char* const number : {"0", "1", "2", "02", "1000"}) {
+            const std::string id = epoch + "-" + number;
+            CAPTURE(id);
+            check_code(sse::errc::reserved_id, [&] { server.publish("/a", {.id = id}); });
+            check_code(sse::errc::reserved_id, [&] { server.broadcast({.id = id}); });
+            check_code(sse::errc::reserved_id, [&] { server.send_to_user("ann", {.id = id}); });
+            CHECK(server.try_publish("/a", {.id = id}) == sse::errc::reserved_id);
+            CHECK(server.try_broadcast({.id = id}) == sse::errc::reserved_id);
+        }
+        CHECK(server.last_id() == real);
+        for (const std::string& id : {std::string("abcdefgh-2"), epoch + "-x", epoch, "from " + real}) {
+            server.publish("/a", {.data = "relayed", .id = id});
+            server.publish("/a", {.data = "after"});
+            CAPTURE(id);
+            event_client back(server.port(), "/subscribe/a", {{"Last-Event-ID", id}});
+            CHECK(back.next().data == "after");
+        }
     }
 
     TEST_CASE("fault 1: many publishers, one order, the same for every client on every worker") {

@@ -277,6 +277,8 @@ void encode(std::string_view bytes) {
     sse::message m;
     const auto publish = [&] {
         const std::error_code wrong = sse::check(m);
+        if (m.id && !support::comes_back(std::string(*m.id))) CHECK(wrong);
+        if (wrong == sse::errc::bad_id) CHECK(!support::comes_back(std::string(m.id.value())));
         try {
             stream += sse::encode(m);
             CHECK(!wrong);

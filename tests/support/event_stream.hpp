@@ -8,6 +8,7 @@
 // meaning is ASCII, so this changes no line.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -162,6 +163,39 @@ inline std::vector<decoded> decode_event_stream(std::string_view bytes) {
     event_stream_decoder decoder;
     decoder.feed(bytes);
     return decoder.take_events();
+}
+
+/// Whether bytes are UTF-8: each character is read as a number, which must need as many bytes.
+inline bool is_utf8(std::string_view text) {
+    for (std::size_t i = 0; i < text.size();) {
+        const auto first = static_cast<unsigned char>(text[i]);
+        std::size_t size = 0;
+        while (size < 5 && (first & (0x80u >> size)) != 0) ++size;
+        if (size == 1 || size > 4 || i + std::max<std::size_t>(size, 1) > text.size()) return false;
+        if (size > 0) {
+            unsigned long code = first & (0x7fu >> size);
+            for (std::size_t k = 1; k < size; ++k) {
+                const auto next = static_cast<unsigned char>(text[i + k]);
+                if ((next & 0xc0u) != 0x80) return false;
+                code = code * 64 + (next & 0x3fu);
+            }
+            const unsigned long least[] = {0x80, 0x800, 0x10000};
+            if (code < least[size - 2] || code > 0x10ffff) return false;
+            if (code >= 0xd800 && code <= 0xdfff) return false;
+        }
+        i += std::max<std::size_t>(size, 1);
+    }
+    return true;
+}
+
+/// Whether a browser that got this id sends the same bytes back in a header field that a server
+/// takes. Shares no code with the library.
+inline bool comes_back(const std::string& id) {
+    for (const char c : id) {
+        if ((c >= 0 && c < 0x20) || c == 0x7f) return false;
+    }
+    const bool blank_at_end = !id.empty() && (id.front() == ' ' || id.back() == ' ');
+    return !blank_at_end && id.size() <= 1024 && is_utf8(id);
 }
 
 } // namespace support
