@@ -29,7 +29,9 @@
 #include <charconv>
 #include <chrono>
 #include <csignal>
+#include <cstdint>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -50,6 +52,7 @@ using std::chrono::milliseconds;
 struct publication {
     std::string event = {}, data = {};
     std::optional<std::string> id = {};
+    std::optional<milliseconds> retry = {};
     std::string key = {};
     bool ephemeral = false;
 };
@@ -138,13 +141,25 @@ std::vector<std::pair<std::string, std::string>> json_fields(std::string_view bo
     return fields;
 }
 
+// Clients on Node wait one millisecond instead of a longer time than this.
+milliseconds retry_time(std::string_view text) {
+    constexpr std::int32_t longest = std::numeric_limits<std::int32_t>::max();
+    std::int32_t time = -1;
+    const auto [end, wrong] = std::from_chars(text.data(), text.data() + text.size(), time);
+    if (wrong != std::errc() || end != text.data() + text.size() || time < 0)
+        throw bad_body("retry is '" + std::string(text.substr(0, 40)) +
+                       "'; give milliseconds, from 0 to " + std::to_string(longest));
+    return milliseconds(time);
+}
+
 publication from_fields(std::vector<std::pair<std::string, std::string>> fields) {
     publication result;
-    std::optional<std::string> event, data, key, ephemeral;
+    std::optional<std::string> event, data, retry, key, ephemeral;
     const std::pair<std::string_view, std::optional<std::string>*> known[] = {
         {"event", &event},
         {"data", &data},
         {"id", &result.id},
+        {"retry", &retry},
         {"key", &key},
         {"ephemeral", &ephemeral}};
     for (auto& [name, value] : fields) {
@@ -153,7 +168,7 @@ publication from_fields(std::vector<std::pair<std::string, std::string>> fields)
             if (name == known_name) field = place;
         if (!field)
             throw bad_body("there is no field \"" + name +
-                           "\"; the fields are event, data, id, key and ephemeral");
+                           "\"; the fields are event, data, id, retry, key and ephemeral");
         if (*field) throw bad_body("the field \"" + name + "\" came twice; give it once");
         *field = std::move(value);
     }
@@ -162,6 +177,7 @@ publication from_fields(std::vector<std::pair<std::string, std::string>> fields)
                        "event=chat&data=hello");
     result.event = event.value_or("");
     result.data = *std::move(data);
+    if (retry) result.retry = retry_time(*retry);
     result.key = key.value_or("");
     result.ephemeral = ephemeral == "true";
     if (ephemeral && !result.ephemeral && ephemeral != "false")
@@ -169,13 +185,62 @@ publication from_fields(std::vector<std::pair<std::string, std::string>> fields)
     return result;
 }
 
+std::string_view trimmed(std::string_view text) {
+    while (text.starts_with(' ') || text.starts_with('\t')) text.remove_prefix(1);
+    while (text.ends_with(' ') || text.ends_with('\t')) text.remove_suffix(1);
+    return text;
+}
+
+// An event stream is UTF-8: a body in another encoding would reach its readers as garbage.
+void require_utf8_charset(std::string_view parameters) {
+    while (!parameters.empty()) {
+        const std::string_view one = parameters.substr(0, parameters.find(';'));
+        parameters.remove_prefix(std::min(parameters.size(), one.size() + 1));
+        const std::size_t equals = std::min(one.find('='), one.size());
+        if (!same_ignoring_case(trimmed(one.substr(0, equals)), "charset")) continue;
+        std::string_view value = trimmed(one.substr(std::min(equals + 1, one.size())));
+        if (value.size() >= 2 && value.starts_with('"') && value.ends_with('"'))
+            value = value.substr(1, value.size() - 2);
+        if (same_ignoring_case(value, "utf-8") || same_ignoring_case(value, "utf8") ||
+            same_ignoring_case(value, "us-ascii"))
+            continue;
+        throw bad_body("the charset '" + std::string(value) +
+                           "' is not taken; send the body as UTF-8",
+                       415);
+    }
+}
+
+void require_utf8(std::string_view text, const std::string& what) {
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t length = json::utf8_length(text.substr(at));
+        if (length == 0)
+            throw bad_body(what + " is not UTF-8 at byte " + std::to_string(at + 1) +
+                           "; send it as UTF-8");
+        at += length;
+    }
+}
+
 publication read_publication(std::string_view content_type, std::string body) {
-    std::string_view type = content_type.substr(0, content_type.find(';'));
-    while (type.ends_with(' ') || type.ends_with('\t')) type.remove_suffix(1);
-    if (same_ignoring_case(type, "application/x-www-form-urlencoded"))
-        return from_fields(form_fields(body));
-    if (same_ignoring_case(type, "application/json")) return from_fields(json_fields(body));
-    if (same_ignoring_case(type, "text/plain")) return {.data = std::move(body)};
+    const std::size_t semicolon = std::min(content_type.find(';'), content_type.size());
+    const std::string_view type = trimmed(content_type.substr(0, semicolon));
+    require_utf8_charset(content_type.substr(std::min(semicolon + 1, content_type.size())));
+    if (same_ignoring_case(type, "application/x-www-form-urlencoded")) {
+        auto fields = form_fields(body);
+        for (const auto& [name, value] : fields) {
+            require_utf8(name, "the name of a field");
+            require_utf8(value, "the field \"" + name + "\"");
+        }
+        return from_fields(std::move(fields));
+    }
+    if (same_ignoring_case(type, "application/json")) {
+        constexpr std::string_view byte_order_mark = "\xef\xbb\xbf"; // Windows programs write it
+        if (body.starts_with(byte_order_mark)) body.erase(0, byte_order_mark.size());
+        return from_fields(json_fields(body));
+    }
+    if (same_ignoring_case(type, "text/plain")) {
+        require_utf8(body, "the body");
+        return {.data = std::move(body)};
+    }
     throw bad_body("Content-Type '" + std::string(type) +
                        "' is not known here; send "
                        "application/x-www-form-urlencoded, application/json or text/plain",
@@ -183,9 +248,16 @@ publication read_publication(std::string_view content_type, std::string body) {
 }
 
 // The publication, or the refusal that explains why it is none.
-std::pair<publication, std::optional<answer>> try_read(std::string_view content_type,
+std::pair<publication, std::optional<answer>> try_read(const sse::request& request,
+                                                       std::string_view content_type,
                                                        std::string body) {
     try {
+        const std::string_view coding = trimmed(request.header("Content-Encoding").value_or(""));
+        if (!coding.empty() && !same_ignoring_case(coding, "identity"))
+            throw bad_body("the Content-Encoding '" + std::string(coding) +
+                               "' is not taken; send the body uncompressed",
+                           415);
+        require_utf8(request.rest, "the topic");
         publication read = read_publication(content_type, std::move(body));
         return {std::move(read), std::nullopt};
     } catch (const bad_body& wrong) {
@@ -200,7 +272,7 @@ int status_for(const std::error_code& failure) {
     return 400; // an event name, an id or a topic that the wire cannot carry
 }
 
-// What the server calls the message, for a client that wants to go on after it.
+// The server's own id of the message, for a client that wants to go on after it.
 std::string id_of(const sse::server& server, std::uint64_t sequence) {
     const std::string newest = server.last_id();
     return newest.substr(0, newest.rfind('-') + 1) + std::to_string(sequence);
@@ -208,7 +280,8 @@ std::string id_of(const sse::server& server, std::uint64_t sequence) {
 
 answer accepted(const sse::server& server, const sse::message& message, std::uint64_t sequence) {
     std::string json = "{\"seq\":" + std::to_string(sequence);
-    if (!message.id && !message.ephemeral) json += ",\"id\":\"" + id_of(server, sequence) + '"';
+    const std::string id(message.id ? *message.id : id_of(server, sequence));
+    if (!message.ephemeral) json += ",\"id\":" + json::quoted(id);
     return {202, "application/json", json + "}\n"};
 }
 
@@ -223,10 +296,11 @@ asio::awaitable<answer> publish(sse::server& server, const std::string& token,
     const std::string type(client.request().header("Content-Type").value_or(""));
     try {
         std::string body = co_await client.body();
-        const auto [read, refused] = try_read(type, std::move(body));
+        const auto [read, refused] = try_read(client.request(), type, std::move(body));
         if (refused) co_return *refused;
         sse::message message{.event = read.event, .data = read.data};
         if (read.id) message.id = *read.id;
+        message.retry = read.retry;
         message.key = read.key;
         message.ephemeral = read.ephemeral;
         const std::uint64_t sequence = co_await server.async_publish(topic, message);

@@ -328,11 +328,12 @@ Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON
   curl -H "$A" -d event=chat --data-urlencode 'data=2 + 2 = 4' http://localhost:8080/publish/room
   curl -H "$A" --json '{"event":"price","data":{"ACME":128.4}}' http://localhost:8080/publish/room
   curl -H "$A" -H 'Content-Type: text/plain' --data-binary @log http://localhost:8080/publish/room
-  Fields: data (required), event, id (the hub gives one unless you do), key (with --lag conflate
-  a slow client gets the newest message of each), ephemeral (true: no id, never sent again).
-  JSON data that is no string is sent as its JSON text.
-  Answers: 202 {"seq":N,"id":"..."}, without id if the message has none or brought its own; 400
-  and 415 with the reason, 401 for a wrong token, 404 when it is off.
+  Fields: data (required), event, id (the hub gives one unless you do), retry (milliseconds until a
+  client that lost its connection comes back), key (with --lag conflate a slow client gets the
+  newest message of each), ephemeral (true: no id, never sent again).
+  JSON data that is no string is sent as its JSON text. Everything is UTF-8 and uncompressed.
+  Answers: 202 {"seq":N,"id":"..."}, without id if the message is ephemeral; 400 and 415 with the
+  reason, 401 for a wrong token, 404 when it is off.
 
 Ctrl-C, SIGTERM or a closed terminal (SIGHUP) lets the clients go, within --drain-window if that is
 given, and ends with status 0; a second Ctrl-C or SIGTERM does not wait for them. SIGUSR1 and SIGUSR2

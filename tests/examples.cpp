@@ -667,7 +667,7 @@ TEST_SUITE("examples") {
         CHECK(has(one.id, "-"));
         CHECK(has(given.body, R"(,"id":")" + one.id + "\"}"));
         CHECK(has(given.body, R"({"seq":)" + one.id.substr(one.id.rfind('-') + 1) + ","));
-        CHECK_FALSE(has(hub.publish("room", form, "data=two&id=7").body, "id"));
+        CHECK(has(hub.publish("room", form, "data=two&id=7").body, R"(,"id":"7"})"));
         CHECK(client.next().id == "7");
         const auto json = R"({"data":"three","key":"k","ephemeral":true})";
         CHECK_FALSE(has(hub.publish("room", "application/json", json).body, "id"));
@@ -691,7 +691,57 @@ TEST_SUITE("examples") {
         check_refused(form, "data=x&ephemeral=yes", "give true or false");
         check_refused(form, "data=x&ephemeral=true&id=7", "ephemeral");
         check_refused("application/json", R"({"data":"x","key":7})", "give a string");
-        check_refused(form, "data=x&keys=k", "the fields are event, data, id, key and ephemeral");
+        check_refused(form, "data=x&keys=k",
+                      "the fields are event, data, id, retry, key and ephemeral");
+        for (const std::string retry : {"", "-1", "1s", "2147483648", "1 "})
+            check_refused(form, "data=x&retry=" + retry, "give milliseconds");
+        const std::vector<std::string> bad_ids{"a%0Cb", "+a", "a+", "%7f", std::string(1025, 'a')};
+        for (const std::string& id : bad_ids)
+            check_refused(form, "data=x&id=" + id, "the id has a control character");
+    }
+
+    TEST_CASE("the hub publishes a retry time, and an id comes back in its answer as JSON") {
+        running_hub hub({"--publish-token", "secret"});
+        event_client client(hub.port, "/subscribe/room");
+        CHECK(hub.publish("room", form, "data=one&retry=1500").status == 202);
+        CHECK(client.next().data == "one");
+        CHECK(client.decoder().reconnection_time() == 1500);
+        const auto given =
+            hub.publish("room", "application/json", R"({"data":"two","retry":70,"id":"a\"\\"})");
+        CHECK(has(given.body, R"(,"id":"a\"\\"})"));
+        CHECK(client.next().id == R"(a"\)");
+        CHECK(client.decoder().reconnection_time() == 70);
+    }
+
+    TEST_CASE("the hub refuses a body that its readers would get as garbage") {
+        running_hub hub({"--publish-token", "secret"});
+        event_client client(hub.port, "/subscribe/");
+        const auto status = [&](const std::string& topic, const std::string& type,
+                                const std::string& body, const std::string& coding = "") {
+            std::vector<std::pair<std::string, std::string>> headers{
+                {"Authorization", "Bearer secret"}, {"Content-Type", type}};
+            if (!coding.empty()) headers.emplace_back("Content-Encoding", coding);
+            return http_request(hub.port, "POST", "/publish/" + topic, headers, body).status;
+        };
+        for (const char* const coding : {"gzip", "br", "x-gzip", "gzip, identity"})
+            CHECK(status("a", "text/plain", "x", coding) == 415);
+        for (const char* const charset : {"iso-8859-1", "\"UTF-16\"", "", "windows-1252; a=b"}) {
+            CHECK(status("a", std::string("text/plain; charset=") + charset, "x") == 415);
+            CHECK(status("a", std::string("application/json;Charset=") + charset, "{}") == 415);
+        }
+        for (const char* const broken : {"\xff", "a\xc3", "\xed\xa0\x80", "\xc0\x80"}) {
+            CHECK(status("a", "text/plain", broken) == 400);
+            CHECK(status("a", form, std::string("data=") + broken) == 400);
+        }
+        CHECK(status("a", form, "data=%ff") == 400);
+        CHECK(status("a", form, "data=x&%ff=x") == 400);
+        CHECK(status("%ff", "text/plain", "x") == 400);
+        CHECK(status("a", "text/plain; charset=\"utf-8\"", "\xc3\xa4", "identity") == 202);
+        CHECK(client.next().data == "\xc3\xa4"); // and nothing before it
+        CHECK(status("%c3%a4", "text/plain;format=flowed ; CHARSET=UTF-8", "two") == 202);
+        CHECK(client.next().data == "two");
+        CHECK(status("a", "application/json", "\xef\xbb\xbf{\"data\":\"three\"}") == 202);
+        CHECK(client.next().data == "three");
     }
 
     TEST_CASE("without a token publishing over HTTP is off") {

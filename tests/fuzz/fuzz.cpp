@@ -278,7 +278,7 @@ void encode(std::string_view bytes) {
     const auto publish = [&] {
         const std::error_code wrong = sse::check(m);
         if (m.id && !support::comes_back(std::string(*m.id))) CHECK(wrong);
-        if (wrong == sse::errc::bad_id) CHECK(!support::comes_back(std::string(m.id.value())));
+        if (wrong == sse::errc::bad_id) CHECK(!support::comes_back(std::string(*m.id)));
         try {
             stream += sse::encode(m);
             CHECK(!wrong);
