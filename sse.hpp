@@ -2283,9 +2283,10 @@ inline address unmapped(const address& a) {
     return asio::ip::make_address_v4(asio::ip::v4_mapped, a.to_v6());
 }
 
-/// What limits by address count as one: an IPv4 address, or the /64 that one IPv6 customer has.
+/// What limits by address count as one: an IPv4 address, or the /64 that one IPv6 customer has. A
+/// link-local address is one machine of its link, though all links have the same prefix.
 inline address counted_as(const address& a) {
-    if (!a.is_v6()) return a;
+    if (!a.is_v6() || a.to_v6().is_link_local()) return a;
     auto bytes = a.to_v6().to_bytes();
     std::fill(bytes.begin() + 8, bytes.end(), static_cast<unsigned char>(0));
     return asio::ip::address_v6(bytes);
@@ -2383,14 +2384,19 @@ inline std::string_view forwarded_for(std::string_view element) {
     return {};
 }
 
+/// The header field that it writes.
+inline std::string_view field_of(forwarded_by source) noexcept {
+    return source == forwarded_by::forwarded   ? "Forwarded"
+           : source == forwarded_by::x_real_ip ? "X-Real-IP"
+                                               : "X-Forwarded-For";
+}
+
 /// The client's address: the peer, unless that is a trusted proxy; then the nearest hop that is
 /// not, walking the header from its end. What cannot be read ends the walk at the hop before.
 inline address client_address(const request& r, const address& peer,
                               const std::vector<address_block>& trusted, forwarded_by source) {
     address nearest = unmapped(peer);
-    const std::string_view name = source == forwarded_by::forwarded   ? "Forwarded"
-                                  : source == forwarded_by::x_real_ip ? "X-Real-IP"
-                                                                      : "X-Forwarded-For";
+    const std::string_view name = field_of(source);
     std::vector<std::string_view> hops;
     for (const request::field& f : r.fields) {
         if (!equal_ignoring_case(f.name, name)) continue;
@@ -2492,12 +2498,54 @@ inline proxy_head read_proxy_head(std::string_view received) {
     return {proxy_head::progress::refused, 0, {}};
 }
 
+/// The address that a Host header names: a name that is one in DNS cannot look like it.
+inline std::optional<address> host_address(std::string_view host) {
+    const bool bracketed = host.starts_with('[') && host.ends_with(']');
+    if (bracketed) host = host.substr(1, host.size() - 2);
+    if (host.find('%') != host.npos || host.find('\0') != host.npos) return std::nullopt;
+    asio::error_code failed;
+    const auto a = asio::ip::make_address(std::string(host), failed);
+    if (failed || bracketed != a.is_v6()) return std::nullopt;
+    return unmapped(a);
+}
+
 /// Whether a Host header names one of the hosts, on any port. Compared whole: localhost.evil is not
-/// localhost.
+/// localhost. "*.example" is each name that ends so; an address is the same in each spelling.
 inline bool is_one_of_hosts(const std::vector<std::string>& hosts, std::string_view header) {
-    const std::string_view host = split_port(header).first;
-    return std::any_of(hosts.begin(), hosts.end(),
-                       [&](const std::string& one) { return equal_ignoring_case(one, host); });
+    std::string_view host = split_port(header).first;
+    if (host.ends_with('.')) host.remove_suffix(1); // the root of DNS
+    const auto named = host_address(host);
+    return std::any_of(hosts.begin(), hosts.end(), [&](const std::string& one) {
+        if (one.starts_with("*.")) {
+            const auto end = std::string_view(one).substr(1);
+            return host.size() > end.size() &&
+                   equal_ignoring_case(host.substr(host.size() - end.size()), end);
+        }
+        return equal_ignoring_case(one, host) || (named && named == host_address(one));
+    });
+}
+
+/// RFC 6761 6.3, and what a socket on a loopback address may be called besides.
+inline bool is_loopback_host(std::string_view header) {
+    static const std::vector<std::string> names = {"localhost", "*.localhost"};
+    const auto named = host_address(split_port(header).first);
+    return named ? named->is_loopback() : is_one_of_hosts(names, header);
+}
+
+/// One of options::hosts as it is compared: without a port, since each port is served, and an IPv6
+/// address in brackets. Nothing: no Host header could match it.
+inline std::optional<std::string> read_host(std::string_view text) {
+    asio::error_code failed;
+    const auto a = asio::ip::make_address_v6(std::string(text), failed);
+    if (!failed && text.find('%') == text.npos) return "[" + a.to_string() + "]";
+    const auto [name, port] = split_port(text);
+    if (port.size() == 1 || (!port.empty() && !is_digits(port.substr(1)))) return std::nullopt;
+    std::string_view host = name;
+    if (host == "*") return port.empty() ? std::optional<std::string>("*") : std::nullopt;
+    if (host.ends_with('.')) host.remove_suffix(1);
+    const auto rest = host.starts_with("*.") ? host.substr(2) : host;
+    if (rest.empty() || rest.find('*') != rest.npos || !is_host_name(rest)) return std::nullopt;
+    return std::string(host);
 }
 
 } // namespace detail
@@ -4624,8 +4672,11 @@ struct options {
     /// Who may read from another origin. By default everyone.
     cors_options cors = {};
     /// Hosts that requests may name; others get 421. It keeps pages of a stranger, whose name was
-    /// made to point here, from reading (DNS rebinding). Empty: on a loopback address localhost,
-    /// 127.0.0.1 and [::1], else any. "*": any.
+    /// made to point here, from reading (DNS rebinding). "events.example", "*.example" for all
+    /// names that end so, or an address; a port makes no difference. What start() was given is
+    /// served too. Empty: on a loopback address localhost, names that end in .localhost, and
+    /// loopback addresses; else any. "*": any. A trusted proxy's X-Forwarded-Host counts in place
+    /// of Host. Throws std::invalid_argument for what no request could name.
     std::vector<std::string> hosts = {};
     /// Proxies whose word on their client's address is taken: addresses, or blocks as 10.0.0.0/8.
     std::vector<std::string> trusted_proxies = {};
@@ -5062,6 +5113,7 @@ struct hub {
     std::vector<route> routes;              ///< Likewise.
     handler fallback;                       ///< For paths that no route knows. Likewise.
     std::vector<std::string> hosts;         ///< Those served; empty: any. Likewise.
+    bool serves_loopback = false;           ///< And so is each name of a loopback address.
     const std::string epoch = make_epoch(); ///< The first part of ids.
     broadcast_ring<frame*> ring;
     detail::room room;
@@ -5079,6 +5131,7 @@ struct hub {
     std::atomic<std::uint64_t> no_room{0};
     std::atomic<std::size_t> refusing{0}; ///< Open connections that a limit refused.
     std::atomic<bool> said_no_io_uring{false};
+    std::atomic<bool> said_no_client{false}; ///< That a trusted proxy names none.
     std::vector<std::unique_ptr<worker>> workers; ///< They refer to the rest.
     std::unique_ptr<detail::lifecycle> life;      ///< Destroyed first: it refers to them.
 };
@@ -5667,7 +5720,7 @@ private:
     struct input_ready;
     struct reply { ///< What the server says by itself. Status 0: nothing.
         int status = 0;
-        std::string_view text = {};
+        std::string text = {};
         std::string lines = {};
         bool refused = false; ///< By a limit.
     };
@@ -5747,7 +5800,9 @@ private:
     const route* find_route(request& r, std::string& allow, group*& of);
     io_awaitable<bool> is_granted(stream& s, session& state, const origin_matcher& matcher,
                                   std::string_view origin);
-    bool is_served_here(const request& r) const;
+    void warn_of_missing_field(const request& r, const asio::ip::address& peer) const;
+    std::optional<std::string_view> host_of(const session& state) const;
+    bool is_served_here(const session& state) const;
     reply decide(stream& s, session& state, const route* found, group& of, bool granted,
                  std::string allow);
     static asio::awaitable<void> guarded(stream& s, const group& of, const handler& run);
@@ -6878,7 +6933,26 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& st
     verdict = r.parse(parser.head(state.input), hub_.options.max_header_lines);
     state.input.erase(0, parser.size());
     r.client = client_address(r, state.peer, hub_.trusted, hub_.options.forwarded);
+    warn_of_missing_field(r, state.peer);
     co_return verdict;
+}
+
+/// A trusted proxy that does not say who its clients are. Its own health checks have none to name.
+SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::address& peer) const {
+    const auto& o = hub_.options;
+    if (hub_.trusted.empty() || !o.log || !contained(hub_.trusted, peer)) return;
+    const std::string name(field_of(o.forwarded));
+    const bool of_health = !o.health.empty() && r.path.starts_with(o.health);
+    if (of_health || r.header(name) || hub_.said_no_client.exchange(true)) return;
+    const std::string detail =
+        "a request of a trusted proxy has no " + name +
+        ": limits and logs take all its clients for one; have the proxy set it, or leave the "
+        "proxy out of options::trusted_proxies";
+    hub_.log({.level = log_level::warning,
+              .what = "client unknown",
+              .path = r.target_path(),
+              .client = peer,
+              .detail = detail});
 }
 
 /// Whether the connection may bring another.
@@ -6890,9 +6964,9 @@ SSE_DECL bool worker::end_request(stream& s, session& state) {
 }
 
 /// Whether a page of the server's own sends the request: then no permission is needed.
-SSE_DECL bool is_same_origin(const request& r, std::string_view origin) noexcept {
+SSE_DECL bool is_same_origin(const std::optional<std::string_view>& host,
+                             std::string_view origin) noexcept {
     const std::size_t scheme = origin.find("://");
-    const auto host = r.header("Host");
     return host && scheme != origin.npos && equal_ignoring_case(origin.substr(scheme + 3), *host);
 }
 
@@ -6974,7 +7048,7 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
     bool granted = true;
     std::exception_ptr failure;
     try {
-        if (origin && !matcher.matches_any() && is_served_here(*state.request)) {
+        if (origin && !matcher.matches_any() && is_served_here(state)) {
             const bool answer_of_matcher = co_await is_granted(s, state, matcher, *origin);
             granted = answer_of_matcher;
         }
@@ -6989,24 +7063,46 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
     }
 }
 
-SSE_DECL bool worker::is_served_here(const request& r) const {
+/// The host that the client asked for: of a trusted proxy's request, what that says it was.
+SSE_DECL std::optional<std::string_view> worker::host_of(const session& state) const {
+    const request& r = *state.request;
     const auto host = r.header("Host");
-    return hub_.hosts.empty() || !host || is_one_of_hosts(hub_.hosts, *host);
+    if (hub_.trusted.empty() || !contained(hub_.trusted, state.peer)) return host;
+    const auto passed = r.header("X-Forwarded-Host");
+    if (!passed) return host;
+    std::string_view last; // the nearest proxy's
+    for_each_element(*passed, [&](std::string_view one) { last = one; });
+    return last.empty() ? host : last;
+}
+
+SSE_DECL bool worker::is_served_here(const session& state) const {
+    const auto host = host_of(state);
+    return hub_.hosts.empty() || !host || is_one_of_hosts(hub_.hosts, *host) ||
+           (hub_.serves_loopback && is_loopback_host(*host));
+}
+
+/// What a client sent, to be shown to whoever looks for the cause.
+SSE_DECL std::string quoted(std::string_view text) {
+    return '"' + std::string(text.substr(0, 100)) + (text.size() > 100 ? "...\"" : "\"");
 }
 
 /// What to answer, unless a handler is to do it.
 SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* found, group& of,
                                       bool granted, std::string allow) {
     const request& r = *state.request;
-    if (!is_served_here(r)) {
-        return {421, "This host is not served here; the server's option hosts names those that "
-                     "are\n"};
+    const auto host = host_of(state);
+    if (!is_served_here(state)) {
+        return {421, "Host " + quoted(*host) +
+                         " is not served here: whoever runs this server can add it to its hosts\n"};
     }
     const cors_options& cors = of.cors();
     const auto origin = r.header("Origin");
     state.answer_headers = cors_headers(cors, origin, granted);
-    if (!granted && cors.refuse && !is_same_origin(r, *origin)) {
-        return {403, "This origin is not allowed here\n"};
+    if (!granted && cors.refuse && !is_same_origin(host, *origin)) {
+        return {403, "Origin " + quoted(*origin) + " is not allowed here, at host " +
+                         quoted(host.value_or("")) +
+                         ": whoever runs this server can allow the origin, or, where a proxy "
+                         "changed the host, have that pass it on\n"};
     }
     // Not before, since a page must be allowed to read a soft refusal.
     if (s.refusal() != 0) return {.status = s.refusal(), .refused = true};
@@ -7553,7 +7649,7 @@ private:
 
     void check_unused() const;
     void listen(const std::string& text);
-    void launch();
+    void launch(std::string_view given_host = {});
     void take_signals();
     static int hangup() noexcept;
     void accept();
@@ -7578,6 +7674,16 @@ SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     : options(std::move(o)), ring(options.ring_capacity, options.threads),
       life(std::make_unique<lifecycle>(*this)) {
     for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
+    for (const std::string& one : options.hosts) {
+        const auto host = read_host(one);
+        if (!host) {
+            throw std::invalid_argument(
+                "sse::options::hosts: no Host header could match '" + one +
+                "'; write a name or an address alone, such as events.example, *.example, "
+                "127.0.0.1, [::1], or \"*\" for any");
+        }
+        hosts.push_back(*host);
+    }
     group& own = groups.emplace_back();
     own.options.cors = options.cors;
     own.options.max_body_bytes = options.max_body_bytes;
@@ -7665,7 +7771,7 @@ SSE_DECL void lifecycle::start(const std::string& text) {
     } catch (const std::system_error& e) {
         throw std::system_error(e.code(), "sse::server: cannot listen on '" + text + "'");
     }
-    launch();
+    launch(std::string_view(text).substr(0, text.rfind(':')));
 }
 
 SSE_DECL void lifecycle::start(asio::ip::tcp::acceptor listener) {
@@ -7737,16 +7843,18 @@ SSE_DECL void lifecycle::listen(const std::string& text) {
 }
 
 /// Lets the workers serve. From now on connections may come.
-SSE_DECL void lifecycle::launch() {
-    hub_.hosts = hub_.options.hosts;
+SSE_DECL void lifecycle::launch(std::string_view given_host) {
     if (acceptor_) {
         acceptor_->non_blocking(true);
         // Else Asio waits for the next connection where one has gone, and the thread with it.
         acceptor_->set_option(asio::socket_base::enable_connection_aborted(true));
         set_options(*acceptor_, hub_.options);
         endpoint_ = acceptor_->local_endpoint();
-        if (hub_.hosts.empty() && endpoint_->address().is_loopback()) {
-            hub_.hosts = {"localhost", "127.0.0.1", "[::1]"};
+        const auto here = unmapped(endpoint_->address());
+        hub_.serves_loopback = hub_.hosts.empty() && here.is_loopback();
+        if (!hub_.hosts.empty() || hub_.serves_loopback) { // what start() was given is served too
+            if (const auto name = read_host(given_host)) hub_.hosts.push_back(*name);
+            if (const auto own = read_host(here.to_string())) hub_.hosts.push_back(*own);
         }
     }
     if (std::count(hub_.hosts.begin(), hub_.hosts.end(), "*") > 0) hub_.hosts.clear();

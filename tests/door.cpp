@@ -312,6 +312,88 @@ TEST_SUITE("who may come in") {
         CHECK(head_of(any.port(), {{"Host", "whatever.example"}}, "/health").status == 200);
     }
 
+    TEST_CASE("the address that start was given is served, however it is spelled") {
+        sse::server odd(with_threads(1));
+        odd.start("127.0.1.1:0");
+        const auto status = [](sse::server& s, const char* own, const std::string& host) {
+            connection one(s.port(), {.host = own});
+            return one.request("GET", "/health", {{"Host", host}}).status;
+        };
+        for (const char* const host : {"127.0.1.1", "127.0.0.1:80", "localhost.", "a.localhost",
+                                       "[::ffff:127.0.1.1]"}) {
+            CAPTURE(host);
+            CHECK(status(odd, "127.0.1.1", host) == 200);
+        }
+        CHECK(status(odd, "127.0.1.1", "evil.example") == 421);
+        sse::options o = with_threads(1);
+        o.hosts = {"events.example:8080", "*.test"};
+        running_server named(o);
+        CHECK(status(named, "127.0.0.1", "127.0.0.1") == 200);
+        CHECK(status(named, "127.0.0.1", "events.example") == 200);
+        CHECK(status(named, "127.0.0.1", "a.test") == 200);
+        CHECK(status(named, "127.0.0.1", "127.0.0.2") == 421);
+        o.hosts = {"http://events.example"};
+        CHECK_THROWS_WITH_AS(sse::server{o}, doctest::Contains("'http://events.example'"),
+                             std::invalid_argument);
+    }
+
+    TEST_CASE("a refusal names the host and the origin that were seen") {
+        sse::options o = with_threads(1);
+        o.cors.origin = sse::origins({"https://other.example"});
+        running_server server(o);
+        const auto unknown = http_get(server.port(), "/health", {{"Host", "events.example:1"}});
+        CHECK(unknown.status == 421);
+        CHECK(unknown.body.find("\"events.example:1\"") != std::string::npos);
+        const auto refused =
+            http_get(server.port(), "/health",
+                     {{"Host", "127.0.0.1:1"}, {"Origin", "https://events.example"}});
+        CHECK(refused.status == 403);
+        CHECK(refused.body.find("\"https://events.example\"") != std::string::npos);
+        CHECK(refused.body.find("\"127.0.0.1:1\"") != std::string::npos);
+    }
+
+    TEST_CASE("X-Forwarded-Host of a trusted proxy counts in place of Host, of nobody else") {
+        sse::options o = with_threads(1);
+        o.cors.origin = sse::origins({"https://other.example"});
+        o.hosts = {"events.example"};
+        const auto status = [](sse::server& s, const std::string& passed) {
+            return http_get(s.port(), "/health",
+                            {{"Host", "127.0.0.1"},
+                             {"X-Forwarded-Host", passed},
+                             {"Origin", "https://events.example"}})
+                .status;
+        };
+        running_server direct(o);
+        CHECK(status(direct, "events.example") == 403);
+        o.trusted_proxies = {"127.0.0.1"};
+        running_server behind(o);
+        CHECK(status(behind, "events.example") == 200);
+        CHECK(status(behind, "evil.example, events.example") == 200);
+        CHECK(status(behind, "events.example, evil.example") == 421);
+    }
+
+    TEST_CASE("a trusted proxy that does not name its clients is warned of once") {
+        std::mutex mutex;
+        std::vector<std::string> said;
+        sse::options o = with_threads(1);
+        o.trusted_proxies = {"127.0.0.1"};
+        o.log = [&](const sse::log_entry& e) {
+            const std::lock_guard lock(mutex);
+            if (e.what == "client unknown") said.emplace_back(e.detail);
+        };
+        running_server server(o);
+        const auto warnings = [&] {
+            const std::lock_guard lock(mutex);
+            return said.size();
+        };
+        CHECK(http_get(server.port(), "/health").status == 200); // its own check names nobody
+        CHECK(http_get(server.port(), "/x", {{"X-Forwarded-For", "1.2.3.4"}}).status == 404);
+        CHECK(warnings() == 0);
+        for (int i = 0; i < 3; ++i) CHECK(http_get(server.port(), "/x").status == 404);
+        CHECK(warnings() == 1);
+        CHECK(said.front().find("X-Forwarded-For") != std::string::npos);
+    }
+
     TEST_CASE("fault 17: X-Forwarded-For is nobody's word unless the peer is a trusted proxy") {
         const auto asking = [&](sse::server& s) {
             s.route("GET", "/who", [&](sse::stream& client) -> asio::awaitable<void> {

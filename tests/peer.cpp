@@ -58,9 +58,19 @@ TEST_CASE("limits by address count an IPv4 address, and a /64 of IPv6") {
 }
 
 TEST_CASE("what an address counts as does not know the interface it came by") {
-    asio::ip::address_v6 scoped = at("fe80::1").to_v6();
+    asio::ip::address_v6 scoped = at("2001:db8::1").to_v6();
     scoped.scope_id(7);
-    CHECK(counted_as(scoped) == counted_as(at("fe80::1")));
+    CHECK(counted_as(scoped) == counted_as(at("2001:db8::1")));
+}
+
+TEST_CASE("neighbours on a link count one by one, and apart from those of another link") {
+    CHECK(counted_as(at("fe80::1")) != counted_as(at("fe80::2")));
+    CHECK(counted_as(at("febf::1:0:0:1")) != counted_as(at("febf::1:0:0:2")));
+    asio::ip::address_v6 there = at("fe80::1").to_v6();
+    there.scope_id(7);
+    CHECK(counted_as(there) == counted_as(there));
+    CHECK(counted_as(there) != counted_as(at("fe80::1")));
+    CHECK(counted_as(at("fec0::1")) == counted_as(at("fec0::2")));
 }
 
 // ---- blocks -------------------------------------------------------------------------------------
@@ -1046,6 +1056,48 @@ TEST_CASE("a host is compared whole, in any case and on any port") {
                             "*"sv}) {
         CAPTURE(host);
         CHECK(!is_one_of_hosts(hosts, host));
+    }
+}
+
+TEST_CASE("a host is known by each spelling: the dot of the root, names below, other zeros") {
+    const std::vector<std::string> hosts = {"localhost", "*.example", "127.0.0.1", "[::1]"};
+    for (const auto host : {"localhost."sv, "localhost.:80"sv, "a.example"sv, "a.b.EXAMPLE.:1"sv,
+                            "[0:0:0:0:0:0:0:1]"sv, "[::ffff:127.0.0.1]:8080"sv}) {
+        CAPTURE(host);
+        CHECK(is_one_of_hosts(hosts, host));
+    }
+    for (const auto host : {"localhost.."sv, "."sv, "example"sv, ".example"sv, "aexample"sv,
+                            "a.example.evil"sv, "[::2]"sv, "[127.0.0.1]"sv, "[::1%1]"sv}) {
+        CAPTURE(host);
+        CHECK(!is_one_of_hosts(hosts, host));
+    }
+}
+
+TEST_CASE("a loopback host is localhost, a name below it, or a loopback address") {
+    for (const auto host :
+         {"localhost"sv, "LOCALHOST.:80"sv, "app.localhost:8080"sv, "127.0.0.1"sv, "127.9.8.7:1"sv,
+          "[::1]:1"sv, "[0:0:0:0:0:0:0:1]"sv, "[::ffff:127.0.0.1]"sv}) {
+        CAPTURE(host);
+        CHECK(is_loopback_host(host));
+    }
+    for (const auto host : {"localhost.evil"sv, "evillocalhost"sv, "127.0.0.1.evil"sv, "128.0.0.1"sv,
+                            "127.evil"sv, ""sv, "[::2]"sv, "0.0.0.0"sv}) {
+        CAPTURE(host);
+        CHECK(!is_loopback_host(host));
+    }
+}
+
+TEST_CASE("an entry of the hosts is read as it is compared, and what matches nothing is none") {
+    CHECK(read_host("name:8080") == "name");
+    CHECK(read_host("Name.example.") == "Name.example");
+    CHECK(read_host("*.example") == "*.example");
+    CHECK(read_host("::1") == "[::1]");
+    CHECK(read_host("[::1]:80") == "[::1]");
+    CHECK(read_host("*") == "*");
+    for (const auto text : {""sv, "http://name"sv, "name/"sv, "a b"sv, "*example"sv, "a.*.example"sv,
+                            "*."sv, "*:80"sv, "name:"sv, "name:http"sv, "u@name"sv, "::1%eth0"sv}) {
+        CAPTURE(text);
+        CHECK(!read_host(text));
     }
 }
 
