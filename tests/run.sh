@@ -103,6 +103,8 @@ run_release() {
     local program programs
     configure build "${unity[@]}" --buildtype=release
     build build
+    { build/tests/tests_network && echo passed; } >build/network.log 2>&1 & # it only waits
+    local network=$!
     run_doctest build
     run_doctest build tests_io_uring
     run_doctest build tests_faults
@@ -122,6 +124,8 @@ run_release() {
         bench/run.sh --quick --clients 20 --burst 1000 --seconds 0.2
     say "running clients and servers of other people"
     run_node interop build/examples
+    wait "$network" || true
+    check_log "network: a link that fails, loses and delays" build/network.log
     say "running a real browser"
     run_node browser build/examples/{hub,sysenv,chat}
 }
