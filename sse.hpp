@@ -3322,7 +3322,7 @@ protected:
     /// booked, when it is broken.
     virtual std::optional<std::size_t> write_some(std::span<const asio::const_buffer> bytes) = 0;
     virtual void await_writable() = 0;                 ///< feed::flush() when it takes bytes again.
-    virtual void yield() = 0;                          ///< feed::flush() after others had a turn.
+    virtual void yield() = 0;                          ///< feed::flush() a little later.
     virtual void progressed() {}                       ///< Something was written.
     virtual void settled() {}                          ///< Nothing is pending any more.
     virtual bool is_streaming() const { return true; } ///< Its head is out or on its way.
@@ -3363,6 +3363,8 @@ private:
         bool holds_back = false;
         std::uint64_t number = 0; ///< Its name, once somebody asked for it. 0: none yet.
         std::string user;
+        receiver* before = nullptr; ///< In the queue of those who are behind.
+        receiver* after = nullptr;
     };
 
     static constexpr std::uint32_t nowhere = ~std::uint32_t{0};
@@ -3396,6 +3398,7 @@ private:
     bool single_ : 1 = false; // gets what its one topic gets: the block of a pass fits
     bool fresh_ : 1 = false;  // came back, and has had nothing of the log yet
     bool primed_ : 1 = false; // has an id to come back with
+    bool queued_ : 1 = false; // waits for a turn of feed::catch_up()
     std::uint32_t place_in_feed_ = nowhere; // in the feed's receivers
     subscription first_;
     frame_ref cut_;          // the frame that a short write cut
@@ -3426,7 +3429,10 @@ public:
         bool heartbeat_ids = true;
         std::size_t max_unsent_bytes = 0;
         std::size_t run_bytes = 64 * 1024;         ///< The most that is copied at a time for many.
+        std::size_t turn_bytes = 64 * 1024;        ///< Of one who is behind, and of one write.
         std::function<void(bool)> hold_publishers; ///< Must they wait for a client of this worker?
+        /// Somebody is behind: catch_up() is due until it returns false. Must not throw.
+        std::function<void()> begin_catch_up;
         /// Gives the same bytes to several clients without waiting: how much each took. It does
         /// nothing else: one that is broken took nothing, which shows at its next write_some().
         std::function<void(std::span<receiver* const> to, std::string_view bytes,
@@ -3480,6 +3486,25 @@ public:
         forget();
     }
 
+    // --- those who are behind: they wait in one queue, so that what a turn costs does not grow with
+    // their number
+
+    /// A turn for the one who has waited longest. False when nobody waits any more.
+    bool catch_up();
+    bool is_anyone_behind() const noexcept { return first_behind_ != nullptr; }
+    /// Not every one of them has had as much of the log as was planned meanwhile. Unless they get
+    /// that first, a publisher without a pause makes the history move past those who read.
+    bool owes_turns() const noexcept { return owed_ > 0; }
+    void forgive() noexcept { owed_ = 0; } ///< Others cannot wait any longer.
+
+    /// Gives back memory that nobody needed since the last call.
+    void give_back_memory();
+    std::size_t joined_bytes() const noexcept { ///< What such memory there is.
+        std::size_t sum = joined_.capacity() > std::string().capacity() ? joined_.capacity() : 0;
+        for (const run& one : runs_) sum += one.joined.capacity();
+        return sum;
+    }
+
     // --- one client
 
     /// `published` is how many places are claimed so far: "now". It may lie beyond what came yet.
@@ -3499,7 +3524,11 @@ public:
     void enqueue(receiver& r, std::vector<frame_ref> several);
     void enqueue_later(receiver& r, frame_ref f);
     void put(receiver& r, frame_ref f); ///< Before all else; only while nothing is pending.
+    /// Goes on with what is unfinished: at once, or when its turn to catch up comes.
     void flush(receiver& r);
+    /// At once. What is left after so many bytes waits for its turn.
+    void flush_now(receiver& r, std::size_t most);
+    void flush_now(receiver& r) { flush_now(r, settings_.turn_bytes); }
     bool heartbeat(receiver& r); ///< Whether one could be sent.
     bool needs_id(const receiver& r) const;
     bool give_up(receiver& r, std::uint32_t longest_hold); ///< If it is too far behind.
@@ -3553,9 +3582,8 @@ private:
         lag_policy policy = lag_policy::conflate; ///< The strictest of the subscriptions concerned.
     };
 
-    static constexpr std::size_t flush_bytes = 1024 * 1024; // of one client's turn
-    static constexpr std::size_t max_buffers = 64;          // what Asio gives to one call
-    static constexpr std::size_t max_looks = 4096;          // at frames for one write
+    static constexpr std::size_t max_buffers = 64; // what Asio gives to one call
+    static constexpr std::size_t max_looks = 4096; // at frames for one write
     static constexpr std::size_t max_runs = 128;
     static constexpr std::size_t run_step = 32 * 1024; // one that takes little has little copied
 
@@ -3571,6 +3599,9 @@ private:
     std::uint64_t next_for(const receiver& r, std::uint64_t from, bool newest) const;
     void deliver_block();
     void go_on(receiver& r);
+    bool is_behind(const receiver& r) const;
+    void wait_for_turn(receiver& r);
+    void leave_queue(receiver& r) noexcept;
     bool book(receiver& r, std::size_t written);
     bool took(receiver& r, const block& from, std::size_t begin, std::size_t end);
     void settle(receiver& r) const noexcept;
@@ -3599,6 +3630,10 @@ private:
     topic_tree<receiver> users_;
     std::vector<receiver*> receivers_; // those with a subscription
     std::vector<receiver*> holders_;   // those of them for whom publishers may have to wait
+    receiver* first_behind_ = nullptr; // who has waited longest for a turn
+    receiver* last_behind_ = nullptr;
+    std::uint64_t behind_ = 0; // how many they are
+    std::uint64_t owed_ = 0;   // bytes, to all of them together
     std::unordered_map<std::uint64_t, receiver*> named_;
     std::uint64_t fanned_ = 0;          // every frame before it went to all who were ready
     std::uint64_t planned_ = 0;         // and the pass in hand covers those before this
@@ -3613,10 +3648,12 @@ private:
     std::vector<job> jobs_;                 // of the pass in hand, done from the back
     block block_;
     std::string joined_;                       // the memory of a block of several frames
+    bool joins_ = false;                       // since give_back_memory()
     std::array<receiver*, max_at_once> ready_; // for the block; empty while anything else goes on
     std::size_t ready_count_ = 0;
     std::vector<run> runs_;
     std::size_t oldest_run_ = 0; // once there are max_runs
+    bool runs_used_ = false;     // since give_back_memory()
     std::array<asio::const_buffer, max_buffers> buffers_;
     std::array<piece, max_buffers> pieces_;
     frame_ref heartbeat_ = make_raw_frame(":\n\n");
@@ -3713,11 +3750,13 @@ inline bool feed::plan() {
 inline void feed::plan_jobs() {
     broadcasts_.clear();
     jobs_.push_back({nullptr}); // done last: by then node jobs have the broadcasts merged in
+    const std::size_t most = is_anyone_behind() ? settings_.turn_bytes : batch_bytes;
     std::size_t frames = 0;
-    for (std::size_t bytes = 0; planned_ != log_.end(); ++planned_, ++frames) {
+    std::size_t bytes = 0;
+    for (; planned_ != log_.end(); ++planned_, ++frames) {
         const frame& f = log_[planned_];
         bytes += f.bytes().size();
-        if (frames == batch_frames || (frames > 0 && bytes > batch_bytes)) break;
+        if (frames == batch_frames || (frames > 0 && bytes > most)) break;
         if (f.what() == frame::kind::everyone) {
             broadcasts_.push_back(planned_);
         } else if (f.what() == frame::kind::one) {
@@ -3735,6 +3774,7 @@ inline void feed::plan_jobs() {
         }
     }
     if (broadcasts_.empty()) jobs_.erase(jobs_.begin());
+    owed_ += behind_ * bytes;
 }
 
 inline bool feed::work(std::size_t& budget) {
@@ -3786,6 +3826,7 @@ inline void feed::assemble(const job& j) {
                    std::back_inserter(merged));
     }
     const auto& sequences = merged.empty() ? own : merged;
+    joins_ = joins_ || sequences.size() > 1;
     block_.ends.clear();
     joined_.clear();
     for (const std::uint64_t sequence : sequences) {
@@ -3852,7 +3893,7 @@ inline void feed::deliver_alone(receiver& r) {
         ~guard() { of.due_for_ = nullptr; }
         feed& of;
     } const forget_due{*this};
-    flush(r);
+    flush_now(r, 2 * batch_bytes); // all of the pass, for which it is known what concerns it
 }
 
 /// What of the pass in hand may be for a client, by its topics: to hold each frame against each of
@@ -3910,8 +3951,14 @@ inline void feed::settle(receiver& r) const noexcept {
 // frames, word of a gap, the log from its place on. So whole frames never mix.
 
 inline void feed::flush(receiver& r) {
-    if (!r.busy_) return; // it went on before this turn came
-    for (std::size_t budget = flush_bytes; budget > 0;) {
+    if (!r.busy_ || r.queued_) return; // it went on before this turn came, or will
+    if (is_behind(r)) return wait_for_turn(r);
+    flush_now(r);
+}
+
+inline void feed::flush_now(receiver& r, std::size_t most) {
+    if (!r.busy_) return;
+    for (std::size_t budget = most; budget > 0;) {
         bool looked_enough = false;
         std::size_t count = 1;
         const run* shared = nullptr;
@@ -3945,7 +3992,56 @@ inline void feed::flush(receiver& r) {
         if (!whole) return r.await_writable();
         budget -= std::min(budget, *n);
     }
-    r.yield(); // others get a turn before the rest of a long catch-up
+    wait_for_turn(r); // the rest of a long catch-up
+}
+
+/// Whether the log holds more for it than one turn takes, not counting what nobody has had yet.
+inline bool feed::is_behind(const receiver& r) const {
+    if (!r.follows() || r.held_ || r.next_ >= fanned_) return false;
+    return log_.bytes_from(r.next_) - log_.bytes_from(fanned_) > settings_.turn_bytes;
+}
+
+inline void feed::wait_for_turn(receiver& r) {
+    if (r.queued_) return;
+    receiver::rarely* rare = nullptr;
+    try {
+        rare = &r.rare();
+    } catch (...) { return r.fail(std::current_exception()); } // no memory
+    r.queued_ = true;
+    rare->before = last_behind_;
+    (last_behind_ ? last_behind_->rare_->after : first_behind_) = &r;
+    last_behind_ = &r;
+    if (++behind_ == 1) settings_.begin_catch_up();
+}
+
+inline void feed::leave_queue(receiver& r) noexcept {
+    if (!r.queued_) return;
+    r.queued_ = false;
+    receiver* const before = std::exchange(r.rare_->before, nullptr);
+    receiver* const after = std::exchange(r.rare_->after, nullptr);
+    (before ? before->rare_->after : first_behind_) = after;
+    (after ? after->rare_->before : last_behind_) = before;
+    if (--behind_ == 0) owed_ = 0;
+}
+
+inline bool feed::catch_up() {
+    if (!first_behind_) return false;
+    receiver& r = *first_behind_;
+    leave_queue(r);
+    owed_ -= std::min<std::uint64_t>(owed_, settings_.turn_bytes);
+    flush_now(r);
+    return is_anyone_behind();
+}
+
+inline void feed::give_back_memory() {
+    if (!std::exchange(runs_used_, false)) {
+        runs_ = std::vector<run>();
+        oldest_run_ = 0;
+    }
+    if (!std::exchange(joins_, false) && jobs_.empty()) {
+        std::string().swap(joined_); // assigned to, it would keep its memory
+        block_ = block();
+    }
 }
 
 /// The run that has what the client is to be sent next, and puts that into buffers_. Null where
@@ -3965,6 +4061,7 @@ inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
         return one.begin <= r.next_ && (one.full ? r.next_ < one.end : r.next_ <= one.end) &&
                one.topic == where.path;
     };
+    runs_used_ = true;
     auto found = std::find_if(runs_.begin(), runs_.end(), fits);
     if (found == runs_.end()) {
         if (runs_.size() < max_runs) {
@@ -4028,7 +4125,7 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
         pieces_[count++] = p;
         bytes += text.size();
     };
-    const auto room_left = [&] { return count < max_buffers && bytes < batch_bytes; };
+    const auto room_left = [&] { return count < max_buffers && bytes < settings_.turn_bytes; };
     std::size_t own = 0;
     const auto add_own = [&](bool only_raw) {
         for (; r.own_ && own < r.own_->waiting.size() && room_left(); ++own) {
@@ -4455,6 +4552,7 @@ inline void feed::remove_from(node& where, std::uint32_t index) {
 
 /// The client is gone.
 inline void feed::remove(receiver& r) {
+    leave_queue(r);
     if (r.rare_ && r.rare_->number != 0) {
         named_.erase(r.rare_->number);
         std::erase(alone_, &r);
@@ -5733,6 +5831,8 @@ private:
 
     static constexpr std::size_t slice_writes = 64;         // then others get a turn
     static constexpr std::size_t frames_per_write = 64;     // as long as which a look at them takes
+    // Of those who are behind: beside a pass, else, and to let them keep up with publishers.
+    static constexpr std::chrono::microseconds short_turn{100}, turn{500}, longest_turn{20'000};
     static constexpr std::size_t max_discarded = 64 * 1024; // read from a client in one turn
     static constexpr std::uint32_t linger_ms = 2'000;
     static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in all
@@ -5740,6 +5840,8 @@ private:
     feed::settings feed_settings(hub& shared);
     void wake_after(std::chrono::milliseconds delay) noexcept;
     void fan_out();
+    void catch_up_soon() noexcept;
+    void catch_up();
     bool plan();
     void be_woken();
     void look_again();
@@ -5844,6 +5946,8 @@ private:
     feed feed_;
     send_ring sends_;
     bool fanning_ = false;
+    bool catching_up_ = false; // it is posted
+    detail::operation_memory turn_memory_;
     std::vector<stream*> connections_; // all; holds a reference to each
     std::unique_ptr<waiter> woken_;    // they go on, the first first
     waiter* last_woken_ = nullptr;
@@ -5952,6 +6056,7 @@ SSE_DECL feed::settings worker::feed_settings(hub& shared) {
             shared.room.notify();
         }
     };
+    made.begin_catch_up = [this] { catch_up_soon(); };
     made.write_block = [this](auto... what) { write_block(what...); };
     return made;
 }
@@ -6192,8 +6297,9 @@ SSE_DECL void worker::make_room() {
 SSE_DECL void worker::fan_out() {
     refresh();
     std::size_t budget = stopping_ ? ~std::size_t{0} : slice_writes;
-    while (budget > 0) {
+    for (bool planned = false; budget > 0; planned = true) {
         if (feed_.work(budget)) break;
+        if (planned && feed_.is_anyone_behind()) break; // they must not be lapped
         const std::uint64_t before = feed_.end();
         if (!plan()) return; // asleep
         // A pass over many frames is a turn too: those who wait for theirs must not be lapped.
@@ -6203,6 +6309,33 @@ SSE_DECL void worker::fan_out() {
     asio::post(io_, [this] {
         if (fanning_) fan_out();
     });
+}
+
+SSE_DECL void worker::catch_up_soon() noexcept {
+    if (std::exchange(catching_up_, true)) return;
+    asio::post(io_, detail::placed{&turn_memory_, [this] { catch_up(); }});
+}
+
+/// Those who are behind share a turn. Between two of them the context looks after its sockets, and
+/// a pass goes on.
+SSE_DECL void worker::catch_up() {
+    struct guard { // also after an exception
+        ~guard() {
+            of.catching_up_ = false;
+            if (of.feed_.is_anyone_behind()) of.catch_up_soon();
+        }
+        worker& of;
+    } const next{*this};
+    catching_up_ = true;
+    refresh();
+    const auto began = std::chrono::steady_clock::now();
+    const auto least = fanning_ ? short_turn : turn;
+    for (;;) {
+        if (!feed_.catch_up()) return;
+        const auto taken = std::chrono::steady_clock::now() - began;
+        if (taken >= longest_turn) feed_.forgive();
+        if (taken >= least && !feed_.owes_turns()) return;
+    }
 }
 
 /// Starts a pass over what is new. False, and the worker sleeps, when nothing is.
@@ -6638,6 +6771,7 @@ SSE_DECL void worker::arm_sweep() {
         if (failed || stopping_) return;
         refresh();
         if (const auto why = sends_.take_refusal()) say_no_io_uring(why);
+        feed_.give_back_memory();
         if (!feed_.has_receivers() && !fanning_) { // nobody wakes us: keep time, and to the bounds
             drain();
             feed_.skip();
@@ -6695,7 +6829,7 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     if (s.busy_ && over(o.stall_timeout) && s.awaits_write_) {
         // The system reports room only once a third of its buffer is free; a client that reads
         // slowly but steadily has made some by now.
-        feed_.flush(s);
+        feed_.flush_now(s);
         if (s.open_ && s.busy_ && over(o.stall_timeout)) {
             if (s.phase_ == stream::phase::streaming) stalled_.add(1);
             close(s, end_reason::stalled);
@@ -7214,7 +7348,7 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
             return {.last_chunk = true};
         } else if (!s.awaits_write_) { // now and not a turn later: then nothing serves it any more
             refresh();
-            feed_.flush(s);
+            feed_.flush_now(s, 1); // its head; a long replay waits for its turn
         }
         return {};
     }

@@ -77,6 +77,7 @@ feed::settings feed_settings() {
     made.epoch = "epoch000";
     made.gap_event = "gap";
     made.hold_publishers = [](bool) {};
+    made.begin_catch_up = [] {};
     made.write_block = [](auto to, std::string_view bytes, std::span<std::size_t> taken) {
         for (std::size_t n = 0; n < to.size(); ++n) {
             static_cast<receiver*>(to[n])->taken += bytes.size();

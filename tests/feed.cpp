@@ -133,6 +133,7 @@ public:
         std::chrono::milliseconds age{0};
         bool heartbeat_ids = true;
         std::size_t max_unsent_bytes = 0;
+        std::size_t turn_bytes = 64 * 1024;
     };
 
     one_feed() : one_feed(how()) {}
@@ -180,6 +181,8 @@ public:
     /// All that can happen now happens.
     void run();
 
+    std::size_t catch_ups = 0; ///< How often one began.
+
 private:
     friend class listener;
 
@@ -200,7 +203,9 @@ private:
         made.gap_event = "gap";
         made.heartbeat_ids = h.heartbeat_ids;
         made.max_unsent_bytes = h.max_unsent_bytes;
+        made.turn_bytes = h.turn_bytes;
         made.hold_publishers = [this](bool hold) { holds_.push_back(hold); };
+        made.begin_catch_up = [this] { ++catch_ups; };
         made.write_block = write_block;
         return made;
     }
@@ -386,6 +391,8 @@ void one_feed::run() {
     for (int rounds = 0; rounds < 10'000; ++rounds) {
         bool any = fan_out();
         for (std::size_t i = 0; i < listeners_.size(); ++i) any = listeners_[i]->wake() || any;
+        any = any || feed_.is_anyone_behind();
+        feed_.catch_up();
         if (any) continue;
         feed_.forget();
         return;
@@ -1776,21 +1783,183 @@ TEST_CASE("what the end of a client sets off for others of its pass comes once, 
     }
 }
 
-TEST_CASE("a catch-up of any length lets others have a turn") {
-    one_feed f({.history = 100, .bytes = 8 << 20});
-    listener keeper(f);
-    keeper.subscribe("/other");
-    const std::string big(100'000, 'x');
-    for (int i = 0; i < 40; ++i) f.say("/a", {.data = big});
-    f.run();
-    listener c(f);
-    c.subscribe("/a", start::after(id(0)));
-    int turns = 0;
-    while (c.wake()) ++turns;
-    CHECK(turns >= 4);
-    f.say("/a");
-    f.run();
-    CHECK(c.got().size() == 40 * 100'001 + 2);
+/// Clients that come back a hundred messages behind, beside one that has all.
+class crowd {
+public:
+    explicit crowd(std::size_t size, std::size_t turn_bytes = 1000)
+        : f({.history = 1000, .turn_bytes = turn_bytes}), steady(f) {
+        steady.subscribe("/a");
+        f.run();
+        f.say_times(100, "/a");
+        f.run();
+        all = steady.got();
+        for (std::size_t n = 0; n < size; ++n) {
+            behind.push_back(std::make_unique<listener>(f));
+            behind.back()->subscribe("/a", start::after(id(0)));
+        }
+    }
+
+    /// Each wait that they began by themselves is over.
+    void wake_all() {
+        for (auto& one : behind) {
+            while (one->wake()) {}
+        }
+    }
+    std::size_t taken() const {
+        std::size_t bytes = 0;
+        for (const auto& one : behind) bytes += unlimited - 1 - one->room;
+        return bytes;
+    }
+    /// So that what they take is counted.
+    void measure() {
+        for (auto& one : behind) one->room = unlimited - 1;
+    }
+
+    one_feed f;
+    listener steady;
+    std::vector<std::unique_ptr<listener>> behind;
+    std::string all;
+};
+
+TEST_CASE("a turn to catch up costs the same however many are behind") {
+    const auto dearest = [](std::size_t size) {
+        crowd c(size);
+        c.measure();
+        c.wake_all();
+        CHECK(c.taken() == 0); // being ready is not enough: they wait for their turns
+        CHECK(c.f.catch_ups == 1);
+        std::size_t most = 0, before = 0, turns = 0;
+        for (bool more = true; more; ++turns) {
+            REQUIRE(turns < 100 * size);
+            more = c.f->catch_up();
+            most = std::max(most, c.taken() - std::exchange(before, c.taken()));
+        }
+        for (auto& one : c.behind) CHECK(one->got() == c.all);
+        return most;
+    };
+    const std::size_t alone = dearest(1);
+    CHECK(alone <= 2 * 1000); // a write may begin just below the bound
+    CHECK(dearest(50) == alone);
+}
+
+TEST_CASE("a live message goes out between two turns of those who are behind") {
+    crowd c(50);
+    c.wake_all();
+    std::string live;
+    for (int n = 101; c.f->is_anyone_behind(); ++n) {
+        REQUIRE(n < 1'000);
+        c.f.say("/a");
+        while (c.f.fan_out()) {}
+        CHECK(c.steady.got() == std::to_string(n));
+        live += " " + std::to_string(n);
+        for (int turns = 0; turns < 20; ++turns) c.f->catch_up();
+    }
+    c.f.run();
+    for (auto& one : c.behind) CHECK(one->got() == c.all + live);
+}
+
+TEST_CASE("those who are behind take turns, and nobody is left out") {
+    crowd c(20);
+    c.wake_all();
+    std::vector<std::size_t> served(c.behind.size());
+    c.measure();
+    while (c.f->is_anyone_behind()) {
+        c.f->catch_up();
+        for (std::size_t n = 0; n < served.size(); ++n) {
+            if (std::exchange(c.behind[n]->room, unlimited - 1) != unlimited - 1) ++served[n];
+        }
+        const auto [least, most] = std::minmax_element(served.begin(), served.end());
+        CHECK(*most - *least <= 1);
+    }
+    for (auto& one : c.behind) CHECK(one->got() == c.all);
+}
+
+TEST_CASE("whoever has nearly everything does not wait for those who are behind") {
+    crowd c(20);
+    c.wake_all();
+    c.steady.room = 5;
+    c.f.say("/a");
+    c.f.fan_out();
+    REQUIRE(c.steady.awaits);
+    c.steady.room = unlimited;
+    c.steady.wake();
+    CHECK(c.steady.got() == "101");
+    c.steady.send("own");
+    CHECK(c.steady.got() == "own");
+    listener late(c.f);
+    late.subscribe("/a");
+    while (late.wake()) {}
+    CHECK(late.last_id() == id(101));
+    c.f.run();
+}
+
+TEST_CASE("one whose socket is full again and again gets its turns between the others") {
+    crowd c(10);
+    for (auto& one : c.behind) one->room = 0;
+    for (int rounds = 0; rounds < 500; ++rounds) {
+        for (auto& one : c.behind) one->room = 300;
+        c.wake_all();
+        while (c.f->catch_up()) {}
+    }
+    for (auto& one : c.behind) CHECK(one->got() == c.all);
+}
+
+TEST_CASE("one that leaves, ends or is broken while it waits takes no turn from others") {
+    crowd c(9);
+    c.wake_all();
+    c.behind[0]->leave();          // the first in the queue,
+    c.behind[4]->leave();          // one in its midst,
+    c.behind[8]->leave();          // the last
+    c.behind[2]->broken = true;    // noticed in its turn
+    c.f->finish(*c.behind[6], {}); // and one that gets all before it ends
+    while (c.f->catch_up()) {}
+    CHECK(c.behind[2]->ended == end_reason::client_left);
+    CHECK(c.behind[6]->is_finished);
+    for (const std::size_t n : {1u, 3u, 5u, 6u, 7u}) CHECK(c.behind[n]->got() == c.all);
+}
+
+TEST_CASE("what is published while others are behind is owed to each of them") {
+    crowd c(10);
+    c.wake_all();
+    CHECK(!c.f->owes_turns());
+    c.f.say_times(100, "/a"); // some 3,000 bytes: a pass takes a turn's worth of them
+    c.f.drain();
+    REQUIRE(c.f->plan());
+    CHECK(c.f->owes_turns());
+    std::size_t turns = 0;
+    for (; c.f->owes_turns(); ++turns) REQUIRE(c.f->catch_up());
+    CHECK(turns >= 5);
+    CHECK(turns <= 20); // a round or two
+    c.f.run();
+    CHECK(!c.f->owes_turns());
+}
+
+TEST_CASE("a release of a client that is far behind waits for its turn as well") {
+    crowd c(0);
+    listener held(c.f);
+    held.subscribe("/a", start::after(id(0)), {.held = true});
+    c.f.run();
+    CHECK(held.got() == "");
+    c.f->release(held);
+    CHECK(held.got() == "");
+    c.f.run();
+    CHECK(held.got() == c.all);
+}
+
+TEST_CASE("memory for those who are behind is given back once nobody is") {
+    crowd c(3);
+    c.f.run();
+    for (auto& one : c.behind) CHECK(one->got() == c.all);
+    CHECK(c.f->joined_bytes() > 0);
+    c.f->give_back_memory(); // it was used since the last time
+    CHECK(c.f->joined_bytes() > 0);
+    c.f->give_back_memory();
+    CHECK(c.f->joined_bytes() == 0);
+    listener again(c.f);
+    again.subscribe("/a", start::after(id(0)));
+    c.f.say_times(3, "/a");
+    c.f.run();
+    CHECK(again.got() == c.all + " 101 102 103");
 }
 
 TEST_CASE("lag is told for who is behind, and is none for who is not") {
@@ -2099,6 +2268,7 @@ private:
     std::vector<sse::topic_history> bounds_;
     std::size_t max_unsent_ = 0;
     std::size_t run_bytes_ = 0;        // 0: so many that all fits
+    std::size_t turn_bytes_ = 0;       // 0: so many that nobody has to wait
     std::optional<std::string> crowd_; // most follow this topic alone
     bool by_count_only_ = true;        // the bounds, so that it can be known what is gone
     std::size_t epochs_ = 0;
@@ -2426,6 +2596,7 @@ world::world(luck throws, bool loud) : dice(throws), loud_(loud) {
         crowd_ = dice.one_of(all_topics);
         bounds_.front().frames = dice.between(1, 40);
         if (!dice.one_in(3)) run_bytes_ = dice.between(60, 400);
+        if (dice.one_in(2)) turn_bytes_ = dice.between(1, 400);
     }
     start_epoch();
 }
@@ -2459,6 +2630,8 @@ void world::start_epoch() {
         made.gap_event = "gap";
         made.heartbeat_ids = heartbeat_ids;
         made.max_unsent_bytes = max_unsent_;
+        if (turn_bytes_ != 0) made.turn_bytes = turn_bytes_;
+        made.begin_catch_up = [] {};
         made.write_block = [](std::span<receiver* const> to, std::string_view bytes,
                               std::span<std::size_t> taken) {
             for (std::size_t i = 0; i < to.size(); ++i) {
@@ -2672,7 +2845,7 @@ void world::sweep(office& at) {
         line& c = *v->now;
         if (c.awaits && !c.looked_at && dice.one_in(3)) {
             c.looked_at = true;
-            at.f.flush(c);
+            at.f.flush_now(c);
             continue;
         }
         c.gives_up = true;
@@ -2770,6 +2943,9 @@ void world::step() {
     } else if (chance < 76) {
         visitor& v = *dice.one_of(visitors);
         if (v.now && v.now->open) happen(*v.now);
+        office& at = *dice.one_of(offices_);
+        at.f.now = now_;
+        if (dice.one_in(2)) at.f.catch_up();
     } else if (chance < 83) {
         sweep(*dice.one_of(offices_));
     } else if (chance < 90) {
@@ -2794,7 +2970,8 @@ bool world::run_all() {
     for (auto& at : offices_) {
         const std::uint64_t before = at->f.end();
         turn(*at);
-        any = any || at->fanning || at->f.end() != before;
+        any = any || at->fanning || at->f.end() != before || at->f.is_anyone_behind();
+        at->f.catch_up();
     }
     for (auto& v : visitors) {
         if (!v->now || !v->now->open) continue;
