@@ -2593,6 +2593,15 @@ inline std::string user_topic(std::string_view key) {
     return topic;
 }
 
+/// How many nodes of the tree canonical topics can cost together.
+inline std::size_t count_segments(const std::vector<std::string>& topics) {
+    std::size_t sum = 0;
+    for (const std::string& one : topics) {
+        sum += static_cast<std::size_t>(std::count(one.begin(), one.end(), '/'));
+    }
+    return sum;
+}
+
 /// Whether a subscriber of one topic sees what is published to another: by whole path segments.
 inline bool covers(std::string_view subscribed, std::string_view published) noexcept {
     return published.starts_with(subscribed) &&
@@ -4765,7 +4774,8 @@ struct options {
     /// Heartbeats carry the newest id, so that a client to which nothing was sent need not look
     /// through all that it did not want when it comes back, nor fall off the history.
     bool heartbeat_ids = true;
-    /// Topics that one request may name; more are answered with 400.
+    /// Topics that one request may name; more are answered with 400. So are topics with more than
+    /// four times as many path segments in all (32 if that is more): each costs memory.
     std::size_t max_topics = 128;
     /// Who may read from another origin. By default everyone.
     cors_options cors = {};
@@ -5815,6 +5825,8 @@ private:
     friend class sse::stream;
     friend struct session;
 
+    using clock = std::chrono::steady_clock;
+
     struct input_ready;
     struct reply { ///< What the server says by itself. Status 0: nothing.
         int status = 0;
@@ -5946,6 +5958,7 @@ private:
     feed feed_;
     send_ring sends_;
     bool fanning_ = false;
+    clock::time_point slice_ended_{}; // of the pass in hand
     bool catching_up_ = false; // it is posted
     detail::operation_memory turn_memory_;
     std::vector<stream*> connections_; // all; holds a reference to each
@@ -6296,16 +6309,27 @@ SSE_DECL void worker::make_room() {
 
 SSE_DECL void worker::fan_out() {
     refresh();
+    const auto began = clock::now();
+    // Half of the time at least: however much the others do between two slices, a pass takes twice
+    // as long as alone, and not longer with each of its slices.
+    const auto share = fanning_ ? std::min<clock::duration>(began - slice_ended_, longest_turn)
+                                : clock::duration(0);
     std::size_t budget = stopping_ ? ~std::size_t{0} : slice_writes;
-    for (bool planned = false; budget > 0; planned = true) {
-        if (feed_.work(budget)) break;
+    const auto goes_on = [&] {
+        if (budget == 0 && clock::now() - began < share) budget = slice_writes;
+        return budget > 0;
+    };
+    for (bool planned = false; goes_on();) {
+        if (feed_.work(budget)) continue;
         if (planned && feed_.is_anyone_behind()) break; // they must not be lapped
         const std::uint64_t before = feed_.end();
         if (!plan()) return; // asleep
+        planned = true;
         // A pass over many frames is a turn too: those who wait for theirs must not be lapped.
         const std::uint64_t writes = 1 + (feed_.end() - before) / frames_per_write;
         budget -= static_cast<std::size_t>(std::min<std::uint64_t>(budget, writes));
     }
+    slice_ended_ = clock::now();
     asio::post(io_, [this] {
         if (fanning_) fan_out();
     });
@@ -6328,11 +6352,11 @@ SSE_DECL void worker::catch_up() {
     } const next{*this};
     catching_up_ = true;
     refresh();
-    const auto began = std::chrono::steady_clock::now();
+    const auto began = clock::now();
     const auto least = fanning_ ? short_turn : turn;
     for (;;) {
         if (!feed_.catch_up()) return;
-        const auto taken = std::chrono::steady_clock::now() - began;
+        const auto taken = clock::now() - began;
         if (taken >= longest_turn) feed_.forgive();
         if (taken >= least && !feed_.owes_turns()) return;
     }
@@ -9054,6 +9078,11 @@ SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s)
     if (!from) wrong = "Start with from=oldest, from=now, last=20 or since=1764000000\n";
     if (topics.size() > hub.options.max_topics) {
         wrong = "Too many topics; at most " + std::to_string(hub.options.max_topics) + "\n";
+    }
+    // Each segment costs memory, whether or not anything is ever published there.
+    const std::size_t most = std::max<std::size_t>(32, hub.options.max_topics * 4);
+    if (detail::count_segments(topics) > most) {
+        wrong = "Topics too deep; at most " + std::to_string(most) + " segments in all\n";
     }
     if (!wrong.empty()) {
         co_await s.respond(400, "text/plain; charset=utf-8", wrong);

@@ -1338,6 +1338,15 @@ TEST_SUITE("topics of a request") {
                            lines)
                   .status == 400);
         CHECK(http_get(server.port(), "/subscribe/x" + target(128).substr(10)).status == 400);
+        // Nor many that are deep: each segment costs memory.
+        std::string deep = "/s";
+        for (int i = 1; i < 32; ++i) deep += "/s";
+        std::string form;
+        for (int i = 0; i < 16; ++i) form += deep.substr(2) + "/" + std::to_string(i) + "\n";
+        const auto too_deep = http_request(server.port(), "POST", "/subscribe",
+                                           {{"Content-Type", "text/plain"}}, form + "one/more\n");
+        CHECK(too_deep.status == 400);
+        CHECK(too_deep.body == "Topics too deep; at most 512 segments in all\n");
         CHECK(server.counters().streams == 1);
     }
 

@@ -342,6 +342,13 @@ TEST_CASE("the tree agrees with a plain list of subscriptions over random operat
     CHECK(topics.empty());
 }
 
+TEST_CASE("the segments of several topics are counted together") {
+    using sse::detail::count_segments;
+    CHECK(count_segments({}) == 0);
+    CHECK(count_segments({""}) == 0);
+    CHECK(count_segments({"/a", "/a/b", "", "/a/b/c"}) == 6);
+}
+
 TEST_CASE("covers agrees with the plain definition for random topics") {
     support::dice dice(20250122);
     for (int round = 0; round < 20'000; ++round) {
