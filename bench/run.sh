@@ -11,7 +11,7 @@
 # table for a README. What else is given goes to build/bench/scenarios, see its --help; with --only
 # nothing else runs.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 . examples/setup.sh
 
 parts="scenarios ring instructions"
@@ -82,8 +82,8 @@ if [ -n "$rivals" ]; then
     need nginx test -x /usr/sbin/nginx
     need libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
 fi
-install_missing
-configure build --buildtype=release
+install_missing || exit 1
+configure_release
 say "building (the first time takes some minutes)"
 targets=(bench)
 [[ $parts != *instructions* ]] || targets+=(bench/instructions)

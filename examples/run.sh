@@ -3,12 +3,12 @@
 #   ./examples/run.sh --port 9000
 #   ./examples/run.sh --help
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 . examples/setup.sh
 
 need_to_build
-install_missing
-configure build --buildtype=release
+install_missing || exit 1
+configure_release
 say "building (the first time takes a minute)"
 ninja -C build --quiet examples/hub
 exec build/examples/hub --demo "$@"

@@ -1,4 +1,6 @@
-# Sourced by examples/run.sh and tests/run.sh: installs what is missing (Debian, Ubuntu), configures.
+# Sourced by the scripts that build: installs what is missing (Debian, Ubuntu), configures.
+# The folders build and build-* belong to them: one that is not as they would set it up now is set
+# up anew. For your own use of meson take another name.
 
 say() { printf '== %s\n' "$*"; }
 
@@ -12,22 +14,27 @@ need() {
     "$@" >/dev/null 2>&1 || missing+=("$package")
 }
 
+# Installs what need noted. Fails where it could not; what can be installed is installed even then.
 install_missing() {
     [ ${#missing[@]} -eq 0 ] && return
-    local root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        if ! have sudo; then
-            say "missing: ${missing[*]}" >&2
-            say "ask an administrator for: apt-get install ${missing[*]}" >&2
-            exit 1
-        fi
-        root=(sudo)
-    fi
-    say "installing ${missing[*]}"
-    "${root[@]}" apt-get update -qq
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-        --no-install-recommends "${missing[@]}" >/dev/null
+    local packages root=() package bad=0
+    mapfile -t packages < <(printf '%s\n' "${missing[@]}" | sort -u)
     missing=()
+    if ! have apt-get || { [ "$(id -u)" -ne 0 ] && ! have sudo; }; then
+        say "missing: ${packages[*]}" >&2
+        say "ask an administrator for: apt-get install ${packages[*]}" >&2
+        return 1
+    fi
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    say "installing ${packages[*]}"
+    root+=(env DEBIAN_FRONTEND=noninteractive apt-get)
+    "${root[@]}" update -qq || bad=1
+    local install=(install -y -qq --no-install-recommends)
+    "${root[@]}" "${install[@]}" "${packages[@]}" >/dev/null && return
+    for package in "${packages[@]}"; do # one that is unknown here does not keep the others out
+        "${root[@]}" "${install[@]}" "$package" >/dev/null 2>&1 || { bad=1; say "no $package" >&2; }
+    done
+    return $bad
 }
 
 need_to_build() {
@@ -35,18 +42,46 @@ need_to_build() {
     need libc6-dev test -e /usr/include/stdio.h
     need meson have meson
     need ninja-build have ninja
-    need libasio-dev test -e /usr/include/asio.hpp
+    [ -n "${ASIO_DIR:-}" ] || need libasio-dev test -e /usr/include/asio.hpp
     need doctest-dev test -e /usr/include/doctest/doctest.h
 }
 
-# configure DIRECTORY OPTION...: once; an Asio elsewhere is named by ASIO_DIR (the one with asio.hpp).
-configure() {
-    local directory=$1
-    shift
-    [ -f "$directory/build.ninja" ] && return
-    local asio=()
-    [ -n "${ASIO_DIR:-}" ] && asio=("-Dcpp_args=-isystem$ASIO_DIR")
-    say "configuring $directory"
-    meson setup "$directory" "${asio[@]}" "$@" >/dev/null ||
-        { meson setup "$directory" "${asio[@]}" "$@"; exit 1; }
+# What a build folder was set up from. meson remembers for good that a header is missing, so the
+# headers that the meson.build files look for are part of it.
+settings() { # OPTION...
+    local compiler=${CXX:-c++} header
+    printf '%s\n' "$PWD" "meson $(meson --version)" "$compiler $($compiler --version | head -n 1)" \
+        "${CPPFLAGS:-} ${CXXFLAGS:-} ${LDFLAGS:-}" "$@"
+    for header in $(sed -n "s/.*\(has_headers\?\|check_header\)[(: ]*'\([^']*\)'.*/\2/p" \
+        meson.build ./*/meson.build | sort -u); do
+        printf '#if __has_include(<%s>)\n"has %s"\n#endif\n' "$header" "$header"
+    done | $compiler -E -P -x c++ - | sort -u
 }
+
+# configure DIRECTORY OPTION...: once for the same settings. Anything else that is there (set up by
+# other settings, for another place of the checkout, or half, since it was interrupted) goes.
+# ASIO_DIR names the folder with another asio.hpp.
+configure() {
+    local directory=$1 options=() option arguments= wanted
+    for option in "${@:2}"; do
+        case $option in
+        -Dcpp_args=*) arguments=${option#*=} ;;
+        *) options+=("$option") ;;
+        esac
+    done
+    [ -z "${ASIO_DIR:-}" ] || arguments="-isystem'$ASIO_DIR' $arguments"
+    [ -z "$arguments" ] || options+=("-Dcpp_args=$arguments")
+    wanted=$(settings "${options[@]}")
+    [ -f "$directory/settings" ] && [ "$(cat "$directory/settings")" = "$wanted" ] && return
+    say "configuring $directory"
+    rm -rf "$directory"
+    local said
+    said=$(meson setup "$directory" "${options[@]}" 2>&1) || { printf '%s\n' "$said"; exit 1; }
+    printf '%s\n' "$wanted" >"$directory/settings"
+}
+
+# Sources of a program are compiled a few at a time, since each costs the whole header again.
+unity=(--unity=on -Dunity_size=7)
+
+# What the examples, the benchmarks and the tests of the optimized build share.
+configure_release() { configure build "${unity[@]}" --buildtype=release; }

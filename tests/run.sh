@@ -1,20 +1,50 @@
 #!/usr/bin/env bash
 # Sets up, builds and runs the tests.
-#   ./tests/run.sh                 all tests in an optimized build, with curl and a real browser
-#   ./tests/run.sh all             these, then the test program once more for each variant below
-#   ./tests/run.sh VARIANT...      of: release asan tsan clang matrix fuzz soak, and of
-#                                  coverage valgrind mutants, which are not among all
+#   ./tests/run.sh                 the variant quick: what is needed to trust the build here, in minutes
+#   ./tests/run.sh all             all variants but quick and those marked (*): hours on a small machine
+#   ./tests/run.sh VARIANT...      these:
+# quick     the test program and the examples without optimization; the hub with curl. The other
+#           variants of all have the same tests under other flags.
+# scripts   these scripts themselves: stale and half build folders, missing programs and packages
+# release   the test programs optimized, by io_uring too, the README's programs, the benchmarks
+# asan tsan clang    the test programs under g++'s sanitizers, and clang's with the examples
+# model     the protocol as a model, by spin
+# interop   clients and servers of other people     (npm)
+# browser   the pages in a real browser             (npm, chromium)
+# matrix fuzz soak   other builds, the fuzzers, a long storm
+# coverage valgrind mutants bare (*)    bare is both README commands, in both orders, in a Debian with
+#           nothing installed (root, debootstrap)
+# What cannot run here for want of a program, a package or the network is named and counted apart.
 # SOAK_DURATION_SEC is how long the soak goes on: 30. SOAK_CLIENTS, SOAK_MSG_PER_SEC and
 # SOAK_REPORT_SEC are its others: 200, 300, 10. SOAK=0 leaves it out.
 # FUZZ_SECONDS is how long each of the fuzzers goes on: 60, or 0 for what is known already.
 # ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 . examples/setup.sh
 
 passed=0
 failed=0
+skipped=0
 without=() # tests that a variant leaves out
+
+# not_run WHAT WHY: what cannot be tested on this machine.
+not_run() {
+    skipped=$((skipped + 1))
+    printf 'not run %s: %s\n' "$1" "$2"
+}
+
+# The closing line, whatever happens: who does not get to the end has failed.
+finished=
+close() {
+    if [ -z "$finished" ]; then
+        failed=$((failed + 1))
+        printf 'not ok  the run itself: it ended early\n'
+    fi
+    printf '%d passed, %d failed, %d not run\n' "$passed" "$failed" "$skipped"
+    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ] || exit 1
+}
+trap close EXIT
 
 # check NAME COMMAND...: one test; its output is shown when it fails.
 check() {
@@ -49,7 +79,7 @@ run_doctest() { # BUILD_DIRECTORY [PROGRAM]
     for part in $(seq $parts); do
         echo "$program.$part.log $program" "--first=$(((part - 1) * count / parts + 1))" \
             "--last=$((part * count / parts))" "${without[@]}"
-    done | EXAMPLES=$PWD/$1/examples xargs -L 1 -P 2 sh -c \
+    done | EXAMPLES=$1/examples xargs -L 1 -P 2 sh -c \
         'log=$1; shift; "$@" >"$log" 2>&1 || echo "ended with $?" >>"$log"' sh
     for part in $(seq $parts); do # each of which counts the cases of the others as passed
         log="$program.$part.log"
@@ -68,18 +98,57 @@ build() { # BUILD_DIRECTORY TARGET...
     ninja -C "$1" --quiet "${@:2}"
 }
 
-# run_node NAME ARGUMENT...: tests/NAME/NAME.mjs with what its package.json names, once installed.
+# install_node NAME DIRECTORY: the packages that tests/packages.txt names for this program and this
+# Node, in a folder of its own with the program; another Node has another. Says why it cannot.
+install_node() {
+    local name=$1 directory=$2 node program package version lowest wanted
+    node=$(node --version) && node=${node#v} || { echo "node does not run"; return 1; }
+    wanted=$(while read -r program package version lowest; do
+        [ "$program" = "$name" ] && at_least "$node" "$lowest" &&
+            printf '"%s-%s": "npm:%s@%s"\n' "$package" "${version%%.*}" "$package" "$version"
+    done <tests/packages.txt | awk '{ all[$1] = $0 } # the last one counts
+        END { for (name in all) print all[name] }' | sort | paste -sd ,)
+    [ -n "$wanted" ] || { echo "nothing in tests/packages.txt is for Node $node"; return 1; }
+    wanted="{\"private\": true, \"type\": \"module\", \"dependencies\": {$wanted}}"
+    mkdir -p "$directory"
+    if [ "$(cat "$directory/installed" 2>/dev/null)" != "$wanted" ]; then
+        rm -rf "$directory/node_modules" "$directory/installed"
+        printf '%s\n' "$wanted" >"$directory/package.json"
+        (cd "$directory" && npm install --silent --no-audit --no-fund --no-package-lock \
+            --ignore-scripts >npm.log 2>&1) ||
+            { echo "npm could not install its packages: $(tail -n 3 "$directory/npm.log")"; return 1; }
+        printf '%s\n' "$wanted" >"$directory/installed"
+    fi
+    cp "tests/$name/$name.mjs" "$directory/"
+}
+
+at_least() { # VERSION LOWEST
+    [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]
+}
+
+# run_node NAME ARGUMENT...: tests/NAME/NAME.mjs, once installed by install_node.
 run_node() {
-    local name=$1 log=build/$1.log line
-    (cd "tests/$name" && { [ -d node_modules ] || npm install --silent --no-audit --no-fund \
-        --no-package-lock; })
-    node "tests/$name/$name.mjs" "${@:2}" 2>&1 | tee "$log" || true
-    line=$(grep -E "^$name: [0-9]+ passed, [0-9]+ failed\$" "$log" | tail -n 1 || true)
+    local name=$1 line log=$node_directory/$1.log
+    node "$node_directory/$name.mjs" "${@:2}" 2>&1 | tee "$log" || true
+    line=$(grep -E "^$name: [0-9]+ passed, [0-9]+ failed(, [0-9]+ not run)?\$" "$log" |
+        tail -n 1 || true)
     if [ -z "$line" ]; then
         add_counts 0 1
     else
         add_counts "$(cut -d' ' -f2 <<<"$line")" "$(cut -d' ' -f4 <<<"$line")"
+        [[ $line != *"not run" ]] || skipped=$((skipped + $(cut -d' ' -f6 <<<"$line")))
     fi
+}
+
+# with_node NAME: installs first; where that is not possible nothing needs to be built.
+with_node() {
+    local why
+    node_directory=build-npm/node-$(node --version)/$1
+    if [ ! -w "${HOME:-/nowhere}" ]; then # npm and Chromium keep things there
+        export HOME=$PWD/build-npm/home
+        mkdir -p "$HOME"
+    fi
+    why=$(install_node "$1" "$node_directory") || { not_run "$1" "$why"; return 1; }
 }
 
 # The command of the README, the way a user types it; curl as the client.
@@ -99,17 +168,9 @@ run_script_starts_the_hub() {
         grep -q '^data: ' <<<"$events"
 }
 
-run_release() {
+# The programs of the README, compiled with every file. One each, two at a time.
+run_readme() {
     local program programs
-    configure build "${unity[@]}" --buildtype=release
-    build build
-    { build/tests/tests_network && echo passed; } >build/network.log 2>&1 & # it only waits
-    local network=$!
-    run_doctest build
-    run_doctest build tests_io_uring
-    run_doctest build tests_faults
-    say "running the rest"
-    check "the header alone" build/tests/header_alone
     programs=$(tests/readme.sh build/readme)
     xargs -n 1 -P 2 sh -c "${CXX:-g++}"' -std=c++20 -Wall -Wextra -I. "$0" -o "${0%.cpp}" -pthread \
         >"$0.log" 2>&1 && echo passed >>"$0.log"' <<<"$programs" || true
@@ -118,20 +179,86 @@ run_release() {
     done
     check "README: the first program is examples/clock.cpp" \
         diff build/readme/01.cpp examples/clock.cpp
-    check "the model: no loss without a gap, no duplicate" tests/model.sh build/model
-    check "examples/run.sh starts the hub, curl sees its page and events" run_script_starts_the_hub
-    check "bench/run.sh runs every scenario and loses nothing" \
-        bench/run.sh --quick --clients 20 --burst 1000 --seconds 0.2
-    say "running clients and servers of other people"
-    run_node interop build/examples
+}
+
+check_hub() {
+    local name="examples/run.sh starts the hub, curl sees its page and events"
+    if have curl; then check "$name" run_script_starts_the_hub; else not_run "$name" "no curl"; fi
+}
+
+configure_quick() {
+    configure build-quick "${unity[@]}" -Doptimization=0 -Ddebug=false
+}
+
+run_quick() {
+    configure_quick
+    build build-quick tests/tests tests/header_alone examples
+    run_doctest build-quick
+    check "the header alone" build-quick/tests/header_alone
+    check_hub
+}
+
+run_scripts() {
+    local bash=$BASH line
+    say "trying the scripts"
+    while read -r line; do
+        case $line in
+        'ok '*) add_counts 1 0 ;;
+        'not ok '*) add_counts 0 1 ;;
+        esac
+        printf '%s\n' "$line"
+    done < <("$bash" tests/scripts.sh build-scripts 2>&1 || echo "not ok  tests/scripts.sh: it ended early")
+}
+
+run_bare() {
+    check "README: both commands on a bare Debian, in both orders" tests/bare.sh
+}
+
+run_release() {
+    configure_release
+    build build
+    { build/tests/tests_network && echo passed; } >build/network.log 2>&1 & # it only waits
+    local network=$!
+    run_doctest build
+    if [ -x build/tests/tests_io_uring ]; then
+        run_doctest build tests_io_uring
+    else
+        not_run "the tests by io_uring" "no liburing-dev"
+    fi
+    run_doctest build tests_faults
+    say "running the rest"
+    check "the header alone" build/tests/header_alone
+    run_readme
+    check_hub
+    if have valgrind; then
+        check "bench/run.sh runs every scenario and loses nothing" \
+            bench/run.sh --quick --clients 20 --burst 1000 --seconds 0.2
+    else
+        not_run "bench/run.sh" "no valgrind"
+    fi
     wait "$network" || true
     check_log "network: a link that fails, loses and delays" build/network.log
+}
+
+run_model() {
+    check "the model: no loss without a gap, no duplicate" tests/model.sh build-model
+}
+
+run_interop() {
+    with_node interop || return 0
+    configure_release
+    build build examples
+    say "running clients and servers of other people"
+    run_node interop build/examples
+}
+
+run_browser() {
+    with_node browser || return 0
+    configure_release
+    build build examples
     say "running a real browser"
     run_node browser build/examples/{hub,sysenv,chat}
 }
-
-# Sources of a program are compiled a few at a time, since each costs the whole header again.
-unity=(--unity=on -Dunity_size=7)
 
 run_sanitized() { # BUILD_DIRECTORY PROGRAM...
     local program programs=("${@:2}")
@@ -201,7 +328,7 @@ run_valgrind() { # slow, so not among all
 }
 
 run_soak() {
-    configure build "${unity[@]}" --buildtype=release
+    configure_release
     build build tests/soak examples/hub
     say "running build/tests/soak"
     if EXAMPLES=$PWD/build/examples build/tests/soak; then add_counts 1 0; else add_counts 0 1; fi
@@ -233,54 +360,93 @@ run_coverage() {
         awk '/^coverage/ { exit $2 < 95 }' $out/missed.txt
 }
 
+known=(scripts release asan tsan clang model interop browser matrix fuzz soak)
 variants=("$@")
-[ ${#variants[@]} -eq 0 ] && variants=(release)
-[ "${variants[0]}" = all ] && variants=(release asan tsan clang matrix fuzz soak)
-
-need_to_build
-need curl have curl
-need liburing-dev test -e /usr/include/liburing.h
+[ ${#variants[@]} -eq 0 ] && variants=(quick)
+[ "${variants[0]}" = all ] && variants=("${known[@]}")
 for variant in "${variants[@]}"; do
-    case $variant in
-    release)
-        need nodejs have node
-        need npm have npm
-        need chromium test -x /usr/bin/chromium
-        need spin have spin
-        need valgrind test -e /usr/include/valgrind/callgrind.h
-        need libboost-dev test -e /usr/include/boost/beast.hpp
-        need nginx test -x /usr/sbin/nginx
-        need libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
-        ;;
-    clang | fuzz)
-        need clang-19 have clang++-19
-        need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
-        ;;
-    matrix)
-        need clang-19 have clang++-19
-        need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
-        need g++-multilib sh -c 'echo "int main() {}" | g++ -m32 -x c++ - -o /dev/null'
-        need qemu-user have qemu-i386
-        need g++-mingw-w64-x86-64-posix have x86_64-w64-mingw32-g++-posix
-        ;;
-    coverage)
-        need clang-19 have clang++-19
-        need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
-        need llvm-19 have llvm-cov-19
-        ;;
-    valgrind) need valgrind have valgrind ;;
-    asan | tsan | soak) ;;
-    mutants) need perl have perl ;;
+    case " quick ${known[*]} coverage valgrind mutants bare " in
+    *" $variant "*) ;;
     *)
         say "no variant '$variant'; give all, or some of:" \
-            "release asan tsan clang matrix fuzz soak coverage valgrind mutants" >&2
+            "quick ${known[*]} coverage valgrind mutants bare" >&2
+        trap - EXIT
         exit 2
         ;;
     esac
 done
-install_missing
-ulimit -n "$(ulimit -Hn)" # the tests open 10,000 connections
-for variant in "${variants[@]}"; do run_"$variant"; done
 
-printf '%d passed, %d failed\n' "$passed" "$failed"
-[ "$failed" -eq 0 ]
+# wish PACKAGE CHECK...: installed like what need names, but a variant runs without it too, and says
+# what it leaves out.
+wish() { [ -n "$wishing" ] && need "$@" || true; }
+
+needs() { # VARIANT: what it cannot do without, and what it would like
+    case $1 in
+    bare)
+        need debootstrap have debootstrap
+        need curl have curl
+        return
+        ;;
+    mutants) need perl have perl ;;
+    model)
+        need spin have spin
+        need gcc have gcc
+        return
+        ;;
+    esac
+    need_to_build
+    case $1 in
+    quick) wish curl have curl ;;
+    release | scripts | asan | tsan | clang | coverage)
+        wish curl have curl
+        wish iproute2 have ip
+        ;;&
+    release | scripts) wish liburing-dev test -e /usr/include/liburing.h ;;&
+    asan | coverage) need liburing-dev test -e /usr/include/liburing.h ;;&
+    release | scripts) wish valgrind test -e /usr/include/valgrind/callgrind.h ;;&
+    release | scripts | interop | browser | asan | tsan | clang | coverage | soak)
+        wish libboost-dev test -e /usr/include/boost/beast.hpp
+        ;;&
+    interop | browser)
+        need nodejs have node
+        need npm have npm
+        need curl have curl
+        ;;&
+    interop)
+        need libboost-dev test -e /usr/include/boost/beast.hpp
+        wish nginx test -x /usr/sbin/nginx
+        wish libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
+        ;;
+    browser) need chromium test -x "${CHROMIUM:-/usr/bin/chromium}" ;;
+    clang | fuzz | matrix | coverage)
+        need clang-19 have clang++-19
+        need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
+        ;;&
+    matrix)
+        need g++-multilib sh -c 'echo "int main() {}" | g++ -m32 -x c++ - -o /dev/null'
+        need qemu-user have qemu-i386
+        need g++-mingw-w64-x86-64-posix have x86_64-w64-mingw32-g++-posix
+        ;;
+    coverage) need llvm-19 have llvm-cov-19 ;;
+    valgrind) need valgrind have valgrind ;;
+    esac
+}
+
+wishing=1
+for variant in "${variants[@]}"; do needs "$variant"; done
+install_missing || say "going on with what is here"
+wishing=
+hash -r
+ulimit -n "$(ulimit -Hn)" # the tests open 10,000 connections
+for variant in "${variants[@]}"; do
+    missing=()
+    needs "$variant"
+    if [ ${#missing[@]} -gt 0 ]; then
+        not_run "$variant" "these packages are missing: ${missing[*]}"
+        continue
+    fi
+    SECONDS=0
+    run_"$variant"
+    say "$variant took $((SECONDS / 60)) min $((SECONDS % 60)) s"
+done
+finished=1

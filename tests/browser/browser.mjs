@@ -1,7 +1,8 @@
-// browser.mjs - the example programs in a real browser. Run it, in this directory:
+// browser.mjs - the example programs in a real browser. Run it:
 //
-//   npm install && node browser.mjs ../../build/examples/{hub,sysenv,chat}
-//   ... --screenshots DIR     also writes pictures of the pages
+//   ./tests/run.sh browser
+//   node build-npm/node-VERSION/browser/browser.mjs build/examples/{hub,sysenv,chat} \
+//       --screenshots DIR     once more, and writes pictures of the pages
 //
 // Drives Chromium (/usr/bin/chromium, or what CHROMIUM names) through playwright-core. Only
 // loopback: every name but 127.0.0.1 is unknown to the browser. One line per check, a last line
@@ -14,7 +15,7 @@ import { connect as connectSocket, createServer as createSocketServer } from "no
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
-import { chromium } from "playwright-core";
+import { chromium } from "playwright-core-1";
 
 const { values: given, positionals: programs } = parseArgs({
     allowPositionals: true, options: { screenshots: { type: "string" } },
