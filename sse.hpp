@@ -4742,7 +4742,8 @@ struct options {
     std::size_t connect_rate_per_ip = 0;
     /// What clients over these limits get.
     refusal over_limit = refusal::hard;
-    /// When they may come again: Retry-After, or the least retry time of a soft refusal.
+    /// When they may come again: Retry-After, or the least retry time of a soft refusal and of the
+    /// streams that stop() ends.
     std::chrono::milliseconds retry_after{5'000};
     /// A larger request head is answered with 431 or 414.
     std::size_t max_head_bytes = 16 * 1024;
@@ -4846,18 +4847,20 @@ struct counters {
     std::uint64_t conflated = 0; ///< Messages left out because a newer one of their key had come.
 };
 
-/// How drain() sends the clients away.
+/// How drain() sends the clients away. Streams without a running handler end at random within the
+/// window, with a retry time and the farewell. A handler that responds, or sends a stream of its
+/// own, has the window to return; stream::draining() tells it. What is left then is cut.
 struct drain_options {
     std::chrono::milliseconds window{5'000}; ///< Their ends are spread over it; at most a day.
-    std::optional<message> farewell = {};    ///< The last message of each stream.
+    std::optional<message> farewell = {}; ///< The last message of each stream that follows topics.
     /// When they shall come back: from this on up to twice as much.
     std::chrono::milliseconds retry{1'000};
 };
 
 /// What became of them.
 struct drained {
-    std::uint64_t closed = 0; ///< Streams that got all that was for them.
-    std::uint64_t cut = 0;    ///< Those that had not when the window was over.
+    std::uint64_t closed = 0; ///< Streams that got all that was for them, or all of a handler.
+    std::uint64_t cut = 0;    ///< Those that had not when the window was over: no last chunk came.
 };
 
 // >>hub ///////////////////////////////////////////////////////////////////////////////////////////
@@ -5439,6 +5442,10 @@ public:
     /// a time that is not positive or over three weeks.
     void end_after(std::chrono::milliseconds time);
 
+    /// Whether the server is being drained. A handler that would go on for ever should return then:
+    /// its response ends whole, instead of being cut at the end of the window.
+    bool draining() const noexcept;
+
     /// False once the client is gone or the stream was ended.
     bool open() const noexcept { return open_ && !is_finishing(); }
 
@@ -5638,6 +5645,7 @@ struct session {
     bool outlives_client = false;
     bool served = false;  // a request was answered before
     bool mending = false; // options::on_gap runs
+    bool resumable = false; // the handler views a job, in which its client can go on elsewhere
 };
 
 inline std::string_view reason_phrase(int status) noexcept {
@@ -5809,6 +5817,7 @@ public:
     void reserve() noexcept { load_.fetch_add(1, std::memory_order_relaxed); }
     void count(counters& sum) const noexcept;
     asio::io_context& context() noexcept { return io_; }
+    bool is_draining() const noexcept { return farewell_ != nullptr; }
     bool runs_here() const noexcept { return io_.get_executor().running_in_this_thread(); }
 
     // On the worker's own thread.
@@ -5872,7 +5881,9 @@ private:
     void resume_reading(stream& s);
     void enter(stream& s, stream::phase next) noexcept;
     void begin_life(stream& s);
-    void end_after(stream& s, std::chrono::milliseconds time) noexcept;
+    void end_after(stream& s, std::chrono::milliseconds time);
+    void set_end(stream& s, std::uint32_t at);
+    bool note_end(std::uint32_t at) noexcept;
     void finish(stream& s, end_reason why, frame_ref last = {});
     void depart(stream& s);
     void tell_end(stream& s, end_reason why);
@@ -5891,8 +5902,11 @@ private:
     std::size_t keep_alive(stream& s);
     void end_drain();
     void cut_leftovers();
+    void dismiss();
     void schedule_farewell(stream& s);
     void say_farewell(stream& s);
+    std::string retry_after(std::chrono::milliseconds least);
+    static bool is_response(const stream& s) noexcept;
 
     // Coroutines
     void on_first_input(stream& s, const asio::ip::address& peer);
@@ -5969,6 +5983,7 @@ private:
     std::optional<steady_timer> sweep_timer_;
     std::optional<steady_timer> look_timer_; // into the ring, later
     std::size_t sweep_at_ = 0;
+    std::uint32_t next_end_ = 0; // the first of ends_at_, as far as the sweep has seen; 0: none
     std::shared_ptr<const farewell> farewell_; // once a drain has begun
     std::uint32_t cut_at_ = 0;                 // then the end of its window
 
@@ -6163,6 +6178,7 @@ SSE_DECL void worker::shut_down() noexcept {
         stopping_ = true;
         if (!fanning_) fan_out();
         while (fanning_) fan_out();
+        dismiss();
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
         for (session* const state : sessions_) {
             if (state->outlives_client) cancel(state->owner);
@@ -6174,6 +6190,20 @@ SSE_DECL void worker::shut_down() noexcept {
         ended_.store(true, std::memory_order_release);
         hub_.room.notify();
     });
+}
+
+/// Tells each stream when to come back, as far as its socket takes it at once. Behind a proxy the
+/// first attempt of a client meets 502 while the server restarts, which ends an EventSource for
+/// good: it should fall after a usual restart.
+SSE_DECL void worker::dismiss() {
+    for (std::size_t i = connections_.size(); i > 0;) {
+        stream& s = *connections_[--i];
+        if (s.phase_ == stream::phase::streaming && !is_response(s)) {
+            const stream_ref held(&s);
+            finish(s, end_reason::stopped, make_raw_frame(retry_after(hub_.options.retry_after)));
+        }
+        i = std::min(i, connections_.size());
+    }
 }
 
 /// Takes over a connection that reserve() has counted, and that admit() may have counted further.
@@ -6567,6 +6597,8 @@ SSE_DECL void worker::begin_life(stream& s) {
     if (o.max_stream_age.count() > 0 && s.ends_at_ == 0) {
         std::uniform_int_distribution<std::int64_t> sooner(0, o.max_stream_age.count() / 10);
         end_after(s, o.max_stream_age - std::chrono::milliseconds(sooner(random_)));
+    } else if (s.ends_at_ != 0) {
+        set_end(s, s.ends_at_);
     }
     if (farewell_) schedule_farewell(s);
     hub_.log_request(r, 200);
@@ -6576,9 +6608,21 @@ SSE_DECL void worker::begin_life(stream& s) {
     if (o.on_connect) o.on_connect(s);
 }
 
-SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) noexcept {
-    const std::uint32_t at = milliseconds_now() + static_cast<std::uint32_t>(time.count());
+SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) {
+    set_end(s, milliseconds_now() + static_cast<std::uint32_t>(time.count()));
+}
+
+SSE_DECL void worker::set_end(stream& s, std::uint32_t at) {
     s.ends_at_ = at == 0 ? 1 : at; // 0 stands for never
+    const bool sweeping = sweep_at_ != 0; // then it is armed at the end
+    if (note_end(s.ends_at_) && !sweeping && sweep_timer_ && !stopping_) arm_sweep();
+}
+
+/// Whether it is the next one.
+SSE_DECL bool worker::note_end(std::uint32_t at) noexcept {
+    if (next_end_ != 0 && static_cast<std::int32_t>(next_end_ - at) <= 0) return false;
+    next_end_ = at;
+    return true;
 }
 
 /// The stream ends once its client has all that is meant for it, and this frame behind that.
@@ -6597,12 +6641,13 @@ SSE_DECL void worker::depart(stream& s) {
     tell_end(s, s.why_);
     feed_.remove(s);
     enter(s, stream::phase::lingering);
-    if (s.session_) { // its coroutine goes on from here, once the handler has ended
-        cancel(s);
-        return s.session_->wake();
-    }
     asio::error_code ignored; // a client that is gone shows it at the next read
-    s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    // Where the handler is still running it is cut: its client is told now, however long it takes.
+    const bool cut = s.session_ && s.session_->handling && s.why_ != end_reason::ended;
+    if (!s.session_ || cut) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    if (!s.session_) return;
+    cancel(s); // its coroutine goes on from here, once the handler has ended
+    s.session_->wake();
 }
 
 SSE_DECL void worker::tell_end(stream& s, end_reason why) {
@@ -6759,17 +6804,34 @@ SSE_DECL void worker::schedule_farewell(stream& s) {
 
 SSE_DECL void worker::say_farewell(stream& s) {
     s.ends_at_ = 0;
+    if (is_response(s)) return; // its handler ends it, or the end of the window
     if (s.phase_ == stream::phase::streaming) {
-        std::uniform_int_distribution<std::int64_t> more(0, farewell_->retry.count());
-        const std::chrono::milliseconds retry(farewell_->retry.count() + more(random_));
         const stream_ref held(&s);
-        finish(s, end_reason::drained, make_raw_frame(encode({.retry = retry}) + farewell_->bytes));
+        finish(s, end_reason::drained,
+               make_raw_frame(retry_after(farewell_->retry) + farewell_->bytes));
         cancel(s);
     } else if (s.phase_ == stream::phase::head && (!s.session_ || s.session_->input.empty())) {
         close(s, end_reason::drained); // idle before its first request, or between two
     } else {
-        cancel(s);
+        // A handler that has not responded yet has the time that streams have; the last fifth is
+        // for the 503 that its cancellation becomes.
+        const auto fifth = static_cast<std::uint32_t>(farewell_->window.count() / 5);
+        const std::uint32_t last_call = cut_at_ - fifth;
+        if (static_cast<std::int32_t>(now_ - last_call) >= 0) return cancel(s);
+        set_end(s, last_call);
     }
+}
+
+/// A reconnection time from this on up to twice as much, so that not all come back at once.
+SSE_DECL std::string worker::retry_after(std::chrono::milliseconds least) {
+    std::uniform_int_distribution<std::int64_t> more(0, least.count());
+    return encode({.retry = least + std::chrono::milliseconds(more(random_))});
+}
+
+/// Whether a running handler writes a response of its own, which has an end: it follows nothing.
+SSE_DECL bool worker::is_response(const stream& s) noexcept {
+    return s.phase_ == stream::phase::streaming && s.session_ && s.session_->handling &&
+           !s.session_->resumable && !s.follows();
 }
 
 SSE_DECL void worker::cut_leftovers() {
@@ -6788,8 +6850,12 @@ SSE_DECL void worker::arm_sweep() {
     if (o.max_stream_age.count() > 0) shortest = std::min(shortest, o.max_stream_age);
     if (o.heartbeat.count() > 0) shortest = std::min(shortest, o.heartbeat);
     if (farewell_) shortest = std::min(shortest, farewell_->window / 8);
-    const auto period =
+    auto period =
         std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(1'000));
+    if (next_end_ != 0) { // not to the millisecond: many ends that are near cost few sweeps
+        const auto left = static_cast<std::int32_t>(next_end_ - milliseconds_now());
+        period = std::min(period, std::chrono::milliseconds(std::max(left, 20)));
+    }
     sweep_timer_->expires_after(period);
     sweep_timer_->async_wait([this](const asio::error_code& failed) {
         if (failed || stopping_) return;
@@ -6803,6 +6869,7 @@ SSE_DECL void worker::arm_sweep() {
             feed_.forget();
         }
         sweep_at_ = connections_.size();
+        next_end_ = 0;
         sweep();
     });
 }
@@ -6840,14 +6907,17 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
         return 1;
     }
     const bool may_end = farewell_ || s.phase_ == stream::phase::streaming;
-    if (may_end && s.ends_at_ != 0 && static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
-        s.ends_at_ = 0;
-        if (farewell_) {
-            say_farewell(s);
-        } else {
-            finish(s, end_reason::expired);
+    if (may_end && s.ends_at_ != 0) {
+        if (static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
+            s.ends_at_ = 0;
+            if (farewell_) {
+                say_farewell(s);
+            } else {
+                finish(s, end_reason::expired);
+            }
+            return 1;
         }
-        return 1;
+        note_end(s.ends_at_);
     }
     const stream_ref held(&s);
     if (s.busy_ && over(o.stall_timeout) && s.awaits_write_) {
@@ -6932,7 +7002,10 @@ SSE_DECL bool stream::mend(const gap& g) {
 }
 
 SSE_DECL void stream::finished() {
-    if (phase_ == phase::streaming && chunks() && chunks()->end()) {
+    // The last chunk says that the response is whole: only its handler can know. A handler that is
+    // still running has not said so, unless by close().
+    const bool whole = why_ == end_reason::ended || !session_ || !session_->handling;
+    if (phase_ == phase::streaming && whole && chunks() && chunks()->end()) {
         rare_->said_farewell = true;
         return worker_->feed_.put(*this, detail::last_chunk_frame()); // then comes again
     }
@@ -6993,6 +7066,8 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session>
     while (is_unsent(*s, state)) co_await state.change<io_executor>();
     const bool lives_on = s->follows();
     if (s->open_ && !lives_on) {
+        const bool whole = s->phase_ == stream::phase::streaming && s->why_ == end_reason::ended;
+        if (whole && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
         tell_end(*s, s->why_);
         co_await linger(*s, state);
         close(*s, s->why_);
@@ -7083,6 +7158,7 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& st
     state.answered = false;
     state.closing = false;
     state.body_taken = false;
+    state.resumable = false;
     state.body.reset();
     state.answer_headers.clear();
     request::verdict verdict = {408, "the request head did not arrive in time"};
@@ -7394,6 +7470,7 @@ SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, session& state) {
     s.chunks()->end();
     feed_.put(s, last_chunk_frame());
     while (s.open_ && s.busy_) co_await state.change<io_executor>();
+    if (s.open_ && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     s.extra().chunks.reset();
     s.wraps_ = false;
     s.held_ = 0;
@@ -7522,7 +7599,9 @@ SSE_DECL bool stream::must_begin() {
 /// out in the same write.
 SSE_DECL void stream::begin_streaming(bool finite) {
     using detail::chunked_encoder;
-    const bool chunked = finite && request().takes_chunks() && !request().is_head() &&
+    // Varnish holds what comes with the head of a body that ends with its connection.
+    const bool framed = finite || request().header("X-Varnish");
+    const bool chunked = framed && request().takes_chunks() && !request().is_head() &&
                          session_->may_serve_another() && !worker_->farewell_ &&
                          session_->input.size() <= worker_->hub_.options.max_head_bytes;
     worker_->enter(*this, phase::streaming);
@@ -7544,8 +7623,9 @@ SSE_DECL void stream::begin_streaming(bool finite) {
     }
     worker_->feed_.enqueue_later(*this, detail::make_raw_frame(head));
     session_->begun = session_->box.queued;
-    if (request().is_head()) {
+    if (request().is_head()) { // nothing follows its head (RFC 9110 9.3.2)
         worker_->hub_.log_request(request(), 200);
+        worker_->finish(*this, end_reason::ended);
         throw std::system_error(errc::closed, "sse::stream: HEAD has no body");
     }
     worker_->begin_life(*this);
@@ -7635,12 +7715,16 @@ asio::awaitable<void> stream::write(Frames frames) {
 }
 
 SSE_DECL void stream::begin() {
-    if (must_begin()) begin_streaming(true);
+    if (!must_begin()) return;
+    begin_streaming(true);
+    // Some proxies hold a head until the first byte of its body.
+    worker_->feed_.enqueue_later(*this, detail::make_raw_frame(":\n"));
+    session_->begun = session_->box.queued;
 }
 
 SSE_DECL asio::awaitable<void> stream::send(const message& m) {
     detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
-    begin();
+    if (must_begin()) begin_streaming(true);
     return write(std::move(f));
 }
 
@@ -7649,7 +7733,7 @@ SSE_DECL asio::awaitable<void> stream::send(std::span<const message> several) {
     for (const message& m : several) {
         frames.push_back(detail::make_frame(detail::frame::kind::one, {}, m));
     }
-    begin();
+    if (must_begin()) begin_streaming(true);
     return write(std::move(frames));
 }
 
@@ -7657,7 +7741,7 @@ SSE_DECL bool stream::try_send(const message& m) {
     detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
     if (!open() || !session_) return false;
     try {
-        begin();
+        if (must_begin()) begin_streaming(true);
     } catch (const std::system_error& e) {
         if (e.code() == errc::closed) return false;
         throw;
@@ -7677,6 +7761,8 @@ SSE_DECL asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) 
 SSE_DECL asio::awaitable<void> stream::closed() { return session_in_hand("closed").end(); }
 
 SSE_DECL void stream::outlive_client() { session_in_hand("outlive_client").outlives_client = true; }
+
+SSE_DECL bool stream::draining() const noexcept { return worker_->is_draining(); }
 
 SSE_DECL void stream::end_after(std::chrono::milliseconds time) {
     if (time.count() <= 0 || time > std::chrono::hours(21 * 24)) {
@@ -8569,6 +8655,7 @@ SSE_DECL asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
         co_return;
     }
     s.begin();
+    s.session_->resumable = true;
     if (begin.missed) co_await tell(s, *log, *begin.missed, next);
     const auto has_all = [&next, l = log.get()] { return l->end() == next; };
     for (;;) {

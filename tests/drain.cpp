@@ -440,26 +440,119 @@ TEST_SUITE("drain and publishers") {
 }
 
 TEST_SUITE("drain and handlers") {
-    TEST_CASE(
-        "handlers are cancelled, which is nobody's error, and their clients bidden farewell") {
+    TEST_CASE("a handler that does not return within the window is cut, which nobody reports") {
         std::atomic<int> ended{0};
         error_count errors;
         sse::options o = with_threads(2);
         errors.attach(o);
         running_server server(
             o, [&](sse::server& s) { s.route("GET", "/route", greet_and_wait(ended)); });
-        reading a(server.port(), "/route"), b(server.port(), "/route");
+        connection a(server.port()), b(server.port());
+        for (connection* client : {&a, &b}) client->send_request("GET", "/route");
         CHECK(eventually([&] { return server.counters().delivered == 2; }));
         const auto result = server.stop({.window = 200ms, .farewell = sse::message{.data = "bye"}});
-        CHECK(result.closed == 2);
+        CHECK(result.closed == 0);
+        CHECK(result.cut == 2);
         CHECK(ended == 2);
-        for (reading* client : {&a, &b}) {
-            client->join();
-            REQUIRE(client->events.size() == 2);
-            CHECK(client->events[0].data == "hello");
-            CHECK(client->events[1].data == "bye");
+        for (connection* client : {&a, &b}) {
+            const std::string all = client->read_to_end();
+            CHECK(all.ends_with("data: hello\n\n\r\n")); // no farewell, and no last chunk
         }
         CHECK(errors.count == 0);
+    }
+
+    TEST_CASE(
+        "a handler that has an end comes to it within the window, and its response is whole") {
+        std::atomic<bool> go_on{false};
+        std::atomic<int> begun{0};
+        running_server server(with_threads(2), [&](sse::server& s) {
+            s.route("GET", "/finite", [&](sse::stream& client) -> handler_result {
+                co_await client.send({.data = "part"});
+                ++begun;
+                co_await until(client, go_on);
+                CHECK(client.draining());
+                co_await client.send({.data = "done"});
+            });
+        });
+        std::vector<std::unique_ptr<connection>> clients;
+        for (int i = 0; i < 20; ++i) {
+            clients.push_back(std::make_unique<connection>(server.port()));
+            clients.back()->send(i % 2 ? "GET /finite HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                                       : "GET /finite HTTP/1.0\r\n\r\n");
+        }
+        REQUIRE(eventually([&] { return begun == 20; }));
+        event_client follower(server.port(), "/subscribe/t");
+        draining drain(server, {.window = 20s, .farewell = sse::message{.data = "bye"}});
+        // The one that follows topics leaves at some time in the window; the handlers have all of
+        // it.
+        CHECK(follower.next().data == "bye");
+        CHECK(server.counters().streams >= 20);
+        go_on = true;
+        for (std::size_t i = 0; i < clients.size(); ++i) {
+            const std::string all = clients[i]->read_to_end();
+            CAPTURE(all);
+            CHECK(all.find("retry:") == all.npos);
+            CHECK(all.ends_with(i % 2 ? "data: done\n\n\r\n0\r\n\r\n" : "data: done\n\n"));
+            clients[i]->close();
+        }
+        follower.close();
+        const auto result = drain.get();
+        CHECK(result.closed == 21);
+        CHECK(result.cut == 0);
+    }
+
+    TEST_CASE("a handler that looks whether the server is draining ends its endless stream whole") {
+        running_server server(with_threads(1), [&](sse::server& s) {
+            s.route("GET", "/endless", [&](sse::stream& client) -> handler_result {
+                while (!client.draining()) {
+                    co_await client.send({.data = "tick"});
+                    co_await client.sleep_for(1ms);
+                }
+            });
+        });
+        event_client client(server.port(), "/endless");
+        CHECK(client.next().data == "tick");
+        draining drain(server, {.window = 60s});
+        while (client.next_or_end()) {}
+        client.close();
+        const auto result = drain.get();
+        CHECK(result.closed == 1);
+        CHECK(result.cut == 0);
+    }
+
+    TEST_CASE(
+        "a handler that follows topics too is sent away with the farewell, but not as whole") {
+        std::atomic<int> ended{0};
+        running_server server(with_threads(1), [&](sse::server& s) {
+            s.route("GET", "/both", [&](sse::stream& client) -> handler_result {
+                const count_end guard{ended};
+                co_await client.send({.data = "hello"});
+                client.subscribe("/t");
+                co_await wait_an_hour(client);
+            });
+        });
+        connection client(server.port());
+        client.send_request("GET", "/both");
+        client.read_through("hello");
+        server.stop({.window = 300ms, .farewell = sse::message{.data = "bye"}});
+        const std::string all = client.read_to_end();
+        CHECK(all.ends_with("data: bye\n\n\r\n"));
+        CHECK(ended == 1);
+    }
+
+    TEST_CASE("a handler that has not responded is cancelled late in the window, and gets 503") {
+        running_server server(with_threads(1), [&](sse::server& s) {
+            s.route("GET", "/slow", [](sse::stream& client) { return wait_an_hour(client); });
+        });
+        connection peer(server.port());
+        peer.send_request("GET", "/slow");
+        CHECK(eventually([&] { return server.counters().connections == 1; }));
+        const auto begin = steady::now();
+        draining drain(server, {.window = 1s});
+        CHECK(peer.read_response().status == 503);
+        CHECK(steady::now() - begin >= 750ms);
+        peer.close();
+        drain.get();
     }
 
     TEST_CASE("a snapshot that is not finished lets nothing of the tail through") {

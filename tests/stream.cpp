@@ -474,6 +474,139 @@ TEST_SUITE("streams") {
         CHECK(told);
     }
 
+    TEST_CASE("after the head of a HEAD response nothing follows, whatever its handler tries") {
+        std::atomic<int> attempts{0};
+        std::atomic<bool> was_open{false};
+        const auto try_all = [&](sse::stream& client) -> handler_result {
+            for (; attempts < 5; ++attempts) {
+                const bool sent = client.try_send({.data = "x"});
+                was_open = was_open || sent || client.open();
+                try {
+                    co_await client.send({.data = "y"});
+                } catch (const std::system_error& e) { CHECK(e.code() == sse::errc::closed); }
+                try {
+                    client.subscribe("/t");
+                } catch (const std::system_error& e) { CHECK(e.code() == sse::errc::closed); }
+                try {
+                    client.begin();
+                } catch (const std::system_error& e) { CHECK(e.code() == sse::errc::closed); }
+            }
+        };
+        route_server server(try_all);
+        connection peer(server.port());
+        peer.send_request("HEAD", "/route");
+        CHECK(peer.read_head().header("Content-Type") == "text/event-stream");
+        CHECK(peer.read_to_end().empty());
+        CHECK(attempts == 5);
+        CHECK_FALSE(was_open);
+        CHECK(server.counters().streams == 0);
+    }
+
+    TEST_CASE("begin sends a comment with the head, for proxies that hold a head without a body") {
+        std::atomic<bool> go_on{false};
+        route_server server([&](sse::stream& client) -> handler_result {
+            client.begin();
+            while (!go_on) co_await wait_for(client, 1ms);
+            CHECK(client.try_send({.data = "first"})); // the comment is none of its messages
+        });
+        connection peer(server.port());
+        peer.send_request("GET", "/route");
+        peer.read_head();
+        CHECK(peer.read_through(":\n").ends_with(":\n"));
+        go_on = true;
+        CHECK(peer.read_through("0\r\n\r\n").find("data: first\n\n") != std::string::npos);
+    }
+
+    TEST_CASE(
+        "a stream that comes through Varnish is chunked, so that its first bytes are not held") {
+        running_server server;
+        connection peer(server.port());
+        peer.send("GET /subscribe/ HTTP/1.1\r\nHost: localhost\r\nX-Varnish: 32770\r\n\r\n");
+        CHECK(peer.read_head().header("Transfer-Encoding") == "chunked");
+        server.broadcast({.data = "x"});
+        CHECK(peer.read_through("data: x\n\n\r\n").find("\r\n") != std::string::npos);
+        server.stop();
+        CHECK(peer.read_to_end().ends_with("0\r\n\r\n")); // nobody's handler is cut short
+    }
+
+    TEST_CASE("a deadline of a stream is kept to a fraction of a second") {
+        std::atomic<std::int64_t> lasted{0};
+        sse::options o = with_threads(1);
+        o.on_disconnect = [&](const sse::stream_info& info, sse::end_reason why) {
+            if (why == sse::end_reason::expired) lasted = info.age.count();
+        };
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                client.end_after(150ms);
+                client.subscribe("/t");
+                co_return;
+            },
+            o);
+        connection idle(server.port()); // the sweep looks once a second where nothing is near
+        event_client client(server.port(), "/route");
+        client.wait_for_close();
+        CHECK(lasted >= 150);
+        CHECK(lasted < 900); // a second or more before; the machine may be slow
+    }
+
+    TEST_CASE(
+        "a deadline in the midst of a handler's response does not end it as if it were whole") {
+        for (const bool by_handler : {true, false}) {
+            CAPTURE(by_handler);
+            std::atomic<int> ended{0};
+            sse::options o = with_threads(1);
+            if (!by_handler) o.max_stream_age = 100ms;
+            route_server server(
+                [&](sse::stream& client) -> handler_result {
+                    struct on_end {
+                        std::atomic<int>& count;
+                        ~on_end() { ++count; }
+                    } guard{ended};
+                    if (by_handler) client.end_after(100ms);
+                    co_await client.send({.data = "part"});
+                    co_await wait_for(client, 1h);
+                },
+                o);
+            connection peer(server.port());
+            peer.send_request("GET", "/route");
+            CHECK(peer.read_to_end().ends_with("data: part\n\n\r\n"));
+            CHECK(eventually([&] { return ended == 1; }));
+        }
+    }
+
+    TEST_CASE("a handler that closes its stream ends it whole") {
+        route_server server([](sse::stream& client) -> handler_result {
+            co_await client.send({.data = "all"});
+            client.close();
+        });
+        connection peer(server.port());
+        peer.send_request("GET", "/route");
+        CHECK(peer.read_through("0\r\n\r\n").find("data: all\n\n") != std::string::npos);
+    }
+
+    TEST_CASE("stop tells streams when to come back, and cuts what a handler has not finished") {
+        sse::options o = with_threads(1);
+        o.retry_after = 4'000ms;
+        route_server server(
+            [](sse::stream& client) -> handler_result {
+                co_await client.send({.data = "part"});
+                co_await wait_for(client, 1h);
+            },
+            o);
+        event_client follower(server.port(), "/subscribe/t");
+        connection part(server.port());
+        part.send_request("GET", "/route");
+        part.read_through("part\n\n");
+        CHECK(eventually([&] { return server.counters().streams == 2; }));
+        server.stop();
+        CHECK_FALSE(follower.next_or_end());
+        const auto retry = follower.decoder().reconnection_time();
+        REQUIRE(retry);
+        CHECK(*retry >= 4'000);
+        CHECK(*retry <= 8'000);
+        CHECK(part.read_to_end() == "\r\n"); // of its chunk
+    }
+
     TEST_CASE("HTTP/1.0 clients get a stream that ends with the connection") {
         running_server server;
         connection peer(server.port());
