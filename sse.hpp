@@ -3537,7 +3537,9 @@ public:
     void flush(receiver& r);
     /// At once. What is left after so many bytes waits for its turn.
     void flush_now(receiver& r, std::size_t most);
-    void flush_now(receiver& r) { flush_now(r, settings_.turn_bytes); }
+    void flush_now(receiver& r) {
+        flush_now(r, r.follows() ? settings_.turn_bytes : own_turn_bytes);
+    }
     bool heartbeat(receiver& r); ///< Whether one could be sent.
     bool needs_id(const receiver& r) const;
     bool give_up(receiver& r, std::uint32_t longest_hold); ///< If it is too far behind.
@@ -3591,7 +3593,8 @@ private:
         lag_policy policy = lag_policy::conflate; ///< The strictest of the subscriptions concerned.
     };
 
-    static constexpr std::size_t max_buffers = 64; // what Asio gives to one call
+    static constexpr std::size_t own_turn_bytes = 1024 * 1024; // of one that follows nothing
+    static constexpr std::size_t max_buffers = 64;             // what Asio gives to one call
     static constexpr std::size_t max_looks = 4096; // at frames for one write
     static constexpr std::size_t max_runs = 128;
     static constexpr std::size_t run_step = 32 * 1024; // one that takes little has little copied
@@ -4001,7 +4004,8 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
         if (!whole) return r.await_writable();
         budget -= std::min(budget, *n);
     }
-    wait_for_turn(r); // the rest of a long catch-up
+    if (!r.follows()) return r.yield(); // its own frames only
+    wait_for_turn(r);                   // the rest of a long catch-up
 }
 
 /// Whether the log holds more for it than one turn takes, not counting what nobody has had yet.
@@ -4561,7 +4565,10 @@ inline void feed::remove_from(node& where, std::uint32_t index) {
 
 /// The client is gone.
 inline void feed::remove(receiver& r) {
-    leave_queue(r);
+    if (r.queued_) { // its own frames go on without the log
+        leave_queue(r);
+        r.yield();
+    }
     if (r.rare_ && r.rare_->number != 0) {
         named_.erase(r.rare_->number);
         std::erase(alone_, &r);
@@ -6979,6 +6986,7 @@ SSE_DECL std::optional<std::size_t> stream::write_some(std::span<const asio::con
 SSE_DECL void stream::await_writable() { worker_->await_writable(*this); }
 
 SSE_DECL void stream::yield() {
+    if (!open_) return;
     asio::post(worker_->io_, [held = detail::stream_ref(this)] {
         held->worker_->refresh();
         if (held->open_) held->worker_->feed_.flush(*held);
