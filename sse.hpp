@@ -442,9 +442,9 @@ inline const std::error_category& error_category() noexcept {
                 return "the event name contains CR, LF or NUL, which would forge further fields; "
                        "remove them or put the text into data";
             case errc::bad_id:
-                return "the id has a control character, a space at its start or end, bytes that "
-                       "are not UTF-8, or more than 1024 bytes; clients could not send it back. "
-                       "Write a short id of visible characters";
+                return "the id has a control character, a character that is not ASCII, a space at "
+                       "its start or end, or more than 1024 bytes; clients could not send it back. "
+                       "Write a short id of printable ASCII, percent-encoded if need be";
             case errc::reserved_id:
                 return "the id begins with this server's own epoch and would be taken for one of "
                        "its own; leave it out, or put a prefix of your own before it";
@@ -506,8 +506,9 @@ struct message {
     /// Becomes the client's Last-Event-ID; "" resets it. Published without one, a message gets the
     /// server's own, `<epoch>-<number>`. Ids of a program's own must be unique, or a client that
     /// resumes may miss what lies between two of the same. A client sends the id back in a header
-    /// field, so it must be UTF-8 without control characters (C0, DEL), without a space at its
-    /// start or end, and at most 1024 bytes long; else errc::bad_id. A server refuses to publish
+    /// field, so it must be printable ASCII without a space at its start or end, and at most 1024
+    /// bytes long; else errc::bad_id. (Browsers send UTF-8 back too, but clients that use fetch
+    /// cannot send a character above U+00FF at all, and end.) A server refuses to publish
     /// an id that begins with its own epoch (errc::reserved_id); those of other servers, which a
     /// relay passes on, are taken.
     std::optional<std::string_view> id = {};
@@ -552,28 +553,18 @@ inline bool is_ascii(std::string_view text) noexcept {
     return (bits & 0x8080808080808080u) == 0;
 }
 
-inline bool is_utf8(std::string_view text) noexcept {
-    if (is_ascii(text)) return true;
-    while (!text.empty()) {
-        const std::size_t size = utf8_size(text);
-        if (size == 0) return false;
-        text.remove_prefix(size);
-    }
-    return true;
-}
-
 /// C0 and DEL.
 inline bool is_control(char c) noexcept { return (c >= 0 && c < ' ') || c == 0x7f; }
 
 /// Whether the id comes back in a client's Last-Event-ID as it was sent. A control character makes
 /// the head of that request invalid, and a browser ends its EventSource for good when it gets 400;
-/// so does an id that is too long for the head. HTTP trims blanks, and a browser reads what is not
-/// UTF-8 as U+FFFD: the id would come back as another one.
+/// so does an id that is too long for the head. HTTP trims blanks. Of what is not ASCII a browser
+/// sends UTF-8; but clients built on fetch send Latin-1, and throw for the rest.
 inline bool is_returnable(std::string_view id) noexcept {
     constexpr std::size_t longest = 1024; // three times as long in a query
     return id.empty() ||
            (id.size() <= longest && id.front() != ' ' && id.back() != ' ' &&
-            std::none_of(id.begin(), id.end(), is_control) && is_utf8(id));
+            std::none_of(id.begin(), id.end(), is_control) && is_ascii(id));
 }
 
 } // namespace detail

@@ -148,8 +148,8 @@ TEST_CASE("fault 12: a leading space belongs to the data and reaches the client"
     CHECK(received({.data = " indented"}).data == " indented");
     CHECK(received({.data = "  twice\n three"}).data == "  twice\n three");
     CHECK(received({.data = " "}).data == " ");
-    CHECK(received({.event = " spaced", .data = "x", .id = " 7"}) ==
-          support::decoded{" spaced", "x", " 7"});
+    CHECK(received({.event = " spaced", .data = "x", .id = "7"}) ==
+          support::decoded{" spaced", "x", "7"});
 }
 
 TEST_CASE("data is split at LF, at CR and at CRLF") {
@@ -221,8 +221,10 @@ TEST_CASE("fault 11: an event name or an id with CR, LF or NUL is refused and no
 }
 
 TEST_CASE("an id that cannot come back in a header field is refused") {
-    std::vector<std::string> bad{" a", "a ", " ", "a\xff", "\xc3", "\xed\xa0\x80",
-                                 std::string(1025, 'a')};
+    // Clients that use fetch send U+00FC as one byte, and end at U+65E5.
+    std::vector<std::string> bad{" a",           "a ",       " ",
+                                 "a\xff",        "\xc3",     "\xc3\xbc",
+                                 "\xe6\x97\xa5", "\xc2\x85", std::string(1025, 'a')};
     for (int c = 0; c < 0x20; ++c) bad.push_back("a" + std::string(1, static_cast<char>(c)) + "b");
     bad.push_back("\x7f");
     bad.push_back("a\t");
@@ -232,8 +234,8 @@ TEST_CASE("an id that cannot come back in a header field is refused") {
     }
     check_mentions(complaint({.id = "a\f"}), "control character");
     check_mentions(complaint({.id = "a\f"}), "1024 bytes");
-    for (const std::string& id : {""s, "a b"s, "7-\xe2\x82\xac"s, "\xc2\x85"s, "\xf0\x9f\x98\x80"s,
-                                  std::string(1024, 'a')}) {
+    for (const std::string& id :
+         {""s, "a b"s, "7-%E2%82%AC"s, "~!\"#$&'()*+,/:;=?@[]"s, std::string(1024, 'a')}) {
         CAPTURE(id);
         CHECK(!sse::check({.data = "x", .id = id}));
     }
@@ -265,8 +267,8 @@ TEST_CASE("the exception of encode names the cause and the remedy") {
     check_mentions(event, "event name contains CR, LF or NUL");
     check_mentions(event, "remove them");
     const std::string id = complaint({.id = "a\nb"});
-    check_mentions(id, "id contains CR, LF or NUL");
-    check_mentions(id, "without them");
+    check_mentions(id, "the id has a control character");
+    check_mentions(id, "percent-encoded");
     const std::string retry = complaint({.retry = -5ms});
     check_mentions(retry, "retry time is negative");
     check_mentions(retry, "0 ms or more");

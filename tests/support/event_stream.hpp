@@ -188,14 +188,14 @@ inline bool is_utf8(std::string_view text) {
     return true;
 }
 
-/// Whether a browser that got this id sends the same bytes back in a header field that a server
-/// takes. Shares no code with the library.
+/// Whether every client that got this id, a browser or one that uses fetch, sends the same bytes
+/// back in a header field that a server takes. Shares no code with the library.
 inline bool comes_back(const std::string& id) {
     for (const char c : id) {
-        if ((c >= 0 && c < 0x20) || c == 0x7f) return false;
+        if (c < 0x20 || c > 0x7e) return false;
     }
     const bool blank_at_end = !id.empty() && (id.front() == ' ' || id.back() == ' ');
-    return !blank_at_end && id.size() <= 1024 && is_utf8(id);
+    return !blank_at_end && id.size() <= 1024;
 }
 
 } // namespace support
