@@ -133,11 +133,19 @@ function tell(state, text) {
     document.getElementById("cards").className = state === "open" ? "" : "stale";
 }
 
-const events = new EventSource("/subscribe/sysenv");
-events.onopen = () => tell("open", "Connected");
-events.onerror = () => tell("lost", events.readyState === EventSource.CLOSED
-    ? "Refused; reload to try again" : "Connection lost, trying again");
-events.addEventListener("env", event => show(JSON.parse(event.data)));
+function connect() {
+    const events = new EventSource("/subscribe/sysenv");
+    events.onopen = () => tell("open", "Connected");
+    events.onerror = () => {
+        tell("lost", "Connection lost, trying again");
+        // Any status but 200, as a proxy's 502, ends an EventSource for good: then a new one is made.
+        if (events.readyState === EventSource.CLOSED) {
+            setTimeout(connect, 3000 + 3000 * Math.random());
+        }
+    };
+    events.addEventListener("env", event => show(JSON.parse(event.data)));
+}
+connect();
 </script>
 )page";
 
