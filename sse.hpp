@@ -136,6 +136,7 @@
 #include <asio/buffer.hpp>
 #include <asio/cancellation_signal.hpp>
 #include <asio/co_spawn.hpp>
+#include <asio/detail/signal_blocker.hpp>
 #include <asio/dispatch.hpp>
 #include <asio/error.hpp>
 #include <asio/execution_context.hpp>
@@ -9471,6 +9472,12 @@ struct client_options {
     /// Added to each request. Accept may be given in place of the client's own. Where a redirect
     /// leads to another origin, only Accept, Accept-Language and User-Agent of them are sent.
     std::vector<std::pair<std::string, std::string>> headers = {};
+    /// Gives headers for one connection, in place of those of the same name above: for a token that
+    /// expires. Awaited before each connection, with 0; and once more with 401 when the response to
+    /// it was that. What it throws, next() throws, and the client is over. It is not cancelled: a
+    /// next() that is given up does not wait for it.
+    std::function<asio::awaitable<std::vector<std::pair<std::string, std::string>>>(int status)>
+        fresh_headers = {};
     std::string body = {};
     /// Sends all headers and the body wherever a redirect leads. Otherwise another origin gets no
     /// body, and a 307 or 308 that would send it there is thrown as errc::bad_status. Another host,
@@ -9499,7 +9506,9 @@ struct client_options {
     /// A response with one of these may say by Retry-After how long to wait at least. More than
     /// this counts as this.
     std::chrono::milliseconds max_retry_after{3'600'000};
-    std::chrono::milliseconds connect_timeout{10'000}; ///< To resolve; for each address. 0: none.
+    /// To resolve the name, and then for each of its addresses: the next one is tried beside it
+    /// after 250 ms. 0: none.
+    std::chrono::milliseconds connect_timeout{10'000};
     std::chrono::milliseconds head_timeout{30'000};    ///< From the request to the answer's head.
     std::chrono::milliseconds silence_timeout{0};      ///< Without a byte of a stream. 0: none.
     std::size_t max_redirects = 20;                    ///< The Fetch standard's number.
@@ -9830,18 +9839,103 @@ inline body_decoder received_head::decoder() const noexcept {
     return body_decoder::of_size(body == framing::until_close ? body_decoder::endless : length);
 }
 
+/// The addresses of a host name, from the system, which cannot be interrupted: on a thread of its
+/// own, so that a slow name holds up nobody else. Asio's resolver has one thread for all names of a
+/// context, and its destructor waits for that.
+///
+/// Who asks for a name that is being resolved shares what comes of it. No thread is waited for: not
+/// by io_context::run(), not by a destructor.
+class name_lookup {
+public:
+    using addresses = std::vector<asio::ip::address>;
+    using function = addresses (*)(const std::string& host, asio::error_code& failed);
+    static constexpr std::size_t max_threads = 16; // of the process; further names wait for one
+
+    explicit name_lookup(std::string host) : host_(std::move(host)) {}
+
+    /// The one that runs, or a new one.
+    static std::shared_ptr<name_lookup> of(const std::string& host);
+    /// What needs no resolver: an address, or a name of this machine (RFC 6761 6.3).
+    static addresses known(const std::string& host);
+    static addresses ask_system(const std::string& host, asio::error_code& failed);
+    static inline std::atomic<function> ask{&ask_system}; // tests have other names
+
+    const std::string& host() const noexcept { return host_; }
+    /// Posts that to there when it has ended; false if it has already.
+    bool await(const void* who, const asio::any_io_executor& where, std::function<void()> that);
+    /// From here on nothing of his is touched.
+    void forget(const void* who);
+    /// Its result, or whether there is none yet.
+    std::optional<asio::error_code> result(addresses& found) const;
+
+private:
+    struct table {
+        std::mutex mutex;
+        std::size_t threads = 0;
+        std::deque<std::shared_ptr<name_lookup>> waiting;
+        std::map<std::string, std::shared_ptr<name_lookup>> running; // and waiting
+    };
+    struct waiter {
+        const void* who;
+        asio::any_io_executor where;
+        std::function<void()> that;
+    };
+
+    static void work(const std::shared_ptr<table>& all);
+    void finish(const asio::error_code& failed, addresses found) noexcept;
+
+    const std::string host_;
+    mutable std::mutex mutex_; // guards what follows
+    bool done_ = false;
+    asio::error_code failed_;
+    addresses found_;
+    std::vector<waiter> waiters_;
+};
+
+class client_core;
+
+/// Takes from the clients what is of the context before that is gone, so that a client may be
+/// destroyed after its io_context.
+class client_registry final : public asio::execution_context::service {
+public:
+    using key_type = client_registry;
+    static inline asio::execution_context::id id;
+
+    explicit client_registry(asio::execution_context& context) : service(context) {}
+    void add(client_core* one);
+    void remove(client_core* one);
+
+private:
+    void shutdown() override;
+
+    std::mutex mutex_;
+    std::vector<client_core*> clients_;
+};
+
 /// What a client is made of. It is shared with what it has begun, and so outlives it: an operation
 /// that ends late finds that its number is no longer the one waited for.
 ///
-/// Everything waits in one place, wait(), on one timer: for an operation, which ends the wait by
-/// cancelling the timer; for a deadline, which is the timer's own; for close(); or to be cancelled,
-/// which so works alike in each phase, also where Asio cannot cancel, as while it resolves.
+/// The work up to the next event is a coroutine of its own, step(), so that next() can be given up
+/// in each phase without losing what was reached. Its waits are all in one place, wait(), on one
+/// timer: for an operation, which ends the wait by cancelling the timer; for a deadline, which is
+/// the timer's own; or for close().
 class client_core : public std::enable_shared_from_this<client_core> {
 public:
-    client_core(asio::any_io_executor where, const std::string& url, client_options o);
+    using clock = std::chrono::steady_clock;
 
-    static asio::awaitable<std::optional<event>> next(std::shared_ptr<client_core> self);
+    client_core(const asio::any_io_executor& where, const std::string& url, client_options o);
+    ~client_core();
+    client_core(const client_core&) = delete;
+    client_core& operator=(const client_core&) = delete;
+
+    static asio::awaitable<std::optional<event>> next(std::shared_ptr<client_core> self,
+                                                      clock::time_point until);
     void close();
+    /// The context goes away.
+    void abandon() noexcept;
+    static clock::time_point from_now(std::chrono::milliseconds time) noexcept;
+
+    bool over() const noexcept { return closed_ || (over_ && !working_ && !failure_); }
 
     const received_head& head() const noexcept { return head_; }
     const std::string& answer() const noexcept { return answer_; }
@@ -9850,12 +9944,19 @@ public:
     std::uint64_t connections() const noexcept { return connections_; }
 
 private:
-    using clock = std::chrono::steady_clock;
+    /// What belongs to the context, but the sockets.
+    struct timers {
+        explicit timers(const asio::any_io_executor& where) : step(where), caller(where) {}
+        asio::steady_timer step;
+        asio::steady_timer caller; // of next()
+    };
 
     /// One connection, kept by what it has begun until that has ended.
     struct link {
         explicit link(const asio::any_io_executor& where) : socket(where) {}
         asio::ip::tcp::socket socket;
+        std::optional<asio::error_code> connected; // or why not
+        clock::time_point deadline;                // to connect
         std::string request;
         std::array<char, 16 * 1024> input;
     };
@@ -9876,10 +9977,15 @@ private:
         void operator()(const asio::error_code& failed, std::size_t size = 0) const {
             core->ended(operation, failed, size);
         }
-        void operator()(const asio::error_code& failed,
-                        const asio::ip::tcp::resolver::results_type& found) const {
-            if (operation != core->operation_) return;
-            for (const auto& entry : found) core->endpoints_.push_back(entry.endpoint());
+    };
+
+    /// The handler of a connect.
+    struct on_connect {
+        std::shared_ptr<client_core> core;
+        std::shared_ptr<link> used;
+        std::uint64_t operation;
+        void operator()(const asio::error_code& failed) const {
+            used->connected = failed;
             core->ended(operation, failed, 0);
         }
     };
@@ -9910,14 +10016,22 @@ private:
     on_end begin() noexcept;
     void ended(std::uint64_t operation, const asio::error_code& failed, std::size_t size);
     asio::awaitable<std::error_code> wait(clock::time_point until);
-    static clock::time_point from_now(std::chrono::milliseconds time) noexcept;
     void disconnect() noexcept;
+
+    // The work.
+    void start();
+    static asio::awaitable<std::optional<event>> step(std::shared_ptr<client_core> self);
+    std::optional<event> take_event();
+    void finished(std::exception_ptr failed, std::optional<event> found);
 
     // One answer.
     asio::awaitable<std::error_code> open();
+    asio::awaitable<void> renew(int status);
     asio::awaitable<std::error_code> ask(const target& what);
     asio::awaitable<std::error_code> resolve(const http_url& url);
     asio::awaitable<std::error_code> connect();
+    void order_endpoints();
+    void note_worked(const asio::ip::tcp::endpoint& where);
     asio::awaitable<std::error_code> read_head(clock::time_point until);
     asio::awaitable<std::error_code> read(clock::time_point until);
     asio::awaitable<void> read_answer();
@@ -9938,9 +10052,13 @@ private:
     http_url origin_; // whom the secrets are for
     target target_;   // where an attempt begins: after permanent redirects the new place
     std::string url_; // of the last answer
-    asio::steady_timer timer_;
-    asio::ip::tcp::resolver resolver_;
+    std::optional<timers> timers_;                           // nothing: the context is gone
+    client_registry* registry_ = nullptr;                    // in the context
+    std::vector<std::pair<std::string, std::string>> fresh_; // headers of this connection
+    std::shared_ptr<name_lookup> lookup_;                    // until its result was taken
     std::vector<asio::ip::tcp::endpoint> endpoints_;
+    std::vector<asio::ip::tcp::endpoint> worked_; // the last first
+    std::vector<std::shared_ptr<link>> racing_;   // they connect
     std::shared_ptr<link> link_;
 
     std::uint64_t operation_ = 0; // the one waited for
@@ -9956,8 +10074,12 @@ private:
     bool streaming_ = false;                // an event stream is open, or its last events are left
     std::optional<std::error_code> ending_; // how it ended, to be told behind its last events
 
-    bool busy_ = false;
-    bool over_ = false; // for good
+    bool busy_ = false;          // a next() waits
+    bool working_ = false;       // a step() runs
+    bool over_ = false;          // for good
+    bool closed_ = false;        // by the program: nothing is given any more
+    std::optional<event> found_; // by the last step, not yet given
+    std::exception_ptr failure_; // the same
     std::uint64_t connections_ = 0;
     std::size_t failures_ = 0; // in a row
     std::string detail_;       // of the last failure, for its message
@@ -9973,7 +10095,8 @@ private:
 
 /// Receives events: connects, follows redirects, reconnects behind the last event as an EventSource
 /// does, with a growing wait after failures. Everything happens inside next(); between its calls
-/// the connection stays, and what comes is kept by the system.
+/// the connection stays, and what comes is kept by the system. Only a wait that was given up goes
+/// on: it connects, or reads until it has one event, which the next call gives.
 ///
 ///     sse::client source(io, "http://localhost:8080/subscribe/prices");
 ///     for (;;) {
@@ -9982,15 +10105,32 @@ private:
 ///         std::cout << event->data << '\n';
 ///     }
 ///
-/// 200 with text/event-stream opens a stream; 204 ends it for good; every other answer is thrown.
+/// 200 with text/event-stream opens a stream; 204 ends it for good; every other answer is thrown,
+/// at once or, for client_options::retry_statuses, after max_attempts.
+///
+/// Host names are resolved by the system on threads of the library, up to 16 of a process; those
+/// are not waited for, neither by io_context::run() nor by a destructor. `localhost` and addresses
+/// need none. The client may be destroyed after its io_context.
 /// Thread safety: the client, its executor and the coroutine that awaits next() belong to one
 /// thread or strand.
 class client {
 public:
     /// A URL http://host[:port]/path?query; a fragment is cut off. Throws std::invalid_argument for
-    /// another one, and for options that cannot work, such as a header with a line break.
+    /// another one, and for options that cannot work, such as a header with a line break: here, and
+    /// not in next(), since no attempt could help. Where the URL is not the program's own,
+    /// construct the client inside the coroutine, in the try block that is there for next():
+    ///
+    ///     try {
+    ///         sse::client source(here, url);
+    ///         for (;;) {
+    ///             const auto event = co_await source.next();
+    ///             ...
+    ///         }
+    ///     } catch (const std::exception& e) { // invalid_argument, system_error
+    ///         std::cerr << e.what() << '\n';
+    ///     }
     client(asio::any_io_executor where, const std::string& url, client_options o = {})
-        : core_(std::make_shared<detail::client_core>(std::move(where), url, std::move(o))) {}
+        : core_(std::make_shared<detail::client_core>(where, url, std::move(o))) {}
 
     template <class Context>
     requires std::is_convertible_v<Context&, asio::execution_context&>
@@ -10016,10 +10156,24 @@ public:
     /// asked for; and when it does not reconnect, or no more: errc::bad_answer, errc::timed_out and
     /// the network's errors. std::logic_error for a second call beside one that waits.
     ///
-    /// Cancellation: terminal, and total and partial where the coroutine lets them through, all in
-    /// each phase; operation_aborted is thrown and it is over. A name that is being resolved is
-    /// left to the resolver's thread, which io_context::run() waits for.
-    asio::awaitable<std::optional<event>> next() { return detail::client_core::next(core_); }
+    /// Cancellation: in each phase, operation_aborted is thrown. After a terminal one it is over;
+    /// after a total or partial one, where the coroutine lets them through, the next call goes on
+    /// where this one was, and no event is lost. The operators of Asio, as in `next() || wait`,
+    /// send a terminal one: use next_for().
+    asio::awaitable<std::optional<event>> next() {
+        return detail::client_core::next(core_, std::chrono::steady_clock::time_point::max());
+    }
+
+    /// As next(), but waits no longer than that. Nothing: no event in that time, and nothing is
+    /// lost or interrupted, the next call goes on; or it is over, which over() tells.
+    asio::awaitable<std::optional<event>> next_for(std::chrono::milliseconds time) {
+        const auto most =
+            std::min(time, event_parser::max_retry); // the clock can be asked for that
+        return detail::client_core::next(core_, std::chrono::steady_clock::now() + most);
+    }
+
+    /// Whether next() can give no event any more.
+    bool over() const noexcept { return core_->over(); }
 
     /// Ends it for good, and a next() that waits, which gives nothing.
     void close() { core_->close(); }
@@ -10048,13 +10202,20 @@ private:
 
 namespace detail {
 
-SSE_DECL client_core::client_core(asio::any_io_executor where, const std::string& url,
+SSE_DECL client_core::client_core(const asio::any_io_executor& where, const std::string& url,
                                   client_options o)
     : options_(checked(std::move(o))),
       reconnect_(options_.reconnect.value_or(options_.method == "GET")),
       origin_(read_http_url(url)), target_{origin_, options_.method, true, false},
-      url_(origin_.text()), timer_(where), resolver_(std::move(where)),
-      parser_({options_.max_event}, options_.last_event_id), pause_(options_.retry) {}
+      url_(origin_.text()), timers_(where), parser_({options_.max_event}, options_.last_event_id),
+      pause_(options_.retry) {
+    registry_ = &asio::use_service<client_registry>(asio::query(where, asio::execution::context));
+    registry_->add(this);
+}
+
+SSE_DECL client_core::~client_core() {
+    if (timers_) registry_->remove(this);
+}
 
 SSE_DECL client_options client_core::checked(client_options o) {
     const auto need = [](bool right, const std::string& what) {
@@ -10125,45 +10286,106 @@ SSE_DECL void client_core::check_header(std::string_view name, std::string_view 
          "is the client's own; give client_options::last_event_id");
 }
 
-SSE_DECL asio::awaitable<std::optional<event>>
-client_core::next(std::shared_ptr<client_core> self) {
+SSE_DECL asio::awaitable<std::optional<event>> client_core::next(std::shared_ptr<client_core> self,
+                                                                 clock::time_point until) {
     const turn only_one(*self);
+    const bool given = self->found_ || self->failure_; // by what went on after a call gave up
+    if (!given && !self->working_ && !self->over_) self->start();
+    asio::error_code woken;
+    while (self->working_ && !self->closed_) {
+        self->timers_->caller.expires_at(until);
+        co_await self->timers_->caller.async_wait(asio::redirect_error(asio::use_awaitable, woken));
+        if (!self->working_ || self->closed_) break;
+        if (!woken) co_return std::nullopt; // that time has come; the work goes on
+        const auto state = co_await asio::this_coro::cancellation_state;
+        const bool terminal = (state.cancelled() & asio::cancellation_type::terminal) !=
+                              asio::cancellation_type::none;
+        if (terminal) self->close(); // nothing goes on that nobody waits for
+        throw std::system_error(asio::error::operation_aborted, "sse::client");
+    }
+    if (const auto failed = std::exchange(self->failure_, nullptr)) std::rethrow_exception(failed);
+    co_return std::exchange(self->found_, std::nullopt);
+}
+
+/// Works until there is an event, or it is over. An event that is there already takes no coroutine.
+SSE_DECL void client_core::start() {
+    working_ = true;
+    std::exception_ptr failed;
+    std::optional<event> found;
     try {
-        while (!self->over_) {
-            if (self->streaming_) {
-                std::optional<event> found = self->parser_.next();
-                if (found) {
-                    self->proven_ = true;
-                    co_return std::move(found);
-                }
-            }
-            if (self->ending_) {
-                self->finish(*std::exchange(self->ending_, std::nullopt));
-            } else if (self->streaming_) {
-                co_await self->receive();
-            } else {
-                const std::error_code failed = co_await self->open();
-                if (failed) self->ending_ = failed;
-            }
+        found = take_event();
+    } catch (...) { failed = std::current_exception(); }
+    if (found || failed) {
+        finished(failed, std::move(found));
+        return;
+    }
+    asio::co_spawn(timers_->step.get_executor(), step(shared_from_this()),
+                   [self = shared_from_this()](std::exception_ptr why, std::optional<event> one) {
+                       self->finished(std::move(why), std::move(one));
+                   });
+}
+
+SSE_DECL void client_core::finished(std::exception_ptr failed, std::optional<event> found) {
+    working_ = false;
+    if (failed) {
+        over_ = true;
+        disconnect();
+    }
+    if (closed_) return;
+    failure_ = std::move(failed);
+    found_ = std::move(found);
+    timers_->caller.cancel();
+}
+
+SSE_DECL std::optional<event> client_core::take_event() {
+    if (!streaming_) return std::nullopt;
+    std::optional<event> found = parser_.next();
+    if (found) proven_ = true;
+    return found;
+}
+
+SSE_DECL asio::awaitable<std::optional<event>>
+client_core::step(std::shared_ptr<client_core> self) {
+    while (!self->over_) {
+        std::optional<event> found = self->take_event();
+        if (found) co_return std::move(found);
+        if (self->ending_) {
+            self->finish(*std::exchange(self->ending_, std::nullopt));
+        } else if (self->streaming_) {
+            co_await self->receive();
+        } else {
+            const std::error_code failed = co_await self->open();
+            if (failed) self->ending_ = failed;
         }
-    } catch (...) { // also when cancelled: nothing goes on that nobody waits for
-        self->close();
-        throw;
     }
     co_return std::nullopt;
 }
 
 SSE_DECL void client_core::close() {
-    over_ = true;
-    timer_.cancel();
+    over_ = closed_ = true;
+    found_.reset();
+    failure_ = nullptr;
     disconnect();
+    if (!timers_) return;
+    timers_->step.cancel();
+    timers_->caller.cancel();
+}
+
+/// Coroutines and handlers are dropped by the context itself.
+SSE_DECL void client_core::abandon() noexcept {
+    const auto self = shared_from_this(); // a waiter may be the last who has it
+    over_ = closed_ = true;
+    disconnect();
+    timers_.reset();
 }
 
 /// Everything of the connection ends, also what is still under way.
 SSE_DECL void client_core::disconnect() noexcept {
     ++operation_;
-    resolver_.cancel();
+    if (lookup_) lookup_->forget(this);
     asio::error_code ignored;
+    for (const auto& one : racing_) one->socket.close(ignored);
+    racing_.clear();
     if (link_) link_->socket.close(ignored);
     link_.reset();
     input_.clear();
@@ -10180,24 +10402,155 @@ SSE_DECL void client_core::ended(std::uint64_t operation, const asio::error_code
     has_ended_ = true;
     failed_ = failed;
     size_ = size;
-    timer_.cancel();
+    timers_->step.cancel();
 }
 
-/// Until the operation begun has ended, or that time has come: errc::timed_out. Throws when
-/// cancelled.
+/// Until the operation begun has ended, or that time has come: errc::timed_out.
 SSE_DECL asio::awaitable<std::error_code> client_core::wait(clock::time_point until) {
     asio::error_code woken;
-    timer_.expires_at(until);
-    co_await timer_.async_wait(asio::redirect_error(asio::use_awaitable, woken));
+    timers_->step.expires_at(until);
+    co_await timers_->step.async_wait(asio::redirect_error(asio::use_awaitable, woken));
     if (over_) co_return make_error_code(errc::closed);
     if (has_ended_) co_return failed_;
-    if (woken) throw std::system_error(asio::error::operation_aborted, "sse::client");
     co_return make_error_code(errc::timed_out);
 }
 
 SSE_DECL client_core::clock::time_point
 client_core::from_now(std::chrono::milliseconds time) noexcept {
     return time.count() == 0 ? clock::time_point::max() : clock::now() + time;
+}
+
+// ---- names ----
+
+SSE_DECL std::shared_ptr<name_lookup> name_lookup::of(const std::string& host) {
+    // Threads may outlive main() and its statics: each has the table too.
+    static const auto all = std::make_shared<table>();
+    const std::lock_guard lock(all->mutex);
+    if (const auto at = all->running.find(host); at != all->running.end()) return at->second;
+    const auto lookup = std::make_shared<name_lookup>(host);
+    all->running.emplace(host, lookup);
+    all->waiting.push_back(lookup);
+    if (all->threads == max_threads) return lookup;
+    try {
+        const asio::detail::signal_blocker blocked; // no signal of the program's is handled there
+        std::thread([shared = all] { work(shared); }).detach();
+        ++all->threads;
+    } catch (const std::system_error& e) {
+        if (all->threads > 0) return lookup; // one of those does it
+        all->waiting.clear();
+        all->running.clear();
+        lookup->finish(e.code(), {});
+    }
+    return lookup;
+}
+
+SSE_DECL void name_lookup::work(const std::shared_ptr<table>& all) {
+    for (;;) {
+        std::unique_lock lock(all->mutex);
+        if (all->waiting.empty()) {
+            --all->threads;
+            return;
+        }
+        const auto one = std::move(all->waiting.front());
+        all->waiting.pop_front();
+        lock.unlock();
+        asio::error_code failed;
+        addresses found;
+        try {
+            found = ask.load()(one->host_, failed);
+            if (found.empty() && !failed) failed = asio::error::host_not_found;
+        } catch (const std::system_error& e) { failed = e.code(); } catch (...) {
+            failed = asio::error::no_memory;
+        }
+        lock.lock();
+        all->running.erase(one->host_); // who asks from here on wants a new one
+        lock.unlock();
+        one->finish(failed, std::move(found));
+    }
+}
+
+SSE_DECL name_lookup::addresses name_lookup::ask_system(const std::string& host,
+                                                        asio::error_code& failed) {
+    asio::io_context io(1);
+    addresses found;
+    for (const auto& entry : asio::ip::tcp::resolver(io).resolve(host, "80", failed)) {
+        found.push_back(entry.endpoint().address());
+    }
+    return found;
+}
+
+SSE_DECL name_lookup::addresses name_lookup::known(const std::string& host) {
+    asio::error_code is_name;
+    const auto numeric = asio::ip::make_address(host, is_name);
+    if (!is_name) return {numeric};
+    std::string name = host;
+    if (name.ends_with('.')) name.pop_back();
+    constexpr std::string_view local = "localhost";
+    const std::size_t front = name.size() - std::min(name.size(), local.size());
+    if (!equal_ignoring_case(std::string_view(name).substr(front), local) ||
+        (front > 0 && name[front - 1] != '.')) {
+        return {};
+    }
+    return {asio::ip::address_v6::loopback(), asio::ip::address_v4::loopback()};
+}
+
+SSE_DECL bool name_lookup::await(const void* who, const asio::any_io_executor& where,
+                                 std::function<void()> that) {
+    const std::lock_guard lock(mutex_);
+    if (!done_) waiters_.push_back({who, where, std::move(that)});
+    return !done_;
+}
+
+SSE_DECL void name_lookup::forget(const void* who) {
+    std::vector<waiter> gone; // what they hold may end with them, and come here again
+    const std::lock_guard lock(mutex_);
+    for (auto& one : waiters_) {
+        if (one.who == who) gone.push_back(std::move(one));
+    }
+    waiters_.erase(std::remove_if(waiters_.begin(), waiters_.end(),
+                                  [&](const waiter& one) { return one.who == who; }),
+                   waiters_.end());
+}
+
+SSE_DECL std::optional<asio::error_code> name_lookup::result(addresses& found) const {
+    const std::lock_guard lock(mutex_);
+    if (!done_) return std::nullopt;
+    found = found_;
+    return failed_;
+}
+
+SSE_DECL void name_lookup::finish(const asio::error_code& failed, addresses found) noexcept {
+    const std::lock_guard lock(mutex_); // held: a context that goes away waits in forget()
+    done_ = true;
+    failed_ = failed;
+    found_ = std::move(found);
+    for (auto& one : waiters_) {
+        try {
+            asio::post(one.where, std::move(one.that));
+        } catch (...) {} // no memory: his timeout tells him
+    }
+    waiters_.clear();
+}
+
+SSE_DECL void client_registry::add(client_core* one) {
+    const std::lock_guard lock(mutex_);
+    clients_.push_back(one);
+}
+
+SSE_DECL void client_registry::remove(client_core* one) {
+    const std::lock_guard lock(mutex_);
+    clients_.erase(std::remove(clients_.begin(), clients_.end(), one), clients_.end());
+}
+
+SSE_DECL void client_registry::shutdown() {
+    for (;;) {
+        std::unique_lock lock(mutex_);
+        if (clients_.empty()) return;
+        client_core* const one = clients_.back();
+        clients_.pop_back();
+        lock.unlock();
+        one->abandon();
+    }
 }
 
 // ---- one answer ----
@@ -10211,19 +10564,26 @@ SSE_DECL asio::awaitable<std::error_code> client_core::open() {
         retry_after_ = {};
         if (slept != errc::timed_out) co_return slept; // closed
     }
+    co_await renew(0);
     target what = target_;
     bool permanent = true;
-    for (std::size_t redirects = 0;; ++redirects) {
-        const std::error_code failed = co_await ask(what);
+    bool renewed = !options_.fresh_headers;
+    for (std::size_t redirects = 0;;) {
+        const std::error_code failed = over_ ? errc::closed : co_await ask(what);
         if (failed) co_return failed;
+        if (head_.status == 401 && !std::exchange(renewed, true)) {
+            co_await renew(401);
+            continue;
+        }
         if (!is_redirect()) break;
-        if (redirects == options_.max_redirects) fail(errc::too_many_redirects);
+        if (redirects++ == options_.max_redirects) fail(errc::too_many_redirects);
         redirect(what);
         permanent = permanent && (head_.status == 301 || head_.status == 308);
         if (permanent) target_ = what;
     }
     if (head_.status == 204) {
-        close();
+        over_ = true;
+        disconnect();
         co_return std::error_code();
     }
     const bool is_stream = head_.status == 200 && is_event_stream();
@@ -10251,6 +10611,14 @@ SSE_DECL asio::awaitable<std::error_code> client_core::open() {
     co_return std::error_code();
 }
 
+SSE_DECL asio::awaitable<void> client_core::renew(int status) {
+    if (!options_.fresh_headers) co_return;
+    auto pending = options_.fresh_headers(status);
+    auto headers = co_await std::move(pending);
+    for (const auto& [name, value] : headers) check_header(name, value);
+    fresh_ = std::move(headers);
+}
+
 /// One request, and the head of its answer.
 SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
     disconnect();
@@ -10271,37 +10639,114 @@ SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
 }
 
 SSE_DECL asio::awaitable<std::error_code> client_core::resolve(const http_url& url) {
-    endpoints_.clear();
     const std::string host = url.host_to_resolve();
-    asio::error_code is_name;
-    const auto numeric = asio::ip::make_address(host, is_name);
-    if (!is_name) {
-        endpoints_.emplace_back(numeric, static_cast<std::uint16_t>(std::stoi(url.port)));
-        co_return std::error_code();
+    auto found = name_lookup::known(host);
+    if (found.empty()) {
+        // One that still runs from an attempt before is as good, and is ahead; one that has failed
+        // meanwhile is not.
+        const auto before = lookup_ ? lookup_->result(found) : std::nullopt;
+        if (!lookup_ || lookup_->host() != host || (before && *before)) {
+            lookup_ = name_lookup::of(host);
+        }
+        const on_end end = begin();
+        const bool waits =
+            lookup_->await(this, timers_->step.get_executor(), [end] { end(asio::error_code()); });
+        if (waits) {
+            const std::error_code failed = co_await wait(from_now(options_.connect_timeout));
+            if (over_) co_return failed;
+            lookup_->forget(this);
+            if (failed) co_return failed;
+        }
+        const auto failed = lookup_->result(found);
+        lookup_.reset();
+        if (failed && *failed) co_return *failed;
     }
-    resolver_.async_resolve(host, url.port, begin());
-    const std::error_code failed = co_await wait(from_now(options_.connect_timeout));
-    if (failed) resolver_.cancel();
-    co_return failed;
+    const auto port = static_cast<std::uint16_t>(std::stoi(url.port));
+    endpoints_.clear();
+    for (const auto& address : found) endpoints_.emplace_back(address, port);
+    order_endpoints();
+    co_return std::error_code();
 }
 
-/// To the first address that takes it.
-SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
-    std::error_code failed = make_error_code(errc::bad_answer);
-    for (const auto& endpoint : endpoints_) {
-        link_ = std::make_shared<link>(timer_.get_executor());
-        asio::error_code unopened;
-        open_socket(link_->socket, endpoint.protocol(), unopened);
-        failed = unopened;
-        if (failed) continue;
-        link_->socket.async_connect(endpoint, begin());
-        failed = co_await wait(from_now(options_.connect_timeout));
-        if (!failed) break;
-        disconnect();
-        if (over_) co_return failed;
+/// First those that worked, then the two families in turn (RFC 8305 4): where all of one is dead,
+/// the second attempt is of the other.
+SSE_DECL void client_core::order_endpoints() {
+    std::vector<asio::ip::tcp::endpoint> families[2]; // that of the first address first
+    for (const auto& one : endpoints_) {
+        const bool other = one.address().is_v6() != endpoints_.front().address().is_v6();
+        families[other ? 1 : 0].push_back(one);
     }
-    if (failed) co_return failed;
-    asio::error_code ignored; // it is for speed
+    std::vector<asio::ip::tcp::endpoint> mixed;
+    for (std::size_t i = 0; mixed.size() < endpoints_.size(); ++i) {
+        for (const auto& family : families) {
+            if (i < family.size()) mixed.push_back(family[i]);
+        }
+    }
+    for (auto good = worked_.rbegin(); good != worked_.rend(); ++good) {
+        const auto at = std::find(mixed.begin(), mixed.end(), *good);
+        if (at != mixed.end()) std::rotate(mixed.begin(), at, at + 1);
+    }
+    endpoints_ = std::move(mixed);
+}
+
+SSE_DECL void client_core::note_worked(const asio::ip::tcp::endpoint& where) {
+    constexpr std::size_t most = 8; // redirects lead to many places
+    worked_.erase(std::remove(worked_.begin(), worked_.end(), where), worked_.end());
+    worked_.insert(worked_.begin(), where);
+    worked_.resize(std::min(worked_.size(), most));
+}
+
+/// To the first address that takes it. The next one is begun when those before it have failed, or
+/// after a quarter of a second: a dead address does not cost its whole timeout (RFC 8305 5).
+SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
+    constexpr std::chrono::milliseconds delay{250};
+    std::error_code failed = make_error_code(errc::bad_answer);
+    std::size_t next = 0; // of endpoints_
+    auto next_at = clock::now();
+    begin(); // all attempts together are one operation
+    while (!link_) {
+        if (next < endpoints_.size() && (racing_.empty() || clock::now() >= next_at)) {
+            const auto one = std::make_shared<link>(timers_->step.get_executor());
+            const auto& endpoint = endpoints_[next++];
+            asio::error_code unopened;
+            open_socket(one->socket, endpoint.protocol(), unopened);
+            failed = unopened;
+            if (failed) continue;
+            one->deadline = from_now(options_.connect_timeout);
+            racing_.push_back(one);
+            one->socket.async_connect(endpoint, on_connect{shared_from_this(), one, operation_});
+            next_at = clock::now() + delay;
+        }
+        if (racing_.empty()) co_return failed;
+        auto until = next < endpoints_.size() ? next_at : clock::time_point::max();
+        for (const auto& one : racing_) until = std::min(until, one->deadline);
+        has_ended_ = false;
+        const std::error_code woken = co_await wait(until);
+        if (over_) co_return woken;
+        const auto now = clock::now();
+        for (std::size_t i = 0; i < racing_.size() && !link_;) {
+            const auto one = racing_[i];
+            if (one->connected && !*one->connected) {
+                link_ = one;
+            } else if (one->connected || now >= one->deadline) {
+                failed = one->connected ? *one->connected : make_error_code(errc::timed_out);
+                asio::error_code ignored;
+                one->socket.close(ignored);
+                racing_.erase(racing_.begin() + static_cast<std::ptrdiff_t>(i));
+                next_at = now;
+            } else {
+                ++i;
+            }
+        }
+    }
+    asio::error_code ignored;
+    for (const auto& one : racing_) {
+        if (one != link_) one->socket.close(ignored);
+    }
+    racing_.clear();
+    const auto peer = link_->socket.remote_endpoint(ignored);
+    if (!ignored) note_worked(peer);
+    // It is for speed.
     link_->socket.set_option(asio::ip::tcp::no_delay(true), ignored);
     probe_when_silent(link_->socket);
     co_return std::error_code();
@@ -10317,8 +10762,18 @@ SSE_DECL std::string client_core::request_text(const target& what) const {
         return std::any_of(names.begin(), names.end(),
                            [&](std::string_view n) { return equal_ignoring_case(n, name); });
     };
+    auto headers = options_.headers;
+    headers.erase(std::remove_if(headers.begin(), headers.end(),
+                                 [&](const auto& old) {
+                                     return std::any_of(
+                                         fresh_.begin(), fresh_.end(), [&](const auto& fresh) {
+                                             return equal_ignoring_case(old.first, fresh.first);
+                                         });
+                                 }),
+                  headers.end());
+    headers.insert(headers.end(), fresh_.begin(), fresh_.end());
     bool accept = false;
-    for (const auto& [name, value] : options_.headers) {
+    for (const auto& [name, value] : headers) {
         // By what is known to be harmless: a key may have any name.
         if (what.foreign && !one_of(name, {"Accept", "Accept-Language", "User-Agent"})) continue;
         if (!what.with_body && one_of(name, {"Content-Type", "Content-Encoding", "Content-Language",

@@ -36,9 +36,10 @@ struct scene {
 class script_server {
 public:
     /// Connections that no scene is left for are held, without an answer.
-    explicit script_server(std::vector<scene> scenes, const std::string& host = "127.0.0.1")
+    explicit script_server(std::vector<scene> scenes, const std::string& host = "127.0.0.1",
+                           std::uint16_t port = 0)
         : host_(host), scenes_(std::move(scenes)) {
-        const socket_address address(host, 0);
+        const socket_address address(host, port);
         listener_ = descriptor(
             ::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
         if (!listener_) throw_errno("socket");
