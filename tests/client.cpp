@@ -1410,8 +1410,22 @@ TEST_SUITE("client: names and addresses") {
     TEST_CASE("a dead address costs a quarter of a second, and later starts with the live one") {
         names n;
         n.add("two.test", {"127.0.0.3", "127.0.0.2"});
-        script_server server({{answer("data: a\n\n")}, {answer("data: b\n\n")}}, "127.0.0.2");
-        const full_port dead("127.0.0.3", server.port());
+        const auto listen = [] {
+            return std::make_unique<script_server>(
+                std::vector<scene>{{answer("data: a\n\n")}, {answer("data: b\n\n")}}, "127.0.0.2");
+        };
+        auto running = listen();
+        std::optional<full_port> full; // on a port of two addresses that nobody else has
+        for (int attempt = 0; !full; ++attempt) {
+            try {
+                full.emplace("127.0.0.3", running->port());
+            } catch (const std::exception&) {
+                if (attempt == 20) throw;
+                running = listen();
+            }
+        }
+        script_server& server = *running;
+        const full_port& dead = *full;
         sse::client_options o = quick();
         o.connect_timeout = patience;
         source s(url_of_name("two.test", dead.port()), o);
