@@ -92,7 +92,12 @@ expect "without a compiler the run says so and ends with its line" \
     bare_run 1 "0 passed, 0 failed, 1 not run"
 expect "so do variants that want Node" bare_run 1 "0 passed, 0 failed, 2 not run" interop browser
 for name in g++ c++ gcc meson ninja curl python3; do ln -s "$(type -P $name)" "$fakes/bin/"; done
-fake() { printf '#!/bin/sh\n%s\n' "$2" >"$fakes/bin/$1"; chmod +x "$fakes/bin/$1"; }
+# The name may be a link to the machine's own program, which must not be written through.
+fake() {
+    rm -f "$fakes/bin/$1"
+    printf '#!/bin/sh\n%s\n' "$2" >"$fakes/bin/$1"
+    chmod +x "$fakes/bin/$1"
+}
 export CHROMIUM=/bin/sh # it must not come to that
 fake node 'echo v18.20.4'
 fake npm 'echo the network is missing; exit 1'
