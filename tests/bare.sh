@@ -45,6 +45,7 @@ in_order() { # COMMAND...
     local root=$work/root kind
     rm -rf --one-file-system "$root"
     cp -a "$base" "$root"
+    rm -f "$root/etc/apt/sources.list" # debootstrap's own; this machine's follow
     for kind in sources.list sources.list.d apt.conf.d preferences.d auth.conf.d keyrings trusted.gpg \
         trusted.gpg.d; do
         [ ! -e "/etc/apt/$kind" ] || { rm -rf "$root/etc/apt/$kind"; cp -aL "/etc/apt/$kind" "$root/etc/apt/"; }
