@@ -192,6 +192,7 @@
 
 #if !defined(_WIN32)
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 #endif
 
@@ -1355,6 +1356,13 @@ inline bool is_token(std::string_view text) noexcept {
     return !text.empty() && std::all_of(text.begin(), text.end(), is_token_char);
 }
 
+/// What no value of a header field may have (RFC 9110 5.5).
+inline bool has_control(std::string_view text) noexcept {
+    return std::any_of(text.begin(), text.end(), [](char c) {
+        return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f;
+    });
+}
+
 inline bool is_digits(std::string_view text) noexcept {
     return !text.empty() &&
            std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
@@ -1495,6 +1503,7 @@ public:
     asio::ip::address client;  ///< Who asks: the peer, or whom trusted proxies name.
     std::vector<field> fields; ///< Header fields in the order sent.
     std::uint64_t content_length = 0;
+    std::string form_event_id; ///< The last event id that a form posted to options::prefix names.
     bool chunked = false;    ///< Transfer-Encoding: chunked.
     bool keep_alive = false; ///< The client would send another request after this one.
     bool is_head() const noexcept { return method == "HEAD"; }
@@ -1531,6 +1540,11 @@ public:
         return std::nullopt;
     }
 
+    /// The value of a cookie, as sent: neither decoded nor freed of quotes. Names are
+    /// case-sensitive. Where several have the name, the first: browsers send the one with the
+    /// longest path first (RFC 6265 5.4). Nothing if there is none.
+    std::optional<std::string_view> cookie(std::string_view name) const noexcept;
+
     /// Whether the client understands Transfer-Encoding: chunked, as HTTP/1.1 must.
     bool takes_chunks() const noexcept { return minor_version_ > 0; }
 
@@ -1547,6 +1561,7 @@ private:
     verdict parse_request_line(std::string_view line);
     verdict parse_target();
     verdict parse_field(std::string_view line, std::size_t max_fields);
+    verdict check_single() const;
     verdict check_host();
     std::string_view authority() const noexcept; // of a target in absolute-form
     verdict check_framing();
@@ -1575,6 +1590,7 @@ inline request::verdict request::parse(std::string_view head, std::size_t max_fi
         first = false;
     }
     if (first) return {400, "the request line is missing"};
+    if (const verdict v = check_single(); v.status != 0) return v;
     if (const verdict v = check_host(); v.status != 0) return v;
     if (const verdict v = check_framing(); v.status != 0) return v;
     keep_alive = minor_version_ == 0 ? connection_says("keep-alive") && !connection_says("close")
@@ -1649,6 +1665,29 @@ inline request::verdict request::parse_field(std::string_view line, std::size_t 
     return {};
 }
 
+/// What is not a list has one line: of two, a proxy in front may have looked at the other one (RFC
+/// 9110 5.3).
+inline request::verdict request::check_single() const {
+    struct single {
+        std::string_view name;
+        std::string_view refusal;
+        bool seen = false;
+    };
+    std::array<single, 5> all{{{"Origin", "more than one Origin header"},
+                               {"Authorization", "more than one Authorization header"},
+                               {"Content-Type", "more than one Content-Type header"},
+                               {"Last-Event-ID", "more than one Last-Event-ID header"},
+                               {"Access-Control-Request-Method",
+                                "more than one Access-Control-Request-Method header"}}};
+    for (const field& f : fields) {
+        for (single& one : all) {
+            if (!detail::equal_ignoring_case(f.name, one.name)) continue;
+            if (std::exchange(one.seen, true)) return {400, one.refusal};
+        }
+    }
+    return {};
+}
+
 inline request::verdict request::check_host() {
     field* host = nullptr;
     for (field& f : fields) {
@@ -1703,15 +1742,40 @@ inline std::vector<std::string> request::query_values(std::string_view name) con
     return detail::form_values(query, name);
 }
 
-inline bool request::connection_says(std::string_view option) const noexcept {
-    bool said = false;
-    for (const field& f : fields) {
-        if (!detail::equal_ignoring_case(f.name, "Connection")) continue;
-        detail::for_each_element(f.value, [&](std::string_view element) {
-            said = said || detail::equal_ignoring_case(element, option);
+inline std::optional<std::string_view> request::cookie(std::string_view name) const noexcept {
+    for (const field& f : fields) { // HTTP/2 may have cut it into lines (RFC 9113 8.2.3)
+        if (!detail::equal_ignoring_case(f.name, "Cookie")) continue;
+        std::string_view left = f.value;
+        while (!left.empty()) {
+            const auto pair = left.substr(0, left.find(';'));
+            left.remove_prefix(std::min(left.size(), pair.size() + 1));
+            const std::size_t equals = pair.find('=');
+            if (equals == pair.npos || detail::trim(pair.substr(0, equals)) != name) continue;
+            return detail::trim(pair.substr(equals + 1));
+        }
+    }
+    return std::nullopt;
+}
+
+namespace detail {
+
+/// Whether a field that is a list names something, in any case. All its lines are one list (RFC
+/// 9110 5.3).
+inline bool list_names(const request& r, std::string_view field, std::string_view what) noexcept {
+    bool named = false;
+    for (const request::field& f : r.fields) {
+        if (!equal_ignoring_case(f.name, field)) continue;
+        for_each_element(f.value, [&](std::string_view element) {
+            named = named || equal_ignoring_case(element, what);
         });
     }
-    return said;
+    return named;
+}
+
+} // namespace detail
+
+inline bool request::connection_says(std::string_view option) const noexcept {
+    return detail::list_names(*this, "Connection", option);
 }
 
 /// Finds the end of a request head in bytes that arrive in any pieces. The verdict on the same
@@ -1777,6 +1841,48 @@ inline head_parser::progress head_parser::feed(std::string_view received) noexce
 }
 
 namespace detail {
+
+/// What may follow the size of a chunk (RFC 9112 7.1.1):
+///     *( BWS ";" BWS token [ BWS "=" BWS ( token / quoted-string ) ] )
+inline bool is_chunk_extensions(std::string_view text) noexcept {
+    const auto skip_blanks = [&] {
+        text.remove_prefix(std::min(text.find_first_not_of(" \t"), text.size()));
+    };
+    const auto take_token = [&] {
+        const auto end = std::find_if_not(text.begin(), text.end(), is_token_char);
+        const auto size = static_cast<std::size_t>(end - text.begin());
+        text.remove_prefix(size);
+        return size > 0;
+    };
+    const auto take_quoted = [&] { // control characters are refused before
+        for (std::size_t at = 1; at < text.size(); ++at) {
+            if (text[at] == '\\') {
+                ++at;
+            } else if (text[at] == '"') {
+                text.remove_prefix(at + 1);
+                return true;
+            }
+        }
+        return false;
+    };
+    while (!text.empty()) {
+        skip_blanks();
+        if (!text.starts_with(';')) return false;
+        text.remove_prefix(1);
+        skip_blanks();
+        if (!take_token()) return false;
+        const std::string_view after_name = text;
+        skip_blanks();
+        if (!text.starts_with('=')) {
+            text = after_name;
+            continue;
+        }
+        text.remove_prefix(1);
+        skip_blanks();
+        if (!(text.starts_with('"') ? take_quoted() : take_token())) return false;
+    }
+    return true;
+}
 
 /// Decodes a body that arrives in any pieces, by its length or in chunks (RFC 9112 7.1). Strict:
 /// sizes are hexadecimal digits alone, lines end in CR LF, extensions and trailers are bounded and
@@ -1889,8 +1995,8 @@ inline body_decoder::progress body_decoder::take_size(std::string_view line) {
     const auto digits = line.substr(0, line.find_first_not_of("0123456789abcdefABCDEF"));
     const auto extension = line.substr(digits.size());
     if (digits.empty() || digits.size() > 15) return refuse(400, "a chunk size is not a number");
-    if (!extension.empty() && !trim(extension).starts_with(';')) {
-        return refuse(400, "a chunk size is followed by something else than an extension");
+    if (!is_chunk_extensions(extension)) {
+        return refuse(400, "a chunk size is followed by something that is not a chunk extension");
     }
     std::uint64_t size = 0;
     std::from_chars(digits.data(), digits.data() + digits.size(), size, 16);
@@ -3084,8 +3190,8 @@ enum class lag_policy : std::uint8_t {
 /// Where a subscription starts.
 class start {
 public:
-    /// Behind the id with which the client comes back: the Last-Event-ID header, or the query's
-    /// lastEventId or last_event_id. Without one: now.
+    /// After the id with which the client comes back: the Last-Event-ID header, or lastEventId in
+    /// the query, in any case and also as last_event_id or Last-Event-ID. Without one: now.
     static start resume() { return start(kind::resume); }
     /// With what is published from now on.
     static start now() { return start(kind::now); }
@@ -3186,7 +3292,8 @@ struct lag {
 
 /// Why a stream ended.
 enum class end_reason : std::uint8_t {
-    client_left, ///< It closed, or its connection broke.
+    client_left, ///< It closed or reset its connection.
+    unreachable, ///< The system gave its peer up: nothing is acknowledged, or there is no route.
     ended,       ///< Its handler ended it, or stream::close().
     expired,     ///< options::max_stream_age, access::valid_for, stream::end_after().
     lagged,      ///< It fell behind the history.
@@ -3201,6 +3308,7 @@ enum class end_reason : std::uint8_t {
 inline std::string_view to_string(end_reason reason) noexcept {
     switch (reason) {
     case end_reason::client_left: return "client left";
+    case end_reason::unreachable: return "unreachable";
     case end_reason::ended: return "ended";
     case end_reason::expired: return "expired";
     case end_reason::lagged: return "lagged";
@@ -4842,6 +4950,7 @@ struct counters {
     std::uint64_t delivered = 0;       ///< Messages written whole to a client.
     std::uint64_t bytes = 0;           ///< Bytes written to clients, of every kind of answer.
     std::uint64_t lagged = 0;          ///< Streams ended because the client fell behind or stalled.
+    std::uint64_t unreachable = 0;     ///< Connections whose peer the system gave up.
     std::uint64_t gaps = 0;            ///< Gaps that clients were told of.
     std::uint64_t conflated = 0; ///< Messages left out because a newer one of their key had come.
 };
@@ -5603,6 +5712,8 @@ struct session {
     void wake() noexcept;
 
     bool ended() const noexcept { return !owner.open() || end_of_input; }
+    /// No request has begun: empty lines before one are skipped (RFC 9112 2.2).
+    bool is_blank() const noexcept { return input.find_first_not_of("\r\n") == input.npos; }
     template <bool UntilEnd, class Handler>
     void enlist(Handler done);
     template <class Which>
@@ -5634,6 +5745,7 @@ struct session {
     std::uint32_t index = 0; // in the worker's sessions
     bool paused = false;     // reading stopped, for there is enough of it
     bool end_of_input = false;
+    bool asked_before_end = false; // the request in hand was pipelined, its client's end is known
     bool timed_out = false;
     bool answered = false;
     bool closing = false;      // the answer said so
@@ -5647,39 +5759,78 @@ struct session {
     bool resumable = false; // the handler views a job, in which its client can go on elsewhere
 };
 
+/// Why a connection ended whose socket failed: the peer says so, or the system has given it up.
+inline end_reason reason_of(const asio::error_code& failed) noexcept {
+    const bool given_up =
+        failed == asio::error::timed_out || failed == asio::error::host_unreachable ||
+        failed == asio::error::network_unreachable || failed == asio::error::network_down ||
+        failed == asio::error::network_reset;
+    return given_up ? end_reason::unreachable : end_reason::client_left;
+}
+
+/// As in IANA's registry of status codes.
 inline std::string_view reason_phrase(int status) noexcept {
     switch (status) {
     case 100: return "Continue";
+    case 101: return "Switching Protocols";
+    case 102: return "Processing";
+    case 103: return "Early Hints";
     case 200: return "OK";
     case 201: return "Created";
     case 202: return "Accepted";
+    case 203: return "Non-Authoritative Information";
     case 204: return "No Content";
+    case 205: return "Reset Content";
+    case 206: return "Partial Content";
+    case 207: return "Multi-Status";
+    case 208: return "Already Reported";
+    case 226: return "IM Used";
+    case 300: return "Multiple Choices";
     case 301: return "Moved Permanently";
     case 302: return "Found";
     case 303: return "See Other";
     case 304: return "Not Modified";
+    case 305: return "Use Proxy";
     case 307: return "Temporary Redirect";
     case 308: return "Permanent Redirect";
     case 400: return "Bad Request";
     case 401: return "Unauthorized";
+    case 402: return "Payment Required";
     case 403: return "Forbidden";
     case 404: return "Not Found";
     case 405: return "Method Not Allowed";
     case 406: return "Not Acceptable";
+    case 407: return "Proxy Authentication Required";
     case 408: return "Request Timeout";
     case 409: return "Conflict";
+    case 410: return "Gone";
     case 411: return "Length Required";
+    case 412: return "Precondition Failed";
     case 413: return "Content Too Large";
     case 414: return "URI Too Long";
     case 415: return "Unsupported Media Type";
+    case 416: return "Range Not Satisfiable";
+    case 417: return "Expectation Failed";
     case 421: return "Misdirected Request";
     case 422: return "Unprocessable Content";
+    case 423: return "Locked";
+    case 424: return "Failed Dependency";
+    case 425: return "Too Early";
+    case 426: return "Upgrade Required";
+    case 428: return "Precondition Required";
     case 429: return "Too Many Requests";
     case 431: return "Request Header Fields Too Large";
+    case 451: return "Unavailable For Legal Reasons";
     case 500: return "Internal Server Error";
     case 501: return "Not Implemented";
+    case 502: return "Bad Gateway";
     case 503: return "Service Unavailable";
+    case 504: return "Gateway Timeout";
     case 505: return "HTTP Version Not Supported";
+    case 506: return "Variant Also Negotiates";
+    case 507: return "Insufficient Storage";
+    case 508: return "Loop Detected";
+    case 511: return "Network Authentication Required";
     default: return "Status"; // the phrase carries no meaning (RFC 9112 4)
     }
 }
@@ -5709,26 +5860,59 @@ inline std::string answer_head(int status, std::string_view headers) {
     return head;
 }
 
-/// The id with which a client comes back; polyfills that cannot set the header use the query.
-inline std::string last_event_id(const request& r) {
-    std::string id(r.header("Last-Event-ID").value_or(""));
-    for (const char* const name : {"lastEventId", "last_event_id"}) {
-        if (id.empty()) id = r.query_value(name).value_or("");
+/// Whether a name of the query or of a form stands for the last event id. Clients that cannot set
+/// the header write lastEventId, lastEventID, last_event_id, Last-Event-ID, evs_last_event_id.
+inline bool means_last_event_id(std::string_view name) {
+    std::string letters;
+    for (const char c : name) {
+        if (c != '-' && c != '_') letters += lower(c);
     }
-    return id;
+    return letters == "lasteventid" || letters == "evslasteventid";
 }
 
-/// Whether the client takes event streams, by its Accept header (RFC 9110 12.5.1).
-inline bool accepts_event_stream(const request& r) {
-    const auto accept = r.header("Accept");
-    if (!accept || trim(*accept).empty()) return true;
+/// The first such value that is not empty.
+inline std::string last_event_id_in(std::string_view form) {
+    while (!form.empty()) {
+        const std::string_view pair = form.substr(0, form.find('&'));
+        form.remove_prefix(std::min(form.size(), pair.size() + 1));
+        const std::size_t equals = pair.find('=');
+        if (equals >= pair.size() - 1 || equals == pair.npos) continue; // no value
+        if (means_last_event_id(form_decode(pair.substr(0, equals)))) {
+            return form_decode(pair.substr(equals + 1));
+        }
+    }
+    return {};
+}
+
+/// The id with which a client comes back: the header, or the query, or what a form said, which
+/// the route puts into the request.
+inline std::string last_event_id(const request& r) {
+    if (const auto id = r.header("Last-Event-ID"); id && !id->empty()) return std::string(*id);
+    std::string id = last_event_id_in(r.query);
+    return id.empty() ? r.form_event_id : id;
+}
+
+/// Whether the client's Accept header has a media range for which `takes` is true (RFC 9110
+/// 12.5.1). Its lines are one list.
+template <class Takes>
+bool accepts_some(const request& r, Takes&& takes) {
     bool accepted = false;
-    for_each_element(*accept, [&](std::string_view range) {
-        const auto type = trim(range.substr(0, range.find(';')));
-        accepted = accepted || type == "*/*" || equal_ignoring_case(type, "text/*") ||
-                   equal_ignoring_case(type, "text/event-stream");
-    });
+    for (const request::field& f : r.fields) {
+        if (!equal_ignoring_case(f.name, "Accept")) continue;
+        for_each_element(f.value, [&](std::string_view range) {
+            accepted = accepted || takes(trim(range.substr(0, range.find(';'))));
+        });
+    }
     return accepted;
+}
+
+/// Whether the client takes event streams. One that does not say takes all.
+inline bool accepts_event_stream(const request& r) {
+    if (!accepts_some(r, [](std::string_view) { return true; })) return true;
+    return accepts_some(r, [](std::string_view type) {
+        return type == "*/*" || equal_ignoring_case(type, "text/*") ||
+               equal_ignoring_case(type, "text/event-stream");
+    });
 }
 
 } // namespace detail
@@ -5785,6 +5969,24 @@ inline constexpr bool accepted_inherit_options = true;
 #else
 inline constexpr bool accepted_inherit_options = false;
 #endif
+
+/// Whether the client has sent its end, or both ends are closed, while its bytes are not read. Asks
+/// the system: nothing else tells without taking the bytes.
+template <class Socket>
+bool has_hung_up(Socket& socket, bool both_ends = false) noexcept {
+#if defined(_WIN32)
+    WSAPOLLFD one{socket.native_handle(), POLLRDNORM, 0};
+    return !both_ends && ::WSAPoll(&one, 1, 0) > 0 && (one.revents & (POLLHUP | POLLERR)) != 0;
+#elif defined(POLLRDHUP)
+    pollfd one{socket.native_handle(), POLLRDHUP, 0};
+    const int signs = POLLHUP | POLLERR | (both_ends ? 0 : POLLRDHUP);
+    return ::poll(&one, 1, 0) > 0 && (one.revents & signs) != 0;
+#else // POLLHUP comes with the end that the client sent
+    pollfd one{socket.native_handle(), POLLIN, 0};
+    const int signs = both_ends ? POLLERR : POLLHUP | POLLERR;
+    return ::poll(&one, 1, 0) > 0 && (one.revents & signs) != 0;
+#endif
+}
 
 class worker {
 public:
@@ -5878,6 +6080,12 @@ private:
     void watch(stream& s);
     void on_input(stream& s);
     void resume_reading(stream& s);
+    enum class rest_of_input : std::uint8_t { cut, nothing, request };
+    void heed_end(stream& s);
+    rest_of_input look_ahead(const stream& s) const;
+    std::size_t max_body_bytes(const stream& s) const;
+    body_decoder body_decoder_for(const stream& s) const;
+    void look_for_end(stream& s);
     void enter(stream& s, stream::phase next) noexcept;
     void begin_life(stream& s);
     void end_after(stream& s, std::chrono::milliseconds time);
@@ -5990,6 +6198,7 @@ private:
 
     tally bytes_;
     tally stalled_;
+    tally unreachable_;
     std::atomic<std::uint64_t> streaming_{0};
     std::atomic<bool> ended_{false}; // its thread will look at nothing any more
 };
@@ -6131,6 +6340,7 @@ SSE_DECL void worker::count(counters& sum) const noexcept {
     sum.delivered += feed_.counted().delivered.get();
     sum.bytes += bytes_.get();
     sum.lagged += feed_.counted().lagged.get() + stalled_.get();
+    sum.unreachable += unreachable_.get();
     sum.gaps += feed_.counted().gaps.get();
     sum.conflated += feed_.counted().conflated.get();
 }
@@ -6247,7 +6457,7 @@ SSE_DECL void worker::on_first_input(stream& s, const asio::ip::address& peer) {
     asio::error_code failed;
     const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
     if (would_block(failed)) return watch(s);
-    if (failed) return close(s, end_reason::client_left);
+    if (failed) return close(s, reason_of(failed));
     begin_serving(s, peer, {scratch_->data(), n}, false);
 }
 
@@ -6485,7 +6695,7 @@ SSE_DECL std::optional<std::size_t> worker::write_now(stream& s,
     const std::size_t n = buffers.size() == 1 ? s.socket_.write_some(buffers.front(), failed)
                                               : s.socket_.write_some(buffers, failed);
     if (failed && !would_block(failed)) {
-        close(s, end_reason::client_left);
+        close(s, reason_of(failed));
         return std::nullopt;
     }
     bytes_.add(n);
@@ -6542,19 +6752,18 @@ SSE_DECL void worker::on_input(stream& s) {
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
         if (would_block(failed)) break;
         if (failed == asio::error::eof && state && !streaming) {
-            state->end_of_input = true; // what was asked before may still be answered
-            const bool waits = state->handling && s.phase_ == stream::phase::handling;
-            if (waits && state->input.empty()) cancel(s); // for an answer that nobody wants
+            state->end_of_input = true;
+            heed_end(s);
             return state->wake();
         }
-        if (failed) return close(s, end_reason::client_left);
+        if (failed) return close(s, reason_of(failed));
         if (!keep) {
             discarded += n;
             if (streaming) s.extra().discarded += static_cast<std::uint32_t>(n);
         } else {
-            if (s.phase_ == stream::phase::head && state->input.empty())
-                s.stamp_ = milliseconds_now();
+            const bool blank = s.phase_ == stream::phase::head && state->is_blank();
             state->input.append(scratch_->data(), n);
+            if (blank && !state->is_blank()) s.stamp_ = milliseconds_now();
             if (state->input.size() > hub_.options.max_head_bytes && !streaming) {
                 state->paused = true;
                 return state->wake();
@@ -6571,6 +6780,68 @@ SSE_DECL void worker::on_input(stream& s) {
     if (s.seldom_ && s.seldom_->discarded > max_uninvited) return close(s, end_reason::client_left);
     if (state) state->wake();
     watch(s);
+}
+
+/// The client has sent its end. Whole requests that it sent before that are still answered; else
+/// nobody wants what the handler waits for.
+SSE_DECL void worker::heed_end(stream& s) {
+    const session& state = *s.session_;
+    if (!state.end_of_input || !state.request || s.phase_ != stream::phase::handling) return;
+    const rest_of_input rest = look_ahead(s);
+    if (rest == rest_of_input::cut || (rest == rest_of_input::nothing && !state.asked_before_end)) {
+        cancel(s);
+    }
+}
+
+/// What stands after the request in hand, as far as it was received.
+SSE_DECL worker::rest_of_input worker::look_ahead(const stream& s) const {
+    const session& state = *s.session_;
+    std::string left = state.input;
+    if (state.body_is_left()) {
+        body_decoder body = state.body ? *state.body : body_decoder_for(s);
+        if (body.feed(left) != body_decoder::progress::complete) return rest_of_input::cut;
+    }
+    if (!state.request->keep_alive) return rest_of_input::nothing;
+    head_parser next(hub_.options.max_head_bytes);
+    return next.feed(left) == head_parser::progress::complete ? rest_of_input::request
+                                                              : rest_of_input::nothing;
+}
+
+/// That of its group, which it has once its route is known.
+SSE_DECL std::size_t worker::max_body_bytes(const stream& s) const {
+    const bool known = s.group_ != stream::nowhere;
+    return (known ? hub_.groups[s.group_] : hub_.groups.front()).max_body_bytes();
+}
+
+SSE_DECL body_decoder worker::body_decoder_for(const stream& s) const {
+    const request& r = *s.session_->request;
+    return r.chunked ? body_decoder::of_chunks(max_body_bytes(s))
+                     : body_decoder::of_size(r.content_length);
+}
+
+/// A handler leaves unread what its client sends, so that the end of it cannot be read either. The
+/// sweep asks for it. Then no more comes, and what is left fits the socket's buffer.
+SSE_DECL void worker::look_for_end(stream& s) {
+    session& state = *s.session_;
+    if (state.end_of_input) { // a client that only has no more to ask takes its answers
+        if (has_hung_up(s.socket_, true)) close(s, end_reason::client_left);
+        return;
+    }
+    if (!state.paused || !state.request || !has_hung_up(s.socket_)) return;
+    const std::size_t most = hub_.options.max_head_bytes + max_body_bytes(s) + max_discarded;
+    while (look_ahead(s) != rest_of_input::request) {
+        if (state.input.size() > most) return cancel(s); // it will be refused
+        asio::error_code failed;
+        const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
+        if (would_block(failed)) return;
+        if (failed && failed != asio::error::eof) return close(s, reason_of(failed));
+        if (failed) {
+            state.end_of_input = true;
+            heed_end(s);
+            return state.wake();
+        }
+        state.input.append(scratch_->data(), n);
+    }
 }
 
 SSE_DECL void worker::resume_reading(stream& s) {
@@ -6664,6 +6935,7 @@ SSE_DECL void worker::tell_end(stream& s, end_reason why) {
 /// Ends a connection now. The stream may be gone after this unless the caller holds a reference.
 SSE_DECL void worker::close(stream& s, end_reason why) {
     if (!std::exchange(s.open_, false)) return;
+    if (why == end_reason::unreachable) unreachable_.add(1);
     tell_end(s, why);
     feed_.remove(s);
     enter(s, stream::phase::lingering);
@@ -6809,7 +7081,7 @@ SSE_DECL void worker::say_farewell(stream& s) {
         finish(s, end_reason::drained,
                make_raw_frame(retry_after(farewell_->retry) + farewell_->bytes));
         cancel(s);
-    } else if (s.phase_ == stream::phase::head && (!s.session_ || s.session_->input.empty())) {
+    } else if (s.phase_ == stream::phase::head && (!s.session_ || s.session_->is_blank())) {
         close(s, end_reason::drained); // idle before its first request, or between two
     } else {
         // A handler that has not responded yet has the time that streams have; the last fifth is
@@ -6850,7 +7122,7 @@ SSE_DECL void worker::arm_sweep() {
     if (o.heartbeat.count() > 0) shortest = std::min(shortest, o.heartbeat);
     if (farewell_) shortest = std::min(shortest, farewell_->window / 8);
     auto period =
-        std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(1'000));
+        std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(500));
     if (next_end_ != 0) { // not to the millisecond: many ends that are near cost few sweeps
         const auto left = static_cast<std::int32_t>(next_end_ - milliseconds_now());
         period = std::min(period, std::chrono::milliseconds(std::max(left, 20)));
@@ -6934,7 +7206,7 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     switch (s.phase_) {
     case stream::phase::head:
     case stream::phase::body: {
-        const bool idle = s.session_ && s.session_->served && s.session_->input.empty();
+        const bool idle = s.session_ && s.session_->served && s.session_->is_blank();
         const auto limit = s.phase_ == stream::phase::body ? o.body_timeout
                            : idle                          ? o.idle_timeout
                                                            : o.header_timeout;
@@ -6947,7 +7219,9 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
         s.session_->wake();
         return 0;
     }
-    case stream::phase::handling: return 0;
+    case stream::phase::handling:
+        if (s.session_) look_for_end(s);
+        return 0;
     case stream::phase::streaming: return keep_alive(s);
     case stream::phase::lingering:
         if (age(s) >= linger_ms) close(s, s.why_);
@@ -7151,7 +7425,7 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& st
         progress = parser.feed(state.input);
     }
     const bool came = progress != head_parser::progress::need_more;
-    if (!s.open_ || (!came && (state.input.empty() || !state.timed_out)))
+    if (!s.open_ || (!came && (state.is_blank() || !state.timed_out)))
         co_return request::verdict();
     request& r = state.request.emplace();
     r.client = state.peer;
@@ -7166,6 +7440,7 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& st
     if (progress == head_parser::progress::refused) co_return parser.why_refused();
     verdict = r.parse(parser.head(state.input), hub_.options.max_header_lines);
     state.input.erase(0, parser.size());
+    state.asked_before_end = state.served && state.end_of_input;
     r.client = client_address(r, state.peer, hub_.trusted, hub_.options.forwarded);
     warn_of_missing_field(r, state.peer);
     co_return verdict;
@@ -7215,8 +7490,9 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
               .status = status,
               .client = r.client,
               .detail = "over a limit of connections"});
-    const auto accept = r.header("Accept").value_or("");
-    const bool event_source = accept.find("text/event-stream") != accept.npos && !r.is_head();
+    const bool event_source = !r.is_head() && accepts_some(r, [](std::string_view type) {
+        return equal_ignoring_case(type, "text/event-stream");
+    });
     if (o.over_limit == refusal::soft && event_source) {
         std::uniform_int_distribution<std::int64_t> spread(0, o.retry_after.count());
         const std::chrono::milliseconds retry(o.retry_after.count() + spread(random_));
@@ -7240,6 +7516,7 @@ SSE_DECL io_awaitable<bool> worker::is_granted(stream& s, session& state,
                                                const origin_matcher& matcher,
                                                std::string_view origin) {
     if (!matcher.is_coroutine()) co_return matcher.test(origin, *state.request);
+    heed_end(s);
     const bool granted = co_await asio::co_spawn(
         io_.get_executor(), matcher.ask(origin, *state.request),
         asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
@@ -7287,6 +7564,10 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
             granted = answer_of_matcher;
         }
     } catch (...) { failure = std::current_exception(); }
+    if (failure && (!s.open_ || state.end_of_input)) { // the client left: nobody is to be told
+        state.closing = true;
+        co_return;
+    }
     const reply made = failure ? reply{500, "The request could not be served\n"}
                                : decide(s, state, found, *of, granted, std::move(allow));
     if (failure) report(failure);
@@ -7402,6 +7683,7 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) 
                            state.cancel.slot(),
                            asio::bind_executor( // else it is a type-erased one, of 48 bytes more
                                io_.get_executor(), std::move(ended))));
+        if (s->session_) heed_end(*s);
     } catch (...) {
         report(std::current_exception());
         close(*s, end_reason::failed);
@@ -7488,7 +7770,11 @@ SSE_DECL frame_ref make_answer(session& state, int status, std::string_view type
     }
     lines.append("Cache-Control: no-store\r\n").append(state.answer_headers);
     state.closing = !state.request || !state.may_serve_another() || state.last_request;
-    if (state.closing) lines.append("Connection: close\r\n");
+    if (state.closing) {
+        lines.append("Connection: close\r\n");
+    } else if (!state.request->takes_chunks()) { // HTTP/1.0 takes silence for a close
+        lines.append("Connection: keep-alive\r\n");
+    }
     std::string bytes = answer_head(status, lines);
     if (!bodiless && !(state.request && state.request->is_head())) bytes.append(text);
     return make_raw_frame(bytes);
@@ -7773,10 +8059,17 @@ SSE_DECL void stream::end_after(std::chrono::milliseconds time) {
 }
 
 SSE_DECL void stream::add_header(std::string_view name, std::string_view value) {
-    if (!detail::is_token(name) ||
-        value.find_first_of(std::string_view("\r\n\0", 3)) != value.npos) {
+    if (!detail::is_token(name) || detail::has_control(value)) {
         throw std::invalid_argument("sse::stream::add_header: '" + std::string(name) +
-                                    "' is no header name, or its value contains CR, LF or NUL");
+                                    "' is not a header name, or its value has a control character");
+    }
+    for (const std::string_view own :
+         {"Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive", "Upgrade", "Trailer",
+          "Date", "Content-Type", "Cache-Control", "X-Accel-Buffering"}) {
+        if (!detail::equal_ignoring_case(name, own)) continue;
+        throw std::invalid_argument("sse::stream::add_header: " + std::string(own) +
+                                    " is written by the server itself; the type of a plain "
+                                    "response is an argument of respond()");
     }
     if (!session_ || session_->answered || phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::add_header: the answer has begun already");
@@ -7790,8 +8083,9 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
         throw std::invalid_argument("sse::stream::respond: status must be 200 to 599, not " +
                                     std::to_string(status));
     }
-    if (content_type.find_first_of("\r\n") != content_type.npos) {
-        throw std::invalid_argument("sse::stream::respond: the content type contains a line break");
+    if (detail::has_control(content_type)) {
+        throw std::invalid_argument(
+            "sse::stream::respond: the content type has a control character");
     }
     if (!open_) throw std::system_error(errc::closed, "sse::stream");
     if (!session_ || session_->answered || phase_ == phase::streaming) {
@@ -7817,16 +8111,14 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     if (phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::body: read it before the stream begins");
     }
-    const std::size_t limit = worker_->hub_.groups[group_].max_body_bytes();
+    const std::size_t limit = worker_->max_body_bytes(*this);
     if (request().content_length > limit) {
         throw std::system_error(errc::body_too_large, "sse::stream::body");
     }
     if (!state.body) {
-        state.body = std::make_unique<detail::body_decoder>(
-            request().chunked ? detail::body_decoder::of_chunks(limit)
-                              : detail::body_decoder::of_size(request().content_length));
-        const auto expect = request().header("Expect");
-        if (expect && state.input.empty() && detail::equal_ignoring_case(*expect, "100-continue")) {
+        state.body = std::make_unique<detail::body_decoder>(worker_->body_decoder_for(*this));
+        const bool expects = detail::list_names(request(), "Expect", "100-continue");
+        if (expects && request().takes_chunks() && state.input.empty()) { // not HTTP/1.0
             worker_->feed_.enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
             co_await written();
         }
@@ -7846,6 +8138,7 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     worker_->resume_reading(*this);
     worker_->enter(*this, phase::handling);
     state.body_taken = now == progress::complete;
+    worker_->heed_end(*this); // of which it knows as long as it reads, but not after
     if (state.body_taken || (!whole && !piece.empty())) co_return piece;
     const bool too_large = state.body->why_refused().status == 413;
     const errc why = too_large         ? errc::body_too_large
@@ -9093,12 +9386,16 @@ SSE_DECL handler file(std::string path) {
 
 namespace detail {
 
+SSE_DECL bool is_plain_text(const request& r) noexcept {
+    const auto type = r.header("Content-Type").value_or("");
+    return equal_ignoring_case(trim(type.substr(0, type.find(';'))), "text/plain");
+}
+
 /// The topics that a request names: by its path, ?topic=, or, for lists too long for a target, by a
 /// body that is a form or has one on each line. The root if it names none.
 SSE_DECL std::vector<std::string> topics_of(const request& r, std::string_view body) {
     std::vector<std::string> topics = r.query_values("topic");
-    const auto type = trim(r.header("Content-Type").value_or(""));
-    if (equal_ignoring_case(type.substr(0, type.find(';')), "text/plain")) {
+    if (is_plain_text(r)) {
         line_splitter lines(body);
         while (const auto line = lines.next()) {
             if (!trim(*line).empty()) topics.emplace_back(trim(*line));
@@ -9151,6 +9448,7 @@ SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s)
     sse::request& asked = *s.session_->request;
     std::string body;
     if (asked.method == "POST") body = co_await s.body();
+    if (!detail::is_plain_text(asked)) asked.form_event_id = detail::last_event_id_in(body);
     for (const std::string& topic : detail::topics_of(asked, body)) {
         asked.topics.push_back(detail::checked_topic(topic));
     }

@@ -90,8 +90,9 @@ bool same_secret(std::string_view given, std::string_view secret) {
 bool holds_token(const sse::request& request, std::string_view token) {
     constexpr std::string_view scheme = "Bearer ";
     const std::string_view given = request.header("Authorization").value_or("");
-    return same_ignoring_case(given.substr(0, scheme.size()), scheme) &&
-           same_secret(given.substr(scheme.size()), token);
+    if (!same_ignoring_case(given.substr(0, scheme.size()), scheme)) return false;
+    const std::size_t first = given.find_first_not_of(' ', scheme.size()); // RFC 9110 11.4: 1*SP
+    return first != given.npos && same_secret(given.substr(first), token);
 }
 
 // A form's "a+b%21" is "a b!".
