@@ -420,7 +420,8 @@ enum class errc {
     bad_status,         ///< Received: another status than 200; the server wants no stream.
     bad_content_type,   ///< Received: an answer that is no event stream.
     too_many_redirects, ///< Received: more redirects than client_options::max_redirects.
-    timed_out           ///< Received: no connection or no answer in time.
+    timed_out,          ///< Received: no connection or no answer in time.
+    over_limit ///< The client is over a limit of connections; it gets 503 or 429, no stream.
 };
 
 } // namespace sse
@@ -463,6 +464,7 @@ inline const std::error_category& error_category() noexcept {
             case errc::body_too_large: return "the request body is larger than max_body_bytes";
             case errc::bad_body: return "the request body is cut short or its chunks are broken";
             case errc::body_timeout: return "the request body did not arrive in time";
+            case errc::over_limit: return "over a limit of connections";
             case errc::not_acceptable: return "the client's Accept header excludes event streams";
             case errc::job_exists:
                 return "a job of that name is running or kept; finish it, or name this one anew";
@@ -4813,7 +4815,9 @@ enum class refusal : std::uint8_t {
 struct options {
     /// Where streams are found: `<prefix>`, `<prefix>/` and `<prefix>/<topic>`.
     std::string prefix = "/subscribe";
-    /// Where the number of open streams can be asked, for load balancers. Empty: nowhere.
+    /// Where it can be asked whether the server lives: 200, with the number of open streams. And,
+    /// with /ready after it, whether it takes more: 503 at max_connections, or when it goes down;
+    /// a drain refuses connections besides. Empty: nowhere.
     std::string health = "/health";
     /// Worker threads, each with its share of the clients. 0: one for each core.
     std::size_t threads = 0;
@@ -4840,12 +4844,16 @@ struct options {
     bool io_uring = true;
     /// How long handlers may go on after stop(); then their coroutines are destroyed.
     std::chrono::milliseconds shutdown_timeout{5'000};
-    /// Open connections in all; one more gets 503, and the end at once if very
-    /// many are being refused. 0: no limit.
+    /// Open connections in all. Over it a stream gets 503; other requests are served, one for each
+    /// connection, so that subscribers lock out neither who publishes nor who asks whether the server
+    /// is well. At most 256 connections are over a limit at a time, further ones end at once. 0: no
+    /// limit.
     std::size_t max_connections = 10'000;
-    /// Open connections from one address, or one /64 of IPv6; one more gets 429. 0: no limit.
+    /// Open connections from one address, or one /64 of IPv6; over it a stream gets 429, and other
+    /// requests are served as above. 0: no limit.
     std::size_t max_connections_per_ip = 0;
-    /// New connections a second from one address, and as many at once; then 429. 0: no limit.
+    /// New connections a second from one address, and as many at once; then 429, whatever is asked
+    /// for. 0: no limit.
     std::size_t connect_rate_per_ip = 0;
     /// What clients over these limits get.
     refusal over_limit = refusal::hard;
@@ -5119,6 +5127,7 @@ struct route {
     path_pattern pattern;
     handler run;
     group* of;
+    bool streams = false; ///< Known to serve nothing else.
 
     bool serves(std::string_view asked) const noexcept {
         return method == asked || (method == "GET" && asked == "HEAD");
@@ -5141,9 +5150,9 @@ public:
     using place = std::map<asio::ip::address, entry>::value_type*;
 
     /// Where it is counted. Null when the address has as many open as it may, or opened too many
-    /// just now. 0: no limit.
+    /// just now, too_fast. 0: no limit.
     place enter(const asio::ip::address& who, std::size_t limit, std::size_t rate,
-                clock::time_point now) {
+                clock::time_point now, bool* too_fast = nullptr) {
         const std::lock_guard lock(mutex_);
         if (entries_.size() >= next_clean_up_) clean_up(rate, now);
         const place here = &*entries_.try_emplace(who).first;
@@ -5155,7 +5164,10 @@ public:
                            ? most
                            : std::min(most, e.tokens + since.count() * most);
             e.refilled = now;
-            if (e.tokens < 1) return nullptr;
+            if (e.tokens < 1) {
+                if (too_fast) *too_fast = true;
+                return nullptr;
+            }
             e.tokens -= 1;
         }
         if (limit != 0 && e.open >= limit) return nullptr;
@@ -5309,6 +5321,8 @@ struct hub {
     void forget_waiters(const asio::execution_context& context) noexcept; ///< It begins to end.
 
     /// Whether connections of this peer speak for others.
+    const char* why_not_ready(std::size_t own) const noexcept;
+
     bool speaks_for_others(const asio::ip::address& peer) const {
         return contained(trusted, peer) || (options.proxy_protocol && trusted.empty());
     }
@@ -5586,6 +5600,7 @@ private:
         std::optional<log_context> log; ///< Of a stream, when somebody wants to know.
         int refusal = 0;                ///< The status of a limit that it is over; counted apart.
         std::uint32_t discarded = 0;    ///< Bytes that came on the open stream.
+        bool too_fast = false;          ///< It is over the rate: then nothing is served.
     };
 
     stream(detail::worker& w, detail::tcp_socket socket) noexcept
@@ -5946,6 +5961,7 @@ struct arrival {
     int refusal = 0;                          ///< The status of a limit that it is over.
     address_book::place counted = nullptr;    ///< Where the limits by address count it.
     std::optional<std::string> received = {}; ///< By another server, which has handed it over.
+    bool too_fast = false;                    ///< The limit is that of the rate.
 };
 
 /// Sets what is to hold for a connection. A peer that vanished without a word is found by probes
@@ -6048,6 +6064,7 @@ private:
         int status = 0; ///< An answer.
         std::string text = {};
         bool last_chunk = false;
+        bool refused = false; ///< It began a stream, over a limit.
         bool nothing() const noexcept { return status == 0 && !last_chunk; }
     };
 
@@ -6424,7 +6441,11 @@ SSE_DECL void worker::adopt(arrival one) {
             connections_.reserve(connections_.size() * 2 + 16);
         }
         s = new stream(*this, std::move(one.socket));
-        if (one.counted || one.refusal != 0) s->extra() = {nullptr, one.counted, {}, one.refusal};
+        if (one.counted || one.refusal != 0) {
+            s->extra().counted = one.counted;
+            s->extra().refusal = one.refusal;
+            s->extra().too_fast = one.too_fast;
+        }
     } catch (...) { // no memory: the connection ends, and so does what it counts for
         delete s;
         give_back(one);
@@ -7316,7 +7337,11 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session>
                                           unfinished what) {
     session& state = *owned;
     bool again = true;
-    if (what.status != 0) co_await answer(*s, what.status, what.text);
+    if (what.refused) {
+        co_await refuse(*s, what.status);
+    } else if (what.status != 0) {
+        co_await answer(*s, what.status, what.text);
+    }
     if (what.last_chunk) co_await end_chunks(*s, state);
     if (state.request) {
         again = end_request(*s, state);
@@ -7382,7 +7407,7 @@ SSE_DECL void worker::recount(stream& s, const asio::ip::address& client) {
     if (gone || !hub_.speaks_for_others(peer)) return;
     if (counted) hub_.addresses.leave(counted);
     counted = hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
-                                   std::chrono::steady_clock::now());
+                                   std::chrono::steady_clock::now(), &s.extra().too_fast);
     if (counted) return;
     hub_.refused.fetch_add(1, std::memory_order_relaxed);
     hub_.refusing.fetch_add(1, std::memory_order_relaxed);
@@ -7619,8 +7644,11 @@ SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* fo
                          ": whoever runs this server can allow the origin, or, where a proxy "
                          "changed the host, have that pass it on\n"};
     }
-    // Not before, since a page must be allowed to read a soft refusal.
-    if (s.refusal() != 0) return {.status = s.refusal(), .refused = true};
+    // Not before, since a page must be allowed to read a soft refusal. What is no stream is served:
+    // those who look on must not lock out who publishes, or who asks whether the server is well.
+    if (s.refusal() != 0 && (s.seldom_->too_fast || (found && found->streams))) {
+        return {.status = s.refusal(), .refused = true};
+    }
     if (!found && r.method == "OPTIONS" && (!allow.empty() || r.target == "*")) {
         allow += "OPTIONS";
         const bool preflight = origin && r.header("Access-Control-Request-Method");
@@ -7648,6 +7676,7 @@ SSE_DECL int status_of(std::error_code code) noexcept {
     if (code == errc::bad_body) return 400;
     if (code == errc::body_timeout) return 408;
     if (code == errc::not_acceptable) return 406;
+    if (code == errc::over_limit) return 503;
     return code == errc::bad_topic ? 400 : 500;
 }
 
@@ -7736,6 +7765,7 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
     }
     if (s.phase_ == stream::phase::lingering) return {}; // it was a stream, and had all
     if (client_left && !going_down) return {};
+    if (code == errc::over_limit) return {.status = s.refusal(), .refused = true};
     // 204 tells an EventSource that there is nothing more to come, for good (HTML 9.2.3).
     const std::string text = status == 500 ? "The request could not be served" : code.message();
     return {status, text + "\n"};
@@ -7877,6 +7907,7 @@ SSE_DECL bool stream::must_begin() {
     if (first && (!session_ || session_->answered)) {
         throw std::logic_error("sse::stream: this request has its answer already");
     }
+    if (first && refusal() != 0) throw std::system_error(errc::over_limit, "sse::stream");
     return first;
 }
 
@@ -8193,7 +8224,7 @@ private:
     io_awaitable<void> accept_loop();
     asio::error_code accept_one();
     void take_in(worker& w, arrival one);
-    int admit(const asio::ip::address& peer, address_book::place& counted);
+    int admit(arrival& one);
     worker& least_loaded() noexcept;
 
     hub& hub_;
@@ -8241,6 +8272,16 @@ SSE_DECL worker* hub::worker_here() const noexcept {
         if (w->runs_here()) return w.get();
     }
     return nullptr;
+}
+
+/// Null: new streams are let in. `own` connections do not count, those of who asks.
+SSE_DECL const char* hub::why_not_ready(std::size_t own) const noexcept {
+    if (stopped) return "Going down\n";
+    if (options.max_connections == 0) return nullptr;
+    const std::size_t besides = refusing.load(std::memory_order_relaxed) + own;
+    std::size_t open = 0;
+    for (const auto& w : workers) open += w->load();
+    return open >= options.max_connections + besides ? "At the limit of connections\n" : nullptr;
 }
 
 SSE_DECL sse::counters hub::count() const noexcept {
@@ -8539,7 +8580,7 @@ SSE_DECL asio::error_code lifecycle::accept_one() {
 /// Gives a connection to its worker, or closes it at once.
 SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
     hub_.accepted.fetch_add(1, std::memory_order_relaxed);
-    one.refusal = admit(one.peer, one.counted);
+    one.refusal = admit(one);
     if (one.refusal != 0) hub_.refused.fetch_add(1, std::memory_order_relaxed);
     if (one.refusal < 0) {
         return hub_.log({.level = log_level::warning,
@@ -8573,7 +8614,7 @@ SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::strin
 }
 
 /// 0, or the status that refuses the connection, or -1: too many even to be answered.
-SSE_DECL int lifecycle::admit(const asio::ip::address& peer, address_book::place& counted) {
+SSE_DECL int lifecycle::admit(arrival& one) {
     const auto& o = hub_.options;
     // Refused connections take no place from others. Read before the loads, which they are part of.
     const std::size_t refusing = hub_.refusing.load(std::memory_order_relaxed);
@@ -8586,10 +8627,11 @@ SSE_DECL int lifecycle::admit(const asio::ip::address& peer, address_book::place
     };
     if (o.max_connections != 0 && open >= o.max_connections + refusing) return refuse(503);
     if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
-    if (hub_.speaks_for_others(peer)) return 0; // counted once the head is read
-    counted = hub_.addresses.enter(counted_as(peer), o.max_connections_per_ip,
-                                   o.connect_rate_per_ip, std::chrono::steady_clock::now());
-    return counted ? 0 : refuse(429);
+    if (hub_.speaks_for_others(one.peer)) return 0; // counted once the head is read
+    one.counted = hub_.addresses.enter(counted_as(one.peer), o.max_connections_per_ip,
+                                       o.connect_rate_per_ip, std::chrono::steady_clock::now(),
+                                       &one.too_fast);
+    return one.counted ? 0 : refuse(429);
 }
 
 SSE_DECL worker& lifecycle::least_loaded() noexcept {
@@ -9323,8 +9365,9 @@ SSE_DECL route_group route_group::group(std::string prefix, group_options o) {
 SSE_DECL void server::add_builtin_routes() {
     detail::hub& hub = *hub_;
     detail::group& own = hub_->groups.front();
-    const auto add = [&](const char* method, const std::string& path, handler run) {
-        hub_->routes.push_back({method, detail::path_pattern(path), std::move(run), &own});
+    const auto add = [&](const char* method, const std::string& path, handler run,
+                         bool streams = false) {
+        hub_->routes.push_back({method, detail::path_pattern(path), std::move(run), &own, streams});
     };
     if (!hub_->options.health.empty()) {
         add("GET", hub_->options.health, [&hub](stream& s) {
@@ -9332,12 +9375,16 @@ SSE_DECL void server::add_builtin_routes() {
             const std::string text = "Active connections: " + std::to_string(streams) + "\n";
             return s.respond(200, "text/plain; charset=utf-8", text);
         });
+        add("GET", hub_->options.health + "/ready", [&hub](stream& s) {
+            const char* const why = hub.why_not_ready(s.refusal() != 0 ? 0 : 1);
+            return s.respond(why ? 503 : 200, "text/plain; charset=utf-8", why ? why : "Ready\n");
+        });
     }
     const handler subscribe = [&hub](stream& s) { return serve_topics(hub, s); };
     const std::string& prefix = hub_->options.prefix;
     for (const char* const method : {"GET", "POST"}) {
-        if (!prefix.empty()) add(method, prefix, subscribe);
-        add(method, prefix + "/*", subscribe);
+        if (!prefix.empty()) add(method, prefix, subscribe, true);
+        add(method, prefix + "/*", subscribe, true);
     }
 }
 

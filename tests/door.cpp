@@ -6,6 +6,7 @@
 
 #include <map>
 #include <memory>
+#include <list>
 #include <thread>
 
 namespace door_test {
@@ -319,8 +320,8 @@ TEST_SUITE("who may come in") {
             connection one(s.port(), {.host = own});
             return one.request("GET", "/health", {{"Host", host}}).status;
         };
-        for (const char* const host : {"127.0.1.1", "127.0.0.1:80", "localhost.", "a.localhost",
-                                       "[::ffff:127.0.1.1]"}) {
+        for (const char* const host :
+             {"127.0.1.1", "127.0.0.1:80", "localhost.", "a.localhost", "[::ffff:127.0.1.1]"}) {
             CAPTURE(host);
             CHECK(status(odd, "127.0.1.1", host) == 200);
         }
@@ -424,20 +425,20 @@ TEST_SUITE("who may come in") {
         o.max_connections_per_ip = 1;
         running_server direct(o);
         event_client one(direct.port());
-        CHECK(http_get(direct.port(), "/health", {{"X-Forwarded-For", "1.2.3.4"}}).status == 429);
+        const auto stream_status = [](std::uint16_t port, const header_list& headers) {
+            return http_request(port, "HEAD", "/subscribe/", headers).status;
+        };
+        CHECK(stream_status(direct.port(), {{"X-Forwarded-For", "1.2.3.4"}}) == 429);
 
         o.trusted_proxies = {"127.0.0.1"};
         running_server proxied(o);
         event_client a(proxied.port(), "/subscribe", {{"X-Forwarded-For", "1.1.1.1"}});
         event_client b(proxied.port(), "/subscribe", {{"X-Forwarded-For", "2.2.2.2"}});
-        CHECK(http_get(proxied.port(), "/health", {{"X-Forwarded-For", "1.1.1.1"}}).status == 429);
-        CHECK(
-            http_get(proxied.port(), "/health", {{"X-Forwarded-For", "8.8.8.8, 1.1.1.1"}}).status ==
-            429);
+        CHECK(stream_status(proxied.port(), {{"X-Forwarded-For", "1.1.1.1"}}) == 429);
+        CHECK(stream_status(proxied.port(), {{"X-Forwarded-For", "8.8.8.8, 1.1.1.1"}}) == 429);
         a.close();
         CHECK(eventually([&] {
-            return http_get(proxied.port(), "/health", {{"X-Forwarded-For", "1.1.1.1"}}).status ==
-                   200;
+            return stream_status(proxied.port(), {{"X-Forwarded-For", "1.1.1.1"}}) == 200;
         }));
     }
 
@@ -472,6 +473,79 @@ TEST_SUITE("who may come in") {
 }
 
 TEST_SUITE("limits") {
+    TEST_CASE("at a limit streams are refused, and what is no stream is served") {
+        for (const bool by_address : {false, true}) {
+            CAPTURE(by_address);
+            sse::options o = with_threads(1);
+            (by_address ? o.max_connections_per_ip : o.max_connections) = 3;
+            std::atomic<int> told{0};
+            running_server server(o, [&](sse::server& s) {
+                s.route("POST", "/publish", [&](sse::stream& client) -> asio::awaitable<void> {
+                    const std::string text = co_await client.body();
+                    s.broadcast({.data = text});
+                    co_await client.respond(202, "text/plain", "");
+                });
+                s.route("GET", "/own", [&](sse::stream& client) -> asio::awaitable<void> {
+                    try {
+                        co_await client.send({.data = "x"});
+                    } catch (const std::system_error& e) {
+                        if (e.code() == sse::errc::over_limit) ++told;
+                        throw;
+                    }
+                });
+            });
+            const int refused = by_address ? 429 : 503;
+            std::list<event_client> subscribers;
+            for (int n = 0; n < 3; ++n) subscribers.emplace_back(server.port());
+            CHECK(http_get(server.port(), "/health").status == 200);
+            const int ready = http_get(server.port(), "/health/ready").status;
+            CHECK(ready == (by_address ? 200 : 503)); // others may still come
+            const header_list preflight{{"Origin", "https://a.example"},
+                                        {"Access-Control-Request-Method", "GET"}};
+            CHECK(http_request(server.port(), "OPTIONS", "/subscribe/", preflight).status == 204);
+            CHECK(http_request(server.port(), "POST", "/publish", {}, "news").status == 202);
+            for (event_client& one : subscribers) CHECK(one.next().data == "news");
+            for (const char* const target : {"/subscribe/", "/own"}) {
+                const auto answer = http_get(server.port(), target);
+                CHECK(answer.status == refused);
+                CHECK(answer.header("Retry-After") == "5");
+            }
+            CHECK(told == 1);
+            subscribers.pop_back();
+            CHECK(
+                eventually([&] { return http_get(server.port(), "/health/ready").status == 200; }));
+            CHECK(eventually([&] { return server.counters().connections <= 2; }));
+            subscribers.emplace_back(server.port());
+        }
+    }
+
+    TEST_CASE("over the rate of new connections nothing is served") {
+        sse::options o = with_threads(1);
+        o.connect_rate_per_ip = 2;
+        running_server server(o);
+        int refused = 0;
+        for (int n = 0; n < 10; ++n) {
+            if (http_get(server.port(), "/health").status == 429) ++refused;
+        }
+        CHECK(refused > 0);
+    }
+
+    TEST_CASE("a handler's own stream is refused softly too") {
+        sse::options o = with_threads(1);
+        o.max_connections = 1;
+        o.over_limit = sse::refusal::soft;
+        running_server server(o, [](sse::server& s) {
+            s.route("GET", "/own", [](sse::stream& client) -> asio::awaitable<void> {
+                co_await client.send({.data = "x"});
+            });
+        });
+        event_client first(server.port());
+        connection peer(server.port());
+        peer.send_request("GET", "/own", {{"Accept", "text/event-stream"}});
+        CHECK(peer.read_head().status == 200);
+        CHECK(peer.read_to_end().starts_with("retry: "));
+    }
+
     TEST_CASE("an address is counted and its rate held while thousands of others come and go") {
         using book = sse::detail::address_book;
         const auto other = [](unsigned n) { return asio::ip::address_v4(0x0a000000U + n); };

@@ -764,14 +764,17 @@ TEST_SUITE("adopted connections") {
         give(first, get("/live"));
         CHECK(first.read_head().status == 200);
         connection second(door.port());
-        give(second, get("/health"));
+        give(second, get("/live"));
         CHECK(second.read_response().status == 503);
+        connection plain(door.port());
+        give(plain, get("/health"));
+        CHECK(plain.read_response().status == 200);
         first.reset();
         CHECK(eventually([&] { return room.counters().connections <= 1; }));
         CHECK(eventually([&] {
             connection third(door.port());
-            give(third, get("/health"));
-            return third.read_response().status == 200;
+            give(third, get("/live"));
+            return third.read_head().status == 200;
         }));
     }
 

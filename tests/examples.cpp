@@ -512,7 +512,8 @@ TEST_SUITE("examples") {
                 } catch (const bad_response&) { return false; }
             }));
         }
-        CHECK(http_get(hub.port, "/health").status == 429);
+        CHECK(http_request(hub.port, "HEAD", "/events/x").status == 429);
+        CHECK(http_get(hub.port, "/health").status == 200);
         hub.signal(SIGTERM);
         CHECK(has(hub.read_to_end(), "let go of 3 clients"));
         CHECK(hub.wait_for_exit().code == 0);
