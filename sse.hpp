@@ -403,6 +403,7 @@ enum class errc {
     no_room,        ///< The ring is full, a worker's thread is held up: nothing was published.
     bad_event,      ///< The event name contains CR, LF or NUL.
     bad_id,         ///< The id is not one that a client can send back, see message::id.
+    wrong_thread,   ///< A stream was used on another thread than its worker's: nothing was done.
     reserved_id,    ///< The id is of the form of this server's own: nothing was published.
     bad_retry,      ///< The retry time is negative.
     empty_message,  ///< The message has no field at all.
@@ -448,6 +449,10 @@ inline const std::error_category& error_category() noexcept {
                 return "the id has a control character, a character that is not ASCII, a space at "
                        "its start or end, or more than 1024 bytes; clients could not send it back. "
                        "Write a short id of printable ASCII, percent-encoded if need be";
+            case errc::wrong_thread:
+                return "a stream was used off its worker's thread; await blocking work with "
+                       "co_await asio::co_spawn(pool, work(), asio::use_awaitable), which comes "
+                       "back to it, or use run_on";
             case errc::reserved_id:
                 return "the id begins with this server's own epoch and would be taken for one of "
                        "its own; leave it out, or put a prefix of your own before it";
@@ -3195,6 +3200,12 @@ public:
     /// After the id with which the client comes back: the Last-Event-ID header, or lastEventId in
     /// the query, in any case and also as last_event_id or Last-Event-ID. Without one: now.
     static start resume() { return start(kind::resume); }
+    /// As resume(); without an id as `otherwise` says: `resume_or(last(50))`. For subscriptions
+    /// made while the handler runs; after that, as `otherwise`.
+    static start resume_or(start otherwise) {
+        otherwise.or_resume_ = true;
+        return otherwise;
+    }
     /// With what is published from now on.
     static start now() { return start(kind::now); }
     /// With the oldest message that is kept.
@@ -3226,6 +3237,7 @@ private:
     explicit start(kind k) : kind_(k) {}
 
     kind kind_;
+    bool or_resume_ = false; // behind the client's own id, if it has one
     std::size_t count_ = 0;
     std::chrono::system_clock::time_point time_{};
     std::chrono::milliseconds age_{0}; // of that time, when the subscription is made
@@ -4792,7 +4804,9 @@ struct log_entry {
     std::string_view path = {};
     int status = 0;
     asio::ip::address client = {};
-    std::chrono::milliseconds duration{0}; ///< Of a stream.
+    /// Of a stream; with "worker held", how long the worker's thread was blocked at least. That is
+    /// told from one second on, and for certain from two.
+    std::chrono::milliseconds duration{0};
     std::string_view detail = {};          ///< Why, where there is more to say.
 };
 
@@ -5459,7 +5473,12 @@ private:
 } // namespace detail
 
 /// One client's connection: the request it made and the answer it gets, a plain one or an event
-/// stream. All calls belong on the stream's own thread, where its handler runs. A handler that
+/// stream. All calls belong on the stream's own thread, where its handler runs; off it, those that
+/// change something or send throw std::system_error with errc::wrong_thread. A handler gets there
+/// when it resumes on another executor, such as after
+/// `co_await asio::post(asio::bind_executor(pool, asio::use_awaitable))`. Blocking work leaves it
+/// where it belongs in the form
+/// `auto rows = co_await asio::co_spawn(pool, query(x), asio::use_awaitable);`. A handler that
 /// returns after subscribe() leaves a stream that lives on until the client goes, without a
 /// coroutine; the reference that it was given ends with it. What a handler waits for belongs on
 /// get_executor(), or on a context that runs until the server has joined.
@@ -5626,6 +5645,7 @@ private:
 
     asio::awaitable<bool> refused_by(access given);
     detail::session& session_in_hand(const char* asked) const;
+    void check_thread() const;
     bool must_begin();
     void begin_streaming(bool finite);
     start resolved(start from) const;
@@ -6121,6 +6141,7 @@ private:
     // Deadlines
     void arm_sweep();
     void sweep();
+    void say_held(std::chrono::steady_clock::duration late);
     void say_no_io_uring(const std::error_code& why);
     std::size_t check_deadlines(stream& s);
     std::size_t keep_alive(stream& s);
@@ -7152,6 +7173,7 @@ SSE_DECL void worker::arm_sweep() {
     sweep_timer_->async_wait([this](const asio::error_code& failed) {
         if (failed || stopping_) return;
         refresh();
+        say_held(std::chrono::steady_clock::now() - sweep_timer_->expiry());
         if (const auto why = sends_.take_refusal()) say_no_io_uring(why);
         feed_.give_back_memory();
         if (!feed_.has_receivers() && !fanning_) { // nobody wakes us: keep time, and to the bounds
@@ -7164,6 +7186,17 @@ SSE_DECL void worker::arm_sweep() {
         next_end_ = 0;
         sweep();
     });
+}
+
+/// The sweep is late when something kept this thread. What that was cannot be seen from here, since
+/// handlers are resumed by Asio. Each sweep says so once, so that is less than once a second.
+SSE_DECL void worker::say_held(std::chrono::steady_clock::duration late) {
+    if (late < std::chrono::seconds(1) || !hub_.options.log) return;
+    hub_.log({.level = log_level::warning,
+              .what = "worker held",
+              .duration = std::chrono::duration_cast<std::chrono::milliseconds>(late),
+              .detail = "a handler or a callback held the worker's thread, and all its clients "
+                        "waited; move blocking work to a thread pool"});
 }
 
 SSE_DECL void worker::say_no_io_uring(const std::error_code& why) {
@@ -7898,7 +7931,16 @@ SSE_DECL detail::session& stream::session_in_hand(const char* asked) const {
 }
 
 /// Whether the head of an event stream is still to be sent. Throws where there can be none.
+/// A worker has no locks. Once its context has stopped there is nothing to race with, and what the
+/// program destroys then may still call.
+SSE_DECL void stream::check_thread() const {
+    if (!worker_->runs_here() && !worker_->context().stopped()) {
+        throw std::system_error(errc::wrong_thread, "sse::stream");
+    }
+}
+
 SSE_DECL bool stream::must_begin() {
+    check_thread();
     const bool first = phase_ != phase::streaming;
     if (first && session_ && session_->end_of_input) { // it does not listen
         worker_->close(*this, end_reason::client_left);
@@ -7956,9 +7998,11 @@ SSE_DECL start stream::resolved(start from) const {
         const milliseconds most(std::numeric_limits<std::int32_t>::max()); // 24 days
         from.age_ = age > most ? most : ceil<milliseconds>(age);
     }
-    if (from.kind_ != start::kind::resume || !session_ || !session_->request) return from;
+    const bool resumes = from.kind_ == start::kind::resume;
+    if ((!resumes && !from.or_resume_) || !session_ || !session_->request) return from;
     std::string id = detail::last_event_id(*session_->request);
-    return id.empty() ? start::now() : start::after(std::move(id));
+    if (!id.empty()) return start::after(std::move(id));
+    return resumes ? start::now() : from;
 }
 
 SSE_DECL void stream::subscribe(std::string_view topic, subscribe_options how) {
@@ -7984,18 +8028,27 @@ SSE_DECL void stream::subscribe(std::string_view topic, subscribe_options how) {
 }
 
 SSE_DECL bool stream::unsubscribe(std::string_view topic) {
+    check_thread();
     return worker_->feed_.unsubscribe(*this, detail::checked_topic(topic));
 }
 
-SSE_DECL void stream::release() { worker_->feed_.release(*this); }
+SSE_DECL void stream::release() {
+    check_thread();
+    worker_->feed_.release(*this);
+}
 
 SSE_DECL void stream::close() {
+    check_thread();
     if (phase_ == phase::streaming) worker_->finish(*this, end_reason::ended);
 }
 
-SSE_DECL std::uint64_t stream::id() { return worker_->name_of(*this); }
+SSE_DECL std::uint64_t stream::id() {
+    check_thread();
+    return worker_->name_of(*this);
+}
 
 SSE_DECL void stream::set_user(std::string_view key) {
+    check_thread();
     const std::string topic = detail::user_topic(key);
     if (user() == key) return;
     const std::string old = std::exchange(rare().user, std::string(key));
@@ -8055,6 +8108,7 @@ SSE_DECL asio::awaitable<void> stream::send(std::span<const message> several) {
 }
 
 SSE_DECL bool stream::try_send(const message& m) {
+    check_thread();
     detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
     if (!open() || !session_) return false;
     try {
@@ -8071,17 +8125,25 @@ SSE_DECL bool stream::try_send(const message& m) {
 }
 
 SSE_DECL asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) {
+    check_thread();
     detail::steady_timer timer(socket_.get_executor(), time);
     co_await timer.async_wait(asio::use_awaitable);
 }
 
-SSE_DECL asio::awaitable<void> stream::closed() { return session_in_hand("closed").end(); }
+SSE_DECL asio::awaitable<void> stream::closed() {
+    check_thread();
+    return session_in_hand("closed").end();
+}
 
-SSE_DECL void stream::outlive_client() { session_in_hand("outlive_client").outlives_client = true; }
+SSE_DECL void stream::outlive_client() {
+    check_thread();
+    session_in_hand("outlive_client").outlives_client = true;
+}
 
 SSE_DECL bool stream::draining() const noexcept { return worker_->is_draining(); }
 
 SSE_DECL void stream::end_after(std::chrono::milliseconds time) {
+    check_thread();
     if (time.count() <= 0 || time > std::chrono::hours(21 * 24)) {
         throw std::invalid_argument("sse::stream::end_after: the time must be more than 0 and at "
                                     "most three weeks");
@@ -8090,6 +8152,7 @@ SSE_DECL void stream::end_after(std::chrono::milliseconds time) {
 }
 
 SSE_DECL void stream::add_header(std::string_view name, std::string_view value) {
+    check_thread();
     if (!detail::is_token(name) || detail::has_control(value)) {
         throw std::invalid_argument("sse::stream::add_header: '" + std::string(name) +
                                     "' is not a header name, or its value has a control character");
@@ -8110,6 +8173,7 @@ SSE_DECL void stream::add_header(std::string_view name, std::string_view value) 
 
 SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view content_type,
                                                std::string_view text) {
+    check_thread();
     if (status < 200 || status > 599) {
         throw std::invalid_argument("sse::stream::respond: status must be 200 to 599, not " +
                                     std::to_string(status));
@@ -8137,6 +8201,7 @@ SSE_DECL asio::awaitable<std::string> stream::body_some() { return read_body(fal
 /// Whole, or what has come of it.
 SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     using progress = detail::body_decoder::progress;
+    check_thread();
     detail::session& state = session_in_hand("body");
     if (!state.body_is_left()) co_return std::string();
     if (phase_ == phase::streaming) {

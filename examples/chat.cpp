@@ -49,8 +49,7 @@ asio::awaitable<void> enter(sse::server& server, presence& here, sse::stream& cl
     const std::string name = client.request().query_value("name").value_or("");
     if (!is_fit(name, 40))
         co_return co_await client.respond(400, "text/plain", "a name has 1 to 40 bytes\n");
-    const bool is_back = client.request().header("Last-Event-ID").has_value();
-    client.subscribe("/room", {.from = is_back ? sse::start::resume() : sse::start::last(50)});
+    client.subscribe("/room", {.from = sse::start::resume_or(sse::start::last(50))});
     here.add(client.id(), name);
     tell_who_is_here(server, here);
 }

@@ -84,8 +84,7 @@ asio::awaitable<void> watch(sse::stream& client) {
     const char* const end = asked.data() + asked.size();
     if (asked.empty() || std::from_chars(asked.data(), end, lines).ptr != end || lines > kept_lines)
         co_return co_await client.respond(400, "text/plain", "lines is a number up to 1000\n");
-    const bool is_back = client.request().header("Last-Event-ID").has_value();
-    client.subscribe("/log", {.from = is_back ? sse::start::resume() : sse::start::last(lines),
+    client.subscribe("/log", {.from = sse::start::resume_or(sse::start::last(lines)),
                               .lag = sse::lag_policy::skip});
 }
 

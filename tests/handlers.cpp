@@ -6,6 +6,7 @@
 #include "support/server.hpp"
 
 #include <asio/experimental/awaitable_operators.hpp>
+#include <asio/thread_pool.hpp>
 
 #include <doctest/doctest.h>
 
@@ -45,6 +46,9 @@ sse::handler counts_to(int end) {
         for (int n = 0; n < end; ++n) co_await client.send({.data = std::to_string(n)});
     };
 }
+
+/// The README's recipe for work that blocks.
+asio::awaitable<std::string> query(std::string name) { co_return "rows of " + name; }
 
 /// What errors were thrown, by the name of their code.
 struct error_log {
@@ -372,6 +376,116 @@ TEST_SUITE("finite streams") {
         CHECK(without_ids(peer.read_through("two\n\n")) == "data: two\n\n");
         server.publish("/news", {.data = "three"});
         CHECK(without_ids(peer.read_through("three\n\n")) == "data: three\n\n");
+    }
+
+    TEST_CASE("blocking work in a pool comes back to the handler's own thread") {
+        asio::thread_pool pool(2);
+        routes_server server(
+            {{"GET", "/show/{name}", [&](sse::stream& client) -> handler_result {
+                  std::string name(client.request().path_value("name"));
+                  const auto before = std::this_thread::get_id();
+                  for (int n = 0; n < 20; ++n) {
+                      const std::string rows =
+                          co_await asio::co_spawn(pool, query(name), asio::use_awaitable);
+                      const bool same = std::this_thread::get_id() == before;
+                      const std::string text = rows + (same ? "" : ", elsewhere");
+                      co_await client.send({.data = text});
+                  }
+              }}});
+        connection peer(server.port());
+        std::string expected;
+        for (int n = 0; n < 20; ++n) expected += "rows of a,";
+        CHECK(stream_on(peer, "/show/a") == expected);
+    }
+
+    TEST_CASE("a stream that is used off its worker's thread says so, and nothing is done") {
+        asio::thread_pool pool(1);
+        std::mutex mutex;
+        std::vector<std::string> wrong;
+        routes_server server({{"GET", "/hop", [&](sse::stream& client) -> handler_result {
+            co_await client.send({.data = "first"});
+            co_await asio::post(asio::bind_executor(pool, asio::use_awaitable));
+            const std::pair<const char*, std::function<void()>> calls[] = {
+                {"send", [&] { (void)client.send({.data = "x"}); }},
+                {"send several", [&] { (void)client.send(std::span<const sse::message>()); }},
+                {"try_send", [&] { (void)client.try_send({.data = "x"}); }},
+                {"begin", [&] { client.begin(); }},
+                {"subscribe", [&] { client.subscribe("/a"); }},
+                {"unsubscribe", [&] { (void)client.unsubscribe("/a"); }},
+                {"release", [&] { client.release(); }},
+                {"close", [&] { client.close(); }},
+                {"respond", [&] { (void)client.respond(200, "text/plain", "x"); }},
+                {"add_header", [&] { client.add_header("X", "y"); }},
+                {"end_after", [&] { client.end_after(1s); }},
+                {"set_user", [&] { client.set_user("ann"); }},
+                {"id", [&] { (void)client.id(); }},
+                {"closed", [&] { (void)client.closed(); }},
+                {"outlive_client", [&] { client.outlive_client(); }}};
+            for (const auto& [name, call] : calls) {
+                std::string what = std::string(name) + ": ";
+                try {
+                    call();
+                    what += "done";
+                } catch (const std::system_error& e) {
+                    what += e.code() == sse::errc::wrong_thread ? "wrong thread" : e.what();
+                } catch (const std::exception& e) { what += e.what(); }
+                const std::lock_guard lock(mutex);
+                wrong.push_back(what);
+            }
+            co_await asio::post(asio::bind_executor(client.get_executor(), asio::use_awaitable));
+            co_await client.send({.data = "last"});
+        }}});
+        connection peer(server.port());
+        CHECK(stream_on(peer, "/hop") == "first,last,");
+        const std::lock_guard lock(mutex);
+        CHECK(wrong.size() == 15);
+        for (const std::string& what : wrong) {
+            CHECK_MESSAGE(what.ends_with(": wrong thread"), what);
+        }
+    }
+
+    TEST_CASE("a worker that a handler held for over a second is told to the log") {
+        std::mutex mutex;
+        std::vector<std::string> held;
+        sse::options o = with_threads(1);
+        o.heartbeat = 40ms;
+        o.log = [&](const sse::log_entry& entry) {
+            if (entry.what != "worker held") return;
+            const std::lock_guard lock(mutex);
+            held.push_back(std::string(entry.detail));
+            CHECK(entry.duration >= 1s);
+            CHECK(entry.level == sse::log_level::warning);
+        };
+        routes_server server({{"GET", "/block", [&](sse::stream& client) -> handler_result {
+                                   std::this_thread::sleep_for(1200ms);
+                                   co_await client.respond(200, "text/plain", "x");
+                               }}},
+                             o);
+        CHECK(http_get(server.port(), "/block").status == 200);
+        REQUIRE(eventually([&] {
+            const std::lock_guard lock(mutex);
+            return !held.empty();
+        }));
+        CHECK(held.front().find("thread pool") != std::string::npos);
+    }
+
+    TEST_CASE("resume_or goes on behind the client's id, else as it says") {
+        routes_server server({{"GET", "/live", [](sse::stream& client) -> handler_result {
+            client.subscribe("/news", {.from = sse::start::resume_or(sse::start::last(2))});
+            co_return;
+        }}});
+        std::vector<std::string> ids;
+        for (int n = 1; n <= 4; ++n) {
+            server.publish("/news", {.data = std::to_string(n)});
+            ids.push_back(server.last_id());
+        }
+        event_client fresh(server.port(), "/live");
+        CHECK(fresh.next().data == "3");
+        CHECK(fresh.next().data == "4");
+        event_client back(server.port(), "/live", {{"Last-Event-ID", ids[0]}});
+        CHECK(back.next().data == "2");
+        event_client by_query(server.port(), "/live?lastEventId=" + ids[2]);
+        CHECK(by_query.next().data == "4");
     }
 
     TEST_CASE("each stream of a connection has a name of its own, and a beginning and an end") {

@@ -724,7 +724,8 @@ TEST_SUITE("publishing") {
             CHECK(server.try_broadcast({.id = id}) == sse::errc::reserved_id);
         }
         CHECK(server.last_id() == real);
-        for (const std::string& id : {std::string("abcdefgh-2"), epoch + "-x", epoch, "from " + real}) {
+        const std::vector<std::string> good{"abcdefgh-2", epoch + "-x", epoch, "from " + real};
+        for (const std::string& id : good) {
             server.publish("/a", {.data = "relayed", .id = id});
             server.publish("/a", {.data = "after"});
             CAPTURE(id);
