@@ -506,6 +506,8 @@ inline std::error_code make_error_code(errc code) noexcept {
 /// One event, or one comment. A trivially destructible aggregate of views: it is encoded before the
 /// call that takes it returns or suspends, so temporaries may stand in it, also in `co_await`
 /// expressions, where g++ 11 and 12 destroy aggregates that own memory twice.
+/// One shape is broken by these compilers all the same: `co_await client.send({.data = flag ? "a" :
+/// text})` with a std::string destroys the temporary of `?:` twice. Name the data first.
 ///
 ///     server.publish("/prices", {.event = "gold", .data = json});
 ///     co_await client.send({.event = "line", .data = make_text()});
