@@ -62,22 +62,34 @@
 #define SSE_VERSION_MINOR 1
 #define SSE_VERSION_PATCH 0
 
+// A compiler goes on after #error, for a thousand lines. A file that is not there stops it.
+#define SSE_STOP "sse.hpp: stopped, see the error above"
+
 #if (defined(_MSVC_LANG) ? _MSVC_LANG : __cplusplus) < 202002L
 #error "sse.hpp needs C++20: compile with -std=c++20 or later"
+#include SSE_STOP
 #endif
 
 #if defined(__GNUC__) && !defined(__cpp_exceptions)
 #error "sse.hpp needs exceptions: compile without -fno-exceptions"
+#include SSE_STOP
+#endif
+
+#if defined(BOOST_ASIO_VERSION) && BOOST_ASIO_VERSION <= 101801
+#error "sse.hpp and Boost.Asio 1.74 cannot stand in one source file: see examples/beast.cpp"
+#include SSE_STOP
 #endif
 
 #if !__has_include(<asio/version.hpp>)
 #error "sse.hpp needs standalone Asio 1.22.1 or newer: install libasio-dev, or add its include path"
+#include SSE_STOP
 #endif
 
 #include <asio/version.hpp>
 
 #if ASIO_VERSION < 102201
 #error "sse.hpp needs Asio 1.22.1 or newer"
+#include SSE_STOP
 #endif
 
 // Asio before 1.26 does not see that clang with libstdc++ has coroutines.
@@ -99,6 +111,7 @@
 
 #if !defined(ASIO_HAS_CO_AWAIT) || (!defined(ASIO_HAS_STD_COROUTINE) && ASIO_VERSION < 102600)
 #error "Asio found no coroutines: include sse.hpp before Asio, or compile with -fcoroutines"
+#include SSE_STOP
 #endif
 
 // Each file that includes this compiles all of it. A program of many files may define
@@ -107,6 +120,7 @@
 #if !defined(SSE_SEPARATE_COMPILATION)
 #if defined(SSE_SOURCE)
 #error "SSE_SOURCE goes with SSE_SEPARATE_COMPILATION, which all files of the program must define"
+#include SSE_STOP
 #endif
 #define SSE_DECL inline
 #define SSE_BODIES
@@ -124,6 +138,7 @@
 #if defined(SSE_ENABLE_IO_URING)
 #if !__has_include(<liburing.h>)
 #error "SSE_ENABLE_IO_URING needs liburing: install liburing-dev, and link with -luring"
+#include SSE_STOP
 #endif
 #include <liburing.h>
 #endif

@@ -195,6 +195,7 @@ run_quick() {
     build build-quick tests/tests tests/header_alone examples
     run_doctest build-quick
     check "the header alone" build-quick/tests/header_alone
+    check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
     check_hub
 }
 
@@ -228,6 +229,7 @@ run_release() {
     run_doctest build tests_faults
     say "running the rest"
     check "the header alone" build/tests/header_alone
+    check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
     run_readme
     check_hub
     if have valgrind; then
