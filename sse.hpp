@@ -315,8 +315,8 @@ public:
 
 #endif
 
-// --- sockets that no program started by this one gets: it would hold the port after the end of this
-// one, and each connection whose end its client then waits for
+// --- sockets that no program started by this one gets: it would hold the port after the end of
+// this one, and each connection whose end its client then waits for
 
 /// Where it cannot be said when the descriptor is made.
 inline void close_on_exec(asio::ip::tcp::socket::native_handle_type socket) noexcept {
@@ -347,8 +347,8 @@ void open_socket(Socket& socket, const asio::ip::tcp& protocol, asio::error_code
 #if defined(__linux__) // Asio has no flag for it, and another thread may start a program in between
     const int made =
         ::socket(protocol.family(), protocol.type() | SOCK_CLOEXEC, protocol.protocol());
-    failed = made < 0 ? asio::error_code(errno, asio::error::get_system_category())
-                      : asio::error_code();
+    failed =
+        made < 0 ? asio::error_code(errno, asio::error::get_system_category()) : asio::error_code();
     if (!failed) assign_socket(socket, protocol, made, failed);
 #else
     socket.open(protocol, failed);
@@ -363,8 +363,8 @@ void accept_socket(Acceptor& from, Socket& to, asio::ip::tcp::endpoint& peer,
 #if defined(__linux__)
     auto size = static_cast<socklen_t>(peer.capacity());
     const int made = ::accept4(from.native_handle(), peer.data(), &size, SOCK_CLOEXEC);
-    failed = made < 0 ? asio::error_code(errno, asio::error::get_system_category())
-                      : asio::error_code();
+    failed =
+        made < 0 ? asio::error_code(errno, asio::error::get_system_category()) : asio::error_code();
     if (failed) return;
     peer.resize(size);
     assign_socket(to, peer.protocol(), made, failed);
@@ -588,9 +588,8 @@ inline bool is_control(char c) noexcept { return (c >= 0 && c < ' ') || c == 0x7
 /// sends UTF-8; but clients built on fetch send Latin-1, and throw for the rest.
 inline bool is_returnable(std::string_view id) noexcept {
     constexpr std::size_t longest = 1024; // three times as long in a query
-    return id.empty() ||
-           (id.size() <= longest && id.front() != ' ' && id.back() != ' ' &&
-            std::none_of(id.begin(), id.end(), is_control) && is_ascii(id));
+    return id.empty() || (id.size() <= longest && id.front() != ' ' && id.back() != ' ' &&
+                          std::none_of(id.begin(), id.end(), is_control) && is_ascii(id));
 }
 
 } // namespace detail
@@ -1382,9 +1381,8 @@ inline bool is_token(std::string_view text) noexcept {
 
 /// What no value of a header field may have (RFC 9110 5.5).
 inline bool has_control(std::string_view text) noexcept {
-    return std::any_of(text.begin(), text.end(), [](char c) {
-        return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f;
-    });
+    return std::any_of(text.begin(), text.end(),
+                       [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; });
 }
 
 inline bool is_digits(std::string_view text) noexcept {
@@ -1528,8 +1526,8 @@ public:
     std::vector<field> fields; ///< Header fields in the order sent.
     std::uint64_t content_length = 0;
     std::string form_event_id; ///< The last event id that a form posted to options::prefix names.
-    bool chunked = false;    ///< Transfer-Encoding: chunked.
-    bool keep_alive = false; ///< The client would send another request after this one.
+    bool chunked = false;      ///< Transfer-Encoding: chunked.
+    bool keep_alive = false;   ///< The client would send another request after this one.
     bool is_head() const noexcept { return method == "HEAD"; }
 
     /// The target as sent, without the query: for logs, since it has no control characters, and
@@ -1697,12 +1695,12 @@ inline request::verdict request::check_single() const {
         std::string_view refusal;
         bool seen = false;
     };
-    std::array<single, 5> all{{{"Origin", "more than one Origin header"},
-                               {"Authorization", "more than one Authorization header"},
-                               {"Content-Type", "more than one Content-Type header"},
-                               {"Last-Event-ID", "more than one Last-Event-ID header"},
-                               {"Access-Control-Request-Method",
-                                "more than one Access-Control-Request-Method header"}}};
+    std::array<single, 5> all{
+        {{"Origin", "more than one Origin header"},
+         {"Authorization", "more than one Authorization header"},
+         {"Content-Type", "more than one Content-Type header"},
+         {"Last-Event-ID", "more than one Last-Event-ID header"},
+         {"Access-Control-Request-Method", "more than one Access-Control-Request-Method header"}}};
     for (const field& f : fields) {
         for (single& one : all) {
             if (!detail::equal_ignoring_case(f.name, one.name)) continue;
@@ -3626,8 +3624,8 @@ public:
         forget();
     }
 
-    // --- those who are behind: they wait in one queue, so that what a turn costs does not grow with
-    // their number
+    // --- those who are behind: they wait in one queue, so that what a turn costs does not grow
+    // with their number
 
     /// A turn for the one who has waited longest. False when nobody waits any more.
     bool catch_up();
@@ -3726,7 +3724,7 @@ private:
 
     static constexpr std::size_t own_turn_bytes = 1024 * 1024; // of one that follows nothing
     static constexpr std::size_t max_buffers = 64;             // what Asio gives to one call
-    static constexpr std::size_t max_looks = 4096; // at frames for one write
+    static constexpr std::size_t max_looks = 4096;             // at frames for one write
     static constexpr std::size_t max_runs = 128;
     static constexpr std::size_t run_step = 32 * 1024; // one that takes little has little copied
 
@@ -4824,7 +4822,7 @@ struct log_entry {
     /// Of a stream; with "worker held", how long the worker's thread was blocked at least. That is
     /// told from one second on, and for certain from two.
     std::chrono::milliseconds duration{0};
-    std::string_view detail = {};          ///< Why, where there is more to say.
+    std::string_view detail = {}; ///< Why, where there is more to say.
 };
 
 /// An open stream, for those who list, revoke or count them.
@@ -4876,9 +4874,9 @@ struct options {
     /// How long handlers may go on after stop(); then their coroutines are destroyed.
     std::chrono::milliseconds shutdown_timeout{5'000};
     /// Open connections in all. Over it a stream gets 503; other requests are served, one for each
-    /// connection, so that subscribers lock out neither who publishes nor who asks whether the server
-    /// is well. At most 256 connections are over a limit at a time, further ones end at once. 0: no
-    /// limit.
+    /// connection, so that subscribers lock out neither who publishes nor who asks whether the
+    /// server is well. At most 256 connections are over a limit at a time, further ones end at
+    /// once. 0: no limit.
     std::size_t max_connections = 10'000;
     /// Open connections from one address, or one /64 of IPv6; over it a stream gets 429, and other
     /// requests are served as above. 0: no limit.
@@ -5395,7 +5393,7 @@ struct hub {
     std::atomic<std::uint64_t> no_room{0};
     std::atomic<std::size_t> refusing{0}; ///< Open connections that a limit refused.
     std::atomic<bool> said_no_io_uring{false};
-    std::atomic<bool> said_no_client{false}; ///< That a trusted proxy names none.
+    std::atomic<bool> said_no_client{false};      ///< That a trusted proxy names none.
     std::vector<std::unique_ptr<worker>> workers; ///< They refer to the rest.
     std::unique_ptr<detail::lifecycle> life;      ///< Destroyed first: it refers to them.
 };
@@ -5806,8 +5804,8 @@ struct session {
     bool handling = false;    // a handler runs
     bool handed_over = false; // by another server, to which it does not go back
     bool outlives_client = false;
-    bool served = false;  // a request was answered before
-    bool mending = false; // options::on_gap runs
+    bool served = false;    // a request was answered before
+    bool mending = false;   // options::on_gap runs
     bool resumable = false; // the handler views a job, in which its client can go on elsewhere
 };
 
@@ -6105,8 +6103,8 @@ private:
         bool nothing() const noexcept { return status == 0 && !last_chunk; }
     };
 
-    static constexpr std::size_t slice_writes = 64;         // then others get a turn
-    static constexpr std::size_t frames_per_write = 64;     // as long as which a look at them takes
+    static constexpr std::size_t slice_writes = 64;     // then others get a turn
+    static constexpr std::size_t frames_per_write = 64; // as long as which a look at them takes
     // Of those who are behind: beside a pass, else, and to let them keep up with publishers.
     static constexpr std::chrono::microseconds short_turn{100}, turn{500}, longest_turn{20'000};
     static constexpr std::size_t max_discarded = 64 * 1024; // read from a client in one turn
@@ -6235,7 +6233,7 @@ private:
     send_ring sends_;
     bool fanning_ = false;
     clock::time_point slice_ended_{}; // of the pass in hand
-    bool catching_up_ = false; // it is posted
+    bool catching_up_ = false;        // it is posted
     detail::operation_memory turn_memory_;
     std::vector<stream*> connections_; // all; holds a reference to each
     std::unique_ptr<waiter> woken_;    // they go on, the first first
@@ -6942,7 +6940,7 @@ SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) {
 }
 
 SSE_DECL void worker::set_end(stream& s, std::uint32_t at) {
-    s.ends_at_ = at == 0 ? 1 : at; // 0 stands for never
+    s.ends_at_ = at == 0 ? 1 : at;        // 0 stands for never
     const bool sweeping = sweep_at_ != 0; // then it is armed at the end
     if (note_end(s.ends_at_) && !sweeping && sweep_timer_ && !stopping_) arm_sweep();
 }
@@ -7500,8 +7498,7 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& st
         progress = parser.feed(state.input);
     }
     const bool came = progress != head_parser::progress::need_more;
-    if (!s.open_ || (!came && (state.is_blank() || !state.timed_out)))
-        co_return request::verdict();
+    if (!s.open_ || (!came && (state.is_blank() || !state.timed_out))) co_return request::verdict();
     request& r = state.request.emplace();
     r.client = state.peer;
     state.answered = false;
@@ -8710,9 +8707,9 @@ SSE_DECL int lifecycle::admit(arrival& one) {
     if (o.max_connections != 0 && open >= o.max_connections + refusing) return refuse(503);
     if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
     if (hub_.speaks_for_others(one.peer)) return 0; // counted once the head is read
-    one.counted = hub_.addresses.enter(counted_as(one.peer), o.max_connections_per_ip,
-                                       o.connect_rate_per_ip, std::chrono::steady_clock::now(),
-                                       &one.too_fast);
+    one.counted =
+        hub_.addresses.enter(counted_as(one.peer), o.max_connections_per_ip, o.connect_rate_per_ip,
+                             std::chrono::steady_clock::now(), &one.too_fast);
     return one.counted ? 0 : refuse(429);
 }
 
@@ -9919,7 +9916,7 @@ struct client_options {
     std::optional<bool> reconnect = {};
     std::chrono::milliseconds retry{3'000};      ///< Wait before that, until the server gives one.
     std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait up to this.
-    double jitter = 0.25;         ///< Up to this part of the wait is added to it, at random.
+    double jitter = 0.25; ///< Up to this part of the wait is added to it, at random.
     /// Failed connections in a row, after which the last error is thrown. 0: it never gives up. A
     /// stream counts as failed too if it ends before its first event, unless it was open for longer
     /// than the wait before it. With the waits above, 5 attempts last 45 s, 10 last 5.5 minutes,
@@ -9936,11 +9933,11 @@ struct client_options {
     /// To resolve the name, and then for each of its addresses: the next one is tried beside it
     /// after 250 ms. 0: none.
     std::chrono::milliseconds connect_timeout{10'000};
-    std::chrono::milliseconds head_timeout{30'000};    ///< From the request to the answer's head.
-    std::chrono::milliseconds silence_timeout{0};      ///< Without a byte of a stream. 0: none.
-    std::size_t max_redirects = 20;                    ///< The Fetch standard's number.
-    std::size_t max_event = 16 * 1024 * 1024; ///< Data, type and id of one event, in bytes.
-    std::size_t max_head_bytes = 64 * 1024;   ///< Of a response, with all 1xx before it.
+    std::chrono::milliseconds head_timeout{30'000}; ///< From the request to the answer's head.
+    std::chrono::milliseconds silence_timeout{0};   ///< Without a byte of a stream. 0: none.
+    std::size_t max_redirects = 20;                 ///< The Fetch standard's number.
+    std::size_t max_event = 16 * 1024 * 1024;       ///< Data, type and id of one event, in bytes.
+    std::size_t max_head_bytes = 64 * 1024;         ///< Of a response, with all 1xx before it.
 };
 
 namespace detail {
@@ -10508,11 +10505,11 @@ private:
     std::optional<event> found_; // by the last step, not yet given
     std::exception_ptr failure_; // the same
     std::uint64_t connections_ = 0;
-    std::size_t failures_ = 0; // in a row
-    std::string detail_;       // of the last failure, for its message
-    bool proven_ = false;      // the stream has given an event
-    clock::time_point opened_; // the stream
-    bool pausing_ = false;     // before the next attempt
+    std::size_t failures_ = 0;                 // in a row
+    std::string detail_;                       // of the last failure, for its message
+    bool proven_ = false;                      // the stream has given an event
+    clock::time_point opened_;                 // the stream
+    bool pausing_ = false;                     // before the next attempt
     std::chrono::milliseconds pause_{0};       // the last one, before the first that of the option
     std::chrono::milliseconds retry_after_{0}; // the least that the server asked for
     std::minstd_rand random_{std::random_device()()}; // spreads reconnects, keeps no secret

@@ -157,12 +157,8 @@ publication from_fields(std::vector<std::pair<std::string, std::string>> fields)
     publication result;
     std::optional<std::string> event, data, retry, key, ephemeral;
     const std::pair<std::string_view, std::optional<std::string>*> known[] = {
-        {"event", &event},
-        {"data", &data},
-        {"id", &result.id},
-        {"retry", &retry},
-        {"key", &key},
-        {"ephemeral", &ephemeral}};
+        {"event", &event}, {"data", &data}, {"id", &result.id},
+        {"retry", &retry}, {"key", &key},   {"ephemeral", &ephemeral}};
     for (auto& [name, value] : fields) {
         std::optional<std::string>* field = nullptr;
         for (const auto& [known_name, place] : known)
@@ -205,9 +201,8 @@ void require_utf8_charset(std::string_view parameters) {
         if (same_ignoring_case(value, "utf-8") || same_ignoring_case(value, "utf8") ||
             same_ignoring_case(value, "us-ascii"))
             continue;
-        throw bad_body("the charset '" + std::string(value) +
-                           "' is not taken; send the body as UTF-8",
-                       415);
+        throw bad_body(
+            "the charset '" + std::string(value) + "' is not taken; send the body as UTF-8", 415);
     }
 }
 
@@ -249,9 +244,8 @@ publication read_publication(std::string_view content_type, std::string body) {
 }
 
 // The publication, or the refusal that explains why it is none.
-std::pair<publication, std::optional<answer>> try_read(const sse::request& request,
-                                                       std::string_view content_type,
-                                                       std::string body) {
+std::pair<publication, std::optional<answer>>
+try_read(const sse::request& request, std::string_view content_type, std::string body) {
     try {
         const std::string_view coding = trimmed(request.header("Content-Encoding").value_or(""));
         if (!coding.empty() && !same_ignoring_case(coding, "identity"))

@@ -380,18 +380,17 @@ TEST_SUITE("finite streams") {
 
     TEST_CASE("blocking work in a pool comes back to the handler's own thread") {
         asio::thread_pool pool(2);
-        routes_server server(
-            {{"GET", "/show/{name}", [&](sse::stream& client) -> handler_result {
-                  std::string name(client.request().path_value("name"));
-                  const auto before = std::this_thread::get_id();
-                  for (int n = 0; n < 20; ++n) {
-                      const std::string rows =
-                          co_await asio::co_spawn(pool, query(name), asio::use_awaitable);
-                      const bool same = std::this_thread::get_id() == before;
-                      const std::string text = rows + (same ? "" : ", elsewhere");
-                      co_await client.send({.data = text});
-                  }
-              }}});
+        routes_server server({{"GET", "/show/{name}", [&](sse::stream& client) -> handler_result {
+                                   std::string name(client.request().path_value("name"));
+                                   const auto before = std::this_thread::get_id();
+                                   for (int n = 0; n < 20; ++n) {
+                                       const std::string rows = co_await asio::co_spawn(
+                                           pool, query(name), asio::use_awaitable);
+                                       const bool same = std::this_thread::get_id() == before;
+                                       const std::string text = rows + (same ? "" : ", elsewhere");
+                                       co_await client.send({.data = text});
+                                   }
+                               }}});
         connection peer(server.port());
         std::string expected;
         for (int n = 0; n < 20; ++n) expected += "rows of a,";
@@ -402,39 +401,41 @@ TEST_SUITE("finite streams") {
         asio::thread_pool pool(1);
         std::mutex mutex;
         std::vector<std::string> wrong;
-        routes_server server({{"GET", "/hop", [&](sse::stream& client) -> handler_result {
-            co_await client.send({.data = "first"});
-            co_await asio::post(asio::bind_executor(pool, asio::use_awaitable));
-            const std::pair<const char*, std::function<void()>> calls[] = {
-                {"send", [&] { (void)client.send({.data = "x"}); }},
-                {"send several", [&] { (void)client.send(std::span<const sse::message>()); }},
-                {"try_send", [&] { (void)client.try_send({.data = "x"}); }},
-                {"begin", [&] { client.begin(); }},
-                {"subscribe", [&] { client.subscribe("/a"); }},
-                {"unsubscribe", [&] { (void)client.unsubscribe("/a"); }},
-                {"release", [&] { client.release(); }},
-                {"close", [&] { client.close(); }},
-                {"respond", [&] { (void)client.respond(200, "text/plain", "x"); }},
-                {"add_header", [&] { client.add_header("X", "y"); }},
-                {"end_after", [&] { client.end_after(1s); }},
-                {"set_user", [&] { client.set_user("ann"); }},
-                {"id", [&] { (void)client.id(); }},
-                {"closed", [&] { (void)client.closed(); }},
-                {"outlive_client", [&] { client.outlive_client(); }}};
-            for (const auto& [name, call] : calls) {
-                std::string what = std::string(name) + ": ";
-                try {
-                    call();
-                    what += "done";
-                } catch (const std::system_error& e) {
-                    what += e.code() == sse::errc::wrong_thread ? "wrong thread" : e.what();
-                } catch (const std::exception& e) { what += e.what(); }
-                const std::lock_guard lock(mutex);
-                wrong.push_back(what);
-            }
-            co_await asio::post(asio::bind_executor(client.get_executor(), asio::use_awaitable));
-            co_await client.send({.data = "last"});
-        }}});
+        routes_server server(
+            {{"GET", "/hop", [&](sse::stream& client) -> handler_result {
+                  co_await client.send({.data = "first"});
+                  co_await asio::post(asio::bind_executor(pool, asio::use_awaitable));
+                  const std::pair<const char*, std::function<void()>> calls[] = {
+                      {"send", [&] { (void)client.send({.data = "x"}); }},
+                      {"send several", [&] { (void)client.send(std::span<const sse::message>()); }},
+                      {"try_send", [&] { (void)client.try_send({.data = "x"}); }},
+                      {"begin", [&] { client.begin(); }},
+                      {"subscribe", [&] { client.subscribe("/a"); }},
+                      {"unsubscribe", [&] { (void)client.unsubscribe("/a"); }},
+                      {"release", [&] { client.release(); }},
+                      {"close", [&] { client.close(); }},
+                      {"respond", [&] { (void)client.respond(200, "text/plain", "x"); }},
+                      {"add_header", [&] { client.add_header("X", "y"); }},
+                      {"end_after", [&] { client.end_after(1s); }},
+                      {"set_user", [&] { client.set_user("ann"); }},
+                      {"id", [&] { (void)client.id(); }},
+                      {"closed", [&] { (void)client.closed(); }},
+                      {"outlive_client", [&] { client.outlive_client(); }}};
+                  for (const auto& [name, call] : calls) {
+                      std::string what = std::string(name) + ": ";
+                      try {
+                          call();
+                          what += "done";
+                      } catch (const std::system_error& e) {
+                          what += e.code() == sse::errc::wrong_thread ? "wrong thread" : e.what();
+                      } catch (const std::exception& e) { what += e.what(); }
+                      const std::lock_guard lock(mutex);
+                      wrong.push_back(what);
+                  }
+                  co_await asio::post(
+                      asio::bind_executor(client.get_executor(), asio::use_awaitable));
+                  co_await client.send({.data = "last"});
+              }}});
         connection peer(server.port());
         CHECK(stream_on(peer, "/hop") == "first,last,");
         const std::lock_guard lock(mutex);
@@ -456,7 +457,8 @@ TEST_SUITE("finite streams") {
             CHECK(entry.duration >= 1s);
             CHECK(entry.level == sse::log_level::warning);
         };
-        routes_server server({{"GET", "/block", [&](sse::stream& client) -> handler_result {
+        routes_server server({{"GET", "/block",
+                               [&](sse::stream& client) -> handler_result {
                                    std::this_thread::sleep_for(1200ms);
                                    co_await client.respond(200, "text/plain", "x");
                                }}},
@@ -470,10 +472,11 @@ TEST_SUITE("finite streams") {
     }
 
     TEST_CASE("resume_or goes on behind the client's id, else as it says") {
-        routes_server server({{"GET", "/live", [](sse::stream& client) -> handler_result {
-            client.subscribe("/news", {.from = sse::start::resume_or(sse::start::last(2))});
-            co_return;
-        }}});
+        routes_server server(
+            {{"GET", "/live", [](sse::stream& client) -> handler_result {
+                  client.subscribe("/news", {.from = sse::start::resume_or(sse::start::last(2))});
+                  co_return;
+              }}});
         std::vector<std::string> ids;
         for (int n = 1; n <= 4; ++n) {
             server.publish("/news", {.data = std::to_string(n)});

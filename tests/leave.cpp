@@ -57,7 +57,8 @@ TEST_SUITE("leave") {
         sse::group_options guarded;
         guarded.authorize = o.authorize;
         running_server server(o, [&](sse::server& s) {
-            s.route("POST", "/unread", [&](sse::stream& c) -> handler_result { co_await waits(c); });
+            s.route("POST", "/unread",
+                    [&](sse::stream& c) -> handler_result { co_await waits(c); });
             s.route("POST", "/some", [&](sse::stream& c) -> handler_result {
                 const std::string piece = co_await c.body_some();
                 co_await waits(c);
@@ -236,9 +237,13 @@ TEST_SUITE("leave") {
                       "\r\n");
             return peer.read_response(method).header("Connection");
         };
-        for (const auto& [method, target] :
-             {std::pair("GET", "/x"), {"HEAD", "/x"}, {"GET", "/health"}, {"GET", "/nothing"},
-              {"GET", "/missing"}, {"POST", "/x"}, {"OPTIONS", "/x"}}) {
+        for (const auto& [method, target] : {std::pair("GET", "/x"),
+                                             {"HEAD", "/x"},
+                                             {"GET", "/health"},
+                                             {"GET", "/nothing"},
+                                             {"GET", "/missing"},
+                                             {"POST", "/x"},
+                                             {"OPTIONS", "/x"}}) {
             CAPTURE(method);
             CAPTURE(target);
             connection kept(server.port()), closed(server.port()), modern(server.port());
@@ -305,8 +310,8 @@ TEST_SUITE("leave") {
               "LastEventId", "lasteventid", "evs_last_event_id", "Last%2DEvent%2DID"}) {
             CAPTURE(name);
             const std::string pair = std::string(name) + "=one";
-            CHECK(first_data("GET /subscribe/a?" + pair +
-                             " HTTP/1.1\r\nHost: localhost\r\n\r\n") == "data: 2\n");
+            CHECK(first_data("GET /subscribe/a?" + pair + " HTTP/1.1\r\nHost: localhost\r\n\r\n") ==
+                  "data: 2\n");
             const std::string form = "topic=a&" + pair;
             CHECK(first_data(with_body("/subscribe",
                                        "Content-Length: " + std::to_string(form.size()) + "\r\n",
@@ -379,8 +384,7 @@ TEST_SUITE("leave") {
     TEST_CASE("a cookie is found by its name, as it was sent") {
         const auto cookie = [](std::string_view fields, std::string_view name) {
             sse::request r;
-            const std::string head =
-                "GET / HTTP/1.1\r\nHost: a\r\n" + std::string(fields) + "\r\n";
+            const std::string head = "GET / HTTP/1.1\r\nHost: a\r\n" + std::string(fields) + "\r\n";
             CHECK(r.parse(head).status == 0);
             const auto found = r.cookie(name);
             return found ? std::string(*found) : "none";

@@ -112,8 +112,8 @@ private:
             while (!under_way.empty() && under_way.begin()->first <= steady::now()) {
                 const packet& first = under_way.begin()->second;
                 // A full queue loses the packet, as queues do.
-                static_cast<void>(!::write(ends_[first.to].get(), first.bytes.data(),
-                                           first.bytes.size()));
+                static_cast<void>(
+                    !::write(ends_[first.to].get(), first.bytes.data(), first.bytes.size()));
                 under_way.erase(under_way.begin());
             }
         }
@@ -324,7 +324,8 @@ void bad_link(two_namespaces& network) {
     event_client client(at.port, "/subscribe", {}, {.host = server_host, .until = 60s});
     const auto now = [] {
         return std::chrono::duration_cast<std::chrono::milliseconds>(
-                   steady::now().time_since_epoch()).count();
+                   steady::now().time_since_epoch())
+            .count();
     };
     std::thread publisher([&] {
         for (int i = 0; i < messages; ++i) {
@@ -346,9 +347,10 @@ void bad_link(two_namespaces& network) {
     const std::size_t n = delays.size();
     say(in_order == messages, "5 % loss and 200 ms of delay each way",
         std::to_string(in_order) + " of " + std::to_string(messages) + " messages in order, " +
-            (n == 0 ? "" : "median " + std::to_string(delays[n / 2]) + " ms, 99 % within " +
-                               std::to_string(delays[n * 99 / 100]) + " ms, the last after " +
-                               std::to_string(delays[n - 1]) + " ms"));
+            (n == 0 ? ""
+                    : "median " + std::to_string(delays[n / 2]) + " ms, 99 % within " +
+                          std::to_string(delays[n * 99 / 100]) + " ms, the last after " +
+                          std::to_string(delays[n - 1]) + " ms"));
 }
 
 /// A client that stops reading for a minute.
@@ -393,9 +395,12 @@ int run() {
         return 0;
     }
     const std::vector<std::function<void()>> all = {
-        [&] { idle_stream(*network); },         [&] { stream_with_heartbeats(*network); },
-        [&] { busy_stream(*network); },         [&] { waiting_handler(*network); },
-        [&] { event_source(*network); },        [&] { bad_link(*network); },
+        [&] { idle_stream(*network); },
+        [&] { stream_with_heartbeats(*network); },
+        [&] { busy_stream(*network); },
+        [&] { waiting_handler(*network); },
+        [&] { event_source(*network); },
+        [&] { bad_link(*network); },
         [&] { zero_window(*network, 30s, true); },
         [&] { zero_window(*network, 5min, false); },
     };

@@ -1080,8 +1080,8 @@ TEST_CASE("a loopback host is localhost, a name below it, or a loopback address"
         CAPTURE(host);
         CHECK(is_loopback_host(host));
     }
-    for (const auto host : {"localhost.evil"sv, "evillocalhost"sv, "127.0.0.1.evil"sv, "128.0.0.1"sv,
-                            "127.evil"sv, ""sv, "[::2]"sv, "0.0.0.0"sv}) {
+    for (const auto host : {"localhost.evil"sv, "evillocalhost"sv, "127.0.0.1.evil"sv,
+                            "128.0.0.1"sv, "127.evil"sv, ""sv, "[::2]"sv, "0.0.0.0"sv}) {
         CAPTURE(host);
         CHECK(!is_loopback_host(host));
     }
@@ -1094,8 +1094,9 @@ TEST_CASE("an entry of the hosts is read as it is compared, and what matches not
     CHECK(read_host("::1") == "[::1]");
     CHECK(read_host("[::1]:80") == "[::1]");
     CHECK(read_host("*") == "*");
-    for (const auto text : {""sv, "http://name"sv, "name/"sv, "a b"sv, "*example"sv, "a.*.example"sv,
-                            "*."sv, "*:80"sv, "name:"sv, "name:http"sv, "u@name"sv, "::1%eth0"sv}) {
+    for (const auto text :
+         {""sv, "http://name"sv, "name/"sv, "a b"sv, "*example"sv, "a.*.example"sv, "*."sv,
+          "*:80"sv, "name:"sv, "name:http"sv, "u@name"sv, "::1%eth0"sv}) {
         CAPTURE(text);
         CHECK(!read_host(text));
     }

@@ -698,8 +698,8 @@ TEST_SUITE("publishing") {
         running_server server;
         dice dice(20251128);
         const std::string letters = "ab -%\"\\\xc2\x85\xe2\x82\xac\xf0\x9f\x98\x80\x01\x7f";
-        std::set<std::string> ids{std::string(1024, 'x'), "a b", "%20", "\"\\", "\xe2\x82\xac",
-                                  "\xf0\x9f\x98\x80", "\xc2\x85"};
+        std::set<std::string> ids{std::string(1024, 'x'), "a b",     "%20", "\"\\", "\xe2\x82\xac",
+                                  "\xf0\x9f\x98\x80",     "\xc2\x85"};
         while (ids.size() < 60) ids.insert(dice.bytes(12, letters));
         int taken = 0;
         for (const std::string& id : ids) {
