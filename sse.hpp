@@ -11087,7 +11087,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::resolve(const http_url& u
     }
     const auto port = static_cast<std::uint16_t>(std::stoi(url.port));
     endpoints_.clear();
-    for (const auto& address : found) endpoints_.emplace_back(address, port);
+    for (const auto& one : found) endpoints_.emplace_back(one, port);
     order_endpoints();
     co_return std::error_code();
 }
