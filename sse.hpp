@@ -4977,7 +4977,7 @@ struct group_options {
 
 /// A snapshot of what happened, summed over the workers.
 struct counters {
-    std::uint64_t connections = 0;     ///< Open now.
+    std::uint64_t connections = 0;     ///< Open now; this and streams are gauges.
     std::uint64_t streams = 0;         ///< Open event streams now.
     std::uint64_t accepted = 0;        ///< Connections accepted since the start.
     std::uint64_t refused = 0;         ///< Connections refused by a limit.
@@ -5567,8 +5567,11 @@ public:
     /// errc::closed. The end of the server cancels it still. Only while the handler runs.
     void outlive_client();
 
-    /// Adds a header line to the answer, before it begins. Throws std::invalid_argument for a name
-    /// that is no token or a value with a line break, std::logic_error once the answer has begun.
+    /// Adds a header line to the response, before it begins. Throws std::invalid_argument for a
+    /// name that is not a token, a value with a control character, and what the server writes
+    /// itself: Content-Length, Transfer-Encoding, Connection, Keep-Alive, Upgrade, Trailer, Date,
+    /// Content-Type, Cache-Control, X-Accel-Buffering. Throws std::logic_error once the response
+    /// has begun.
     void add_header(std::string_view name, std::string_view value);
 
     /// Answers with a whole body instead of a stream; the connection may serve further requests.
