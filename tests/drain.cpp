@@ -482,7 +482,7 @@ TEST_SUITE("drain and handlers") {
         }
         REQUIRE(eventually([&] { return begun == 20; }));
         event_client follower(server.port(), "/subscribe/t");
-        draining drain(server, {.window = 20s, .farewell = sse::message{.data = "bye"}});
+        draining drain(server, {.window = 8s, .farewell = sse::message{.data = "bye"}});
         // The one that follows topics leaves at some time in the window; the handlers have all of
         // it.
         CHECK(follower.next().data == "bye");

@@ -340,10 +340,10 @@ private:
         require(all && crowd.all_got_the_same(), "not all who catch up at once get the same");
         if (std::min(quiet.size(), waits.size()) < 20)
             return require(false, "beside those who catch up nothing comes");
-        const auto slow = [](std::vector<clock::duration>& all) { // one of a hundred is slower
-            std::sort(all.begin(), all.end());
+        const auto slow = [](std::vector<clock::duration>& times) { // one of a hundred is slower
+            std::sort(times.begin(), times.end());
             return std::chrono::duration_cast<std::chrono::milliseconds>(
-                all[all.size() * 99 / 100]);
+                times[times.size() * 99 / 100]);
         };
         const auto alone = slow(quiet), late = slow(waits);
         require(late <= 10 * alone + std::chrono::milliseconds(100),
