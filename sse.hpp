@@ -2044,6 +2044,9 @@ public:
         return true;
     }
 
+    /// The body stays without an end: end() is false from now on.
+    void cut_short() noexcept { ended_ = true; }
+
     /// Hands buffers to `write`, which says how much it took, or nothing when it is broken: then
     /// this object may be gone. How much of them is taken.
     template <class Write>
@@ -6959,6 +6962,11 @@ SSE_DECL bool worker::note_end(std::uint32_t at) noexcept {
 SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
     if (s.is_finishing()) return;
     s.why_ = why;
+    // The last chunk says that the response is whole, which only its handler knows. One that is
+    // still running has not said so, unless by close(), and may have returned when a slow client
+    // has read all that is queued.
+    const bool cut = why != end_reason::ended && s.session_ && s.session_->handling;
+    if (cut && s.chunks()) s.chunks()->cut_short();
     make_room(); // what was published before counts
     const stream_ref held(&s);
     feed_.finish(s, std::move(last));
@@ -7348,10 +7356,7 @@ SSE_DECL bool stream::mend(const gap& g) {
 }
 
 SSE_DECL void stream::finished() {
-    // The last chunk says that the response is whole: only its handler can know. A handler that is
-    // still running has not said so, unless by close().
-    const bool whole = why_ == end_reason::ended || !session_ || !session_->handling;
-    if (phase_ == phase::streaming && whole && chunks() && chunks()->end()) {
+    if (phase_ == phase::streaming && chunks() && chunks()->end()) {
         rare_->said_farewell = true;
         return worker_->feed_.put(*this, detail::last_chunk_frame()); // then comes again
     }
@@ -7978,7 +7983,7 @@ SSE_DECL void stream::begin_streaming(bool finite) {
     // Varnish holds what comes with the head of a body that ends with its connection.
     const bool framed = finite || request().header("X-Varnish");
     const bool chunked = framed && request().takes_chunks() && !request().is_head() &&
-                         session_->may_serve_another() && !worker_->farewell_ &&
+                         session_->may_serve_another() &&
                          session_->input.size() <= worker_->hub_.options.max_head_bytes;
     worker_->enter(*this, phase::streaming);
     if (!chunked) session_->input.clear();
@@ -7988,7 +7993,8 @@ SSE_DECL void stream::begin_streaming(bool finite) {
     const std::string head = detail::answer_head(
         200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
              "X-Accel-Buffering: no\r\n" +
-                 std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "Connection: close\r\n") +
+                 std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "") +
+                 std::string(chunked && !worker_->farewell_ ? "" : "Connection: close\r\n") +
                  session_->answer_headers);
     session_->answer_headers.clear();
     session_->answer_headers.shrink_to_fit();

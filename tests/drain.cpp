@@ -501,6 +501,70 @@ TEST_SUITE("drain and handlers") {
         CHECK(result.cut == 0);
     }
 
+    TEST_CASE(
+        "a response that is cut is not whole, though its handler returns before its client reads") {
+        const std::string much(8'000'000, 'x');
+        for (const bool by_drain : {false, true}) {
+            CAPTURE(by_drain);
+            std::atomic<int> ended{0};
+            running_server server(with_threads(1), [&](sse::server& s) {
+                s.route("GET", "/much", [&](sse::stream& client) -> handler_result {
+                    const count_end guard{ended};
+                    if (by_drain) {
+                        client.subscribe("/t"); // what has no end of its own leaves at random
+                    } else {
+                        client.end_after(50ms);
+                    }
+                    client.try_send({.data = much});
+                    while (client.open()) co_await client.sleep_for(1ms);
+                });
+            });
+            connection peer(server.port(), {.receive_buffer = 4096});
+            // Through Varnish, a stream that follows topics is chunked too.
+            peer.send("GET /much HTTP/1.1\r\nHost: localhost\r\nX-Varnish: 1\r\n\r\n");
+            CHECK(eventually([&] { return server.counters().bytes > 10'000; }));
+            std::optional<draining> drain;
+            if (by_drain) drain.emplace(server, sse::drain_options{.window = 5s});
+            CHECK(eventually([&] { return ended == 1; }));
+            const std::string all = peer.read_to_end();
+            CHECK(all.size() > much.size());
+            CHECK_FALSE(all.ends_with("\r\n0\r\n\r\n"));
+            peer.close();
+        }
+    }
+
+    TEST_CASE("a response that begins during a drain shows whether it is whole") {
+        std::atomic<int> waiting{0};
+        std::atomic<int> sent{0};
+        running_server server(with_threads(1), [&](sse::server& s) {
+            s.route("GET", "/{kind}", [&](sse::stream& client) -> handler_result {
+                ++waiting;
+                while (!client.draining()) co_await client.sleep_for(1ms);
+                co_await client.send({.data = "sent"});
+                ++sent;
+                if (client.request().path_value("kind") == "part") co_await wait_an_hour(client);
+            });
+        });
+        connection part(server.port()), whole(server.port());
+        part.send_request("GET", "/part");
+        whole.send_request("GET", "/whole");
+        REQUIRE(eventually([&] { return waiting == 2; }));
+        draining drain(server, {.window = 1s});
+        for (connection* const client : {&part, &whole}) {
+            const response head = client->read_head();
+            CHECK(head.header("Transfer-Encoding") == "chunked");
+            CHECK(head.header("Connection") == "close");
+        }
+        CHECK(whole.read_to_end().ends_with("data: sent\n\n\r\n0\r\n\r\n"));
+        CHECK(part.read_to_end().ends_with("data: sent\n\n\r\n"));
+        part.close();
+        whole.close();
+        const auto result = drain.get();
+        CHECK(sent == 2);
+        CHECK(result.closed == 1);
+        CHECK(result.cut == 1);
+    }
+
     TEST_CASE("a handler that looks whether the server is draining ends its endless stream whole") {
         running_server server(with_threads(1), [&](sse::server& s) {
             s.route("GET", "/endless", [&](sse::stream& client) -> handler_result {
