@@ -7193,7 +7193,7 @@ SSE_DECL void worker::arm_sweep() {
         std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(500));
     if (next_end_ != 0) { // not to the millisecond: many ends that are near cost few sweeps
         const auto left = static_cast<std::int32_t>(next_end_ - milliseconds_now());
-        period = std::min(period, std::chrono::milliseconds(std::max(left, 20)));
+        period = std::min(period, std::chrono::milliseconds(std::max(left, 40)));
     }
     sweep_timer_->expires_after(period);
     sweep_timer_->async_wait([this](const asio::error_code& failed) {
