@@ -6161,6 +6161,7 @@ private:
 
     // Deadlines
     void arm_sweep();
+    void begin_sweep();
     void sweep();
     void say_held(std::chrono::steady_clock::duration late);
     void say_no_io_uring(const std::error_code& why);
@@ -6248,6 +6249,7 @@ private:
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
     std::optional<steady_timer> sweep_timer_;
     std::optional<steady_timer> look_timer_; // into the ring, later
+    std::optional<steady_timer> end_timer_;  // for a sweep before the next: a stream's time is over
     std::size_t sweep_at_ = 0;
     std::uint32_t next_end_ = 0; // the first of ends_at_, as far as the sweep has seen; 0: none
     std::shared_ptr<const farewell> farewell_; // once a drain has begun
@@ -6360,7 +6362,7 @@ SSE_DECL worker::worker(hub& shared, std::size_t index, asio::io_context* contex
     : own_(context ? nullptr : std::make_unique<asio::io_context>(1)),
       io_(context ? *context : *own_), hub_(shared), index_(index), feed_(feed_settings(shared)),
       sends_(shared.options.io_uring), scratch_(std::make_unique<std::array<char, 64 * 1024>>()),
-      sweep_timer_(io_), look_timer_(io_) {
+      sweep_timer_(io_), look_timer_(io_), end_timer_(io_) {
     if (own_) guard_.emplace(io_.get_executor());
 }
 
@@ -6376,6 +6378,7 @@ SSE_DECL void worker::let_go() noexcept {
     connections_.clear();
     sweep_timer_.reset();
     look_timer_.reset();
+    end_timer_.reset();
     forget_waiters();
 }
 
@@ -6446,13 +6449,16 @@ SSE_DECL void worker::shut_down() noexcept {
         stopping_ = true;
         if (!fanning_) fan_out();
         while (fanning_) fan_out();
-        dismiss();
+        try {
+            dismiss();
+        } catch (...) {} // no memory: they end without a retry time
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
         for (session* const state : sessions_) {
             if (state->outlives_client) cancel(state->owner);
         }
         sweep_timer_->cancel();
         look_timer_->cancel();
+        end_timer_->cancel();
         guard_.reset();
         if (own_) return io_.stop();
         ended_.store(true, std::memory_order_release);
@@ -6947,8 +6953,16 @@ SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) {
 
 SSE_DECL void worker::set_end(stream& s, std::uint32_t at) {
     s.ends_at_ = at == 0 ? 1 : at;        // 0 stands for never
-    const bool sweeping = sweep_at_ != 0; // then it is armed at the end
-    if (note_end(s.ends_at_) && !sweeping && sweep_timer_ && !stopping_) arm_sweep();
+    if (!note_end(s.ends_at_) || sweep_at_ != 0 || !end_timer_ || stopping_) return;
+    try {
+        const auto left = static_cast<std::int32_t>(s.ends_at_ - milliseconds_now());
+        end_timer_->expires_after(std::chrono::milliseconds(std::max(left, 0)));
+        end_timer_->async_wait([this](const asio::error_code& failed) {
+            if (failed || stopping_ || sweep_at_ != 0) return;
+            refresh();
+            begin_sweep();
+        });
+    } catch (...) {} // no memory: a later sweep sees it
 }
 
 /// Whether it is the next one.
@@ -7208,9 +7222,7 @@ SSE_DECL void worker::arm_sweep() {
         } else {
             feed_.forget();
         }
-        sweep_at_ = connections_.size();
-        next_end_ = 0;
-        sweep();
+        begin_sweep();
     });
 }
 
@@ -7228,6 +7240,12 @@ SSE_DECL void worker::say_held(std::chrono::steady_clock::duration late) {
 SSE_DECL void worker::say_no_io_uring(const std::error_code& why) {
     if (!hub_.options.log || hub_.said_no_io_uring.exchange(true)) return;
     hub_.log({.level = log_level::info, .what = "no io_uring", .detail = why.message()});
+}
+
+SSE_DECL void worker::begin_sweep() {
+    sweep_at_ = connections_.size();
+    next_end_ = 0;
+    sweep();
 }
 
 /// Looks at every connection, in slices: one timer for all of them.
