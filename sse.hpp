@@ -9160,8 +9160,10 @@ public:
     /// segments may be `{name}`, for any one that is not empty (request::path_value), and whose
     /// last may be `*`, for all the rest (request::rest). It is compared with the decoded path, in
     /// which %2F is a slash. GET serves HEAD too. Earlier routes win, and all win over the built-in
-    /// ones, which are `<prefix>`, `<prefix>/*` and `/health`. Throws std::invalid_argument, also
-    /// for a route that an earlier one hides; std::logic_error after the start.
+    /// ones, which are `<prefix>`, `<prefix>/*`, `/health` and `/health/ready`. Over a limit of
+    /// connections the handler still runs; if it then begins a stream, that throws
+    /// errc::over_limit. Throws std::invalid_argument, also for a route that an earlier one hides;
+    /// std::logic_error after the start.
     void route(std::string method, std::string pattern, handler run);
 
     /// Serves paths that no route knows, with any method. Otherwise they get 404. Before the start.

@@ -723,6 +723,31 @@ TEST_SUITE("drain and connections") {
         drain.get();
     }
 
+    TEST_CASE("a server that drains says that it is not ready, and that it lives") {
+        running_server server(with_threads(1));
+        CHECK(http_get(server.port(), "/health/ready").status == 200);
+        // A request that has begun before the drain is answered in it.
+        const auto begin = [&](connection& c, const std::string& target) {
+            c.send("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET " + target +
+                   " HTTP/1.1\r\nHost: localhost\r\n");
+            CHECK(c.read_response().status == 200);
+        };
+        connection ready(server.port()), live(server.port());
+        begin(ready, "/health/ready");
+        begin(live, "/health");
+        event_client client(server.port());
+        draining drain(server, {.window = 1h});
+        CHECK(
+            eventually([&] { return server.try_broadcast({.data = "x"}) == sse::errc::stopped; }));
+        ready.send("\r\n");
+        live.send("\r\n");
+        CHECK(ready.read_response().status == 503);
+        CHECK(live.read_response().status == 200);
+        server.stop();
+        drain.get();
+        client.wait_for_close();
+    }
+
     TEST_CASE("idle connections alone are drained within the window") {
         running_server server(with_threads(1));
         connection idle(server.port());
