@@ -6447,14 +6447,17 @@ SSE_DECL void worker::report(std::exception_ptr failure) noexcept {
 SSE_DECL void worker::shut_down() noexcept {
     post_stop([this] {
         stopping_ = true;
-        if (!fanning_) fan_out();
-        while (fanning_) fan_out();
         try {
+            if (!fanning_) fan_out();
+            while (fanning_) fan_out();
             dismiss();
-        } catch (...) {} // no memory: they end without a retry time
+        } catch (...) { report(std::current_exception()); } // no memory: all end without the rest
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
         for (session* const state : sessions_) {
-            if (state->outlives_client) cancel(state->owner);
+            if (!state->outlives_client) continue;
+            try {
+                cancel(state->owner);
+            } catch (...) { report(std::current_exception()); } // it ends with the context
         }
         sweep_timer_->cancel();
         look_timer_->cancel();
@@ -7018,7 +7021,9 @@ SSE_DECL void worker::tell_end(stream& s, end_reason why) {
 SSE_DECL void worker::close(stream& s, end_reason why) {
     if (!std::exchange(s.open_, false)) return;
     if (why == end_reason::unreachable) unreachable_.add(1);
-    tell_end(s, why);
+    try {
+        tell_end(s, why);
+    } catch (...) { report(std::current_exception()); } // no memory: it ends all the same
     feed_.remove(s);
     enter(s, stream::phase::lingering);
     if (hub_.options.log) log_end(s);
@@ -7044,7 +7049,9 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     last->index_ = s.index_;
     connections_[s.index_] = last;
     connections_.pop_back();
-    cancel(s);
+    try {
+        cancel(s);
+    } catch (...) { report(std::current_exception()); } // no memory: the rest is done all the same
     if (farewell_ && connections_.empty()) end_drain();
     s.release_reference();
 }
