@@ -321,7 +321,8 @@ public:
 /// Where it cannot be said when the descriptor is made.
 inline void close_on_exec(asio::ip::tcp::socket::native_handle_type socket) noexcept {
 #if defined(_WIN32)
-    ::SetHandleInformation(reinterpret_cast<HANDLE>(socket), HANDLE_FLAG_INHERIT, 0);
+    const SOCKET descriptor = socket; // Asio's type is a class there
+    ::SetHandleInformation(reinterpret_cast<HANDLE>(descriptor), HANDLE_FLAG_INHERIT, 0);
 #else
     ::fcntl(socket, F_SETFD, FD_CLOEXEC);
 #endif
