@@ -5811,9 +5811,10 @@ struct session {
     bool handling = false;    // a handler runs
     bool handed_over = false; // by another server, to which it does not go back
     bool outlives_client = false;
-    bool served = false;    // a request was answered before
-    bool mending = false;   // options::on_gap runs
-    bool resumable = false; // the handler views a job, in which its client can go on elsewhere
+    bool cancel_is_due = false; // there was no memory for it
+    bool served = false;        // a request was answered before
+    bool mending = false;       // options::on_gap runs
+    bool resumable = false;     // the handler views a job, in which its client can go on elsewhere
 };
 
 /// Why a connection ended whose socket failed: the peer says so, or the system has given it up.
@@ -6154,7 +6155,7 @@ private:
     void depart(stream& s);
     void tell_end(stream& s, end_reason why);
     void close(stream& s, end_reason why);
-    void cancel(stream& s);
+    void cancel(stream& s) noexcept;
     void go_on_soon(std::unique_ptr<waiter> one) noexcept;
     void go_on_soon() noexcept;
     void go_on();
@@ -6247,6 +6248,7 @@ private:
     std::unique_ptr<waiter> woken_;    // they go on, the first first
     waiter* last_woken_ = nullptr;
     bool going_on_ = false;                                // it is posted that they do
+    bool cancels_are_due_ = false;                         // of some of sessions_
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
     std::optional<steady_timer> sweep_timer_;
     std::optional<steady_timer> look_timer_; // into the ring, later
@@ -6455,10 +6457,7 @@ SSE_DECL void worker::shut_down() noexcept {
         } catch (...) { report(std::current_exception()); } // no memory: all end without the rest
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
         for (session* const state : sessions_) {
-            if (!state->outlives_client) continue;
-            try {
-                cancel(state->owner);
-            } catch (...) { report(std::current_exception()); } // it ends with the context
+            if (state->outlives_client) cancel(state->owner);
         }
         sweep_timer_->cancel();
         look_timer_->cancel();
@@ -6956,7 +6955,7 @@ SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) {
 }
 
 SSE_DECL void worker::set_end(stream& s, std::uint32_t at) {
-    s.ends_at_ = at == 0 ? 1 : at;        // 0 stands for never
+    s.ends_at_ = at == 0 ? 1 : at; // 0 stands for never
     if (!note_end(s.ends_at_) || sweep_at_ != 0 || !end_timer_ || stopping_) return;
     try {
         const auto left = static_cast<std::int32_t>(s.ends_at_ - milliseconds_now());
@@ -7027,7 +7026,9 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     } catch (...) { report(std::current_exception()); } // no memory: it ends all the same
     feed_.remove(s);
     enter(s, stream::phase::lingering);
-    if (hub_.options.log) log_end(s);
+    try {
+        if (hub_.options.log) log_end(s);
+    } catch (...) { report(std::current_exception()); }
     asio::error_code ignored; // there is nobody left to tell
     // One that takes in nothing is told by a reset, which needs no room: an end behind what it has
     // not taken might never reach it, since after a while the kernel drops both in silence.
@@ -7050,23 +7051,27 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     last->index_ = s.index_;
     connections_[s.index_] = last;
     connections_.pop_back();
-    try {
-        cancel(s);
-    } catch (...) { report(std::current_exception()); } // no memory: the rest is done all the same
+    cancel(s);
     if (farewell_ && connections_.empty()) end_drain();
     s.release_reference();
 }
 
 /// Ends what the handler waits for. Posted, since the handler may be what called us.
-SSE_DECL void worker::cancel(stream& s) {
+SSE_DECL void worker::cancel(stream& s) noexcept {
     if (!s.session_) return;
-    asio::post(io_, [this, held = stream_ref(&s)] {
-        session* const state = held->session_;
-        if (state && (!state->outlives_client || stopping_)) {
-            state->cancel.emit(asio::cancellation_type::terminal);
-        }
-        if (held->session_) held->session_->cancel_mending.emit(asio::cancellation_type::terminal);
-    });
+    try {
+        asio::post(io_, [this, held = stream_ref(&s)] {
+            session* const state = held->session_;
+            if (state && (!state->outlives_client || stopping_)) {
+                state->cancel.emit(asio::cancellation_type::terminal);
+            }
+            if (held->session_) {
+                held->session_->cancel_mending.emit(asio::cancellation_type::terminal);
+            }
+        });
+    } catch (...) { // no memory: the sweep tries again
+        s.session_->cancel_is_due = cancels_are_due_ = true;
+    }
 }
 
 /// Lets a coroutine go on a turn later, since what woke it may be in the midst of something.
@@ -7260,6 +7265,11 @@ SSE_DECL void worker::begin_sweep() {
 SSE_DECL void worker::sweep() {
     refresh();
     if (woken_ && !going_on_) go_on_soon();
+    if (std::exchange(cancels_are_due_, false)) {
+        for (session* const state : sessions_) {
+            if (std::exchange(state->cancel_is_due, false)) cancel(state->owner);
+        }
+    }
     if (!fanning_ && !stopping_) fan_out(); // where there was no memory to be woken
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {

@@ -328,11 +328,18 @@ private:
     std::optional<event_client> client_;
 };
 
+/// How many handlers of `/mine` run.
+std::atomic<int> running{0};
+
 void add_routes(sse::server& server) {
     server.route("GET", "/count", [](sse::stream& client) -> handler_result {
         for (int n = 0; n < 3; ++n) co_await client.send({.data = std::to_string(n)});
     });
     server.route("GET", "/mine", [](sse::stream& client) -> handler_result {
+        struct counted {
+            counted() { ++running; }
+            ~counted() { --running; }
+        } const here;
         client.subscribe("/a");
         co_await client.closed();
     });
@@ -390,6 +397,7 @@ void publish(sse::server& server, const std::string& text, bool is_large = false
 std::optional<int> live(bool drains) {
     sse::options o = with_threads(1);
     o.heartbeat = 10s;
+    running = 0;
     std::optional<sse::server> server;
     // Asio does not look whether epoll takes its own two descriptors.
     if (the_plan.what == call::register_epoll) server.emplace(o);
@@ -411,6 +419,7 @@ std::optional<int> live(bool drains) {
     follower resumes(port, "/subscribe/a", first, lost);
     follower by_handler(port, "/mine", first, lost);
     follower leaves(port, "/subscribe/a", first, lost);
+    follower leaves_handler(port, "/mine", first, lost);
     patient tries(lost);
     tries([&] { count_and_go_on(port); });
     tries([&] { echo(port); });
@@ -427,11 +436,14 @@ std::optional<int> live(bool drains) {
         check_next(resumes, n);
         check_next(by_handler, n);
         if (n < messages / 2) check_next(leaves, n);
+        if (n < messages / 2) check_next(leaves_handler, n);
     }
     leaves.leave();
+    leaves_handler.leave();
     publish(*server, "again");
     CHECK(resumes.next().data == "again");
     CHECK(by_handler.next().data == "again");
+    CHECK(eventually([] { return running == 1; })); // of those whose client is gone none
 
     follower fresh(port, "/subscribe/a", {}, lost);
     publish(*server, "to the fresh one too");
