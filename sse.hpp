@@ -421,7 +421,7 @@ enum class errc {
     bad_id,         ///< The id is not one that a client can send back, see message::id.
     wrong_thread,   ///< A stream was used on another thread than its worker's: nothing was done.
     reserved_id,    ///< The id is of the form of this server's own: nothing was published.
-    bad_retry,      ///< The retry time is negative.
+    bad_retry,      ///< The retry time is negative, or more than message::max_retry.
     empty_message,  ///< The message has no field at all.
     ephemeral_id,   ///< The message is ephemeral and has an id, by which nobody could resume.
     bad_key,        ///< The key of a user is empty or has a control character.
@@ -472,7 +472,9 @@ inline const std::error_category& error_category() noexcept {
             case errc::reserved_id:
                 return "the id begins with this server's own epoch and would be taken for one of "
                        "its own; leave it out, or put a prefix of your own before it";
-            case errc::bad_retry: return "the retry time is negative; give 0 ms or more";
+            case errc::bad_retry:
+                return "the retry time is negative, or more than the timers of JavaScript take; "
+                       "give 0 to 2147483647 ms";
             case errc::empty_message: return "the message has no field; set at least data";
             case errc::ephemeral_id:
                 return "the message is ephemeral and has an id, but nobody can resume behind what "
@@ -539,8 +541,12 @@ struct message {
     /// an id that begins with its own epoch (errc::reserved_id); those of other servers, which a
     /// relay passes on, are taken.
     std::optional<std::string_view> id = {};
-    std::optional<std::chrono::milliseconds> retry = {}; ///< The client's new reconnection time.
-    std::string_view comment = {};                       ///< Ignored by clients.
+    /// The client's new reconnection time, from 0 to max_retry.
+    std::optional<std::chrono::milliseconds> retry = {};
+    /// 24.8 days: a timer of JavaScript that is given more runs out at once, and its client would
+    /// come back without a pause.
+    static constexpr std::chrono::milliseconds max_retry{0x7fff'ffff};
+    std::string_view comment = {}; ///< Ignored by clients.
     /// What a newer message with the same key and topic replaces, for clients that are behind and
     /// follow with lag_policy::conflate. Not sent.
     std::string_view key = {};
@@ -600,7 +606,7 @@ inline std::error_code check(const message& m) noexcept {
     constexpr std::string_view breakers("\r\n\0", 3);
     if (m.event.find_first_of(breakers) != m.event.npos) return errc::bad_event;
     if (m.id && !detail::is_returnable(*m.id)) return errc::bad_id;
-    if (m.retry && m.retry->count() < 0) return errc::bad_retry;
+    if (m.retry && (m.retry->count() < 0 || *m.retry > message::max_retry)) return errc::bad_retry;
     if (m.event.empty() && !m.data && !m.id && !m.retry && m.comment.empty()) {
         return errc::empty_message;
     }

@@ -142,12 +142,11 @@ std::vector<std::pair<std::string, std::string>> json_fields(std::string_view bo
     return fields;
 }
 
-// Clients on Node wait one millisecond instead of a longer time than this.
 milliseconds retry_time(std::string_view text) {
-    constexpr std::int32_t longest = std::numeric_limits<std::int32_t>::max();
-    std::int32_t time = -1;
+    constexpr auto longest = sse::message::max_retry.count();
+    milliseconds::rep time = -1;
     const auto [end, wrong] = std::from_chars(text.data(), text.data() + text.size(), time);
-    if (wrong != std::errc() || end != text.data() + text.size() || time < 0)
+    if (wrong != std::errc() || end != text.data() + text.size() || time < 0 || time > longest)
         throw bad_body("retry is '" + std::string(text.substr(0, 40)) +
                        "'; give milliseconds, from 0 to " + std::to_string(longest));
     return milliseconds(time);

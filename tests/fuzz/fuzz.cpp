@@ -252,7 +252,7 @@ struct expectation {
 
     void add(const sse::message& m) {
         if (m.id) id = *m.id;
-        if (m.retry) retry = std::min(*m.retry, sse::event_parser::max_retry);
+        if (m.retry) retry = m.retry;
         if (!m.comment.empty()) comments += split(with_plain_breaks(m.comment), '\n').size();
         if (!m.data && m.event.empty()) return;
         const std::string type(m.event.empty() ? "message" : m.event);
@@ -278,6 +278,7 @@ void encode(std::string_view bytes) {
     const auto publish = [&] {
         const std::error_code wrong = sse::check(m);
         if (m.id && !support::comes_back(std::string(*m.id))) CHECK(wrong);
+        if (m.retry && m.retry->count() > 2'147'483'647) CHECK(wrong);
         if (wrong == sse::errc::bad_id) CHECK(!support::comes_back(std::string(*m.id)));
         try {
             stream += sse::encode(m);
