@@ -4987,10 +4987,10 @@ struct group_options {
 
 /// A snapshot of what happened, summed over the workers.
 struct counters {
-    std::uint64_t connections = 0;     ///< Open now; this and streams are gauges.
-    std::uint64_t streams = 0;         ///< Open event streams now.
-    std::uint64_t accepted = 0;        ///< Connections accepted since the start.
-    std::uint64_t refused = 0;         ///< Connections refused by a limit.
+    std::uint64_t connections = 0; ///< Open now; this and streams are gauges.
+    std::uint64_t streams = 0;     ///< Open event streams now.
+    std::uint64_t accepted = 0;    ///< Connections accepted since the start.
+    std::uint64_t refused = 0; ///< Requests refused by a limit, connections closed by one at once.
     std::uint64_t accept_failures = 0; ///< Times that accepting had to pause, for want of files.
     std::uint64_t published = 0;       ///< Messages that entered the ring.
     std::uint64_t no_room = 0;         ///< Attempts to publish that found no room.
@@ -7507,7 +7507,6 @@ SSE_DECL void worker::recount(stream& s, const asio::ip::address& client) {
     counted = hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
                                    std::chrono::steady_clock::now(), &s.extra().too_fast);
     if (counted) return;
-    hub_.refused.fetch_add(1, std::memory_order_relaxed);
     hub_.refusing.fetch_add(1, std::memory_order_relaxed);
     s.extra().refusal = 429;
 }
@@ -7605,6 +7604,7 @@ SSE_DECL bool is_same_origin(const std::optional<std::string_view>& host,
 SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     const auto& o = hub_.options;
     const request& r = *s.session_->request;
+    hub_.refused.fetch_add(1, std::memory_order_relaxed);
     hub_.log({.level = log_level::warning,
               .what = "refused",
               .method = r.method,
@@ -8711,8 +8711,8 @@ SSE_DECL asio::error_code lifecycle::accept_one() {
 SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
     hub_.accepted.fetch_add(1, std::memory_order_relaxed);
     one.refusal = admit(one);
-    if (one.refusal != 0) hub_.refused.fetch_add(1, std::memory_order_relaxed);
     if (one.refusal < 0) {
+        hub_.refused.fetch_add(1, std::memory_order_relaxed);
         return hub_.log({.level = log_level::warning,
                          .what = "refused",
                          .client = one.peer,
@@ -9357,6 +9357,8 @@ SSE_DECL sse::options server::checked(sse::options o) {
             "health must be a path such as /health, or empty, not '" + o.health + "'");
     require(o.health.empty() || *detail::canonical_topic(o.health) != o.prefix,
             "health is '" + o.health + "', where streams are found; choose another path");
+    require(o.health.empty() || o.health + "/ready" != o.prefix,
+            "prefix is '" + o.prefix + "', where readiness is told; choose another path");
     require(o.threads <= 1024, "threads must be at most 1024");
     if (o.threads == 0) o.threads = std::max(1u, std::thread::hardware_concurrency());
     require(o.heartbeat.count() >= 0, "heartbeat must not be negative; 0 turns it off");
@@ -9365,6 +9367,7 @@ SSE_DECL sse::options server::checked(sse::options o) {
     positive(o.idle_timeout, "idle_timeout");
     positive(o.stall_timeout, "stall_timeout");
     positive(o.retry_after, "retry_after");
+    require(o.retry_after <= std::chrono::hours(24), "retry_after must be at most a day");
     require(o.max_stream_age.count() >= 0 && o.max_stream_age <= std::chrono::hours(21 * 24),
             "max_stream_age must be from 0 to three weeks");
     require(o.max_header_lines > 0, "max_header_lines must be at least 1");

@@ -352,6 +352,7 @@ std::string stats(const sse::server& server) {
         {"delivered", &counters::delivered},
         {"bytes", &counters::bytes},
         {"lagged", &counters::lagged},
+        {"unreachable", &counters::unreachable},
         {"gaps", &counters::gaps},
         {"conflated", &counters::conflated},
     };

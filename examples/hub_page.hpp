@@ -577,6 +577,7 @@ const figures = [
     {key: "delivered", label: "Events delivered", rate: true},
     {key: "bytes", label: "Bytes sent", rate: true, format: amount},
     {key: "lagged", label: "Clients cut off for lag"},
+    {key: "unreachable", label: "Clients out of reach"},
     {key: "gaps", label: "Gaps announced"},
     {key: "conflated", label: "Messages conflated"},
 ];

@@ -815,6 +815,21 @@ TEST_SUITE("log") {
             if (path != "/subscribe") o.prefix = path;
             CHECK_THROWS_AS(sse::server{o}, std::invalid_argument);
         }
+        sse::options o = with_threads(1);
+        o.prefix = "/health/ready";
+        CHECK_THROWS_AS(sse::server{o}, std::invalid_argument);
+    }
+
+    TEST_CASE("who is served over a limit counts as one refused only once a stream is refused") {
+        sse::options o = with_threads(1);
+        o.max_connections = 1;
+        running_server server(o);
+        event_client one(server.port());
+        for (int n = 0; n < 3; ++n) CHECK(http_get(server.port(), "/health").status == 200);
+        CHECK(server.counters().refused == 0);
+        connection kept(server.port());
+        CHECK(kept.request("GET", "/subscribe/").status == 503);
+        CHECK(server.counters().refused == 1);
     }
 }
 
