@@ -5008,8 +5008,9 @@ struct counters {
 struct drain_options {
     std::chrono::milliseconds window{5'000}; ///< Their ends are spread over it; at most a day.
     std::optional<message> farewell = {}; ///< The last message of each stream that follows topics.
-    /// When they shall come back: from this on up to twice as much.
-    std::chrono::milliseconds retry{1'000};
+    /// When they come back: after this time up to twice as much, at most a day. None:
+    /// options::retry_after.
+    std::optional<std::chrono::milliseconds> retry = {};
 };
 
 /// What became of them.
@@ -6221,7 +6222,7 @@ private:
     io_awaitable<void> linger(stream& s, session& state);
     void mend(stream& s, gap g);
     io_awaitable<void> run_mending(stream_ref s, gap g);
-    void report(std::exception_ptr failure) noexcept;
+    void report(std::exception_ptr failure, const stream* of = nullptr) noexcept;
 
     std::uint32_t milliseconds_now() const noexcept;
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
@@ -6440,10 +6441,19 @@ SSE_DECL void worker::run() {
     hub_.room.notify(); // those who wait for its answer
 }
 
-SSE_DECL void worker::report(std::exception_ptr failure) noexcept {
+/// With the request that it was for, if any.
+SSE_DECL void worker::report(std::exception_ptr failure, const stream* of) noexcept {
     if (hub_.options.on_error) hub_.options.on_error(failure);
     if (!hub_.options.log) return;
     log_entry entry{.level = log_level::error, .what = "handler failed"};
+    if (of && of->session_ && of->session_->request) {
+        entry.method = of->session_->request->method;
+        entry.path = of->session_->request->target_path();
+        entry.client = of->session_->request->client;
+    } else if (of && of->seldom_ && of->seldom_->log) {
+        entry.path = of->seldom_->log->path;
+        entry.client = of->seldom_->log->client;
+    }
     try {
         std::rethrow_exception(failure);
     } catch (const std::exception& e) {
@@ -6585,7 +6595,11 @@ SSE_DECL void worker::log_client(stream& s, const asio::ip::address& client) {
 
 SSE_DECL void worker::log_end(const stream& s) const {
     if (s.seldom_ && s.seldom_->log) return log_connection("disconnected", s.seldom_->log->client);
-    const asio::ip::address peer = peer_of(s);
+    asio::ip::address peer = peer_of(s);
+    if (peer.is_unspecified() && s.session_) {   // its client has reset it
+        if (hub_.options.proxy_protocol) return; // the session may have the client's address
+        peer = s.session_->peer;
+    }
     if (!hub_.speaks_for_others(peer)) log_connection("disconnected", peer);
 }
 
@@ -7408,7 +7422,7 @@ SSE_DECL void stream::finished() {
 SSE_DECL void stream::end(end_reason why) { worker_->close(*this, why); }
 
 SSE_DECL void stream::fail(std::exception_ptr what) {
-    worker_->report(what);
+    worker_->report(what, this);
     worker_->close(*this, end_reason::failed);
 }
 
@@ -7692,7 +7706,7 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
     }
     const reply made = failure ? reply{500, "The request could not be served\n"}
                                : decide(s, state, found, *of, granted, std::move(allow));
-    if (failure) report(failure);
+    if (failure) report(failure, &s);
     if (made.refused) {
         co_await refuse(s, made.status);
     } else if (made.status != 0) {
@@ -7844,7 +7858,7 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
     const int status = !failure ? 204 : going_down ? 503 : status_of(code);
     const bool client_left = code == errc::closed || (code == asio::error::operation_aborted &&
                                                       (!s.open() || state.end_of_input));
-    if (status == 500 && !client_left) report(failure);
+    if (status == 500 && !client_left) report(failure, &s);
     if (client_left) state.closing = true;
     if (!s.open_ || state.answered) return {};
     if (s.phase_ == stream::phase::streaming) {
@@ -7953,7 +7967,7 @@ SSE_DECL io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
             asio::bind_cancellation_slot(state.cancel_mending.slot(), use_io_awaitable));
     } catch (...) { failure = std::current_exception(); }
     if (failure && s->open_ && !s->is_finishing()) {
-        report(failure);
+        report(failure, &*s);
         close(*s, end_reason::failed);
     }
     if (s->open_) feed_.release(*s, receiver::by_mending);
@@ -8339,7 +8353,7 @@ public:
     asio::ip::tcp::endpoint endpoint() const;
     void adopt(tcp_socket::native_handle_type handle, std::string received);
 
-    static std::shared_ptr<const farewell> checked(const drain_options& how);
+    std::shared_ptr<const farewell> checked(const drain_options& how) const;
 
 private:
     static constexpr std::size_t max_refusing = 256; // more get no answer
@@ -8629,16 +8643,17 @@ SSE_DECL void lifecycle::stop() noexcept {
     });
 }
 
-SSE_DECL std::shared_ptr<const farewell> lifecycle::checked(const drain_options& how) {
+SSE_DECL std::shared_ptr<const farewell> lifecycle::checked(const drain_options& how) const {
+    const auto retry = how.retry.value_or(hub_.options.retry_after);
     if (how.window.count() < 0 || how.window > std::chrono::hours(24)) {
         throw std::invalid_argument("sse::drain_options::window must be from 0 to a day");
     }
-    if (how.retry.count() < 0 || how.retry > std::chrono::hours(24)) {
+    if (retry.count() < 0 || retry > std::chrono::hours(24)) {
         throw std::invalid_argument("sse::drain_options::retry must be from 0 to a day");
     }
     auto made = std::make_shared<farewell>();
     made->window = how.window;
-    made->retry = how.retry;
+    made->retry = retry;
     if (how.farewell) made->bytes = encode(*how.farewell);
     return made;
 }
@@ -9440,6 +9455,11 @@ SSE_DECL void server::add_route(detail::group& of, std::string method, const std
     if (!detail::is_token(method)) {
         throw std::invalid_argument("sse::server::route: '" + method + "' is not a method");
     }
+    if (std::any_of(method.begin(), method.end(), [](char c) { return c >= 'a' && c <= 'z'; })) {
+        throw std::invalid_argument("sse::server::route: '" + method +
+                                    "' would match no client's method, which has upper case and "
+                                    "is compared with it; write GET, POST and so on");
+    }
     if (!run) throw std::invalid_argument("sse::server::route: the handler is empty");
     const std::string whole = pattern.empty() ? of.prefix : of.prefix + pattern;
     detail::route made{std::move(method), detail::path_pattern(whole), std::move(run), &of};
@@ -9724,7 +9744,7 @@ SSE_DECL void server::serve(asio::ip::tcp::acceptor listener) {
 SSE_DECL void server::stop() noexcept { hub_->life->stop(); }
 
 SSE_DECL asio::awaitable<drained> server::drain(const drain_options& how) {
-    return async_drain(hub_, detail::lifecycle::checked(how));
+    return async_drain(hub_, hub_->life->checked(how));
 }
 
 SSE_DECL asio::awaitable<drained> server::async_drain(std::shared_ptr<detail::hub> hub,
@@ -9738,7 +9758,7 @@ SSE_DECL asio::awaitable<drained> server::async_drain(std::shared_ptr<detail::hu
 SSE_DECL drained server::stop(const drain_options& how) {
     check_thread("sse::server::stop");
     detail::lifecycle& life = *hub_->life;
-    life.drain(detail::lifecycle::checked(how));
+    life.drain(life.checked(how));
     life.state.lock();
     const auto deadline =
         life.drained_by() + hub_->options.shutdown_timeout + std::chrono::seconds(1);

@@ -849,6 +849,7 @@ TEST_SUITE("drain and connections") {
         sse::options o = with_threads(2);
         o.handle_signals = true;
         o.drain_window = 300ms;
+        o.retry_after = 3'000ms;
         running_server server(o);
         reading a(server.port()), b(server.port());
         server.publish("/t", {.data = "last"});
@@ -858,7 +859,9 @@ TEST_SUITE("drain and connections") {
             client->join();
             REQUIRE(client->events.size() == 1);
             CHECK(client->events[0].data == "last");
-            CHECK(client->retry().has_value());
+            REQUIRE(client->retry().has_value()); // as after a stop
+            CHECK(*client->retry() >= 3'000);
+            CHECK(*client->retry() <= 6'000);
         }
         check_code(sse::errc::stopped, [&] { server.publish("/t", {.data = "x"}); });
     }

@@ -185,6 +185,10 @@ TEST_SUITE("patterns") {
             CAPTURE(pattern);
             CHECK_THROWS_AS(server.route("GET", pattern, says("")), std::invalid_argument);
         }
+        for (const char* const method : {"", "GE T", "get", "Post"}) {
+            CAPTURE(method);
+            CHECK_THROWS_AS(server.route(method, "/x", says("")), std::invalid_argument);
+        }
         for (const char* const pattern : {"/{a-b}", "/x/{a}/y/{b}", "/{a}/{A}/*"}) {
             CAPTURE(pattern);
             CHECK_NOTHROW(server.route("GET", pattern, says("")));
