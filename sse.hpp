@@ -2155,14 +2155,14 @@ inline void chunked_encoder::keep_rest(const portion& p, std::size_t gone) {
 } // namespace detail
 
 // >>origin ////////////////////////////////////////////////////////////////////////////////////////
-// Who may read answers from another origin (Fetch standard 3.2). Needs >>head. No I/O of its own; a
+// Which origins may read responses (Fetch standard 3.2). Needs >>head. No I/O of its own, but a
 // matcher may be a coroutine. Tests: tests/origin.cpp
 
-/// Decides for the value of an Origin header, such as "https://app.example", whether its pages may
-/// read. Made from any callable `(std::string_view origin)` or `(std::string_view origin, const
-/// sse::request&)` that returns bool or, to ask a database say, asio::awaitable<bool>. It is called
-/// on worker threads, several at once; what it throws answers 500. One made of nothing matches
-/// every origin.
+/// Decides whether pages of an origin, the value of an Origin header such as "https://app.example",
+/// may read responses. Made from any callable `(std::string_view origin)` or `(std::string_view
+/// origin, const sse::request&)` that returns bool or, to ask a database for example,
+/// asio::awaitable<bool>. Called on worker threads, possibly on several at once; if it throws, the
+/// response is 500. A default-constructed matcher matches every origin.
 class origin_matcher {
 public:
     origin_matcher() = default;
@@ -2171,7 +2171,7 @@ public:
     requires(!std::is_same_v<std::remove_cvref_t<F>, origin_matcher> &&
              (std::is_invocable_v<F&, std::string_view> ||
               std::is_invocable_v<F&, std::string_view, const request&>)) origin_matcher(F f) {
-        // One form inside: what is simpler is wrapped.
+        // Stored in one form: the simpler signature is wrapped.
         auto call = [f = std::move(f)](std::string_view origin, const request& r) mutable {
             if constexpr (std::is_invocable_v<F&, std::string_view, const request&>) {
                 return f(origin, r);
@@ -2191,11 +2191,11 @@ public:
     bool matches_any() const noexcept { return !test_ && !ask_; }
     bool is_coroutine() const noexcept { return static_cast<bool>(ask_); }
 
-    /// For a matcher that is no coroutine.
+    /// For a matcher that is not a coroutine.
     bool test(std::string_view origin, const request& r) const {
         return matches_any() || test_(origin, r);
     }
-    /// For one that is.
+    /// For a matcher that is a coroutine.
     asio::awaitable<bool> ask(std::string_view origin, const request& r) const {
         return ask_(origin, r);
     }
@@ -2210,11 +2210,11 @@ namespace detail {
 struct origin_parts {
     std::string_view scheme;
     std::string_view host;
-    std::string_view port; ///< With its colon; empty: the scheme's own.
+    std::string_view port; ///< With its colon; empty: the scheme's default.
 };
 
-/// The parts of what a browser can send as an Origin: a scheme, a host and at most a port that is
-/// not the scheme's own, in lower case, nothing behind (HTML 7.1.1, URL standard).
+/// Splits an Origin as browsers send it: a scheme, a host and, unless it is the scheme's default, a
+/// port, in lower case, with nothing after them (HTML 7.1.1, URL standard). Else returns nullopt.
 inline std::optional<origin_parts> split_origin(std::string_view text) {
     const std::size_t end = text.find("://");
     if (end == text.npos || text[0] < 'a') return std::nullopt; // a letter first, RFC 3986 3.1
@@ -2238,7 +2238,7 @@ inline std::optional<origin_parts> split_origin(std::string_view text) {
 /// One entry of a list: an origin, or one whose host begins with "*.", with or without a scheme.
 class origin_pattern {
 public:
-    /// Throws std::invalid_argument for what can match nothing.
+    /// Throws std::invalid_argument if the pattern can never match.
     explicit origin_pattern(std::string_view text) : text_(text) {
         const std::size_t star = text_.find("*.");
         any_scheme_ = star == 0;
@@ -2277,13 +2277,13 @@ private:
 
 } // namespace detail
 
-/// Every origin. Answers then say "*", so they cannot carry credentials.
+/// Every origin. Responses then say "*", so they cannot allow credentials.
 inline origin_matcher any_origin() { return {}; }
 
-/// The origins given: exactly, or by "*.example.com" (http and https) or
-/// "https://*.example.com:8443" every sub-domain, by whole labels, without example.com itself. "*"
-/// among them is any_origin(). Throws std::invalid_argument for what can never be an Origin header,
-/// such as a trailing slash.
+/// The origins in the list. An entry is an exact origin, or stands for every sub-domain, by whole
+/// labels and without example.com itself: "*.example.com" (http and https) or
+/// "https://*.example.com:8443". If "*" is among them, this is any_origin(). Throws
+/// std::invalid_argument for what can never be an Origin header, such as one with a trailing slash.
 inline origin_matcher origins(const std::vector<std::string>& allowed) {
     std::vector<detail::origin_pattern> patterns;
     bool any = false;
@@ -2301,7 +2301,7 @@ inline origin_matcher origins(const std::vector<std::string>& allowed) {
     };
 }
 
-/// Pages that this machine serves itself, on any port: for development.
+/// Pages that this machine itself serves, on any port: for development.
 inline origin_matcher localhost_origins() {
     return [](std::string_view origin) {
         const auto parts = detail::split_origin(origin);
@@ -2310,23 +2310,25 @@ inline origin_matcher localhost_origins() {
     };
 }
 
-/// Cross-origin reading, by the Fetch standard.
+/// Cross-origin access, by the Fetch standard.
 struct cors_options {
-    /// Who may read. By default every origin.
+    /// The origins that may read. By default every origin.
     origin_matcher origin = {};
-    /// What a request of another origin gets: true, 403 before a stream begins; false, an answer
-    /// without permission, which its browser keeps from the page, though the stream costs a slot.
+    /// What a cross-origin request that does not match gets. True: 403, before a stream begins.
+    /// False: a response without permission, which the browser withholds from the page, although
+    /// the stream occupies a slot.
     bool refuse = true;
     /// Methods that a preflight allows. Empty: those that the path serves.
     std::vector<std::string> methods = {};
     /// Request headers that a preflight allows.
     std::vector<std::string> headers = {"Authorization", "Cache-Control", "Content-Type",
                                         "Last-Event-ID"};
-    /// Answer headers that pages may read beside the ones that they always may.
+    /// Response headers that pages may read in addition to the safelisted ones.
     std::vector<std::string> exposed = {};
-    /// Whether cookies may come along. Needs a matcher: never together with every origin.
+    /// Whether requests may carry credentials such as cookies. Needs a matcher: never together with
+    /// every origin.
     bool credentials = false;
-    /// How long a browser may keep a preflight's answer. 0: it decides.
+    /// How long a browser may cache a preflight response. 0: the browser decides.
     std::chrono::seconds max_age{7200};
 };
 
@@ -2357,14 +2359,14 @@ inline void check_cors(const cors_options& cors) {
     require(cors.max_age.count() >= 0, "max_age must not be negative");
 }
 
-/// The lines about CORS of an answer. `granted`: what the matcher said of the origin.
+/// The CORS field lines of a response. `granted`: whether the matcher accepted the origin.
 inline std::string cors_headers(const cors_options& cors, std::optional<std::string_view> origin,
                                 bool granted) {
     std::string lines;
     if (cors.origin.matches_any()) {
         lines = "Access-Control-Allow-Origin: *\r\n";
     } else {
-        // Also without an Origin: a cache must not hand this answer to a request that has one.
+        // Also without an Origin: a cache must not give this response to a request that has one.
         lines = "Vary: Origin\r\n";
         if (!origin || !granted) return lines;
         lines.append("Access-Control-Allow-Origin: ").append(*origin).append("\r\n");
@@ -2376,7 +2378,7 @@ inline std::string cors_headers(const cors_options& cors, std::optional<std::str
     return lines;
 }
 
-/// The further lines of a preflight's answer. `served`: the methods of the path.
+/// The additional field lines of a preflight response. `served`: the methods of the path.
 inline std::string preflight_headers(const cors_options& cors, const std::string& served) {
     std::string lines = "Access-Control-Allow-Methods: ";
     lines.append(cors.methods.empty() ? served : join(cors.methods)).append("\r\n");
@@ -2392,11 +2394,11 @@ inline std::string preflight_headers(const cors_options& cors, const std::string
 } // namespace detail
 
 // >>peer //////////////////////////////////////////////////////////////////////////////////////////
-// Who a client is behind the proxies that the program trusts, and whether a host is this machine.
+// The address of a client behind trusted proxies, and which hosts a Host header may name.
 // Text in, values out, no I/O. Needs >>head. Tests: tests/peer.cpp
 
-/// Where a trusted proxy writes the address of its client. One source at a time: whoever may choose
-/// between several chooses the one that the proxy does not overwrite.
+/// Where a trusted proxy writes the address of its client. Only one source is read: given several,
+/// an attacker would use one that the proxy does not overwrite.
 enum class forwarded_by : std::uint8_t {
     x_forwarded_for, ///< The usual one: a list, read from its end.
     forwarded,       ///< RFC 7239.
@@ -2407,14 +2409,14 @@ namespace detail {
 
 using address = asio::ip::address;
 
-/// IPv4 in IPv6 becomes plain IPv4, so that one client has one name.
+/// An IPv4-mapped IPv6 address becomes plain IPv4, so that one client is counted once.
 inline address unmapped(const address& a) {
     if (!a.is_v6() || !a.to_v6().is_v4_mapped()) return a;
     return asio::ip::make_address_v4(asio::ip::v4_mapped, a.to_v6());
 }
 
-/// What limits by address count as one: an IPv4 address, or the /64 that one IPv6 customer has. A
-/// link-local address is one machine of its link, though all links have the same prefix.
+/// What limits by address count as one client: an IPv4 address, or the /64 that an IPv6 customer
+/// has. A link-local address counts whole: it is one machine, and all links share the prefix.
 inline address counted_as(const address& a) {
     if (!a.is_v6() || a.to_v6().is_link_local()) return a;
     auto bytes = a.to_v6().to_bytes();
@@ -2425,14 +2427,14 @@ inline address counted_as(const address& a) {
 /// A block of addresses, such as 10.0.0.0/8 or fd00::/8; one address is a block too.
 class address_block {
 public:
-    /// Throws std::invalid_argument for what is none.
+    /// Throws std::invalid_argument if the text is not one.
     explicit address_block(const std::string& text) {
         const std::size_t slash = std::min(text.find('/'), text.size());
         asio::error_code failed;
         address_ = asio::ip::make_address(text.substr(0, slash), failed);
         const unsigned most = address_.is_v4() ? 32 : 128;
         bits_ = most;
-        bool right = !failed && unmapped(address_) == address_; // clients count as IPv4
+        bool right = !failed && unmapped(address_) == address_; // client addresses are unmapped
         if (slash < text.size()) {
             const char* const end = text.data() + text.size();
             const auto read = std::from_chars(text.data() + slash + 1, end, bits_);
@@ -2471,7 +2473,7 @@ inline bool contained(const std::vector<address_block>& blocks, const address& a
 
 /// The address in "1.2.3.4", "1.2.3.4:80", "::1", "[::1]" or "[::1]:80".
 inline std::optional<address> read_address(std::string_view text) {
-    if (text.find('\0') != text.npos) return std::nullopt; // Asio's reader takes a C string
+    if (text.find('\0') != text.npos) return std::nullopt; // Asio parses a C string
     asio::error_code failed;
     auto whole = asio::ip::make_address(std::string(text), failed);
     if (!failed) return text.find('%') == text.npos ? std::optional(unmapped(whole)) : std::nullopt;
@@ -2484,8 +2486,8 @@ inline std::optional<address> read_address(std::string_view text) {
     return unmapped(whole);
 }
 
-/// Takes what stands before the first separator outside quotes from the front of a list. Nothing: a
-/// quote is never closed.
+/// Removes from the front of a list what comes before the first separator outside quotes, and
+/// returns it. Returns nullopt if a quote is not closed.
 inline std::optional<std::string_view> take_unquoted(std::string_view& list, char separator) {
     bool quoted = false;
     std::size_t at = 0;
@@ -2508,21 +2510,22 @@ inline std::string_view forwarded_for(std::string_view element) {
         const std::size_t equals = std::min(pair.find('='), pair.size());
         if (!equal_ignoring_case(trim(pair.substr(0, equals)), "for")) continue;
         auto value = trim(pair.substr(std::min(equals + 1, pair.size())));
-        if (value.starts_with('"')) value = value.substr(1, value.size() - 2); // it is closed
+        if (value.starts_with('"')) value = value.substr(1, value.size() - 2); // quotes are closed
         return value;
     }
     return {};
 }
 
-/// The header field that it writes.
+/// The name of the header field that such a proxy writes.
 inline std::string_view field_of(forwarded_by source) noexcept {
     return source == forwarded_by::forwarded   ? "Forwarded"
            : source == forwarded_by::x_real_ip ? "X-Real-IP"
                                                : "X-Forwarded-For";
 }
 
-/// The client's address: the peer, unless that is a trusted proxy; then the nearest hop that is
-/// not, walking the header from its end. What cannot be read ends the walk at the hop before.
+/// The client's address: the peer address, unless that is a trusted proxy; then the nearest hop
+/// that is not one, walking the header from its end. A hop that cannot be parsed ends the walk: the
+/// result is the hop reached before it.
 inline address client_address(const request& r, const address& peer,
                               const std::vector<address_block>& trusted, forwarded_by source) {
     address nearest = unmapped(peer);
@@ -2534,7 +2537,7 @@ inline address client_address(const request& r, const address& peer,
             for_each_element(f.value, [&](std::string_view hop) { hops.push_back(hop); });
             continue;
         }
-        // A client's own text stands in quotes there, such as its Host: it must part nothing.
+        // Quoted text may be the client's own, such as its Host: separators in it do not count.
         for (std::string_view left = f.value; !left.empty();) {
             const auto element = take_unquoted(left, ',');
             if (!element || !trim(*element).empty()) hops.push_back(trim(element.value_or("")));
@@ -2552,17 +2555,17 @@ inline address client_address(const request& r, const address& peer,
     return nearest;
 }
 
-/// The head that a proxy puts before a connection's first byte (PROXY protocol 1 and 2, 2.1
-/// and 2.2).
+/// The header that a proxy sends before a connection's first byte (PROXY protocol versions 1 and 2,
+/// sections 2.1 and 2.2).
 struct proxy_head {
     enum class progress { need_more, complete, refused } outcome = progress::need_more;
-    std::size_t size = 0;        ///< Of the head, when complete.
-    std::optional<address> from; ///< Nothing: the proxy speaks for itself, or cannot tell.
+    std::size_t size = 0;        ///< Of the header, when complete.
+    std::optional<address> from; ///< None: the proxy's own connection, or not known.
 };
 
 inline proxy_head read_proxy_head_v1(std::string_view received) {
     using progress = proxy_head::progress;
-    const std::size_t end = received.substr(0, 107).find("\r\n"); // at most 107 bytes, by the rule
+    const std::size_t end = received.substr(0, 107).find("\r\n"); // at most 107 bytes (2.1)
     if (end == received.npos) {
         return {received.size() < 107 ? progress::need_more : progress::refused, 0, {}};
     }
@@ -2573,7 +2576,7 @@ inline proxy_head read_proxy_head_v1(std::string_view received) {
         line.remove_prefix(std::min(line.size(), one.size() + 1));
     }
     if (word[1] == "UNKNOWN") return {progress::complete, end + 2, {}};
-    const auto read = [&](std::string_view text) { // neither port nor brackets
+    const auto read = [&](std::string_view text) { // without port or brackets
         asio::error_code failed;
         const auto a = asio::ip::make_address(std::string(text), failed);
         const bool right = !failed && word[1] == (a.is_v6() ? "TCP6" : "TCP4");
@@ -2604,7 +2607,7 @@ inline proxy_head read_proxy_head_v2(std::string_view received) {
     }
     if (received.size() < 16 + length) return {};
     proxy_head head{progress::complete, 16 + length, {}};
-    if (command == 0x20) return head; // LOCAL: a health check of the proxy's own
+    if (command == 0x20) return head; // LOCAL: the proxy's own, such as a health check
     if (byte(13) == 0x11) {
         asio::ip::address_v4::bytes_type bytes{};
         std::copy_n(received.begin() + 16, bytes.size(), bytes.begin());
@@ -2628,7 +2631,7 @@ inline proxy_head read_proxy_head(std::string_view received) {
     return {proxy_head::progress::refused, 0, {}};
 }
 
-/// The address that a Host header names: a name that is one in DNS cannot look like it.
+/// The address in a Host header, if its host is written as one. No DNS name looks like an address.
 inline std::optional<address> host_address(std::string_view host) {
     const bool bracketed = host.starts_with('[') && host.ends_with(']');
     if (bracketed) host = host.substr(1, host.size() - 2);
@@ -2639,11 +2642,12 @@ inline std::optional<address> host_address(std::string_view host) {
     return unmapped(a);
 }
 
-/// Whether a Host header names one of the hosts, on any port. Compared whole: localhost.evil is not
-/// localhost. "*.example" is each name that ends so; an address is the same in each spelling.
+/// Whether a Host header names one of the hosts, on any port. Names are compared whole:
+/// localhost.evil is not localhost. "*.example" matches every name that ends in ".example"; an
+/// address matches in every spelling.
 inline bool is_one_of_hosts(const std::vector<std::string>& hosts, std::string_view header) {
     std::string_view host = split_port(header).first;
-    if (host.ends_with('.')) host.remove_suffix(1); // the root of DNS
+    if (host.ends_with('.')) host.remove_suffix(1); // the DNS root
     const auto named = host_address(host);
     return std::any_of(hosts.begin(), hosts.end(), [&](const std::string& one) {
         if (one.starts_with("*.")) {
@@ -2655,15 +2659,15 @@ inline bool is_one_of_hosts(const std::vector<std::string>& hosts, std::string_v
     });
 }
 
-/// RFC 6761 6.3, and what a socket on a loopback address may be called besides.
+/// Whether a Host header names this machine: localhost (RFC 6761 6.3) or a loopback address.
 inline bool is_loopback_host(std::string_view header) {
     static const std::vector<std::string> names = {"localhost", "*.localhost"};
     const auto named = host_address(split_port(header).first);
     return named ? named->is_loopback() : is_one_of_hosts(names, header);
 }
 
-/// One of options::hosts as it is compared: without a port, since each port is served, and an IPv6
-/// address in brackets. Nothing: no Host header could match it.
+/// An entry of options::hosts in the form that is compared: without a port, since every port is
+/// served, and with an IPv6 address in brackets. Returns nullopt if no Host header could match it.
 inline std::optional<std::string> read_host(std::string_view text) {
     asio::error_code failed;
     const auto a = asio::ip::make_address_v6(std::string(text), failed);
@@ -2681,14 +2685,15 @@ inline std::optional<std::string> read_host(std::string_view text) {
 } // namespace detail
 
 // >>topic /////////////////////////////////////////////////////////////////////////////////////////
-// Topic paths, and who subscribes to which. No I/O, no threads. Needs >>message.
+// Topic paths, and the subscribers of each. No I/O, no threads. Needs >>message.
 // Tests: tests/topic.cpp
 
 namespace detail {
 
-/// "/a/b" for "a/b", "/a/b" and "/a/b/"; "" for the root. Nothing for what is no topic.
+/// "/a/b" for "a/b", "/a/b" and "/a/b/"; "" for the root. Returns nullopt if the text is not a
+/// topic.
 inline std::optional<std::string> canonical_topic(std::string_view text) {
-    constexpr int max_depth = 32; // of a client's choosing: each segment costs a node of the tree
+    constexpr int max_depth = 32; // clients choose topics, and each segment costs a tree node
     int depth = 0;
     std::string out;
     if (text.empty() || text == "/") return out;
@@ -2713,7 +2718,7 @@ inline std::string checked_topic(std::string_view text) {
     return *std::move(topic);
 }
 
-/// The private topic of a user: one segment, of a name that no client can give.
+/// The private topic of a user: one segment, whose name no client can ask for.
 inline std::string user_topic(std::string_view key) {
     if (key.empty() || std::any_of(key.begin(), key.end(), is_control)) {
         throw std::system_error(errc::bad_key, "sse: '" + std::string(key) + "'");
@@ -2723,7 +2728,7 @@ inline std::string user_topic(std::string_view key) {
     return topic;
 }
 
-/// How many nodes of the tree canonical topics can cost together.
+/// How many tree nodes canonical topics can need together.
 inline std::size_t count_segments(const std::vector<std::string>& topics) {
     std::size_t sum = 0;
     for (const std::string& one : topics) {
@@ -2732,32 +2737,32 @@ inline std::size_t count_segments(const std::vector<std::string>& topics) {
     return sum;
 }
 
-/// Whether a subscriber of one topic sees what is published to another: by whole path segments.
+/// Whether a subscriber of one topic receives what is published to another: by whole path segments.
 inline bool covers(std::string_view subscribed, std::string_view published) noexcept {
     return published.starts_with(subscribed) &&
            (published.size() == subscribed.size() || published[subscribed.size()] == '/');
 }
 
-/// Subscribers by topic. Ordered maps, not hashes: the names come from clients, who could choose
-/// them to collide.
+/// Subscribers by topic. Ordered maps, not hash tables: clients choose the names, and could make
+/// them collide.
 template <class Subscriber>
 class topic_tree {
 public:
     struct node {
         node* parent = nullptr;
         std::string_view segment; ///< The parent's key for it.
-        std::string path;         ///< Whole, where somebody subscribed.
+        std::string path;         ///< The whole topic; set once somebody subscribes.
         std::map<std::string, std::unique_ptr<node>, std::less<>> children; ///< By segment.
-        std::vector<Subscriber*> subscribers; ///< Dense; removal moves the last one into the gap.
-        std::vector<std::uint64_t> pending;   ///< Frames of the pass in hand; keeps the node alive.
-        // The log forgot what concerned this node before these, and nothing behind them:
-        std::uint64_t forgotten = 0; ///< one past the last frame,
-        std::uint64_t dropped = 0;   ///< and the last not kept as the newest of its key,
-        std::uint64_t passed = 0;    ///< and the last ephemeral one.
-        bool is_private = false;     ///< Of one user.
+        std::vector<Subscriber*> subscribers; ///< Dense: removal moves the last into its slot.
+        std::vector<std::uint64_t> pending;   ///< Frames of the current pass; keep the node alive.
+        // One past the highest sequence forgotten that this node would have received:
+        std::uint64_t forgotten = 0; ///< of the frames that can be replayed,
+        std::uint64_t dropped = 0;   ///< of those not even kept as the newest of their key,
+        std::uint64_t passed = 0;    ///< and of the ephemeral ones.
+        bool is_private = false;     ///< Whether it is the topic of one user.
     };
 
-    /// The node of a canonical topic, made when there is none.
+    /// The node of a canonical topic, created if there is none.
     node& find_or_add(std::string_view topic) {
         node* at = &root_;
         for_each_segment(topic, [&](std::string_view segment) {
@@ -2774,7 +2779,7 @@ public:
         return *at;
     }
 
-    /// Calls f for each node that sees what is published to a canonical topic, the root first.
+    /// Calls f for each node that receives what is published to a canonical topic, the root first.
     template <class F>
     void for_each_concerned(std::string_view topic, F&& f) {
         node* at = &root_;
@@ -2788,7 +2793,7 @@ public:
         });
     }
 
-    /// Frees the node, and its parents, as far as nothing hangs on them.
+    /// Frees the node, and then its parents, as long as nothing depends on them.
     void prune(node* at) {
         while (at->parent && at->subscribers.empty() && at->children.empty() &&
                at->pending.empty()) {
@@ -2801,7 +2806,7 @@ public:
     bool empty() const noexcept { return root_.subscribers.empty() && root_.children.empty(); }
 
 private:
-    /// f(segment) until it returns false.
+    /// Calls f(segment) until it returns false.
     template <class F>
     static void for_each_segment(std::string_view topic, F&& f) {
         std::size_t at = 0;
@@ -2819,17 +2824,17 @@ private:
 // A worker's bounded history. One thread, no clock of its own. Needs >>frame, >>topic.
 // Tests: tests/log.cpp
 //
-//     older_      a few that a longer bound, or being the newest of their key, keeps alive
-//     window_     every sequence in [begin, end): a frame, or nothing where a bound let go of it
-//     shelves_    one for each set of bounds: the server's own, those of topics, what passes only
+//     older_      a few frames, kept by a longer bound or as the newest of their key
+//     window_     every sequence in [begin, end): a frame, or empty where a bound dropped it
+//     shelves_    one for each set of bounds: the server's own, those of topics, ephemeral frames
 
 } // namespace detail
 
-/// Bounds of the history of a topic and of what is below it.
+/// Bounds of the history of a topic and of the topics below it.
 struct topic_history {
-    std::string topic = {};               ///< "" for the server's own.
+    std::string topic = {};               ///< "" for the server's own history.
     std::size_t frames = 0;               ///< 0: nothing is kept.
-    std::size_t bytes = 64 * 1024 * 1024; ///< Of these frames, together.
+    std::size_t bytes = 64 * 1024 * 1024; ///< Of these frames together.
     std::chrono::milliseconds age{0};     ///< Older ones are forgotten. 0: never by age.
 };
 
@@ -2837,13 +2842,13 @@ namespace detail {
 
 class frame_log {
 public:
-    /// Who loses when the log lets go of a frame.
+    /// Which clients lose something when the log drops a frame.
     enum class loss : std::uint8_t {
-        each,  ///< Those who want each message; others have a newer one of its key, or will get it.
-        anyone ///< Those who want only the newest for each key as well.
+        each,  ///< Those that want every message; others get or have a newer one of its key.
+        anyone ///< Also those that want only the newest message of each key.
     };
 
-    /// The server's own bounds first. Topics are canonical.
+    /// The first bounds are the server's own. Topics are canonical.
     explicit frame_log(std::vector<topic_history> bounds);
 
     std::uint64_t begin() const noexcept { return begin_; }
@@ -2853,8 +2858,8 @@ public:
     const frame& operator[](std::uint64_t sequence) const { return *ref(sequence); }
     const frame_ref& ref(std::uint64_t sequence) const { return find(sequence)->what; }
 
-    /// The first sequence from this one on that is kept, or end(). `newest`: also for its key
-    /// alone.
+    /// The first sequence at or after `from` that is kept, or end(). `newest`: even if it is kept
+    /// only for its key.
     std::uint64_t next(std::uint64_t from, bool newest = false) const;
 
     /// The last sequence before this one that is kept.
@@ -2863,19 +2868,19 @@ public:
     /// Whether a newer message of the same topic and key has come.
     bool superseded(std::uint64_t sequence) const { return find(sequence)->superseded; }
 
-    /// The bytes of all messages from this sequence on, forgotten ones too.
+    /// The bytes of all messages from this sequence on, including forgotten ones.
     std::uint64_t bytes_from(std::uint64_t sequence) const {
         const entry* const e = nearest(sequence);
         return e ? end_offset_ - e->offset : 0;
     }
 
-    /// When the first message from this sequence on came, in the milliseconds of push_from(). The
-    /// sequence is before end().
+    /// When the first message from this sequence on was appended, in the milliseconds of
+    /// push_from(). The sequence must be before end().
     std::uint32_t time_of(std::uint64_t sequence) const {
         const entry* const e = nearest(sequence);
         return static_cast<std::uint32_t>(e ? e->time : last_time_);
     }
-    /// The first sequence that came at this time or later.
+    /// The first sequence that was appended at this time or later.
     std::uint64_t first_since(std::uint32_t time) const;
 
     /// The sequence of the message to which the program gave this id.
@@ -2885,28 +2890,28 @@ public:
         return found->second;
     }
 
-    /// Every message for this topic, or below it, that may be replayed and is forgotten lies before
-    /// this sequence.
+    /// Every forgotten message for this topic, or below it, that could have been replayed lies
+    /// before the sequence returned.
     std::uint64_t forgotten_before(std::string_view topic, loss kind) const;
 
-    /// Whether so far every message was for everyone who follows its topic, and kept.
+    /// Whether every message so far was for all subscribers of its topic, and none was ephemeral.
     bool is_plain() const noexcept { return plain_; }
     bool has_bounds_by_topic() const noexcept { return shelves_.size() > 2; }
     const topic_history& bounds() const noexcept { return shelves_.front().bounds; }
 
-    /// Appends what take() returns, unless that is null. Memory is found first, so that nothing is
-    /// taken that could then not be kept. The bytes appended, or nothing.
+    /// Appends what take() returns, unless that is null. Memory is allocated first, so that nothing
+    /// is taken that could not be kept. Returns the bytes appended, or nullopt for null.
     template <class Take>
     std::optional<std::size_t> push_from(Take&& take, std::uint32_t now);
 
-    /// Forgets what is over its bounds, oldest first, but nothing from `keep` on. Calls
-    /// forgot(frame, sequence, loss) for each loss, just before it.
+    /// Forgets what exceeds its bounds, oldest first, but nothing from `keep` on. Calls
+    /// forgot(frame, sequence, loss) just before each loss.
     template <class Forgot>
     void trim(std::uint64_t keep, std::uint32_t now, Forgot&& forgot);
 
 private:
     static constexpr std::uint64_t none = ~std::uint64_t{0};
-    static constexpr std::size_t window_factor = 4; // times the server's bound, then older_
+    static constexpr std::size_t window_factor = 4; // times the server's bound; older: in older_
 
     struct shelf {
         topic_history bounds;
@@ -2915,23 +2920,23 @@ private:
         std::uint64_t first = none;
         std::uint64_t last = none;
         std::uint64_t forgotten = 0; ///< One past the last frame forgotten,
-        std::uint64_t dropped = 0;   ///< and not even kept for its key.
+        std::uint64_t dropped = 0;   ///< and past the last not even kept for its key.
     };
     struct entry {
         frame_ref what = {};
         std::uint64_t offset = 0;  ///< The bytes of all frames before it.
-        std::uint64_t next = none; ///< On its shelf.
+        std::uint64_t next = none; ///< The next sequence on its shelf.
         std::uint64_t time = 0;
         std::uint16_t shelf = 0;
         bool shelved = false; ///< Within the bounds of its shelf.
         bool superseded = false;
     };
-    /// What one message must share with another to take its place: who gets it, too.
+    /// What a message must share with an older one to supersede it, including who gets it.
     using full_key = std::tuple<frame::kind, bool, std::string_view, std::string_view>;
     static full_key key_of(const frame& f) noexcept {
         return {f.what(), f.ephemeral(), f.topic(), f.key()};
     }
-    /// What is for one stream has no key that another could have.
+    /// A message for one stream has no key that another message could share.
     static bool has_key(const frame& f) noexcept {
         return !f.key().empty() && f.what() != frame::kind::one;
     }
@@ -2960,7 +2965,7 @@ private:
     void advance_clock(std::uint32_t now) noexcept {
         clock_ += now - static_cast<std::uint32_t>(clock_);
     }
-    /// The first entry from this one on of which anything is known, or null.
+    /// The first entry known at or after this sequence, or null.
     const entry* nearest(std::uint64_t sequence) const {
         if (sequence < begin_) {
             const auto found = older_.lower_bound(sequence);
@@ -2970,26 +2975,26 @@ private:
         return sequence < end() ? &window(sequence) : nullptr;
     }
 
-    std::vector<shelf> shelves_; // the server's own; topics', longest first; what is never replayed
+    std::vector<shelf> shelves_; // the server's own; topics', longest first; ephemeral frames
     std::deque<entry> window_;
     std::uint64_t begin_ = 0;
     std::map<std::uint64_t, entry> older_; // before begin_
     std::uint64_t end_offset_ = 0;         // of all frames ever
     std::map<std::string_view, std::uint64_t> own_ids_;
-    std::map<full_key, std::uint64_t> newest_;       // of each key, as long as it is there
-    std::map<std::uint64_t, std::size_t> unshelved_; // those kept for their key alone: bytes
+    std::map<full_key, std::uint64_t> newest_;       // of each key, while it is kept
+    std::map<std::uint64_t, std::size_t> unshelved_; // bytes of those kept only for their key
     std::size_t unshelved_bytes_ = 0;
-    std::uint64_t clock_ = 0;     // unwrapped: a quiet history reaches back for months
+    std::uint64_t clock_ = 0;     // does not wrap: a quiet history spans months
     std::uint64_t last_time_ = 0; // of the newest
     bool plain_ = true;
 };
 
 inline frame_log::frame_log(std::vector<topic_history> bounds) {
     std::sort(bounds.begin() + 1, bounds.end(), [](const auto& a, const auto& b) {
-        return a.topic.size() > b.topic.size(); // the first that fits is the nearest
+        return a.topic.size() > b.topic.size(); // the first match is the nearest
     });
     for (topic_history& each : bounds) shelves_.push_back({std::move(each)});
-    shelves_.push_back({shelves_.front().bounds}); // of its own, lest it push others out
+    shelves_.push_back({shelves_.front().bounds}); // separate, so that it pushes no others out
 }
 
 inline std::uint64_t frame_log::next(std::uint64_t from, bool newest) const {
@@ -3031,7 +3036,7 @@ inline std::uint64_t frame_log::first_since(std::uint32_t time) const {
 
 inline std::uint64_t frame_log::forgotten_before(std::string_view topic, loss kind) const {
     std::uint64_t most = 0;
-    bool below_a_bound = false; // then the server's own does not concern it
+    bool below_a_bound = false; // then the server's own bounds do not apply
     for (std::size_t i = 1; i + 1 < shelves_.size() && !below_a_bound; ++i) {
         const shelf& s = shelves_[i];
         below_a_bound = covers(s.bounds.topic, topic);
@@ -3073,7 +3078,7 @@ std::optional<std::size_t> frame_log::push_from(Take&& take, std::uint32_t now) 
     plain_ = plain_ && !f.ephemeral() && f.what() != frame::kind::user;
     try {
         index(f, end() - 1);
-    } catch (const std::bad_alloc&) {} // its id is unknown then, or older ones of its key stay
+    } catch (const std::bad_alloc&) {} // then its id is unknown, or older ones of its key stay
     return size;
 }
 
@@ -3090,9 +3095,9 @@ inline void frame_log::put_on_shelf(entry& e, std::uint64_t sequence) {
     s.last = sequence;
 }
 
-/// Views into the frame are good for as long as the log knows it by them.
+/// The indexes hold views into the frame: they forget it before it is dropped.
 inline void frame_log::index(const frame& f, std::uint64_t sequence) {
-    // Of two with the same id the first: who resumes behind it misses nothing.
+    // Of two with the same id the first counts: a client that resumes after it misses nothing.
     if (!f.own_id().empty() && !f.ephemeral()) own_ids_.emplace(f.own_id(), sequence);
     if (!has_key(f)) return;
     const full_key name = key_of(f);
@@ -3100,7 +3105,7 @@ inline void frame_log::index(const frame& f, std::uint64_t sequence) {
     if (found != newest_.end()) {
         const std::uint64_t old = found->second;
         auto node = newest_.extract(found);
-        node.key() = name; // the old one's views end with it
+        node.key() = name; // the old views end with the old frame
         node.mapped() = sequence;
         newest_.insert(std::move(node));
         entry* const replaced = find(old);
@@ -3111,7 +3116,7 @@ inline void frame_log::index(const frame& f, std::uint64_t sequence) {
     }
 }
 
-/// Lets go of a frame that only its key kept.
+/// Drops a frame that was kept only for its key.
 inline void frame_log::erase(std::uint64_t sequence) {
     const auto held = unshelved_.find(sequence);
     unshelved_bytes_ -= held->second;
@@ -3181,13 +3186,14 @@ void frame_log::forget_first(shelf& s, Forgot& forgot) {
     }
 }
 
-/// Its name ends with it. Another may have it, if there was no memory when this one came.
+/// Removes its key from the index. Another frame may have it there, if memory was not available
+/// when this one was appended.
 inline void frame_log::forget_key(const frame& f, std::uint64_t sequence) {
     const auto found = newest_.find(key_of(f));
     if (found != newest_.end() && found->second == sequence) newest_.erase(found);
 }
 
-/// Over the bounds: forgets the oldest that only its key kept.
+/// When over the bounds: forgets the oldest frame that is kept only for its key.
 template <class Forgot>
 void frame_log::drop_newest(Forgot& forgot) {
     const std::uint64_t sequence = unshelved_.begin()->first;
@@ -3208,25 +3214,25 @@ class worker;
 class stream;
 
 // >>subscription //////////////////////////////////////////////////////////////////////////////////
-// How a stream follows topics: from where, what becomes of it when it falls behind, what it is told
-// of what it missed. Values only. Needs >>frame. Tests: tests/feed.cpp
+// How a stream follows topics: where it starts, what happens when it falls behind, and how it is
+// notified of what it missed. Values only. Needs >>frame. Tests: tests/feed.cpp
 
-/// What becomes of a client that falls so far behind that the history moves past it.
+/// What happens to a client that falls so far behind that the history moves past it.
 enum class lag_policy : std::uint8_t {
-    disconnect, ///< Its connection ends. It comes back with its last event id, and is told the gap.
-    skip,       ///< It is told the gap and goes on live.
-    conflate,   ///< While it is behind it gets only the newest message of each topic and key.
+    disconnect, ///< It is disconnected; it reconnects with its last event ID and is sent the gap.
+    skip,       ///< It is sent the gap and continues live.
+    conflate,   ///< While it is behind, it gets only the newest message of each topic and key.
     hold_back   ///< Publishers wait for it, at most options::stall_timeout; then disconnect.
 };
 
 /// Where a subscription starts.
 class start {
 public:
-    /// After the id with which the client comes back: the Last-Event-ID header, or lastEventId in
-    /// the query, in any case and also as last_event_id or Last-Event-ID. Without one: now.
+    /// After the id with which the client reconnects: the Last-Event-ID header, or lastEventId in
+    /// the query, in any letter case, also as last_event_id or Last-Event-ID. Without an id: now.
     static start resume() { return start(kind::resume); }
-    /// As resume(); without an id as `otherwise` says: `resume_or(last(50))`. For subscriptions
-    /// made while the handler runs; after that, as `otherwise`.
+    /// As resume(), but as `otherwise` if there is no id: `resume_or(last(50))`. Only for
+    /// subscriptions made while the handler runs; later ones start as `otherwise`.
     static start resume_or(start otherwise) {
         otherwise.or_resume_ = true;
         return otherwise;
@@ -3247,7 +3253,7 @@ public:
         s.time_ = time;
         return s;
     }
-    /// Behind the message with this id.
+    /// After the message with this id.
     static start after(std::string id) {
         start s(kind::after);
         s.id_ = std::move(id);
@@ -3262,10 +3268,10 @@ private:
     explicit start(kind k) : kind_(k) {}
 
     kind kind_;
-    bool or_resume_ = false; // behind the client's own id, if it has one
+    bool or_resume_ = false; // after the client's own id, if it has one
     std::size_t count_ = 0;
     std::chrono::system_clock::time_point time_{};
-    std::chrono::milliseconds age_{0}; // of that time, when the subscription is made
+    std::chrono::milliseconds age_{0}; // how long ago that time was when subscribing
     std::string id_;
 };
 
@@ -3284,32 +3290,32 @@ private:
     const detail::frame& frame_;
 };
 
-/// Whether a client gets a message. Called on a server's thread, for a message perhaps more than
-/// once; must be quick. What it throws ends the stream.
+/// Whether a client gets a message. Called on a worker thread, possibly several times per message;
+/// must not block. An exception ends the stream.
 using filter_function = std::function<bool(const published&)>;
 
 struct subscribe_options {
     start from = start::resume();
     std::optional<lag_policy> lag = {}; ///< Without one: options::lag.
     filter_function filter = {};        ///< Without one: every message of the topic.
-    /// Fixes the position, but delivers nothing until stream::release(). Without a start it is now,
-    /// also for a client that comes back: a snapshot goes first.
+    /// Fixes the position, but delivers nothing until stream::release(). Unless `from` is set, it
+    /// starts now, even for a client that reconnects: a snapshot goes first.
     bool held = false;
 };
 
 enum class gap_reason : std::uint8_t {
-    epoch,   ///< The id is of another start of the server.
-    unknown, ///< The id was never given, or is no longer known.
+    epoch,   ///< The id is from another run of the server.
+    unknown, ///< The id was never assigned, or is no longer known.
     too_old, ///< The history no longer reaches back to where the client was.
     lapped   ///< The client was connected, but fell behind the history.
 };
 
-/// Messages after `from` up to and with `to` may be missing.
+/// Messages after `from`, up to and including `to`, may be missing.
 struct gap {
     gap_reason reason = gap_reason::unknown;
-    std::string from;                         ///< An id; for epoch and unknown the client's own.
+    std::string from;                         ///< An id; for epoch and unknown, the client's own.
     std::string to;                           ///< An id of this server.
-    std::optional<std::uint64_t> missed = {}; ///< How many, where that is known.
+    std::optional<std::uint64_t> missed = {}; ///< How many, if known.
 };
 
 inline std::string_view to_string(gap_reason reason) noexcept {
@@ -3324,22 +3330,22 @@ inline std::string_view to_string(gap_reason reason) noexcept {
 
 /// How far a stream is behind what was published.
 struct lag {
-    std::uint64_t messages = 0;       ///< To look through, those of other topics too.
-    std::uint64_t bytes = 0;          ///< Of these.
-    std::chrono::milliseconds age{0}; ///< Since the first of them came.
+    std::uint64_t messages = 0;       ///< Still to be examined, also of other topics.
+    std::uint64_t bytes = 0;          ///< Of these messages.
+    std::chrono::milliseconds age{0}; ///< Since the first of them arrived.
 };
 
 /// Why a stream ended.
 enum class end_reason : std::uint8_t {
-    client_left, ///< It closed or reset its connection.
-    unreachable, ///< The system gave its peer up: nothing is acknowledged, or there is no route.
+    client_left, ///< The client closed or reset the connection.
+    unreachable, ///< The system gave up on the peer: no acknowledgement, or no route.
     ended,       ///< Its handler ended it, or stream::close().
     expired,     ///< options::max_stream_age, access::valid_for, stream::end_after().
     lagged,      ///< It fell behind the history.
-    stalled,     ///< It took in nothing for options::stall_timeout.
+    stalled,     ///< The client read nothing for options::stall_timeout.
     revoked,     ///< server::revoke().
-    drained,     ///< server::drain() sent it away with all it should have.
-    cut,         ///< The window of server::drain() was over before that.
+    drained,     ///< server::drain() closed it after sending all that was due.
+    cut,         ///< The window of server::drain() ended before that.
     stopped,     ///< server::stop().
     failed       ///< Its handler, a filter or a hook threw.
 };
@@ -3374,17 +3380,17 @@ inline std::string published::data() const {
 }
 
 // >>feed //////////////////////////////////////////////////////////////////////////////////////////
-// One worker's way from its log to its clients: who is concerned, what each has not had yet, what
-// becomes of those who fall behind. No I/O, no clock, no thread: a receiver writes, and the caller
-// says what time it is, so that tests run it without either.
+// How a worker delivers its log to its clients: which are concerned, what each has not received
+// yet, what happens to those that fall behind. No I/O, no clock, no thread: a receiver writes and
+// the caller supplies the time, so that tests need neither.
 // Needs >>topic, >>log, >>subscription. Tests: tests/feed.cpp (random schedules), tests/*.pml
 //
 //     log      .. 40 41 42 | 43 44 45 46 | 47 48 ..
-//                    |     fanned_       planned_     the pass in hand covers [fanned_, planned_)
-//            next_ of a client that is behind: it goes on by itself, in flush()
+//                    |     fanned_       planned_     the current pass covers [fanned_, planned_)
+//            next_ of a client that is behind: it continues on its own, in flush()
 //
-// A client that is not busy has had everything before fanned_ that it should have, whatever its
-// next_ says. Places are counted from 0; the id `<epoch>-<n>` means "everything before place n".
+// A client that is not busy has received everything due before fanned_; its next_ may be stale.
+// Positions count from 0; the id `<epoch>-<n>` means "everything before position n".
 namespace detail {
 
 /// A number that one thread adds to and any thread reads.
@@ -3399,12 +3405,12 @@ private:
     std::atomic<std::uint64_t> value_{0};
 };
 
-/// What a client is told by its id: `<epoch>-<number>`.
+/// The id that clients get: `<epoch>-<number>`.
 inline std::string make_id(std::string_view epoch, std::uint64_t number) {
     return std::string(epoch) + "-" + std::to_string(number);
 }
 
-/// The epoch and the number of such an id, or nothing for what can be none.
+/// The epoch and the number of such an id. Returns nullopt if it cannot be one.
 inline std::optional<std::pair<std::string_view, std::uint64_t>> parse_id(std::string_view id) {
     const std::size_t dash = std::min(id.rfind('-'), id.size());
     const std::string_view digits = id.substr(std::min(dash + 1, id.size()));
@@ -3414,7 +3420,7 @@ inline std::optional<std::pair<std::string_view, std::uint64_t>> parse_id(std::s
     return std::pair(id.substr(0, dash), number);
 }
 
-/// Bytes as a JSON string (RFC 8259 7), with U+FFFD for what is no UTF-8.
+/// Bytes as a JSON string (RFC 8259 7), with U+FFFD for what is not UTF-8.
 inline std::string json_string(std::string_view text) {
     constexpr std::string_view digits = "0123456789abcdef";
     std::string out = "\"";
@@ -3446,7 +3452,7 @@ inline std::string to_json(const gap& g) {
 struct outbox {
     std::vector<frame_ref> waiting; ///< Not yet begun.
     std::uint64_t queued = 0;       ///< All so far.
-    std::uint64_t written = 0;      ///< Those of them that are written whole.
+    std::uint64_t written = 0;      ///< Of these, the fully written ones.
 
     void push(frame_ref f) {
         waiting.push_back(std::move(f));
@@ -3466,20 +3472,20 @@ protected:
     receiver() = default;
     ~receiver() = default;
 
-    /// Gives bytes to the client without waiting: how much it took. Nothing, and its end has been
-    /// booked, when it is broken.
+    /// Writes bytes to the client without waiting, and returns how many it took. Returns nullopt if
+    /// the connection is broken; its end is then already recorded.
     virtual std::optional<std::size_t> write_some(std::span<const asio::const_buffer> bytes) = 0;
-    virtual void await_writable() = 0;                 ///< feed::flush() when it takes bytes again.
-    virtual void yield() = 0;                          ///< feed::flush() a little later.
+    virtual void await_writable() = 0;                 ///< Calls feed::flush() once writable.
+    virtual void yield() = 0;                          ///< Calls feed::flush() a little later.
     virtual void progressed() {}                       ///< Something was written.
     virtual void settled() {}                          ///< Nothing is pending any more.
-    virtual bool is_streaming() const { return true; } ///< Its head is out or on its way.
-    /// Something is missing. True: the program sends what stands for it, later; then
-    /// feed::release() by_mending.
+    virtual bool is_streaming() const { return true; } ///< Its head is sent or on its way.
+    /// Messages are missing. Returns true if the gap hook will send a substitute; feed::release()
+    /// by_mending follows then.
     virtual bool mend(const gap&) { return false; }
-    virtual void finished() {}            ///< What feed::finish() wanted is written.
-    virtual void end(end_reason why) = 0; ///< Calls feed::remove(). The object may be gone then.
-    virtual void fail(std::exception_ptr what) = 0; ///< The same; a filter threw, or no memory.
+    virtual void finished() {}            ///< All that feed::finish() asked for is sent.
+    virtual void end(end_reason why) = 0; ///< Calls feed::remove(); may destroy the object.
+    virtual void fail(std::exception_ptr what) = 0; ///< The same: a filter threw, or out of memory.
 
 private:
     friend class feed;
@@ -3489,29 +3495,29 @@ private:
 
     struct subscription {
         node* where = nullptr;
-        std::uint64_t since = 0;                 ///< Its first place.
-        std::uint64_t had = 0;                   ///< What it wanted before this one was delivered.
+        std::uint64_t since = 0;                 ///< The position where it starts.
+        std::uint64_t had = 0;                   ///< It has all that it wants before this.
         std::unique_ptr<filter_function> filter; ///< Null: everything.
         std::uint32_t index = 0;                 ///< In the node's subscribers.
         lag_policy lag = lag_policy::disconnect;
     };
 
-    struct rarely { ///< What few clients need.
+    struct rarely { ///< State that few clients need.
         std::vector<subscription> more;
-        std::uint64_t excused = 0;   ///< What is missing before this place needs no word any more.
-        std::uint64_t live_from = 0; ///< Before this place it gets no ephemeral messages.
-        std::uint64_t passed = 0;    ///< What was for it alone and is forgotten lies before this.
-        std::uint64_t looked_at = 0; ///< How far those left out by conflation are counted.
-        std::optional<gap> pending;  ///< To be announced.
-        bool unknown_id = false;     ///< That its id is not known was found already.
-        frame_ref last;              ///< Its farewell.
+        std::uint64_t excused = 0;   ///< What is missing before this position is already reported.
+        std::uint64_t live_from = 0; ///< Before this position it gets no ephemeral messages.
+        std::uint64_t passed = 0;    ///< Forgotten messages to it alone lie before this position.
+        std::uint64_t looked_at = 0; ///< Messages that conflation left out are counted up to here.
+        std::optional<gap> pending;  ///< Still to be reported.
+        bool unknown_id = false;     ///< Its id was already found to be unknown.
+        frame_ref last;              ///< Its farewell, sent last.
         bool finishing = false;
         bool said_farewell = false;     ///< Nothing follows it.
-        std::uint32_t behind_since = 0; ///< Holds publishers back since then.
+        std::uint32_t behind_since = 0; ///< Has held publishers back since then.
         bool holds_back = false;
-        std::uint64_t number = 0; ///< Its name, once somebody asked for it. 0: none yet.
+        std::uint64_t number = 0; ///< The stream's id, once it was asked for. 0: none yet.
         std::string user;
-        receiver* before = nullptr; ///< In the queue of those who are behind.
+        receiver* before = nullptr; ///< In the queue of clients that are behind.
         receiver* after = nullptr;
     };
 
@@ -3536,18 +3542,18 @@ private:
     template <class F>
     void for_each_subscription(F&& f) const;
 
-    // First what a delivery touches, last what leaves no gap before the members of a stream.
-    std::uint64_t next_ = 0; // the first place that it may not have had yet
-    std::uint64_t told_ = 0; // the place that its last event id stands for
+    // First what a delivery touches; last what leaves no padding before the members of a stream.
+    std::uint64_t next_ = 0; // the first position that it may not have received
+    std::uint64_t told_ = 0; // the position that its last event ID stands for
     std::unique_ptr<rarely> rare_;
-    bool busy_ = false;       // something is unfinished: flush() goes on, fan-out passes it over
-    std::uint8_t held_ = 0;   // by whom: its place is kept, but nothing of the log is sent
-    bool wraps_ = false;      // puts more around its bytes: only write_some() knows how
-    bool single_ : 1 = false; // gets what its one topic gets: the block of a pass fits
-    bool fresh_ : 1 = false;  // came back, and has had nothing of the log yet
-    bool primed_ : 1 = false; // has an id to come back with
+    bool busy_ = false;       // something is unfinished: flush() continues, fan-out skips it
+    std::uint8_t held_ = 0;   // by whom: its position is kept, but nothing of the log is sent
+    bool wraps_ = false;      // adds framing to its bytes: only write_some() knows how
+    bool single_ : 1 = false; // gets all that its one topic gets: the block of a pass fits
+    bool fresh_ : 1 = false;  // starts in the past, and has received nothing of the log yet
+    bool primed_ : 1 = false; // has an id to reconnect with
     bool queued_ : 1 = false; // waits for a turn of feed::catch_up()
-    std::uint32_t place_in_feed_ = nowhere; // in the feed's receivers
+    std::uint32_t place_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
     frame_ref cut_;          // the frame that a short write cut
     std::size_t cut_at_ = 0; // how much of it is written
@@ -3576,13 +3582,13 @@ public:
         std::string gap_event;
         bool heartbeat_ids = true;
         std::size_t max_unsent_bytes = 0;
-        std::size_t run_bytes = 64 * 1024;         ///< The most that is copied at a time for many.
-        std::size_t turn_bytes = 64 * 1024;        ///< Of one who is behind, and of one write.
-        std::function<void(bool)> hold_publishers; ///< Must they wait for a client of this worker?
-        /// Somebody is behind: catch_up() is due until it returns false. Must not throw.
+        std::size_t run_bytes = 64 * 1024;         ///< The most that is copied at once for many.
+        std::size_t turn_bytes = 64 * 1024;        ///< Of a client that is behind, and of a write.
+        std::function<void(bool)> hold_publishers; ///< Whether they must wait for a client here.
+        /// A client is behind: catch_up() is due until it returns false. Must not throw.
         std::function<void()> begin_catch_up;
-        /// Gives the same bytes to several clients without waiting: how much each took. It does
-        /// nothing else: one that is broken took nothing, which shows at its next write_some().
+        /// Writes the same bytes to several clients without waiting, and reports what each took.
+        /// Does nothing else: a broken client took nothing, which shows at its next write_some().
         std::function<void(std::span<receiver* const> to, std::string_view bytes,
                            std::span<std::size_t> taken)>
             write_block;
@@ -3603,13 +3609,14 @@ public:
     std::uint32_t now = 0;
     const totals& counted() const noexcept { return totals_; }
 
-    // --- what comes
+    // --- incoming frames
 
-    /// Appends what take() returns until that is null, within the bounds; how many frames.
+    /// Appends what take() returns, until that is null or a bound is reached. Returns the number of
+    /// frames.
     template <class Take>
     std::size_t pull(Take&& take, std::size_t max_frames, std::size_t max_bytes);
 
-    /// How many frames came in all.
+    /// How many frames have come in altogether.
     std::uint64_t end() const noexcept { return log_.end(); }
 
     /// Forgets what is too old.
@@ -3619,35 +3626,35 @@ public:
 
     // --- fan-out
 
-    /// Whether somebody is here for whom something may come.
+    /// Whether any stream could receive a message.
     bool has_receivers() const noexcept { return !receivers_.empty() || !named_.empty(); }
 
-    /// Begins a pass over what is new. False when nothing is. After an exception it is as before.
+    /// Begins a pass over what is new. Returns false if nothing is. An exception changes nothing.
     bool plan();
 
-    /// Goes on with the pass, as far as the budget of writes reaches. False when it is done.
+    /// Continues the pass, as far as the budget of writes reaches. Returns false once it is done.
     bool work(std::size_t& budget);
 
-    /// Nobody follows anything: what came concerns nobody.
+    /// Skips what came in, since nobody follows anything.
     void skip() {
         fanned_ = planned_ = log_.end();
         forget();
     }
 
-    // --- those who are behind: they wait in one queue, so that what a turn costs does not grow
+    // --- clients that are behind: they wait in one queue, so that the cost of a turn does not grow
     // with their number
 
-    /// A turn for the one who has waited longest. False when nobody waits any more.
+    /// Gives a turn to the client that has waited longest. Returns false once nobody waits.
     bool catch_up();
     bool is_anyone_behind() const noexcept { return first_behind_ != nullptr; }
-    /// Not every one of them has had as much of the log as was planned meanwhile. Unless they get
-    /// that first, a publisher without a pause makes the history move past those who read.
+    /// Whether these have received less of the log than was planned meanwhile. Unless they get that
+    /// first, a publisher that never pauses moves the history past clients that do read.
     bool owes_turns() const noexcept { return owed_ > 0; }
     void forgive() noexcept { owed_ = 0; } ///< Others cannot wait any longer.
 
-    /// Gives back memory that nobody needed since the last call.
+    /// Frees memory that nobody has needed since the last call.
     void give_back_memory();
-    std::size_t joined_bytes() const noexcept { ///< What such memory there is.
+    std::size_t joined_bytes() const noexcept { ///< How much such memory there is.
         std::size_t sum = joined_.capacity() > std::string().capacity() ? joined_.capacity() : 0;
         for (const run& one : runs_) sum += one.joined.capacity();
         return sum;
@@ -3655,7 +3662,7 @@ public:
 
     // --- one client
 
-    /// `published` is how many places are claimed so far: "now". It may lie beyond what came yet.
+    /// `published` is how many places of the ring are claimed so far: "now". It may exceed end().
     void subscribe(receiver& r, const std::string& topic, const start& from,
                    std::uint64_t published, lag_policy lag, filter_function filter,
                    bool is_private = false);
@@ -3671,18 +3678,18 @@ public:
     void enqueue(receiver& r, frame_ref f);
     void enqueue(receiver& r, std::vector<frame_ref> several);
     void enqueue_later(receiver& r, frame_ref f);
-    void put(receiver& r, frame_ref f); ///< Before all else; only while nothing is pending.
-    /// Goes on with what is unfinished: at once, or when its turn to catch up comes.
+    void put(receiver& r, frame_ref f); ///< Before everything else; only while nothing is pending.
+    /// Continues what is unfinished: at once, or when its turn to catch up comes.
     void flush(receiver& r);
-    /// At once. What is left after so many bytes waits for its turn.
+    /// Continues at once. What remains after `most` bytes waits for its turn.
     void flush_now(receiver& r, std::size_t most);
     void flush_now(receiver& r) {
         flush_now(r, r.follows() ? settings_.turn_bytes : own_turn_bytes);
     }
-    bool heartbeat(receiver& r); ///< Whether one could be sent.
+    bool heartbeat(receiver& r); ///< Returns whether one could be sent.
     bool needs_id(const receiver& r) const;
-    bool give_up(receiver& r, std::uint32_t longest_hold); ///< If it is too far behind.
-    /// Ends it when it has all that came before, and this frame if it is not null.
+    bool give_up(receiver& r, std::uint32_t longest_hold); ///< Only if it is too far behind.
+    /// Ends it once it has received all that came before, and then this frame unless it is null.
     void finish(receiver& r, frame_ref last);
     sse::lag lag_of(const receiver& r) const;
     std::vector<std::string> topics_of(const receiver& r) const;
@@ -3695,7 +3702,7 @@ private:
         struct end {
             std::uint64_t sequence;
             std::size_t offset; ///< Where the frame ends in the block.
-            std::uint64_t told; ///< The place that the last id so far stands for; 0: there is none.
+            std::uint64_t told; ///< The position that the last id so far stands for; 0: none.
         };
         std::string_view bytes;
         std::vector<end> ends;
@@ -3707,18 +3714,18 @@ private:
                 {sequence, offset + f.bytes().size(), f.has_id() ? sequence + 1 : told()});
         }
     };
-    /// What those who are behind get of one topic, a stretch of the log: the first of them to come
-    /// here finds and copies it, the others write it as it is. What the log forgets stays in it.
+    /// A stretch of the log, as clients that are behind get it for one topic: the first of them to
+    /// need it collects and copies it, the others write it as it is. It keeps what the log forgets.
     struct run {
         std::string topic;
         std::uint64_t begin = 0;
         std::uint64_t end = 0;
-        std::uint64_t common = 0; ///< From here on it is the same for all.
+        std::uint64_t common = 0; ///< From here on it is the same for all clients.
         bool full = false;
-        std::string joined; ///< The memory of the block.
+        std::string joined; ///< The bytes of the block.
         block frames;
     };
-    struct job {     ///< A block and who gets it, from the last to the first.
+    struct job {     ///< A block and its receivers, from the last to the first.
         node* where; ///< Null: every receiver.
         std::size_t next = 0;
         bool started = false;
@@ -3727,16 +3734,16 @@ private:
         enum class origin : std::uint8_t { cut, own, id, log } from;
         std::uint64_t sequence;
     };
-    struct loss {                                 ///< What a client cannot be given any more.
-        std::uint64_t before = 0;                 ///< All of it lies before this place.
+    struct loss {                                 ///< What can no longer be sent to a client.
+        std::uint64_t before = 0;                 ///< All of it lies before this position.
         lag_policy policy = lag_policy::conflate; ///< The strictest of the subscriptions concerned.
     };
 
-    static constexpr std::size_t own_turn_bytes = 1024 * 1024; // of one that follows nothing
-    static constexpr std::size_t max_buffers = 64;             // what Asio gives to one call
-    static constexpr std::size_t max_looks = 4096;             // at frames for one write
+    static constexpr std::size_t own_turn_bytes = 1024 * 1024; // of a stream that follows nothing
+    static constexpr std::size_t max_buffers = 64;             // what Asio passes to one call
+    static constexpr std::size_t max_looks = 4096;             // frames examined for one write
     static constexpr std::size_t max_runs = 128;
-    static constexpr std::size_t run_step = 32 * 1024; // one that takes little has little copied
+    static constexpr std::size_t run_step = 32 * 1024; // little is copied if little is taken
 
     std::uint64_t keep() const;
     void forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind);
@@ -3780,31 +3787,31 @@ private:
     topic_tree<receiver> topics_;
     topic_tree<receiver> users_;
     std::vector<receiver*> receivers_; // those with a subscription
-    std::vector<receiver*> holders_;   // those of them for whom publishers may have to wait
-    receiver* first_behind_ = nullptr; // who has waited longest for a turn
+    std::vector<receiver*> holders_;   // those that publishers may have to wait for
+    receiver* first_behind_ = nullptr; // has waited longest for a turn
     receiver* last_behind_ = nullptr;
-    std::uint64_t behind_ = 0; // how many they are
+    std::uint64_t behind_ = 0; // how many clients wait there
     std::uint64_t owed_ = 0;   // bytes, to all of them together
     std::unordered_map<std::uint64_t, receiver*> named_;
-    std::uint64_t fanned_ = 0;          // every frame before it went to all who were ready
-    std::uint64_t planned_ = 0;         // and the pass in hand covers those before this
-    std::uint64_t forgot_everyone_ = 0; // one past the last broadcast that was forgotten,
-    std::uint64_t drop_everyone_ = 0;   // and not even kept for its key,
+    std::uint64_t fanned_ = 0;          // every frame before it went to all that were ready
+    std::uint64_t planned_ = 0;         // and the current pass covers those before this
+    std::uint64_t forgot_everyone_ = 0; // one past the last broadcast forgotten,
+    std::uint64_t drop_everyone_ = 0;   // the last not even kept for its key,
     std::uint64_t passed_everyone_ = 0; // and the last ephemeral one
     bool holding_ = false;
-    std::vector<std::uint64_t> broadcasts_; // of the pass in hand
-    std::vector<receiver*> alone_;          // who gets a message of the pass in hand alone
-    std::vector<std::uint64_t> due_;        // of the pass in hand, for the one
-    const receiver* due_for_ = nullptr;     // that is written to, if that is known
-    std::vector<job> jobs_;                 // of the pass in hand, done from the back
+    std::vector<std::uint64_t> broadcasts_; // of the current pass
+    std::vector<receiver*> alone_;          // get a message of the current pass alone
+    std::vector<std::uint64_t> due_;        // frames of the current pass for due_for_,
+    const receiver* due_for_ = nullptr;     // which is being written to; null: not known
+    std::vector<job> jobs_;                 // of the current pass, done from the back
     block block_;
-    std::string joined_;                       // the memory of a block of several frames
-    bool joins_ = false;                       // since give_back_memory()
-    std::array<receiver*, max_at_once> ready_; // for the block; empty while anything else goes on
+    std::string joined_;                       // the bytes of a block of several frames
+    bool joins_ = false;                       // whether it was used since give_back_memory()
+    std::array<receiver*, max_at_once> ready_; // for the block; empty while anything else happens
     std::size_t ready_count_ = 0;
     std::vector<run> runs_;
     std::size_t oldest_run_ = 0; // once there are max_runs
-    bool runs_used_ = false;     // since give_back_memory()
+    bool runs_used_ = false;     // whether any was used since give_back_memory()
     std::array<asio::const_buffer, max_buffers> buffers_;
     std::array<piece, max_buffers> pieces_;
     frame_ref heartbeat_ = make_raw_frame(":\n\n");
@@ -3813,7 +3820,7 @@ private:
     totals totals_;
 };
 
-// --- what comes, what goes
+// --- incoming frames, forgotten frames
 
 template <class Take>
 std::size_t feed::pull(Take&& take, std::size_t max_frames, std::size_t max_bytes) {
@@ -3829,7 +3836,7 @@ std::size_t feed::pull(Take&& take, std::size_t max_frames, std::size_t max_byte
     return frames;
 }
 
-/// What the pass in hand covers must stay, and what those have not had for whom publishers wait.
+/// What must stay: what the current pass covers, and what hold_back clients have not received.
 inline std::uint64_t feed::keep() const {
     std::uint64_t from = fanned_;
     for (const receiver* r : holders_) {
@@ -3838,7 +3845,7 @@ inline std::uint64_t feed::keep() const {
     return from;
 }
 
-/// The log lets go of a frame: those whom it concerned and who have not had it will be told.
+/// The log drops a frame: clients that it concerns and that have not received it are sent a gap.
 inline void feed::forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind) {
     const bool for_anyone = kind == frame_log::loss::anyone;
     const auto raise = [&](std::uint64_t& mark) { mark = std::max(mark, sequence + 1); };
@@ -3855,7 +3862,7 @@ inline void feed::forgot(const frame& f, std::uint64_t sequence, frame_log::loss
     }
 }
 
-/// Publishers wait from half of the history on until a quarter of it is left.
+/// Publishers start to wait when a client is half of the history behind, and stop at a quarter.
 inline void feed::check_hold() {
     bool any = false;
     for (receiver* r : holders_) {
@@ -3873,19 +3880,19 @@ inline void feed::check_hold() {
     settings_.hold_publishers(any);
 }
 
-// --- fan-out: a pass finds the topics concerned by what is new, up to a bound, and writes to their
-// clients in slices, so that accepts, reads, timers and stops get their turn. What comes meanwhile
-// goes out in the next pass, together: latency when calm, throughput when busy.
+// --- fan-out: a pass finds the topics that new frames concern, up to a bound, and writes to their
+// clients in slices, so that accepts, reads, timers and stops run in between. What comes meanwhile
+// goes out together in the next pass: low latency when calm, high throughput when busy.
 
 inline bool feed::plan() {
     fanned_ = planned_;
     if (planned_ == log_.end()) {
-        forget(); // what the pass had kept
+        forget(); // what the pass kept alive
         return false;
     }
     try {
         plan_jobs();
-    } catch (...) { // no memory: the next turn tries again from the same place
+    } catch (...) { // out of memory: the next turn tries again from the same position
         for (job& j : jobs_) {
             if (j.where) j.where->pending.clear();
         }
@@ -3897,10 +3904,10 @@ inline bool feed::plan() {
     return true;
 }
 
-/// Finds who is concerned by the next frames, up to the bounds of a pass.
+/// Finds the receivers of the next frames, up to the bounds of a pass.
 inline void feed::plan_jobs() {
     broadcasts_.clear();
-    jobs_.push_back({nullptr}); // done last: by then node jobs have the broadcasts merged in
+    jobs_.push_back({nullptr}); // done last: node jobs already include the broadcasts
     const std::size_t most = is_anyone_behind() ? settings_.turn_bytes : batch_bytes;
     std::size_t frames = 0;
     std::size_t bytes = 0;
@@ -3930,7 +3937,7 @@ inline void feed::plan_jobs() {
 
 inline bool feed::work(std::size_t& budget) {
     while (budget > 0) {
-        if (!alone_.empty()) { // first, since a block would carry their place past what is theirs
+        if (!alone_.empty()) { // first, since a block would move them past their message
             receiver& r = *alone_.back();
             alone_.pop_back();
             --budget;
@@ -3945,9 +3952,9 @@ inline bool feed::work(std::size_t& budget) {
             j.next = concerned.size();
             j.started = true;
         }
-        // From the last to the first: one that leaves is replaced by the last, which had its turn,
-        // or, if it had not, is met again in its new place. Whoever comes meanwhile starts behind
-        // the pass.
+        // From the last to the first: one that leaves is replaced by the last, which was served
+        // already or is met again at its new index. Clients that come meanwhile start after the
+        // pass.
         j.next = std::min(j.next, concerned.size());
         while (j.next > 0 && budget > 0) {
             --budget;
@@ -3968,7 +3975,7 @@ inline void feed::finish_job(job& j) {
     jobs_.pop_back();
 }
 
-/// The frames of a job one behind the other, once for all who get them.
+/// Joins the frames of a job, once for all clients that get them.
 inline void feed::assemble(const job& j) {
     const auto& own = j.where ? j.where->pending : broadcasts_;
     std::vector<std::uint64_t> merged;
@@ -3991,7 +3998,7 @@ inline void feed::assemble(const job& j) {
 
 /// One client's share of a pass: usually the block that others get too.
 inline void feed::deliver(receiver& r) {
-    if (r.busy_ || r.held_ || r.next_ >= planned_) return;          // goes on by itself; or has it
+    if (r.busy_ || r.held_ || r.next_ >= planned_) return;          // left to flush(), or has it
     const bool came_back = r.rare_ && fanned_ < r.rare_->live_from; // not all of a block is for it
     const bool alone = !r.single_ || r.next_ > fanned_ || came_back;
     if (!alone && !r.wraps_) {
@@ -3999,14 +4006,14 @@ inline void feed::deliver(receiver& r) {
         if (ready_count_ == ready_.size()) deliver_block();
         return;
     }
-    deliver_block(); // what comes of others must not meet what is collected and not booked
+    deliver_block(); // nothing else may happen while clients are collected, not recorded
     if (alone) return deliver_alone(r);
     const asio::const_buffer whole = asio::buffer(block_.bytes);
     const auto n = r.write_some({&whole, 1});
     if (n && !book(r, *n)) r.await_writable();
 }
 
-/// Writes the block to those who are ready for it.
+/// Writes the block to the clients collected in ready_.
 inline void feed::deliver_block() {
     const std::size_t count = std::exchange(ready_count_, 0);
     if (count == 0) return;
@@ -4016,10 +4023,10 @@ inline void feed::deliver_block() {
     for (std::size_t i = 0; i < count; ++i) {
         if (!book(*ready_[i], taken[i])) ready_[late++] = ready_[i];
     }
-    while (late > 0) ready_[--late]->await_writable(); // may throw: all of them are booked
+    while (late > 0) ready_[--late]->await_writable(); // may throw: all are recorded by now
 }
 
-/// Books what a client took of the block. False when that was not everything.
+/// Records what a client took of the block. Returns false if that was not everything.
 inline bool feed::book(receiver& r, std::size_t written) {
     if (written < block_.bytes.size()) {
         settle(r);
@@ -4034,42 +4041,42 @@ inline bool feed::book(receiver& r, std::size_t written) {
     return true;
 }
 
-/// For one that follows several topics, filters, began within the pass or gets a message alone.
+/// For a client that has several topics or a filter, began within the pass or gets a message alone.
 inline void feed::deliver_alone(receiver& r) {
     if (r.busy_ || r.held_ || r.next_ >= planned_) return;
     r.busy_ = true;
     settle(r);
     find_due(r);
-    struct guard { // also when there is no memory to wait with: another pass has other frames
+    struct guard { // also if the flush throws, out of memory: another pass has other frames
         ~guard() { of.due_for_ = nullptr; }
         feed& of;
     } const forget_due{*this};
-    flush_now(r, 2 * batch_bytes); // all of the pass, for which it is known what concerns it
+    flush_now(r, 2 * batch_bytes); // all of the pass, since what concerns it there is known
 }
 
-/// What of the pass in hand may be for a client, by its topics: to hold each frame against each of
-/// many topics would cost their product.
+/// Finds the frames of the current pass that may be for a client, by its topics: to compare each
+/// frame with each of many topics would cost their product.
 inline void feed::find_due(const receiver& r) {
-    if (r.rare_ && r.rare_->number != 0) return; // what is for it alone has no topic
+    if (r.rare_ && r.rare_->number != 0) return; // messages to it alone have no topic
     try {
         due_ = broadcasts_;
         r.for_each_subscription([this](const subscription& one) {
             due_.insert(due_.end(), one.where->pending.begin(), one.where->pending.end());
         });
-    } catch (const std::bad_alloc&) { return; } // it looks through the log
+    } catch (const std::bad_alloc&) { return; } // then it searches the log
     std::sort(due_.begin(), due_.end());
     due_.erase(std::unique(due_.begin(), due_.end()), due_.end());
     due_for_ = &r;
 }
 
-/// The next frame from this place on at which a client has to look.
+/// The next frame at or after `from` that has to be examined for a client.
 inline std::uint64_t feed::next_for(const receiver& r, std::uint64_t from, bool newest) const {
     if (due_for_ != &r || from < fanned_ || from >= planned_) return log_.next(from, newest);
     const auto found = std::lower_bound(due_.begin(), due_.end(), from);
     return found == due_.end() ? log_.next(planned_, newest) : *found;
 }
 
-/// Books what a client took of a block. False when something of it is left.
+/// Records what a client took of a block. Returns false if something of it remains.
 inline bool feed::took(receiver& r, const block& from, std::size_t begin, std::size_t end) {
     const auto ends_behind = [](std::size_t at, const block::end& one) { return at < one.offset; };
     const auto& ends = from.ends;
@@ -4092,17 +4099,17 @@ inline bool feed::took(receiver& r, const block& from, std::size_t begin, std::s
     return false;
 }
 
-/// One that had everything so far may not have been concerned for long: what lies before the pass
-/// in hand is not waiting for it.
+/// A client that has received everything so far may have a stale next_, if nothing concerned it for
+/// long: nothing that lies before the current pass is waiting for it.
 inline void feed::settle(receiver& r) const noexcept {
     if (!r.held_) r.next_ = std::max(r.next_, fanned_);
 }
 
 // --- one client's output, in this order: the frame that a short write cut, the stream's own
-// frames, word of a gap, the log from its place on. So whole frames never mix.
+// frames, a gap, the log from its position on. So frames are never interleaved.
 
 inline void feed::flush(receiver& r) {
-    if (!r.busy_ || r.queued_) return; // it went on before this turn came, or will
+    if (!r.busy_ || r.queued_) return; // it continued before this turn, or will
     if (is_behind(r)) return wait_for_turn(r);
     flush_now(r);
 }
@@ -4113,12 +4120,12 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
         bool looked_enough = false;
         std::size_t count = 1;
         const run* shared = nullptr;
-        std::size_t from = 0; // in it
+        std::size_t from = 0; // offset in it
         try {
             if (!announce(r)) return;
             shared = run_for(r, from);
             if (!shared) count = gather(r, looked_enough);
-        } catch (...) { // a filter of the program, or no memory
+        } catch (...) { // a filter of the program threw, or out of memory
             return r.fail(std::current_exception());
         }
         if (count == 0) {
@@ -4147,7 +4154,8 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
     wait_for_turn(r);                   // the rest of a long catch-up
 }
 
-/// Whether the log holds more for it than one turn takes, not counting what nobody has had yet.
+/// Whether it has more of the log to catch up on than one turn takes, not counting what nobody has
+/// received yet.
 inline bool feed::is_behind(const receiver& r) const {
     if (!r.follows() || r.held_ || r.next_ >= fanned_) return false;
     return log_.bytes_from(r.next_) - log_.bytes_from(fanned_) > settings_.turn_bytes;
@@ -4158,7 +4166,7 @@ inline void feed::wait_for_turn(receiver& r) {
     receiver::rarely* rare = nullptr;
     try {
         rare = &r.rare();
-    } catch (...) { return r.fail(std::current_exception()); } // no memory
+    } catch (...) { return r.fail(std::current_exception()); } // out of memory
     r.queued_ = true;
     rare->before = last_behind_;
     (last_behind_ ? last_behind_->rare_->after : first_behind_) = &r;
@@ -4191,13 +4199,13 @@ inline void feed::give_back_memory() {
         oldest_run_ = 0;
     }
     if (!std::exchange(joins_, false) && jobs_.empty()) {
-        std::string().swap(joined_); // assigned to, it would keep its memory
+        std::string().swap(joined_); // an assignment would keep its memory
         block_ = block();
     }
 }
 
-/// The run that has what the client is to be sent next, and puts that into buffers_. Null where
-/// something comes before it, or where what the client gets is not what others get.
+/// Finds the run that holds what the client is sent next, and puts that into buffers_. Returns
+/// nullptr if something else comes first, or if the client does not get the same as others.
 inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
     const receiver::rarely* const rare = r.rare_.get();
     if (!r.single_ || !r.follows() || r.first_.lag == lag_policy::conflate) return nullptr;
@@ -4247,7 +4255,7 @@ inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
     return &*found;
 }
 
-/// Puts what is next in the log behind a run until it has so many bytes, as far as there is room.
+/// Appends what is next in the log to a run until it has `size` bytes, as far as there is room.
 inline void feed::extend(run& one, std::size_t size) const {
     for (std::size_t looks = 0; one.joined.size() < size && looks < max_looks; ++looks) {
         const std::uint64_t at = log_.next(one.end);
@@ -4268,7 +4276,7 @@ inline void feed::extend(run& one, std::size_t size) const {
     one.frames.bytes = one.joined;
 }
 
-/// Puts into buffers_ and pieces_ what the client is to be sent next. How many there are.
+/// Puts what the client is sent next into buffers_ and pieces_. Returns how many there are.
 inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
     std::size_t count = 0;
     std::size_t bytes = 0;
@@ -4289,9 +4297,9 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
     if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), {piece::origin::cut, 0});
     const bool goes_on = r.follows() && !r.held_ && !(r.rare_ && r.rare_->said_farewell);
     const bool gap_is_due = goes_on && is_gap_due(r);
-    // First of all, behind the answer's head, an id to come back with, whatever becomes of it next.
-    // One that came back too: by HTML 9.2.6 a block without an id, such as a farewell or what its
-    // handler sends, would take from it what it had.
+    // First, after the response head, an id to reconnect with, whatever happens to the client next.
+    // Also for a client that has reconnected: by HTML 9.2.6 a block without an id, such as a
+    // farewell or what its handler sends, would reset the last event ID that it had.
     const bool gap_has_it = gap_is_due && (r.fresh_ || (r.rare_ && r.rare_->pending));
     if (goes_on && settings_.heartbeat_ids && !r.primed_) {
         add_own(true);
@@ -4327,7 +4335,7 @@ inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_ou
     }
     if (f.what() == frame::kind::everyone && !r.first_.where) return true;
     bool wanted = false;
-    bool known = false; // by a subscription that had it before another one went back
+    bool known = false; // delivered for a subscription before another one went back
     r.for_each_subscription([&](const subscription& one) {
         if (sequence < one.since || !concerns(one.where->path, one.where->is_private, f)) return;
         if (one.lag == lag_policy::conflate && log_.superseded(sequence)) {
@@ -4347,7 +4355,7 @@ inline bool feed::concerns(std::string_view topic, bool is_private, const frame&
     return f.what() == kind && covers(topic, f.topic());
 }
 
-/// Books a frame of the log as delivered.
+/// Records a frame of the log as delivered.
 inline void feed::had(receiver& r, std::uint64_t sequence) {
     totals_.delivered.add(1);
     r.next_ = sequence + 1;
@@ -4355,7 +4363,7 @@ inline void feed::had(receiver& r, std::uint64_t sequence) {
     if (log_[sequence].has_id()) r.told_ = sequence + 1;
 }
 
-/// Books what a write has taken. False when it was not everything.
+/// Records what a write has taken. Returns false if that was not everything.
 inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
     const auto take_own = [&] {
         frame_ref f = std::move(r.own_->waiting.front());
@@ -4411,7 +4419,7 @@ inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
 
 // --- what is missing
 
-/// What concerns the client, lies behind its place, and is forgotten.
+/// What concerns the client, lies after its position, and is forgotten.
 inline feed::loss feed::missing(const receiver& r) const {
     const std::uint64_t from = std::max(r.next_, r.rare_ ? r.rare_->excused : 0);
     const std::uint64_t live_from = r.rare_ ? r.rare_->live_from : 0;
@@ -4427,11 +4435,11 @@ inline feed::loss feed::missing(const receiver& r) const {
         const std::uint64_t since = std::max(one.since, one.had);
         consider(newest ? one.where->dropped : one.where->forgotten, one, since);
         consider(newest ? drop_everyone_ : forgot_everyone_, one, since);
-        // What is not replayed is missed only by those who were there.
+        // Only clients that were connected then miss what is not replayed.
         const std::uint64_t passed = std::max(one.where->passed, passed_everyone_);
         if (!newest && passed > live_from) consider(passed, one, since);
     });
-    // Broadcasts to one without a topic, and what was for it alone, are nobody's but its own.
+    // Broadcasts to a client without a topic, and messages to it alone, are of no subscription.
     if (!r.first_.where) consider(std::max(forgot_everyone_, passed_everyone_), r.first_, 0);
     if (r.rare_ && r.rare_->passed > live_from) consider(r.rare_->passed, r.first_, 0);
     return out;
@@ -4441,8 +4449,8 @@ inline bool feed::is_gap_due(const receiver& r) const {
     return (r.rare_ && r.rare_->pending) || missing(r).before != 0;
 }
 
-/// If something is missing, and it is the turn of that word: it goes into the stream, or the
-/// program sends what stands for it, or the client is let go. False: it is gone.
+/// If messages are missing and the gap is next: sends the gap, or leaves it to the gap hook, or
+/// closes the connection. Returns false if it was closed: r may be destroyed.
 inline bool feed::announce(receiver& r) {
     if (!r.follows() || r.held_ || r.cut_) return true;
     if (r.rare_ && r.rare_->said_farewell) return true;
@@ -4491,7 +4499,7 @@ inline frame_ref feed::gap_frame(const gap& g, std::uint64_t at) const {
         encode({.event = settings_.gap_event, .data = to_json(g), .id = std::string_view(id)}));
 }
 
-/// A block without data: no event, but the client's last event id moves (HTML 9.2.6).
+/// A block without data: dispatches no event, but sets the last event ID (HTML 9.2.6).
 inline const frame_ref& feed::id_frame(std::uint64_t place) {
     if (!id_frame_ || id_frame_place_ != place) {
         id_frame_ = make_raw_frame(":\nid: " + make_id(settings_.epoch, place) + "\n\n");
@@ -4513,7 +4521,7 @@ inline bool feed::heartbeat(receiver& r) {
     return true;
 }
 
-/// Half of the history went by without a message for it.
+/// Whether half of the history has passed without a message for it.
 inline bool feed::needs_id(const receiver& r) const {
     if (!settings_.heartbeat_ids || !r.follows() || r.busy_ || r.held_) return false;
     if (r.told_ >= fanned_) return false;
@@ -4527,7 +4535,8 @@ inline sse::lag feed::lag_of(const receiver& r) const {
             std::chrono::milliseconds(now - log_.time_of(r.next_))};
 }
 
-/// Lets go of a client that cannot go on, before its socket takes bytes again. Whether it did.
+/// Disconnects a client that cannot continue, without waiting until it is writable. Returns whether
+/// it did.
 inline bool feed::give_up(receiver& r, std::uint32_t longest_hold) {
     if (!r.follows() || (!r.busy_ && !r.held_)) return false;
     const bool held_too_long =
@@ -4542,7 +4551,7 @@ inline bool feed::give_up(receiver& r, std::uint32_t longest_hold) {
         r.end(end_reason::lagged);
         return true;
     }
-    if (too_much && policy == lag_policy::skip && !r.rare().pending) { // told when it takes bytes
+    if (too_much && policy == lag_policy::skip && !r.rare().pending) { // sent once writable
         r.rare().pending = gap{gap_reason::lapped, make_id(settings_.epoch, r.next_), {}};
     }
     return false;
@@ -4586,7 +4595,7 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
         r.place_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
         r.next_ = r.told_ = made.since;
         r.fresh_ = made.since < published;
-    } else if (made.since < reached) { // the others have had what is between
+    } else if (made.since < reached) { // the others have received what lies between
         r.for_each_subscription([&](subscription& one) { one.had = std::max(one.had, reached); });
         r.next_ = made.since;
         r.fresh_ = true;
@@ -4596,13 +4605,13 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     made.lag = lag;
     r.single_ = first && !made.filter && !is_private;
     (r.first_.where ? r.rare().more.emplace_back() : r.first_) = std::move(made);
-    // What the passes so far do not bring it, it gets by itself: what lies before them, word of a
-    // gap, its first id.
+    // What the passes so far do not deliver, it gets on its own: what lies before them, a gap, its
+    // first id.
     const bool waits = r.next_ < planned_ || !r.primed_ || is_gap_due(r);
     if (waits && !std::exchange(r.busy_, true)) r.yield();
 }
 
-/// Where a subscription starts, in places.
+/// The position where a subscription starts.
 inline std::uint64_t feed::place(receiver& r, node& where, const start& from,
                                  std::uint64_t published) {
     std::uint64_t at = published;
@@ -4620,12 +4629,12 @@ inline std::uint64_t feed::place(receiver& r, node& where, const start& from,
         at = log_.first_since(now - static_cast<std::uint32_t>(from.age_.count()));
         break;
     }
-    // From what is kept, so that nothing is missing behind the place where it starts; or from what
-    // has yet to come out of the ring.
+    // At a frame that is kept, so that nothing is missing after the start; or at one that has yet
+    // to come out of the ring.
     return std::min(first_kept(where, at).value_or(log_.end()), published);
 }
 
-/// The first message from this place on that is kept for the subscribers of a topic.
+/// The first message at or after `from` that is kept for the subscribers of a topic.
 inline std::optional<std::uint64_t> feed::first_kept(node& where, std::uint64_t from) const {
     for (std::uint64_t at = log_.next(from); at < log_.end(); at = log_.next(at + 1)) {
         if (concerns(where.path, where.is_private, log_[at]) && !log_[at].ephemeral()) return at;
@@ -4654,7 +4663,7 @@ inline std::uint64_t feed::place_of_id(receiver& r, const std::string& id,
     if (!r.rare().unknown_id) {
         const bool other = of_ours && !of_epoch;
         r.rare().pending = gap{other ? gap_reason::epoch : gap_reason::unknown, id, {}};
-        r.rare().unknown_id = true; // one word for all topics
+        r.rare().unknown_id = true; // one gap for all topics
     }
     return 0;
 }
@@ -4680,7 +4689,7 @@ inline bool feed::unsubscribe(receiver& r, std::string_view topic, bool is_priva
     } else {
         return false;
     }
-    r.single_ = false; // what it has had is not what its topics have had
+    r.single_ = false; // it has not received the same as others of its topic
     if (ended.lag == lag_policy::hold_back) {
         holders_.erase(std::find(holders_.begin(), holders_.end(), &r));
         if (std::find(holders_.begin(), holders_.end(), &r) == holders_.end()) {
@@ -4704,7 +4713,7 @@ inline void feed::remove_from(node& where, std::uint32_t index) {
 
 /// The client is gone.
 inline void feed::remove(receiver& r) {
-    if (r.queued_) { // its own frames go on without the log
+    if (r.queued_) { // its own frames continue without the log
         leave_queue(r);
         r.yield();
     }
@@ -4735,7 +4744,7 @@ inline void feed::name(receiver& r, std::uint64_t number) {
 
 // --- what streams ask for
 
-/// Something is for it: it gets that now, or goes on by itself.
+/// There is something for the client: it gets that now, or continues on its own if it is busy.
 inline void feed::go_on(receiver& r) {
     if (std::exchange(r.busy_, true)) return;
     settle(r);
@@ -4769,17 +4778,17 @@ inline void feed::enqueue_later(receiver& r, frame_ref f) {
 
 inline void feed::release(receiver& r, std::uint8_t by) {
     if ((r.held_ & by) == 0) return;
-    if (r.is_finishing()) return; // it comes back for what was held
+    if (r.is_finishing()) return; // it reconnects for what was held
     r.held_ = static_cast<std::uint8_t>(r.held_ & ~by);
     if (r.held_ != 0) return;
-    if (!std::exchange(r.busy_, true)) flush(r); // its place is what it was
+    if (!std::exchange(r.busy_, true)) flush(r); // its position is unchanged
 }
 
 inline void feed::finish(receiver& r, frame_ref last) {
     receiver::rarely& rare = r.rare();
     if (rare.finishing) return;
     rare.finishing = true;
-    rare.last = std::move(last); // what is held stays back: the client comes back for it
+    rare.last = std::move(last); // what is held is not sent: the client reconnects for it
     go_on(r);
 }
 
