@@ -4806,18 +4806,18 @@ inline std::vector<std::string> feed::topics_of(const receiver& r) const {
 // >>options ///////////////////////////////////////////////////////////////////////////////////////
 // Every setting with its default, and the counters. Needs >>origin.
 
-/// Serves one request of a route. Called on a worker's thread; must not block it. The server keeps
-/// the callable for as long as it lives, so a lambda may capture.
+/// Serves one request of a route. Called on a worker's thread, which it must not block. The server
+/// keeps the callable as long as it lives, so a lambda may capture.
 using handler = std::function<asio::awaitable<void>(stream&)>;
 
-/// What an authorize hook says: by default, let the request in.
+/// What an authorize hook decides; by default, to let the request in.
 struct access {
-    int status = 0;        ///< 0: let in. Else the status to refuse with; 204 ends it for good.
+    int status = 0;        ///< 0 admits; else the status of the refusal. 204 ends it for good.
     std::string text = {}; ///< Of the refusal.
-    std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of either answer.
-    std::vector<std::string> topics = {}; ///< What to follow instead of what the request says.
-    std::string user = {}; ///< Also gets what is sent to this user. Never from the client's mouth.
-    std::chrono::milliseconds valid_for{0}; ///< Then the stream ends. 0: no end.
+    std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of either response.
+    std::vector<std::string> topics = {}; ///< To follow instead of those requested.
+    std::string user = {}; ///< Also gets messages to this user. Must not come from client input.
+    std::chrono::milliseconds valid_for{0}; ///< After this the stream ends. 0: never.
 
     static access refuse(int status, std::string text = {}) {
         access a;
@@ -4829,8 +4829,8 @@ struct access {
 
 enum class log_level : std::uint8_t { debug, info, warning, error };
 
-/// One thing that happened. Views are valid during the call. A path is as it was sent, without its
-/// query: what is secret in a target never reaches a log.
+/// One event for the log. Views are valid during the call. `path` is as sent, but without the
+/// query, so that secrets in it never reach a log.
 struct log_entry {
     log_level level;
     std::string_view what; ///< "request", "stream closed", "refused", "handler failed" and others
@@ -4838,15 +4838,15 @@ struct log_entry {
     std::string_view path = {};
     int status = 0;
     asio::ip::address client = {};
-    /// Of a stream; with "worker held", how long the worker's thread was blocked at least. That is
-    /// told from one second on, and for certain from two.
+    /// The age of a stream. With "worker held": the least time that the worker's thread was
+    /// blocked; reported from one second on, reliably from two.
     std::chrono::milliseconds duration{0};
-    std::string_view detail = {}; ///< Why, where there is more to say.
+    std::string_view detail = {}; ///< Why, if there is more to say.
 };
 
-/// An open stream, for those who list, revoke or count them.
+/// An open stream, for listing, revoking and counting.
 struct stream_info {
-    std::uint64_t id = 0; ///< Its name in this server.
+    std::uint64_t id = 0; ///< Unique in this server.
     std::string user = {};
     std::vector<std::string> topics = {};
     asio::ip::address client = {};
@@ -4854,143 +4854,146 @@ struct stream_info {
     sse::lag lag = {};
 };
 
-/// What happens over a limit of connections.
+/// What a client over a connection limit gets.
 enum class refusal : std::uint8_t {
     hard, ///< 503 or 429 with Retry-After. An EventSource gives up for good.
-    soft, ///< To who accepts event streams 200, a retry time with jitter, the end: it comes back.
+    soft, ///< Clients that accept event streams get 200, a jittered retry and the end: they return.
 };
 
 struct options {
-    /// Where streams are found: `<prefix>`, `<prefix>/` and `<prefix>/<topic>`.
+    /// Where streams are: `<prefix>`, `<prefix>/` and `<prefix>/<topic>`.
     std::string prefix = "/subscribe";
-    /// Where it can be asked whether the server lives: 200, with the number of open streams. And,
-    /// with /ready after it, whether it takes more: 503 at max_connections, or when it goes down;
-    /// a drain refuses connections besides. Empty: nowhere.
+    /// Path of the health check: 200, with the number of open streams. With /ready appended, it
+    /// reports whether the server accepts more streams: 503 at max_connections or while it is
+    /// stopping; while draining it refuses new connections altogether. Empty: none.
     std::string health = "/health";
-    /// Worker threads, each with its share of the clients. 0: one for each core.
+    /// Worker threads, each with its share of the clients. 0: one per core.
     std::size_t threads = 0;
-    /// A stream that was silent for so long gets a comment line. 0: never.
+    /// A stream that was silent for this long gets a comment line. 0: never.
     std::chrono::milliseconds heartbeat{15'000};
-    /// From accept, or from a later request's first byte, to the end of the head; then 408.
+    /// From accept, or from the first byte of a later request, to the end of the head; then 408.
     std::chrono::milliseconds header_timeout{10'000};
-    /// For a request's body; then 408.
+    /// Time for a request's body; then 408.
     std::chrono::milliseconds body_timeout{30'000};
-    /// A connection that brings no further request for so long is closed.
+    /// A connection without a further request for this long is closed.
     std::chrono::milliseconds idle_timeout{60'000};
-    /// A client that takes in nothing for so long, though bytes wait for it, is disconnected.
+    /// A client that reads nothing for this long while bytes wait for it is disconnected.
     std::chrono::milliseconds stall_timeout{30'000};
-    /// A stream ends at this age, or up to a tenth sooner, so that not all come back at once; its
-    /// client connects again. 0: never.
+    /// A stream ends at this age, or up to a tenth earlier, so that clients do not all reconnect at
+    /// once. 0: never.
     std::chrono::milliseconds max_stream_age{0};
-    /// How long what is published may wait for more, so that all goes out in one write; less while
-    /// much comes. By default it goes out at once, with all that came meanwhile.
+    /// How long a published message may wait for others, so that they share one write; the wait is
+    /// shorter under load. By default messages go out at once, along with all that were published
+    /// in the meantime.
     std::chrono::milliseconds coalesce{0};
     /// How long publish() and broadcast() wait for room in the ring before they throw.
     std::chrono::milliseconds publish_timeout{1'000};
-    /// What many clients get goes out by io_uring, where SSE_ENABLE_IO_URING was defined and the
-    /// kernel allows it; else, and whenever it refuses, by a send() for each.
+    /// Messages for many clients go out through io_uring, if SSE_ENABLE_IO_URING is defined and the
+    /// kernel allows it; otherwise, and whenever it refuses, through one send() per client.
     bool io_uring = true;
-    /// How long handlers may go on after stop(); then their coroutines are destroyed.
+    /// How long handlers may continue after stop(); then their coroutines are destroyed.
     std::chrono::milliseconds shutdown_timeout{5'000};
-    /// Open connections in all. Over it a stream gets 503; other requests are served, one for each
-    /// connection, so that subscribers lock out neither who publishes nor who asks whether the
-    /// server is well. At most 256 connections are over a limit at a time, further ones end at
-    /// once. 0: no limit.
+    /// Open connections in total. Over it a stream gets 503; other requests are still served, one
+    /// per connection, so that subscribers lock out neither publishers nor health checks. At most
+    /// 256 connections are over a limit at a time; further ones are closed at once. 0: no limit.
     std::size_t max_connections = 10'000;
-    /// Open connections from one address, or one /64 of IPv6; over it a stream gets 429, and other
+    /// Open connections from one address, or one /64 of IPv6. Over it a stream gets 429; other
     /// requests are served as above. 0: no limit.
     std::size_t max_connections_per_ip = 0;
-    /// New connections a second from one address, and as many at once; then 429, whatever is asked
-    /// for. 0: no limit.
+    /// New connections per second from one address, and the largest burst; over it every request
+    /// gets 429. 0: no limit.
     std::size_t connect_rate_per_ip = 0;
     /// What clients over these limits get.
     refusal over_limit = refusal::hard;
-    /// When they may come again: Retry-After, or the least retry time of a soft refusal and of the
+    /// When they may retry: Retry-After, or the shortest retry time of a soft refusal and of the
     /// streams that stop() ends.
     std::chrono::milliseconds retry_after{5'000};
-    /// A larger request head is answered with 431 or 414.
+    /// A larger request head gets 431 or 414.
     std::size_t max_head_bytes = 16 * 1024;
-    /// More header lines are answered with 431.
+    /// More header field lines get 431.
     std::size_t max_header_lines = 100;
-    /// A larger request body is answered with 413.
+    /// A larger request body gets 413.
     std::size_t max_body_bytes = 1024 * 1024;
-    /// Places in the ring between publishers and workers; a power of two.
+    /// Slots in the ring between publishers and workers; a power of two.
     std::size_t ring_capacity = 16 * 1024;
-    /// Messages that each worker keeps, for clients that come back or are behind. As many again are
-    /// kept of ephemeral ones, and of those that are the newest of their key.
+    /// Messages that each worker keeps for clients that reconnect or are behind. The same number
+    /// again is kept of ephemeral messages, and of messages that are the newest of their key.
     std::size_t history = 16 * 1024;
-    /// Bytes of these messages, likewise.
+    /// Bytes of these messages, with the same rule.
     std::size_t history_bytes = 64 * 1024 * 1024;
     /// Messages older than this are forgotten. 0: never by age.
     std::chrono::milliseconds history_age{0};
-    /// Topics, with what is below them, that have bounds of their own. The nearest counts.
+    /// Topics, each with all below it, that have bounds of their own. The nearest one applies.
     std::vector<topic_history> histories = {};
-    /// What becomes of a client that falls behind the history, unless its subscription says.
+    /// What happens to a client that falls behind the history, unless its subscription decides.
     lag_policy lag = lag_policy::disconnect;
-    /// A client for whom so many bytes of the history are still to be looked through is treated as
-    /// one that fell behind it. 0: only by the history's own bounds.
+    /// A client that is more than this many bytes of history behind, messages of other topics
+    /// included, is treated as one that fell behind the history. 0: only the history's own bounds
+    /// apply.
     std::size_t max_unsent_bytes = 0;
-    /// The event that tells a client what it missed.
+    /// The event that reports missed messages to a client.
     std::string gap_event = "gap";
-    /// Runs instead of that event, and sends a snapshot; the topics' messages go on when it
+    /// Runs instead of that event, to send a snapshot; the topics' messages continue when it
     /// returns. Kept for as long as the server lives, so it may capture.
     std::function<asio::awaitable<void>(stream&, const gap&)> on_gap = {};
-    /// Heartbeats carry the newest id, so that a client to which nothing was sent need not look
-    /// through all that it did not want when it comes back, nor fall off the history.
+    /// Heartbeats carry the newest id. A client that was sent nothing else then reconnects with a
+    /// recent id: there is little history to search, and the history still reaches back to it.
     bool heartbeat_ids = true;
-    /// Topics that one request may name; more are answered with 400. So are topics with more than
-    /// four times as many path segments in all (32 if that is more): each costs memory.
+    /// Topics that one request may name; more get 400. So do topics with more than four times as
+    /// many path segments in total (or 32, if that is more): each costs memory.
     std::size_t max_topics = 128;
     /// Who may read from another origin. By default everyone.
     cors_options cors = {};
-    /// Hosts that requests may name; others get 421. It keeps pages of a stranger, whose name was
-    /// made to point here, from reading (DNS rebinding). "events.example", "*.example" for all
-    /// names that end so, or an address; a port makes no difference. What start() was given is
-    /// served too. Empty: on a loopback address localhost, names that end in .localhost, and
-    /// loopback addresses; else any. "*": any. A trusted proxy's X-Forwarded-Host counts in place
-    /// of Host. Throws std::invalid_argument for what no request could name.
+    /// Hosts that requests may name; others get 421. This keeps third-party pages whose DNS name
+    /// resolves here from reading (DNS rebinding). "events.example", "*.example" for all names with
+    /// this ending, or an address; the port does not matter. The host given to start() is served
+    /// too. Empty: on a loopback address localhost, names ending in .localhost, and loopback
+    /// addresses; otherwise any. "*": any. X-Forwarded-Host from a trusted proxy replaces Host.
+    /// Throws std::invalid_argument for what no request could name.
     std::vector<std::string> hosts = {};
-    /// Proxies whose word on their client's address is taken: addresses, or blocks as 10.0.0.0/8.
+    /// Proxies whose forwarding headers are trusted: addresses, or CIDR blocks such as 10.0.0.0/8.
     std::vector<std::string> trusted_proxies = {};
-    /// Where they write it.
+    /// Which header field they use.
     forwarded_by forwarded = forwarded_by::x_forwarded_for;
-    /// Every connection begins with a head of the PROXY protocol, 1 or 2. Its word is taken from
-    /// trusted proxies, or, when none is named, from all: then only the proxy may reach the port.
+    /// Every connection begins with a PROXY protocol header, version 1 or 2. It is trusted from
+    /// trusted_proxies, or from every peer if there are none: then nothing but the proxy may be
+    /// able to reach the port.
     bool proxy_protocol = false;
-    /// Says who may open a stream of `<prefix>`, before its head is sent. Kept for as long as the
-    /// server lives, so it may capture. Routes of the program's own ask in their handlers.
+    /// Decides who may open a stream of `<prefix>`, before its head is sent. Kept for as long as
+    /// the server lives, so it may capture. For the program's own routes their handlers decide.
     std::function<asio::awaitable<access>(const request&)> authorize = {};
-    /// Gets what happens. Called on the server's threads, several at once; must not throw, and must
-    /// not block: each of these threads serves thousands of clients, and a pipe that nobody reads,
-    /// or a slow disk, would stop them all. Hand the lines to a thread of your own, by a queue with
-    /// a bound. The hub among the examples has one to copy, in hub_log.hpp.
+    /// Receives log entries. Called on the server's threads, possibly on several at once; must not
+    /// throw or block: each of these threads serves thousands of clients, and a pipe that nobody
+    /// reads, or a slow disk, would stop them all. Pass the lines to a thread of your own through a
+    /// bounded queue; hub_log.hpp among the examples has one to copy.
     std::function<void(const log_entry&)> log = {};
-    /// An event stream has begun, or has ended. Called on its worker's thread; what on_connect
-    /// throws ends the stream, on_disconnect must not throw. Each stream is told of once.
+    /// An event stream has begun, or has ended; each is called once per stream, on its worker's
+    /// thread. An exception from on_connect ends the stream; on_disconnect must not throw.
     std::function<void(stream&)> on_connect = {};
     std::function<void(const stream_info&, end_reason)> on_disconnect = {};
-    /// SIGINT and SIGTERM call stop(). So does SIGHUP, which comes when a terminal is closed,
-    /// unless it is ignored or the program has taken it before start(), for example to read its
-    /// settings anew. Off by default: a library takes no signals unasked.
+    /// SIGINT and SIGTERM call stop(). So does SIGHUP, which is sent when a terminal is closed,
+    /// unless it is ignored or the program has taken it before start(), for example to reload its
+    /// settings. Off by default: a library does not take signals unasked.
     bool handle_signals = false;
-    /// Then they call drain() with this window instead, and a second SIGINT or SIGTERM ends the
-    /// program at once. 0: stop() at once.
+    /// With handle_signals: they call drain() with this window instead, and a second SIGINT or
+    /// SIGTERM ends the program at once. 0: stop() at once.
     std::chrono::milliseconds drain_window{0};
-    /// Gets what a handler threw. Called on the worker's thread; must not throw.
+    /// Receives what a handler threw. Called on the worker's thread; must not throw.
     std::function<void(std::exception_ptr)> on_error = {};
 };
 
-/// What holds for the routes of a group, and of the groups in it.
+/// Settings for the routes of a group, and for the groups in it.
 struct group_options {
-    /// Who may read from another origin. Else as around the group.
+    /// Who may read from another origin. Unset: as in the enclosing group.
     std::optional<cors_options> cors = {};
-    /// Says who may come in, before each handler, after that of the group around. What it gives
-    /// besides applies to the stream. Kept for as long as the server lives, so it may capture.
+    /// Decides who may enter, before each handler and after the enclosing group's hook. The rest of
+    /// what it returns applies to the stream. Kept for as long as the server lives, so it may
+    /// capture.
     std::function<asio::awaitable<access>(const request&)> authorize = {};
-    /// A larger request body is answered with 413. Else as around the group.
+    /// A larger request body gets 413. Unset: as in the enclosing group.
     std::optional<std::size_t> max_body_bytes = {};
-    /// Requests and streams served at once, those of inner groups included; one more gets 503. 0:
-    /// no limit.
+    /// Requests and streams served at once, those of inner groups included; further ones get 503.
+    /// 0: no limit.
     std::size_t max_requests = 0;
 };
 
@@ -4999,33 +5002,34 @@ struct counters {
     std::uint64_t connections = 0; ///< Open now; this and streams are gauges.
     std::uint64_t streams = 0;     ///< Open event streams now.
     std::uint64_t accepted = 0;    ///< Connections accepted since the start.
-    std::uint64_t refused = 0; ///< Requests refused by a limit, connections closed by one at once.
-    std::uint64_t accept_failures = 0; ///< Times that accepting had to pause, for want of files.
+    std::uint64_t refused = 0;     ///< Requests refused, or connections closed at once, by a limit.
+    std::uint64_t accept_failures = 0; ///< Times accepting paused: file descriptors ran out.
     std::uint64_t published = 0;       ///< Messages that entered the ring.
-    std::uint64_t no_room = 0;         ///< Attempts to publish that found no room.
-    std::uint64_t delivered = 0;       ///< Messages written whole to a client.
-    std::uint64_t bytes = 0;           ///< Bytes written to clients, of every kind of answer.
+    std::uint64_t no_room = 0;         ///< Attempts to publish into a full ring.
+    std::uint64_t delivered = 0;       ///< Messages fully written to a client.
+    std::uint64_t bytes = 0;           ///< Bytes written to clients, in all kinds of response.
     std::uint64_t lagged = 0;          ///< Streams ended because the client fell behind or stalled.
-    std::uint64_t unreachable = 0;     ///< Connections whose peer the system gave up.
-    std::uint64_t gaps = 0;            ///< Gaps that clients were told of.
-    std::uint64_t conflated = 0; ///< Messages left out because a newer one of their key had come.
+    std::uint64_t unreachable = 0;     ///< Connections whose peer the system gave up on.
+    std::uint64_t gaps = 0;            ///< Gaps reported to clients.
+    std::uint64_t conflated = 0;       ///< Messages skipped for a newer one with the same key.
 };
 
-/// How drain() sends the clients away. Streams without a running handler end at random within the
-/// window, with a retry time and the farewell. A handler that responds, or sends a stream of its
-/// own, has the window to return; stream::draining() tells it. What is left then is cut.
+/// How drain() disconnects the clients. Streams without a running handler end at random times
+/// within the window, with a retry time and the farewell. A handler that writes a response or a
+/// stream of its own has until the end of the window to return; it can ask stream::draining().
+/// Whatever remains then is cut off.
 struct drain_options {
-    std::chrono::milliseconds window{5'000}; ///< Their ends are spread over it; at most a day.
+    std::chrono::milliseconds window{5'000}; ///< Streams end spread over it; at most a day.
     std::optional<message> farewell = {}; ///< The last message of each stream that follows topics.
-    /// When they come back: after this time up to twice as much, at most a day. None:
+    /// When clients should reconnect: after this time or up to twice as much, at most a day. Unset:
     /// options::retry_after.
     std::optional<std::chrono::milliseconds> retry = {};
 };
 
-/// What became of them.
+/// What became of the streams.
 struct drained {
-    std::uint64_t closed = 0; ///< Streams that got all that was for them, or all of a handler.
-    std::uint64_t cut = 0;    ///< Those that had not when the window was over: no last chunk came.
+    std::uint64_t closed = 0; ///< Streams that received everything, or all that their handler sent.
+    std::uint64_t cut = 0;    ///< Those that had not when the window ended: no last chunk.
 };
 
 // >>hub ///////////////////////////////////////////////////////////////////////////////////////////
@@ -5044,7 +5048,7 @@ template <class T>
 using io_awaitable = asio::awaitable<T, io_executor>;
 inline constexpr asio::use_awaitable_t<io_executor> use_io_awaitable{};
 
-/// Takes "/segment" from the front of a path; what follows begins with a slash or is empty.
+/// Takes "/segment" from the front of a path; the remainder begins with a slash or is empty.
 inline std::string_view take_segment(std::string_view& path) noexcept {
     const std::size_t end = std::min(path.find('/', 1), path.size());
     const std::string_view segment = path.substr(1, end - 1);
@@ -5056,20 +5060,20 @@ inline bool is_name_of_value(std::string_view segment) noexcept {
     return segment.size() > 2 && segment.front() == '{' && segment.back() == '}';
 }
 
-/// A path whose segments may be `{name}`, for any one that is not empty, and whose last may be `*`,
-/// for all the rest.
+/// A path whose segments may be `{name}`, which matches any one segment that is not empty, and
+/// whose last may be `*`, which matches the whole remainder.
 class path_pattern {
 public:
-    /// Throws std::invalid_argument for what is none.
+    /// Throws std::invalid_argument if the text is not a pattern.
     explicit path_pattern(std::string text);
 
-    /// Whether a path fits. Then the values are those of the names, and `rest` what the star stands
-    /// for; views of both texts.
+    /// Whether the path matches. If so, `values` are those of the names and `rest` is what `*`
+    /// matched; both view the two texts.
     bool matches(std::string_view path,
                  std::vector<std::pair<std::string_view, std::string_view>>& values,
                  std::string_view& rest) const;
 
-    /// Whether all that fits the other one fits this one.
+    /// Whether every path that matches `other` matches this pattern too.
     bool covers(const path_pattern& other) const noexcept;
 
     const std::string& text() const noexcept { return text_; }
@@ -5140,15 +5144,15 @@ inline bool path_pattern::covers(const path_pattern& other) const noexcept {
     return mine.empty() && theirs.empty();
 }
 
-/// The routes under a prefix. The first of all is the server itself.
+/// The routes under a prefix. The first group is the server itself.
 struct group {
     std::string prefix;
     group_options options;
     group* around = nullptr;
-    std::uint32_t number = 0;            ///< In hub::groups.
+    std::uint32_t number = 0;            ///< Index in hub::groups.
     std::atomic<std::size_t> serving{0}; ///< Requests and streams.
 
-    // Set here, or by a group around; the server's own sets both.
+    // Set here, or by an enclosing group; the server's own sets both.
     const cors_options& cors() const noexcept {
         return options.cors ? *options.cors : around->cors();
     }
@@ -5158,7 +5162,7 @@ struct group {
     bool is_guarded() const noexcept {
         return options.authorize || (around && around->is_guarded());
     }
-    /// False, and nothing is counted, when this group or one around it serves as many as it may.
+    /// Returns false, and counts nothing, if this group or an enclosing one is at its limit.
     bool enter() noexcept {
         const std::size_t before = serving.fetch_add(1, std::memory_order_relaxed);
         const bool full = options.max_requests != 0 && before >= options.max_requests;
@@ -5176,12 +5180,12 @@ struct route {
     path_pattern pattern;
     handler run;
     group* of;
-    bool streams = false; ///< Known to serve nothing else.
+    bool streams = false; ///< Known to serve streams only.
 
     bool serves(std::string_view asked) const noexcept {
         return method == asked || (method == "GET" && asked == "HEAD");
     }
-    /// Whether a request for the other one can never reach it when it stands behind this one.
+    /// Whether no request could ever reach `other` if it were added after this route.
     bool hides(const route& other) const noexcept {
         return serves(other.method) && pattern.covers(other.pattern);
     }
@@ -5198,8 +5202,9 @@ public:
     };
     using place = std::map<asio::ip::address, entry>::value_type*;
 
-    /// Where it is counted. Null when the address has as many open as it may, or opened too many
-    /// just now, too_fast. 0: no limit.
+    /// Counts a connection and returns its entry. Returns nullptr if the address has `limit`
+    /// connections open, or opened too many just now, which sets `too_fast`. A limit or rate of 0:
+    /// none.
     place enter(const asio::ip::address& who, std::size_t limit, std::size_t rate,
                 clock::time_point now, bool* too_fast = nullptr) {
         const std::lock_guard lock(mutex_);
@@ -5225,14 +5230,14 @@ public:
     }
     void leave(place here) {
         const std::lock_guard lock(mutex_);
-        // One that connects at a limited rate is remembered until its second is over.
+        // Under a limited rate an entry is kept until its second is over; clean_up() removes it.
         if (--here->second.open == 0 && here->second.refilled == clock::time_point()) {
             entries_.erase(entries_.find(here->first));
         }
     }
 
 private:
-    /// Forgets who is not connected and may connect at the full rate again.
+    /// Forgets addresses that have no connection and may connect at the full rate again.
     void clean_up(std::size_t rate, clock::time_point now) {
         std::erase_if(entries_, [&](const auto& one) {
             return one.second.open == 0 &&
@@ -5246,9 +5251,9 @@ private:
     std::size_t next_clean_up_ = 1024;
 };
 
-/// Those who wait for room in the ring. Workers never wait for clients, so the wait is short unless
-/// the program holds up a worker's thread. Only this slow path takes a lock: a worker once for each
-/// batch that it takes from the ring, a publisher only when the ring was full.
+/// Callers that wait for room in the ring. Workers never wait for clients, so the wait is short
+/// unless the program blocks a worker's thread. Only this slow path takes a lock: a worker once for
+/// each batch that it takes from the ring, a publisher only when the ring was full.
 class room {
 public:
     /// A worker has taken from the ring, or the server was stopped.
@@ -5262,15 +5267,15 @@ public:
         for (auto& w : woken) w->complete();
     }
 
-    /// Blocks until `attempt` is true or the deadline has passed; the last attempt's outcome.
+    /// Blocks until `attempt` returns true or the deadline has passed; returns its last result.
     template <class Attempt>
     bool wait_until(std::chrono::steady_clock::time_point deadline, Attempt attempt) {
         std::unique_lock lock(mutex_);
         return changed_.wait_until(lock, deadline, attempt);
     }
 
-    /// Suspends a coroutine until the next notify(), or not at all unless `must_wait` is true.
-    /// `must_wait` is asked under the lock, so a notify() in between is not missed.
+    /// Suspends the coroutine until the next notify(), or not at all if `must_wait` returns false.
+    /// `must_wait` is called under the lock, so that a notify() in between is not missed.
     template <class MustWait>
     asio::awaitable<void> async_wait(MustWait must_wait) {
         return asio::async_initiate<const asio::use_awaitable_t<>&, void()>(
@@ -5317,7 +5322,7 @@ private:
         w->complete();
     }
 
-    /// For one whose wait is cancelled: it looks again, and finds that it is.
+    /// For a waiter whose wait is cancelled: it checks again, and sees the cancellation.
     void wake(const waiter* one) {
         std::unique_ptr<waiter> woken;
         {
@@ -5341,7 +5346,7 @@ class lifecycle;
 struct farewell;
 struct listing;
 
-/// Nothing is there now, or there is no room now: no failure of the socket.
+/// Whether the operation would block or was interrupted: not a failure of the socket.
 inline bool would_block(const asio::error_code& code) noexcept {
     return code == asio::error::would_block || code == asio::error::try_again ||
            code == asio::error::interrupted;
@@ -5349,7 +5354,7 @@ inline bool would_block(const asio::error_code& code) noexcept {
 
 /// Eight characters of [0-9a-z] that differ with each start.
 inline std::string make_epoch() {
-    std::random_device device; // where it is no more than a fixed sequence, the clock differs
+    std::random_device device; // if it gives a fixed sequence, the clock still differs
     const auto time = std::chrono::system_clock::now().time_since_epoch().count();
     std::uint64_t bits = (std::uint64_t{device()} << 32 | device()) ^
                          static_cast<std::uint64_t>(time) * 0x9e37'79b9'7f4a'7c15u;
@@ -5363,15 +5368,15 @@ struct hub {
     hub(sse::options o, std::span<asio::io_context* const> contexts);
     ~hub();
 
-    /// The worker on whose thread the call is made, or nothing.
+    /// The worker on whose thread the call is made, or nullptr.
     worker* worker_here() const noexcept;
     sse::counters count() const noexcept;
-    void let_go(const asio::execution_context& context) noexcept;         ///< It ends.
-    void forget_waiters(const asio::execution_context& context) noexcept; ///< It begins to end.
+    void let_go(const asio::execution_context& context) noexcept;         ///< Context is destroyed.
+    void forget_waiters(const asio::execution_context& context) noexcept; ///< Context shuts down.
 
-    /// Whether connections of this peer speak for others.
     const char* why_not_ready(std::size_t own) const noexcept;
 
+    /// Whether connections of this peer are made on behalf of others.
     bool speaks_for_others(const asio::ip::address& peer) const {
         return contained(trusted, peer) || (options.proxy_protocol && trusted.empty());
     }
@@ -5379,7 +5384,7 @@ struct hub {
     void log(const log_entry& entry) const {
         if (options.log) options.log(entry);
     }
-    /// A request whose answer is decided.
+    /// A request whose response is decided.
     void log_request(const request& r, int status) const {
         log({.level = log_level::info,
              .what = "request",
@@ -5393,33 +5398,34 @@ struct hub {
     std::vector<address_block> trusted;
     std::deque<group> groups;               ///< The server's own first; fixed once it runs.
     std::vector<route> routes;              ///< Likewise.
-    handler fallback;                       ///< For paths that no route knows. Likewise.
+    handler fallback;                       ///< For paths that match no route. Likewise.
     std::vector<std::string> hosts;         ///< Those served; empty: any. Likewise.
-    bool serves_loopback = false;           ///< And so is each name of a loopback address.
+    bool serves_loopback = false;           ///< Names of loopback addresses as well.
     const std::string epoch = make_epoch(); ///< The first part of ids.
     broadcast_ring<frame*> ring;
     detail::room room;
     address_book addresses;
     std::atomic<bool> stopped{false};
-    std::atomic<std::size_t> holding{0};   ///< Workers with a client for whom publishers wait.
-    std::atomic<std::uint64_t> names{0};   ///< Streams that have one.
-    std::atomic<std::size_t> undrained{0}; ///< Workers whose drain goes on.
-    std::function<void()> when_drained;    ///< Called once, by the last of them.
-    std::atomic<std::uint64_t> drained{0}; ///< Streams that had everything.
-    std::atomic<std::uint64_t> cut{0};     ///< Those that a drain had to cut.
+    std::atomic<std::size_t> holding{0};   ///< Workers with a client that publishers wait for.
+    std::atomic<std::uint64_t> names{0};   ///< Streams that were given an id.
+    std::atomic<std::size_t> undrained{0}; ///< Workers that are still draining.
+    std::function<void()> when_drained;    ///< Called once, by the last of these workers.
+    std::atomic<std::uint64_t> drained{0}; ///< Streams that received everything.
+    std::atomic<std::uint64_t> cut{0};     ///< Streams that a drain had to cut.
     std::atomic<std::uint64_t> accepted{0};
     std::atomic<std::uint64_t> refused{0};
     std::atomic<std::uint64_t> accept_failures{0};
     std::atomic<std::uint64_t> no_room{0};
-    std::atomic<std::size_t> refusing{0}; ///< Open connections that a limit refused.
+    std::atomic<std::size_t> refusing{0}; ///< Open connections that are over a limit.
     std::atomic<bool> said_no_io_uring{false};
-    std::atomic<bool> said_no_client{false};      ///< That a trusted proxy names none.
+    std::atomic<bool> said_no_client{false};      ///< Logged that a trusted proxy names none.
     std::vector<std::unique_ptr<worker>> workers; ///< They refer to the rest.
-    std::unique_ptr<detail::lifecycle> life;      ///< Destroyed first: it refers to them.
+    std::unique_ptr<detail::lifecycle> life;      ///< Destroyed first: it refers to the workers.
 };
 
-/// Room for one pending operation inside an object that lives as long as it: a waiting client then
-/// costs no further allocation. What does not fit, in some other Asio, goes to the heap.
+/// Memory for one pending operation, inside an object that lives as long as the operation: a
+/// waiting client then costs no further allocation. What does not fit, as with another version of
+/// Asio, goes to the heap.
 class operation_memory {
 public:
     void* allocate(std::size_t size) {
@@ -5463,7 +5469,7 @@ private:
     operation_memory* memory_;
 };
 
-/// A handler whose pending operation stands in such memory, so that to post it cannot fail.
+/// A handler whose pending operation is stored in such memory, so that posting it cannot fail.
 template <class F>
 struct placed {
     using allocator_type = operation_allocator<std::byte>;
@@ -5507,16 +5513,16 @@ private:
 
 } // namespace detail
 
-/// One client's connection: the request it made and the answer it gets, a plain one or an event
-/// stream. All calls belong on the stream's own thread, where its handler runs; off it, those that
-/// change something or send throw std::system_error with errc::wrong_thread. A handler gets there
-/// when it resumes on another executor, such as after
-/// `co_await asio::post(asio::bind_executor(pool, asio::use_awaitable))`. Blocking work leaves it
-/// where it belongs in the form
+/// One client's connection: its request and the response, plain or an event stream. All calls
+/// belong on the stream's own thread, where its handler runs; on another thread, those that change
+/// something or send throw std::system_error with errc::wrong_thread. A handler ends up on another
+/// thread when it resumes on another executor, such as after
+/// `co_await asio::post(asio::bind_executor(pool, asio::use_awaitable))`. Blocking work leaves the
+/// handler on its thread in this form:
 /// `auto rows = co_await asio::co_spawn(pool, query(x), asio::use_awaitable);`. A handler that
-/// returns after subscribe() leaves a stream that lives on until the client goes, without a
-/// coroutine; the reference that it was given ends with it. What a handler waits for belongs on
-/// get_executor(), or on a context that runs until the server has joined.
+/// returns after subscribe() leaves a stream that lives on without a coroutine until the client
+/// disconnects; the `stream&` is valid until the handler returns. What a handler waits for belongs
+/// on get_executor(), or on a context that runs until the server has joined.
 class stream final : private detail::receiver {
 public:
     using executor_type = detail::io_executor;
@@ -5528,104 +5534,107 @@ public:
     const sse::request& request() const;
 
     /// The whole request body, by length or in chunks. Errors: errc::body_too_large,
-    /// errc::bad_body, errc::body_timeout, errc::closed; left unhandled, they answer 413, 400 or
-    /// 408. Once a stream has begun: std::logic_error.
+    /// errc::bad_body, errc::body_timeout, errc::closed; if not handled, they become a response
+    /// with 413, 400 or 408. Once a stream has begun: std::logic_error.
     asio::awaitable<std::string> body();
 
-    /// The next piece of the body, of any size; empty at its end. For what is worked on as it
-    /// comes: options::body_timeout holds for each piece. Errors: as body().
+    /// The next piece of the body, of any size; empty at its end. For bodies that are processed as
+    /// they arrive: options::body_timeout applies to each piece. Errors: as body().
     asio::awaitable<std::string> body_some();
 
-    /// Makes this an event stream now: its head is sent before there is a first message. Like one
-    /// that begins with send(), it may come to an end that the client can tell from a broken
-    /// connection: when the handler returns without having subscribed it, its last chunk follows,
-    /// and a connection of HTTP/1.1 serves the next request. Errors: as send().
+    /// Makes this an event stream now: its head is sent before the first message. Like a stream
+    /// that begins with send(), it can end in a way that the client can tell from a broken
+    /// connection: when the handler returns without having subscribed it, the last chunk is sent,
+    /// and an HTTP/1.1 connection serves the next request. Errors: as send().
     void begin();
 
     /// Makes this an event stream that gets everything published to the topic or below it, and
-    /// every broadcast. By default it goes on behind the id with which the client comes back, else
-    /// with what is published from now on; what can no longer be given is told in one gap event.
-    /// The same topic once more changes nothing. Several topics with several calls, best before the
-    /// first co_await: what an older id makes a later call go back to, a client that is cut
-    /// meanwhile may get twice. Errors: errc::bad_topic; errc::not_acceptable for who accepts no
-    /// event streams. After respond(): std::logic_error.
+    /// every broadcast. By default it continues after the last event ID that the client sent, else
+    /// with what is published from now on; what can no longer be delivered is reported in one gap
+    /// event. Subscribing to the same topic again changes nothing. For several topics call it
+    /// several times, all before the first co_await; otherwise a later call may go back to an older
+    /// id, and a client that reconnects meanwhile may receive duplicates. Errors: errc::bad_topic;
+    /// errc::not_acceptable if the client does not accept event streams. After respond():
+    /// std::logic_error.
     void subscribe(std::string_view topic, subscribe_options how = {});
 
-    /// Nothing more of this topic. False when it did not subscribe to it, by this name.
+    /// Unsubscribes. Returns false if it was not subscribed under exactly this topic.
     bool unsubscribe(std::string_view topic);
 
-    /// Lets a subscription that was made with `held` go on, from the place that it fixed. What was
-    /// sent in between, such as a snapshot, comes first: no loss and no duplicate.
+    /// Lets a subscription that was made with `held` continue, from the position that it fixed.
+    /// What was sent in between, such as a snapshot, comes first: no loss and no duplicate.
     ///
     ///     client.subscribe("/prices", {.held = true});
     ///     co_await client.send({.event = "snapshot", .data = read_prices()});
     ///     client.release();
     ///
-    /// When the handler returns or throws, it goes on by itself.
+    /// When the handler returns or throws, it continues on its own.
     void release();
 
     /// Makes this an event stream and sends one message to this client alone; completes when the
     /// socket has taken it. The message is encoded before the call returns.
-    /// Errors: errc::closed when the client is gone, what `check` finds. Cancellation: terminal; a
-    /// message that was not written yet may still be.
+    /// Errors: errc::closed if the client has disconnected, and those of `check`. Cancellation:
+    /// terminal; a message that was not written yet may still be written.
     asio::awaitable<void> send(const message& m);
 
-    /// Several in one write, as far as the socket takes them.
+    /// Several messages in one write, as far as the socket takes them.
     asio::awaitable<void> send(std::span<const message> several);
 
-    /// The same without waiting: false, and nothing is sent, while what was sent before still waits
-    /// for the client, and when it is gone. Throws what `check` finds.
+    /// The same without waiting. Returns false, and sends nothing, while earlier messages still
+    /// wait for the client, and after it has disconnected. Throws the errors of `check`.
     bool try_send(const message& m);
 
-    /// Waits. The client's leaving ends it as it ends all that the handler awaits.
+    /// Waits. When the client disconnects this is cancelled, like all that the handler awaits.
     asio::awaitable<void> sleep_for(std::chrono::nanoseconds time);
 
-    /// Waits until the client is gone or the stream was ended. Only while the handler runs.
+    /// Waits until the client has disconnected or the stream was ended. Only while the handler
+    /// runs.
     asio::awaitable<void> closed();
 
-    /// From now on the handler goes on when the client leaves: open() tells, send() throws
-    /// errc::closed. The end of the server cancels it still. Only while the handler runs.
+    /// The handler is no longer cancelled when the client disconnects: open() then returns false,
+    /// and send() throws errc::closed. The end of the server still cancels it. Only while the
+    /// handler runs.
     void outlive_client();
 
-    /// Adds a header line to the response, before it begins. Throws std::invalid_argument for a
-    /// name that is not a token, a value with a control character, and what the server writes
-    /// itself: Content-Length, Transfer-Encoding, Connection, Keep-Alive, Upgrade, Trailer, Date,
-    /// Content-Type, Cache-Control, X-Accel-Buffering. Throws std::logic_error once the response
-    /// has begun.
+    /// Adds a header field to the response, before it begins. Throws std::invalid_argument for a
+    /// name that is not a token, a value with a control character, and the fields that the server
+    /// writes itself: Content-Length, Transfer-Encoding, Connection, Keep-Alive, Upgrade, Trailer,
+    /// Date, Content-Type, Cache-Control, X-Accel-Buffering. Throws std::logic_error once the
+    /// response has begun.
     void add_header(std::string_view name, std::string_view value);
 
-    /// Answers with a whole body instead of a stream; the connection may serve further requests.
-    /// Errors: errc::closed. After an answer or a stream has begun: std::logic_error.
+    /// Responds with a whole body instead of a stream; the connection may serve further requests.
+    /// Errors: errc::closed. After a response or a stream has begun: std::logic_error.
     asio::awaitable<void> respond(int status, std::string_view content_type, std::string_view body);
 
-    /// Ends the stream once the client has all that is meant for it. Does not wait for that.
+    /// Ends the stream once the client has everything meant for it. Does not wait for that.
     void close();
 
-    /// The stream's name in its server, for server::send_to() and others. Never 0.
+    /// The stream's id in its server, for server::send_to() and others. Never 0.
     std::uint64_t id();
 
-    /// The user whose messages, of server::send_to_user(), come too. Errors: errc::bad_key.
+    /// Also delivers what server::send_to_user() sends to this user. Errors: errc::bad_key.
     void set_user(std::string_view key);
     std::string_view user() const noexcept { return rare_ ? rare_->user : std::string_view(); }
 
-    /// What it subscribes to.
+    /// The topics that it is subscribed to.
     std::vector<std::string> topics() const;
 
     /// How far it is behind.
     sse::lag lag() const;
 
-    /// All that a listing says of it.
+    /// What a listing reports about it.
     stream_info info();
 
-    /// Ends the stream after this time; a later call counts anew. Throws std::invalid_argument for
-    /// a time that is not positive or over three weeks.
+    /// Ends the stream after this time; another call restarts the time. Throws
+    /// std::invalid_argument for a time that is not positive or over three weeks.
     void end_after(std::chrono::milliseconds time);
 
-    /// Whether the server is being drained. A handler that would go on for ever should return then:
-    /// its response ends whole, instead of being cut at the end of the window.
+    /// Whether the server is being drained. A handler that would never end should return then, so
+    /// that its response is complete instead of being cut at the end of the window.
     bool draining() const noexcept;
 
-    /// False once the client is gone or the stream was ended.
+    /// False once the client has disconnected or the stream was ended.
     bool open() const noexcept { return open_ && !is_finishing(); }
 
     executor_type get_executor() noexcept { return socket_.get_executor(); }
@@ -5640,24 +5649,24 @@ private:
     enum class phase : std::uint8_t {
         head,      ///< A request head is awaited.
         body,      ///< A request body is awaited.
-        handling,  ///< A handler runs and has sent nothing yet, or a plain answer.
-        streaming, ///< The head of an event stream is out.
-        lingering, ///< All is sent; the client's own end is awaited.
+        handling,  ///< A handler runs and has sent nothing yet, or a plain response.
+        streaming, ///< The head of an event stream has been sent.
+        lingering, ///< Everything is sent; the client's FIN is awaited.
     };
 
     struct log_context {
         std::string path;
         asio::ip::address client;
-        bool told_of = false; ///< Its end will be told.
+        bool told_of = false; ///< Its end will be reported.
     };
 
-    struct seldom { ///< What few need, or all where limits by address or a log are on.
-        std::unique_ptr<detail::chunked_encoder> chunks; ///< The body ends before its connection.
+    struct seldom { ///< Rarely needed, but always with limits by address or a log.
+        std::unique_ptr<detail::chunked_encoder> chunks; ///< If the body has its own end.
         detail::address_book::place counted = nullptr;   ///< Where limits by address count it.
-        std::optional<log_context> log; ///< Of a stream, when somebody wants to know.
-        int refusal = 0;                ///< The status of a limit that it is over; counted apart.
-        std::uint32_t discarded = 0;    ///< Bytes that came on the open stream.
-        bool too_fast = false;          ///< It is over the rate: then nothing is served.
+        std::optional<log_context> log;                  ///< Of a stream, if it is wanted.
+        int refusal = 0;             ///< Status of a limit that it is over; counted separately.
+        std::uint32_t discarded = 0; ///< Bytes received on the open stream.
+        bool too_fast = false;       ///< It is over the rate limit: nothing is served.
     };
 
     stream(detail::worker& w, detail::tcp_socket socket) noexcept
@@ -5701,7 +5710,7 @@ private:
     }
     int refusal() const noexcept { return seldom_ ? seldom_->refusal : 0; }
 
-    // A client that waits costs this object, so it has no gaps.
+    // Each waiting client costs one of these, so it has no padding.
     bool open_ = true;
     bool awaits_write_ = false;
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
@@ -5716,8 +5725,8 @@ private:
     [[no_unique_address]] detail::operation_memory read_memory_;
     end_reason why_ = end_reason::ended;
     phase phase_ = phase::head;
-    bool lost_ = false; // its handler was destroyed in its midst: there was no memory to go on
-    std::uint32_t group_ = nowhere; // that counts the request in hand, or this open stream
+    bool lost_ = false;             // its handler was destroyed mid-run (out of memory)
+    std::uint32_t group_ = nowhere; // that counts the current request, or this open stream
 };
 
 namespace detail {
@@ -5726,12 +5735,12 @@ using stream_ref = local_ref<stream>;
 
 inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::last_chunk); }
 
-/// A coroutine that waits for something of its stream. A timer that never expires would do, for
-/// five times the memory.
+/// A coroutine that waits for something of its stream. A timer that never expires would do, at five
+/// times the memory.
 struct waiter {
     explicit waiter(bool is_for_end) noexcept : until_end(is_for_end) {}
     virtual ~waiter() = default;
-    virtual void no_longer_cancelled() noexcept = 0; ///< By its slot.
+    virtual void no_longer_cancelled() noexcept = 0; ///< Clears its slot.
     virtual void complete() = 0;
 
     std::unique_ptr<waiter> next;
@@ -5753,7 +5762,7 @@ struct waiting_handler final : waiter {
                 std::move(done)(stopped ? asio::error_code(asio::error::operation_aborted)
                                         : asio::error_code());
             } else {
-                static_cast<void>(stopped); // who waits for a change looks again
+                static_cast<void>(stopped); // a waiter for a change checks again
                 std::move(done)();
             }
         });
@@ -5761,22 +5770,23 @@ struct waiting_handler final : waiter {
     Handler done;
 };
 
-/// What a stream has only while a request of it is served; whatever serves it owns this.
+/// What a stream has only while one of its requests is served; whatever serves it owns this.
 struct session {
     explicit session(stream& s);
     ~session();
     session(const session&) = delete;
     session& operator=(const session&) = delete;
 
-    /// Suspends until wake(): input came or ended, a frame was written, a deadline passed. Spurious
-    /// wakes happen, so callers look again at what they wait for.
+    /// Suspends until wake(): input came or ended, a frame was written, a deadline passed. Wakes
+    /// may be spurious, so callers check again what they wait for.
     template <class Executor>
     asio::awaitable<void, Executor> change() {
         return asio::async_initiate<const asio::use_awaitable_t<Executor>&, void()>(
             [this](auto done) { this->template enlist<false>(std::move(done)); },
             asio::use_awaitable_t<Executor>{});
     }
-    /// Until the client is gone or the stream was ended. Errors: operation_aborted.
+    /// Suspends until the client has disconnected or the stream was ended. Errors:
+    /// operation_aborted.
     asio::awaitable<void> end() {
         return asio::async_initiate<const asio::use_awaitable_t<>&, void(asio::error_code)>(
             [this](auto done) { this->template enlist<true>(std::move(done)); },
@@ -5801,39 +5811,39 @@ struct session {
 
     static constexpr std::uint64_t no_place = ~std::uint64_t{0};
 
-    // A handler that waits costs this object, so it has no gaps.
+    // Each waiting handler costs one of these, so it has no padding.
     stream& owner;
-    std::unique_ptr<waiter> waiters;      // the newest first
+    std::unique_ptr<waiter> waiters;      // newest first
     std::string input;                    // received, not yet consumed
-    std::optional<sse::request> request;  // in hand
-    const handler* run = nullptr;         // which is to serve it
+    std::optional<sse::request> request;  // the current one
+    const handler* run = nullptr;         // that is to serve it
     std::string answer_headers;           // from the CORS decision
-    std::uint64_t begun = 0;              // what the box had when the head of a stream was in it
-    std::unique_ptr<body_decoder> body;   // once its reading has begun
+    std::uint64_t begun = 0;              // box.queued once a stream's head was in it
+    std::unique_ptr<body_decoder> body;   // once reading it has begun
     outbox box;                           // the stream's own frames
-    std::uint64_t first_place = no_place; // "now", until something is written
+    std::uint64_t first_place = no_place; // what "now" means, until something is written
     asio::cancellation_signal cancel;     // ends the handler
     asio::cancellation_signal cancel_mending;
-    asio::ip::address peer;  // or whom the PROXY protocol names
+    asio::ip::address peer;  // or the address that the PROXY protocol names
     std::uint32_t index = 0; // in the worker's sessions
-    bool paused = false;     // reading stopped, for there is enough of it
+    bool paused = false;     // reading stopped: there is enough input
     bool end_of_input = false;
-    bool asked_before_end = false; // the request in hand was pipelined, its client's end is known
+    bool asked_before_end = false; // the current request was pipelined before a known end
     bool timed_out = false;
     bool answered = false;
-    bool closing = false;      // the answer said so
-    bool last_request = false; // the server is ending
+    bool closing = false;      // the response said so
+    bool last_request = false; // the server is stopping
     bool body_taken = false;
     bool handling = false;    // a handler runs
-    bool handed_over = false; // by another server, to which it does not go back
+    bool handed_over = false; // adopted; not returned to the server it came from
     bool outlives_client = false;
-    bool cancel_is_due = false; // there was no memory for it
-    bool served = false;        // a request was answered before
+    bool cancel_is_due = false; // memory for it was not available
+    bool served = false;        // an earlier request was served
     bool mending = false;       // options::on_gap runs
-    bool resumable = false;     // the handler views a job, in which its client can go on elsewhere
+    bool resumable = false;     // the handler views a job, which its client can resume elsewhere
 };
 
-/// Why a connection ended whose socket failed: the peer says so, or the system has given it up.
+/// Why a connection with a failed socket ended: the peer closed it, or the system gave it up.
 inline end_reason reason_of(const asio::error_code& failed) noexcept {
     const bool given_up =
         failed == asio::error::timed_out || failed == asio::error::host_unreachable ||
@@ -5909,7 +5919,7 @@ inline std::string_view reason_phrase(int status) noexcept {
     }
 }
 
-/// A date as RFC 9110 5.6.7 writes it. By hand, since strftime follows the program's locale.
+/// A date in the format of RFC 9110 5.6.7. By hand, since strftime depends on the program's locale.
 inline std::string http_date(std::time_t at) {
     using namespace std::chrono;
     static constexpr const char* days[] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
@@ -5926,7 +5936,7 @@ inline std::string http_date(std::time_t at) {
            two(time.seconds().count()) + " GMT";
 }
 
-/// The head of an answer. `headers` are whole lines.
+/// The head of a response. `headers` are whole field lines.
 inline std::string answer_head(int status, std::string_view headers) {
     std::string head = "HTTP/1.1 " + std::to_string(status) + " ";
     head.append(reason_phrase(status)).append("\r\nDate: ");
@@ -5934,8 +5944,8 @@ inline std::string answer_head(int status, std::string_view headers) {
     return head;
 }
 
-/// Whether a name of the query or of a form stands for the last event id. Clients that cannot set
-/// the header write lastEventId, lastEventID, last_event_id, Last-Event-ID, evs_last_event_id.
+/// Whether a name in a query or a form means the last event ID. Clients that cannot set the header
+/// field write lastEventId, lastEventID, last_event_id, Last-Event-ID, evs_last_event_id.
 inline bool means_last_event_id(std::string_view name) {
     std::string letters;
     for (const char c : name) {
@@ -5958,16 +5968,16 @@ inline std::string last_event_id_in(std::string_view form) {
     return {};
 }
 
-/// The id with which a client comes back: the header, or the query, or what a form said, which
-/// the route puts into the request.
+/// The last event ID of a client that reconnects: from the header field, or the query, or the form
+/// value that the route puts into the request.
 inline std::string last_event_id(const request& r) {
     if (const auto id = r.header("Last-Event-ID"); id && !id->empty()) return std::string(*id);
     std::string id = last_event_id_in(r.query);
     return id.empty() ? r.form_event_id : id;
 }
 
-/// Whether the client's Accept header has a media range for which `takes` is true (RFC 9110
-/// 12.5.1). Its lines are one list.
+/// Whether the client's Accept field has a media range for which `takes` returns true (RFC 9110
+/// 12.5.1). Its field lines form one list.
 template <class Takes>
 bool accepts_some(const request& r, Takes&& takes) {
     bool accepted = false;
@@ -5980,7 +5990,7 @@ bool accepts_some(const request& r, Takes&& takes) {
     return accepted;
 }
 
-/// Whether the client takes event streams. One that does not say takes all.
+/// Whether the client accepts event streams. A client that names no media range accepts all.
 inline bool accepts_event_stream(const request& r) {
     if (!accepts_some(r, [](std::string_view) { return true; })) return true;
     return accepts_some(r, [](std::string_view type) {
@@ -5995,18 +6005,18 @@ inline bool accepts_event_stream(const request& r) {
 
 // >>worker ////////////////////////////////////////////////////////////////////////////////////////
 // One thread with its io_context, its feed and its share of the streams: drains the ring, writes to
-// sockets, keeps deadlines. Nothing of it is shared, so nothing is locked. Its coroutines stand
+// sockets, keeps deadlines. Nothing of it is shared, so nothing is locked. Its coroutines are
 // below, in >>connection. Needs >>feed, >>stream. Tests: tests/stream.cpp, tests/fanout.cpp
 namespace detail {
 
-/// What drain() tells the workers.
+/// What drain() passes to the workers.
 struct farewell {
     std::chrono::milliseconds window;
     std::chrono::milliseconds retry;
     std::string bytes; ///< The last message, encoded.
 };
 
-/// Streams of all workers, as far as they have answered.
+/// Streams of the workers that have responded so far.
 struct listing {
     std::mutex mutex;
     std::vector<stream_info> streams;
@@ -6017,36 +6027,36 @@ struct listing {
 struct arrival {
     tcp_socket socket;
     asio::ip::address peer;
-    int refusal = 0;                          ///< The status of a limit that it is over.
+    int refusal = 0;                          ///< Status of a limit that it is over.
     address_book::place counted = nullptr;    ///< Where the limits by address count it.
-    std::optional<std::string> received = {}; ///< By another server, which has handed it over.
-    bool too_fast = false;                    ///< The limit is that of the rate.
+    std::optional<std::string> received = {}; ///< Adopted: read by the server that it came from.
+    bool too_fast = false;                    ///< The limit is the connection rate.
 };
 
-/// Sets what is to hold for a connection. A peer that vanished without a word is found by probes
-/// while nothing is sent, and by what it does not acknowledge while something is.
+/// Sets a connection's socket options. A peer that vanished silently is found by probes while
+/// nothing is sent, and by missing acknowledgements while something is.
 template <class Socket>
 void set_options(Socket& socket, [[maybe_unused]] const options& o) {
-    asio::error_code ignored; // a socket that is dead already shows it at the first read
+    asio::error_code ignored; // a dead socket fails at its first read
     socket.set_option(asio::ip::tcp::no_delay(true), ignored);
     probe_when_silent(socket);
 #if defined(TCP_USER_TIMEOUT)
     using user_timeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
-    // Much later than ours, since the kernel gives up without a word, to the peer and to us.
+    // Much later than our own, since the kernel gives up without notifying the peer or us.
     const auto time = std::clamp<std::int64_t>(2 * o.stall_timeout.count(), 10'000, 1 << 30);
     socket.set_option(user_timeout(static_cast<int>(time)), ignored);
 #endif
 }
 
-/// Whether a connection gets them from its listener: in Linux (tcp(7)).
+/// Whether a connection inherits these options from its listener, as in Linux (tcp(7)).
 #if defined(__linux__)
 inline constexpr bool accepted_inherit_options = true;
 #else
 inline constexpr bool accepted_inherit_options = false;
 #endif
 
-/// Whether the client has sent its end, or both ends are closed, while its bytes are not read. Asks
-/// the system: nothing else tells without taking the bytes.
+/// Whether the client has sent FIN, or both directions are closed, while its bytes are unread. Asks
+/// the system, since every other way reads the bytes.
 template <class Socket>
 bool has_hung_up(Socket& socket, bool both_ends = false) noexcept {
 #if defined(_WIN32)
@@ -6056,7 +6066,7 @@ bool has_hung_up(Socket& socket, bool both_ends = false) noexcept {
     pollfd one{socket.native_handle(), POLLRDHUP, 0};
     const int signs = POLLHUP | POLLERR | (both_ends ? 0 : POLLRDHUP);
     return ::poll(&one, 1, 0) > 0 && (one.revents & signs) != 0;
-#else // POLLHUP comes with the end that the client sent
+#else // POLLHUP is reported for the client's FIN
     pollfd one{socket.native_handle(), POLLIN, 0};
     const int signs = both_ends ? POLLERR : POLLHUP | POLLERR;
     return ::poll(&one, 1, 0) > 0 && (one.revents & signs) != 0;
@@ -6065,7 +6075,7 @@ bool has_hung_up(Socket& socket, bool both_ends = false) noexcept {
 
 class worker {
 public:
-    /// Without a context it has one of its own, for run().
+    /// Without a context it creates its own, for run().
     worker(hub& shared, std::size_t index, asio::io_context* context);
     ~worker();
     worker(const worker&) = delete;
@@ -6073,9 +6083,9 @@ public:
 
     // From any thread.
     void wake() noexcept;        ///< Something was published.
-    void wake_always() noexcept; ///< Also when no stream is here: the ring must not fill up.
+    void wake_always() noexcept; ///< Even without streams: the ring must not fill up.
     void shut_down() noexcept;
-    /// To be run there, without memory of others. One drain and one stop at a time.
+    /// Posts to its thread in memory reserved for that. One drain and one stop at a time.
     template <class F>
     void post_drain(F f) noexcept {
         asio::post(io_, detail::placed{&drain_memory_, std::move(f)});
@@ -6098,7 +6108,7 @@ public:
 
     // On the worker's own thread.
     void run();
-    void begin() { arm_sweep(); } ///< Instead of run(), on a context of the program's.
+    void begin() { arm_sweep(); } ///< Instead of run(), on a context of the program.
     void let_go() noexcept;
     void forget_waiters() noexcept;
     void adopt(arrival one);
@@ -6113,27 +6123,27 @@ private:
     using clock = std::chrono::steady_clock;
 
     struct input_ready;
-    struct reply { ///< What the server says by itself. Status 0: nothing.
+    struct reply { ///< What the server responds on its own. Status 0: nothing.
         int status = 0;
         std::string text = {};
         std::string lines = {};
         bool refused = false; ///< By a limit.
     };
     struct unfinished { ///< What a handler leaves to be sent.
-        int status = 0; ///< An answer.
+        int status = 0; ///< Of a response.
         std::string text = {};
         bool last_chunk = false;
-        bool refused = false; ///< It began a stream, over a limit.
+        bool refused = false; ///< It began a stream although over a limit.
         bool nothing() const noexcept { return status == 0 && !last_chunk; }
     };
 
-    static constexpr std::size_t slice_writes = 64;     // then others get a turn
-    static constexpr std::size_t frames_per_write = 64; // as long as which a look at them takes
-    // Of those who are behind: beside a pass, else, and to let them keep up with publishers.
+    static constexpr std::size_t slice_writes = 64;     // then other work runs
+    static constexpr std::size_t frames_per_write = 64; // looking at these costs one write
+    // A turn of clients that are behind: during a pass, otherwise, and to keep up with publishers.
     static constexpr std::chrono::microseconds short_turn{100}, turn{500}, longest_turn{20'000};
-    static constexpr std::size_t max_discarded = 64 * 1024; // read from a client in one turn
+    static constexpr std::size_t max_discarded = 64 * 1024; // read from a client at once
     static constexpr std::uint32_t linger_ms = 2'000;
-    static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in all
+    static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in total
 
     feed::settings feed_settings(hub& shared);
     void wake_after(std::chrono::milliseconds delay) noexcept;
@@ -6240,47 +6250,47 @@ private:
     std::vector<session*> sessions_; // all; some end with the context
     detail::operation_memory drain_memory_;
     detail::operation_memory stop_memory_;
-    std::unique_ptr<asio::io_context> own_; // so early, that it is destroyed late
-    asio::io_context& io_;                  // that one, or the program's
+    std::unique_ptr<asio::io_context> own_; // declared early so that it is destroyed late
+    asio::io_context& io_;                  // own_, or the program's
     std::optional<asio::executor_work_guard<io_executor>> guard_;
     hub& hub_;
     const std::size_t index_;
     const std::chrono::steady_clock::time_point birth_ = std::chrono::steady_clock::now();
-    std::uint32_t now_ = 0; // milliseconds since birth, refreshed each turn; wraps after 49 days
+    std::uint32_t now_ = 0; // ms since birth, refreshed by each callback; wraps after 49 days
     bool stopping_ = false;
 
-    // A worker without streams never lies down, so that publishing costs it nothing; wake_always()
-    // then empties its ring.
+    // A worker without streams never announces that it sleeps, so that publishing costs it nothing;
+    // wake_always() then empties its ring.
     alignas(cache_line) sleeper<> sleep_;
     alignas(cache_line) std::atomic<std::size_t> load_{0};
 
     feed feed_;
     send_ring sends_;
     bool fanning_ = false;
-    clock::time_point slice_ended_{}; // of the pass in hand
-    bool catching_up_ = false;        // it is posted
+    clock::time_point slice_ended_{}; // of the current pass
+    bool catching_up_ = false;        // catch_up() is posted
     detail::operation_memory turn_memory_;
     std::vector<stream*> connections_; // all; holds a reference to each
-    std::unique_ptr<waiter> woken_;    // they go on, the first first
+    std::unique_ptr<waiter> woken_;    // resumed in FIFO order
     waiter* last_woken_ = nullptr;
-    bool going_on_ = false;                                // it is posted that they do
-    bool cancels_are_due_ = false;                         // of some of sessions_
-    std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // what clients send is read into it
+    bool going_on_ = false;                                // go_on() is posted
+    bool cancels_are_due_ = false;                         // for some of sessions_
+    std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // receives what clients send
     std::optional<steady_timer> sweep_timer_;
-    std::optional<steady_timer> look_timer_; // into the ring, later
-    std::optional<steady_timer> end_timer_;  // for a sweep before the next: a stream's time is over
+    std::optional<steady_timer> look_timer_; // to look into the ring later
+    std::optional<steady_timer> end_timer_;  // for an early sweep when a stream's time is over
     std::size_t sweep_at_ = 0;
-    std::uint32_t next_end_ = 0; // the first of ends_at_, as far as the sweep has seen; 0: none
+    std::uint32_t next_end_ = 0;               // earliest ends_at_ that the sweep has seen; 0: none
     std::shared_ptr<const farewell> farewell_; // once a drain has begun
-    std::uint32_t cut_at_ = 0;                 // then the end of its window
+    std::uint32_t cut_at_ = 0;                 // the end of its window
 
-    std::minstd_rand random_{std::random_device()()}; // spreads reconnects, keeps no secret
+    std::minstd_rand random_{std::random_device()()}; // spreads reconnects; not for secrets
 
     tally bytes_;
     tally stalled_;
     tally unreachable_;
     std::atomic<std::uint64_t> streaming_{0};
-    std::atomic<bool> ended_{false}; // its thread will look at nothing any more
+    std::atomic<bool> ended_{false}; // its thread runs nothing any more
 };
 
 SSE_DECL session::session(stream& s) : owner(s) {
@@ -6309,7 +6319,7 @@ void session::enlist(Handler done) {
     if (slot.is_connected()) {
         slot.assign([this, one = static_cast<waiter*>(made.get())](asio::cancellation_type) {
             one->cancelled = true;
-            let_go_on([one](const waiter& w) { return &w == one; }); // this function ends there
+            let_go_on([one](const waiter& w) { return &w == one; }); // destroys this lambda
         });
     }
     made->next = std::move(waiters);
@@ -6317,7 +6327,7 @@ void session::enlist(Handler done) {
     if (UntilEnd && ended()) wake();
 }
 
-/// Those of whom it is true go on, a turn later.
+/// Resumes the matching waiters on the next loop iteration.
 template <class Which>
 void session::let_go_on(Which&& which) noexcept {
     worker& there = *owner.worker_;
@@ -6337,8 +6347,8 @@ SSE_DECL void session::wake() noexcept {
     let_go_on([this](const waiter& w) { return !w.until_end || ended(); });
 }
 
-// Handlers of the two waits that a stream has pending. Their operations live in the stream, or, for
-// the rare wait for writability, on the heap.
+// Handlers of the two waits that a stream may have pending. Their operations live in the stream or,
+// for the rare wait for writability, on the heap.
 
 struct worker::input_ready {
     using allocator_type = operation_allocator<void>;
@@ -6387,7 +6397,7 @@ SSE_DECL worker::worker(hub& shared, std::size_t index, asio::io_context* contex
 
 SSE_DECL worker::~worker() { let_go(); }
 
-/// Its context ends. Connections are left only where that comes before their end.
+/// Its context is being destroyed. Connections remain only if that comes before their end.
 SSE_DECL void worker::let_go() noexcept {
     for (stream* const s : connections_) {
         s->open_ = false;
@@ -6401,7 +6411,8 @@ SSE_DECL void worker::let_go() noexcept {
     forget_waiters();
 }
 
-/// Its context ends, and nobody goes on any more: what they are is destroyed with it.
+/// Its context is shutting down, and nothing is resumed any more: what the waiters hold is
+/// destroyed with it.
 SSE_DECL void worker::forget_waiters() noexcept {
     for (session* const state : sessions_) {
         while (state->waiters) state->waiters = std::move(state->waiters->next);
@@ -6435,7 +6446,7 @@ SSE_DECL void worker::run() {
                 return loop();
             } catch (...) {
                 report(std::current_exception());
-                asio::post(io_, [this] { fan_out(); }); // whatever it was, the rest goes on
+                asio::post(io_, [this] { fan_out(); }); // whatever it was, the rest continues
             }
         }
     };
@@ -6447,10 +6458,10 @@ SSE_DECL void worker::run() {
     const auto deadline = std::chrono::steady_clock::now() + hub_.options.shutdown_timeout;
     guarded([&] { io_.run_until(deadline); }); // until the handlers have ended
     ended_.store(true, std::memory_order_release);
-    hub_.room.notify(); // those who wait for its answer
+    hub_.room.notify(); // wakes callers that wait for its response
 }
 
-/// With the request that it was for, if any.
+/// Reports the failure, with the request that it belongs to, if any.
 SSE_DECL void worker::report(std::exception_ptr failure, const stream* of) noexcept {
     if (hub_.options.on_error) hub_.options.on_error(failure);
     if (!hub_.options.log) return;
@@ -6471,7 +6482,7 @@ SSE_DECL void worker::report(std::exception_ptr failure, const stream* of) noexc
     } catch (...) { hub_.log(entry); }
 }
 
-/// What was published before reaches the clients as far as their sockets take it at once.
+/// What was published before still reaches the clients, as far as their sockets take it at once.
 SSE_DECL void worker::shut_down() noexcept {
     post_stop([this] {
         stopping_ = true;
@@ -6479,7 +6490,7 @@ SSE_DECL void worker::shut_down() noexcept {
             if (!fanning_) fan_out();
             while (fanning_) fan_out();
             dismiss();
-        } catch (...) { report(std::current_exception()); } // no memory: all end without the rest
+        } catch (...) { report(std::current_exception()); } // out of memory: end without it
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
         for (session* const state : sessions_) {
             if (state->outlives_client) cancel(state->owner);
@@ -6494,9 +6505,9 @@ SSE_DECL void worker::shut_down() noexcept {
     });
 }
 
-/// Tells each stream when to come back, as far as its socket takes it at once. Behind a proxy the
-/// first attempt of a client meets 502 while the server restarts, which ends an EventSource for
-/// good: it should fall after a usual restart.
+/// Sends each stream its reconnection time, as far as its socket takes it at once. If a proxy is in
+/// front, a client that reconnects while the server restarts gets 502, which ends an EventSource
+/// for good: its first attempt should come after a usual restart.
 SSE_DECL void worker::dismiss() {
     for (std::size_t i = connections_.size(); i > 0;) {
         stream& s = *connections_[--i];
@@ -6508,7 +6519,7 @@ SSE_DECL void worker::dismiss() {
     }
 }
 
-/// Takes over a connection that reserve() has counted, and that admit() may have counted further.
+/// Takes over a connection that reserve() has counted, and that admit() may have counted too.
 SSE_DECL void worker::adopt(arrival one) {
     refresh();
     stream* s = nullptr;
@@ -6522,7 +6533,7 @@ SSE_DECL void worker::adopt(arrival one) {
             s->extra().refusal = one.refusal;
             s->extra().too_fast = one.too_fast;
         }
-    } catch (...) { // no memory: the connection ends, and so does what it counts for
+    } catch (...) { // out of memory: the connection ends and is no longer counted
         delete s;
         give_back(one);
         return report(std::current_exception());
@@ -6533,7 +6544,7 @@ SSE_DECL void worker::adopt(arrival one) {
     s->stamp_ = now_;
     const stream_ref held(s);
     if (stopping_) return close(*s, end_reason::stopped);
-    asio::error_code ignored; // a socket that is dead already shows it at the first read
+    asio::error_code ignored; // a dead socket fails at its first read
     s->socket_.non_blocking(true, ignored);
     if (one.received || !accepted_inherit_options) set_options(s->socket_, hub_.options);
     if (!hub_.speaks_for_others(one.peer)) log_connection("connected", one.peer);
@@ -6541,15 +6552,15 @@ SSE_DECL void worker::adopt(arrival one) {
     begin_serving(*s, one.peer, *one.received, true);
 }
 
-/// Counts out what has not become a stream. Any thread.
+/// Uncounts a connection that has not become a stream. Any thread.
 SSE_DECL void worker::give_back(const arrival& one) noexcept {
     if (one.counted) hub_.addresses.leave(one.counted);
     if (one.refusal != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
 }
 
-/// Nothing is kept ready for a client that has not said anything yet: its first bytes start the
-/// coroutine. They have often come before it was accepted.
+/// Nothing is prepared for a client that has not sent anything yet: its first bytes start the
+/// coroutine. Often they have arrived before it is accepted.
 SSE_DECL void worker::on_first_input(stream& s, const asio::ip::address& peer) {
     asio::error_code failed;
     const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
@@ -6585,7 +6596,7 @@ SSE_DECL void worker::go_on_serving(stream_ref s, std::unique_ptr<session> state
 }
 
 SSE_DECL asio::ip::address worker::peer_of(const stream& s) {
-    asio::error_code gone; // a connection that is gone shows it at the next read
+    asio::error_code gone; // a lost connection fails at its next read
     return unmapped(s.socket_.remote_endpoint(gone).address());
 }
 
@@ -6593,8 +6604,8 @@ SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::addr
     hub_.log({.level = log_level::debug, .what = what, .client = peer});
 }
 
-/// All lines of a client name one address. So a connection of a proxy is told of under the address
-/// of its client, from when a request has told that.
+/// All log lines of a client name the same address. So a proxy's connection is logged under its
+/// client's address, once a request has named it.
 SSE_DECL void worker::log_client(stream& s, const asio::ip::address& client) {
     if (!hub_.options.log || !hub_.speaks_for_others(peer_of(s))) return;
     const bool known = s.seldom_ && s.seldom_->log;
@@ -6626,13 +6637,13 @@ SSE_DECL void worker::wake_after(std::chrono::milliseconds delay) noexcept {
             if (delay.count() > 0 && !stopping_) return look_in(delay);
             if (!fanning_) fan_out();
         });
-    } catch (...) { // no memory: the next publisher tries, or the sweep finds it
+    } catch (...) { // out of memory: the next publisher tries again, or the sweep does
         sleep_.lie_down();
     }
 }
 
-/// Moves frames from the ring into the log, at most as many as the ring holds. False when there was
-/// none.
+/// Moves frames from the ring into the log, at most as many as the ring holds. Returns false if
+/// there was none.
 SSE_DECL bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
     const auto take = [this] { return hub_.ring.try_read(index_).value_or(nullptr); };
     if (feed_.pull(take, std::min(max_frames, hub_.ring.capacity()), max_bytes) == 0) return false;
@@ -6640,18 +6651,18 @@ SSE_DECL bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
     return true;
 }
 
-/// For a handler that publishes while the ring is full, or who looks into the history.
+/// For a handler that publishes while the ring is full, or a caller that looks into the history.
 SSE_DECL void worker::make_room() {
-    if (drain()) wake_always(); // it is not planned yet
+    if (drain()) wake_always(); // these are not planned yet
 }
 
-// --- fan-out, in slices, so that accepts, reads, timers and stops get their turn
+// --- fan-out, in slices, so that accepts, reads, timers and stops run in between
 
 SSE_DECL void worker::fan_out() {
     refresh();
     const auto began = clock::now();
-    // Half of the time at least: however much the others do between two slices, a pass takes twice
-    // as long as alone, and not longer with each of its slices.
+    // At least half of the time: however long other work takes between two slices, a pass takes at
+    // most twice as long as alone, whatever its number of slices.
     const auto share = fanning_ ? std::min<clock::duration>(began - slice_ended_, longest_turn)
                                 : clock::duration(0);
     std::size_t budget = stopping_ ? ~std::size_t{0} : slice_writes;
@@ -6661,11 +6672,11 @@ SSE_DECL void worker::fan_out() {
     };
     for (bool planned = false; goes_on();) {
         if (feed_.work(budget)) continue;
-        if (planned && feed_.is_anyone_behind()) break; // they must not be lapped
+        if (planned && feed_.is_anyone_behind()) break; // clients behind must not be lapped
         const std::uint64_t before = feed_.end();
         if (!plan()) return; // asleep
         planned = true;
-        // A pass over many frames is a turn too: those who wait for theirs must not be lapped.
+        // Many frames count as writes too: clients that wait for a turn must not be lapped.
         const std::uint64_t writes = 1 + (feed_.end() - before) / frames_per_write;
         budget -= static_cast<std::size_t>(std::min<std::uint64_t>(budget, writes));
     }
@@ -6680,8 +6691,8 @@ SSE_DECL void worker::catch_up_soon() noexcept {
     asio::post(io_, detail::placed{&turn_memory_, [this] { catch_up(); }});
 }
 
-/// Those who are behind share a turn. Between two of them the context looks after its sockets, and
-/// a pass goes on.
+/// The clients that are behind share a turn. Between two turns the context serves its sockets, and
+/// a pass continues.
 SSE_DECL void worker::catch_up() {
     struct guard { // also after an exception
         ~guard() {
@@ -6702,7 +6713,7 @@ SSE_DECL void worker::catch_up() {
     }
 }
 
-/// Starts a pass over what is new. False, and the worker sleeps, when nothing is.
+/// Starts a pass over what is new. Returns false, and the worker sleeps, if nothing is.
 SSE_DECL bool worker::plan() {
     fanning_ = true;
     if (!feed_.has_receivers()) {
@@ -6725,7 +6736,7 @@ SSE_DECL bool worker::plan() {
     return feed_.plan();
 }
 
-/// Publishers wake us from now on: somebody is here for whom something may come.
+/// Publishers wake this worker from now on: it has a stream that could receive a message.
 SSE_DECL void worker::be_woken() {
     if (feed_.has_receivers() || fanning_) return;
     sleep_.lie_down();
@@ -6734,7 +6745,7 @@ SSE_DECL void worker::be_woken() {
     look_again();
 }
 
-/// A publisher that has claimed a place may have looked too early to see that we sleep.
+/// A publisher that has claimed a slot may have checked too early to see that this worker sleeps.
 SSE_DECL void worker::look_again() {
     if (stopping_ || feed_.end() == hub_.ring.published()) return;
     look_in(std::chrono::milliseconds(1));
@@ -6755,7 +6766,7 @@ SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start
     be_woken();
     if (from.kind_ != start::kind::now) make_room(); // what was published before counts
     std::uint64_t published = hub_.ring.published();
-    if (s.session_) { // all topics that are named in one turn begin at one place
+    if (s.session_) { // all topics subscribed before a write start at one position
         std::uint64_t& first = s.session_->first_place;
         if (first == session::no_place) first = published;
         published = first;
@@ -6764,14 +6775,14 @@ SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start
                     is_private);
 }
 
-/// Its name in the server; given when it is first asked for, since each costs an entry. The rest of
-/// a division by the number of workers says whose it is.
+/// Its id in the server; assigned when first asked for, since each costs an entry. id % workers is
+/// the owning worker.
 SSE_DECL std::uint64_t worker::name_of(stream& s) {
     if (s.rare_ && s.rare_->number != 0) return s.rare_->number;
     const std::uint64_t n = hub_.names.fetch_add(1, std::memory_order_relaxed) + 1;
     const std::uint64_t name = n * hub_.options.threads + index_;
     s.rare().number = name;
-    if (!s.open_) return name; // of nobody
+    if (!s.open_) return name; // closed: nobody can find it
     be_woken();
     feed_.name(s, name);
     return name;
@@ -6788,8 +6799,8 @@ SSE_DECL stream_info worker::info(stream& s) {
     return made;
 }
 
-/// Writes what the socket takes at once: how much. Nothing, and the connection is closed, when it
-/// is broken.
+/// Writes what the socket takes at once, and returns how much. If the socket is broken, closes the
+/// connection and returns nullopt.
 SSE_DECL std::optional<std::size_t> worker::write_now(stream& s,
                                                       std::span<const asio::const_buffer> buffers) {
     asio::error_code failed;
@@ -6804,17 +6815,17 @@ SSE_DECL std::optional<std::size_t> worker::write_now(stream& s,
     return n;
 }
 
-/// The same bytes to several streams.
+/// Writes the same bytes to several streams.
 SSE_DECL void worker::write_block(std::span<receiver* const> to, std::string_view bytes,
                                   std::span<std::size_t> taken) {
     const auto of = [&](std::size_t i) -> stream& { return static_cast<stream&>(*to[i]); };
-    if (sends_.is_open() && to.size() > 1) { // one alone is cheaper without
+    if (sends_.is_open() && to.size() > 1) { // a single one is cheaper without it
         std::array<send_ring::handle, feed::max_at_once> sockets;
         for (std::size_t i = 0; i < to.size(); ++i) sockets[i] = of(i).socket_.native_handle();
         sends_.send(std::span(sockets.data(), to.size()), bytes, taken);
     } else {
         for (std::size_t i = 0; i < to.size(); ++i) {
-            asio::error_code ignored; // it took nothing then
+            asio::error_code ignored; // then it took nothing
             taken[i] = of(i).socket_.write_some(asio::buffer(bytes), ignored);
         }
     }
@@ -6835,7 +6846,7 @@ SSE_DECL void worker::await_writable(stream& s) {
                          });
 }
 
-// --- one stream's input: always one wait pending, the only prompt sign that a client has left
+// --- one stream's input: a wait is always pending, the only prompt sign of a disconnect
 
 SSE_DECL void worker::watch(stream& s) {
     s.socket_.async_wait(tcp_socket::wait_read, input_ready{stream_ref(&s)});
@@ -6845,7 +6856,7 @@ SSE_DECL void worker::on_input(stream& s) {
     session* const state = s.session_;
     if (!state && s.phase_ == stream::phase::head) return on_first_input(s, peer_of(s));
     const bool streaming = s.phase_ == stream::phase::streaming;
-    // Behind a stream that ends with its last chunk another request may stand already.
+    // After a stream that ends with its last chunk the next request may be in the input already.
     bool keep = state && s.phase_ != stream::phase::lingering &&
                 (!streaming || (s.chunks() && !state->closing));
     for (std::size_t discarded = 0; discarded < max_discarded;) {
@@ -6870,7 +6881,7 @@ SSE_DECL void worker::on_input(stream& s) {
                 return state->wake();
             }
             if (state->input.size() > hub_.options.max_head_bytes) {
-                state->closing = true; // reading goes on: it may leave
+                state->closing = true; // reading continues: it may disconnect
                 state->input.clear();
                 state->input.shrink_to_fit();
                 keep = false;
@@ -6883,8 +6894,8 @@ SSE_DECL void worker::on_input(stream& s) {
     watch(s);
 }
 
-/// The client has sent its end. Whole requests that it sent before that are still answered; else
-/// nobody wants what the handler waits for.
+/// The client has sent FIN. Complete requests that came before are still served; otherwise nobody
+/// wants what the handler waits for.
 SSE_DECL void worker::heed_end(stream& s) {
     const session& state = *s.session_;
     if (!state.end_of_input || !state.request || s.phase_ != stream::phase::handling) return;
@@ -6894,7 +6905,7 @@ SSE_DECL void worker::heed_end(stream& s) {
     }
 }
 
-/// What stands after the request in hand, as far as it was received.
+/// What follows the current request in the input received so far.
 SSE_DECL worker::rest_of_input worker::look_ahead(const stream& s) const {
     const session& state = *s.session_;
     std::string left = state.input;
@@ -6908,7 +6919,7 @@ SSE_DECL worker::rest_of_input worker::look_ahead(const stream& s) const {
                                                               : rest_of_input::nothing;
 }
 
-/// That of its group, which it has once its route is known.
+/// The limit of its group, which it has once its route is known.
 SSE_DECL std::size_t worker::max_body_bytes(const stream& s) const {
     const bool known = s.group_ != stream::nowhere;
     return (known ? hub_.groups[s.group_] : hub_.groups.front()).max_body_bytes();
@@ -6920,18 +6931,18 @@ SSE_DECL body_decoder worker::body_decoder_for(const stream& s) const {
                      : body_decoder::of_size(r.content_length);
 }
 
-/// A handler leaves unread what its client sends, so that the end of it cannot be read either. The
-/// sweep asks for it. Then no more comes, and what is left fits the socket's buffer.
+/// While a handler leaves its client's input unread, the FIN after it is not read either, so the
+/// sweep asks for it. After a FIN no more comes, and what remains fits the socket's buffer.
 SSE_DECL void worker::look_for_end(stream& s) {
     session& state = *s.session_;
-    if (state.end_of_input) { // a client that only has no more to ask takes its answers
+    if (state.end_of_input) { // a client that merely has no more requests still reads
         if (has_hung_up(s.socket_, true)) close(s, end_reason::client_left);
         return;
     }
     if (!state.paused || !state.request || !has_hung_up(s.socket_)) return;
     const std::size_t most = hub_.options.max_head_bytes + max_body_bytes(s) + max_discarded;
     while (look_ahead(s) != rest_of_input::request) {
-        if (state.input.size() > most) return cancel(s); // it will be refused
+        if (state.input.size() > most) return cancel(s); // the request will be refused
         asio::error_code failed;
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
         if (would_block(failed)) return;
@@ -6960,7 +6971,7 @@ SSE_DECL void worker::enter(stream& s, stream::phase next) noexcept {
     s.stamp_ = now_;
 }
 
-/// What holds for as long as a stream is open: its greatest age, what is said of its end.
+/// Sets what applies while a stream is open: its maximum age, and how its end is reported.
 SSE_DECL void worker::begin_life(stream& s) {
     const auto& o = hub_.options;
     const request& r = *s.session_->request;
@@ -6984,7 +6995,7 @@ SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) {
 }
 
 SSE_DECL void worker::set_end(stream& s, std::uint32_t at) {
-    s.ends_at_ = at == 0 ? 1 : at; // 0 stands for never
+    s.ends_at_ = at == 0 ? 1 : at; // 0 means never
     if (!note_end(s.ends_at_) || sweep_at_ != 0 || !end_timer_ || stopping_) return;
     try {
         const auto left = static_cast<std::int32_t>(s.ends_at_ - milliseconds_now());
@@ -6994,23 +7005,23 @@ SSE_DECL void worker::set_end(stream& s, std::uint32_t at) {
             refresh();
             begin_sweep();
         });
-    } catch (...) {} // no memory: a later sweep sees it
+    } catch (...) {} // out of memory: a later sweep sees it
 }
 
-/// Whether it is the next one.
+/// Returns whether this end is now the next one.
 SSE_DECL bool worker::note_end(std::uint32_t at) noexcept {
     if (next_end_ != 0 && static_cast<std::int32_t>(next_end_ - at) <= 0) return false;
     next_end_ = at;
     return true;
 }
 
-/// The stream ends once its client has all that is meant for it, and this frame behind that.
+/// Ends the stream once its client has everything meant for it, and this frame after that.
 SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
     if (s.is_finishing()) return;
     s.why_ = why;
-    // The last chunk says that the response is whole, which only its handler knows. One that is
-    // still running has not said so, unless by close(), and may have returned when a slow client
-    // has read all that is queued.
+    // The last chunk marks the response as complete, which only its handler can do. A handler that
+    // is still running has not done so, unless by close(), and may have returned by the time a slow
+    // client has read what is queued.
     const bool cut = why != end_reason::ended && s.session_ && s.session_->handling;
     if (cut && s.chunks()) s.chunks()->cut_short();
     make_room(); // what was published before counts
@@ -7018,19 +7029,20 @@ SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
     feed_.finish(s, std::move(last));
 }
 
-/// All of it is written.
+/// Everything has been written.
 SSE_DECL void worker::depart(stream& s) {
     if (s.phase_ != stream::phase::streaming) return;
     if (s.why_ == end_reason::drained) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     tell_end(s, s.why_);
     feed_.remove(s);
     enter(s, stream::phase::lingering);
-    asio::error_code ignored; // a client that is gone shows it at the next read
-    // Where the handler is still running it is cut: its client is told now, however long it takes.
+    asio::error_code ignored; // a lost connection fails at its next read
+    // If the handler is still running, the stream is cut: its client is notified now, however long
+    // the handler takes.
     const bool cut = s.session_ && s.session_->handling && s.why_ != end_reason::ended;
     if (!s.session_ || cut) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     if (!s.session_) return;
-    cancel(s); // its coroutine goes on from here, once the handler has ended
+    cancel(s); // its coroutine continues from here once the handler has ended
     s.session_->wake();
 }
 
@@ -7046,25 +7058,25 @@ SSE_DECL void worker::tell_end(stream& s, end_reason why) {
     if (o.on_disconnect) o.on_disconnect(info(s), why);
 }
 
-/// Ends a connection now. The stream may be gone after this unless the caller holds a reference.
+/// Ends a connection now. May destroy the stream unless the caller holds a reference.
 SSE_DECL void worker::close(stream& s, end_reason why) {
     if (!std::exchange(s.open_, false)) return;
     if (why == end_reason::unreachable) unreachable_.add(1);
     try {
         tell_end(s, why);
-    } catch (...) { report(std::current_exception()); } // no memory: it ends all the same
+    } catch (...) { report(std::current_exception()); } // out of memory: it ends anyway
     feed_.remove(s);
     enter(s, stream::phase::lingering);
     try {
         if (hub_.options.log) log_end(s);
     } catch (...) { report(std::current_exception()); }
-    asio::error_code ignored; // there is nobody left to tell
-    // One that takes in nothing is told by a reset, which needs no room: an end behind what it has
-    // not taken might never reach it, since after a while the kernel drops both in silence.
+    asio::error_code ignored; // there is nobody left to notify
+    // A client that reads nothing is reset, which needs no room: a FIN after data that it has not
+    // taken might never reach it, since after a while the kernel drops both silently.
     if (why == end_reason::stalled) {
         s.socket_.set_option(asio::socket_base::linger(true, 0), ignored);
     }
-    // Also where a child process has a copy of the socket.
+    // Takes effect even if a child process has a copy of the socket.
     if (why != end_reason::client_left) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     s.socket_.close(ignored);
     s.cut_ = {};
@@ -7085,7 +7097,7 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     s.release_reference();
 }
 
-/// Ends what the handler waits for. Posted, since the handler may be what called us.
+/// Cancels what the handler waits for. Posted, since the caller may be that handler.
 SSE_DECL void worker::cancel(stream& s) noexcept {
     if (!s.session_) return;
     try {
@@ -7098,12 +7110,13 @@ SSE_DECL void worker::cancel(stream& s) noexcept {
                 held->session_->cancel_mending.emit(asio::cancellation_type::terminal);
             }
         });
-    } catch (...) { // no memory: the sweep tries again
+    } catch (...) { // out of memory: the sweep tries again
         s.session_->cancel_is_due = cancels_are_due_ = true;
     }
 }
 
-/// Lets a coroutine go on a turn later, since what woke it may be in the midst of something.
+/// Resumes a coroutine on the next loop iteration, since what woke it may be in the middle of
+/// something.
 SSE_DECL void worker::go_on_soon(std::unique_ptr<waiter> one) noexcept {
     waiter* const last = one.get();
     (woken_ ? last_woken_->next : woken_) = std::move(one);
@@ -7115,7 +7128,7 @@ SSE_DECL void worker::go_on_soon() noexcept {
     try {
         asio::post(io_, [this] { go_on(); });
         going_on_ = true;
-    } catch (...) { going_on_ = false; } // no memory: the next one tries, or the sweep
+    } catch (...) { going_on_ = false; } // out of memory: the next call or the sweep tries
 }
 
 SSE_DECL void worker::go_on() {
@@ -7126,7 +7139,7 @@ SSE_DECL void worker::go_on() {
     one->complete();
 }
 
-/// Does what only the worker's own thread may do for others.
+/// Runs for another thread what only the worker's own thread may do with a stream.
 SSE_DECL void worker::run_on(std::uint64_t name, std::function<void(stream&)> what) {
     asio::post(io_, [this, name, what = std::move(what)] {
         refresh();
@@ -7142,7 +7155,7 @@ SSE_DECL void worker::run_on(std::uint64_t name, std::function<void(stream&)> wh
 SSE_DECL void worker::revoke_if(std::function<bool(const stream_info&)> which) {
     asio::post(io_, [this, which = std::move(which)] {
         refresh();
-        // From the last to the first: where one leaves, the last takes its place.
+        // From last to first: when one is removed, the last takes its place.
         for (std::size_t i = connections_.size(); i > 0;) {
             stream& s = *connections_[--i];
             if (s.phase_ == stream::phase::streaming && which(info(s))) {
@@ -7175,7 +7188,7 @@ SSE_DECL void worker::send_away(std::shared_ptr<const farewell> how) noexcept {
     post_drain([this, how = std::move(how)] {
         refresh();
         if (connections_.empty() || stopping_) return end_drain();
-        while (drain()) {} // all that was published: nothing comes behind it
+        while (drain()) {} // all that was published: nothing comes after it
         wake_always();
         farewell_ = how;
         cut_at_ = now_ + static_cast<std::uint32_t>(how->window.count());
@@ -7190,8 +7203,8 @@ SSE_DECL void worker::end_drain() {
     hub_.room.notify();
 }
 
-/// At random, so that they do not all come back at once; the last fifth of the window is theirs to
-/// take what is left.
+/// At a random time, so that clients do not all reconnect at once. The last fifth of the window is
+/// for receiving what remains.
 SSE_DECL void worker::schedule_farewell(stream& s) {
     std::uniform_int_distribution<std::int64_t> within(0, farewell_->window.count() * 4 / 5);
     end_after(s, std::chrono::milliseconds(within(random_)));
@@ -7208,8 +7221,8 @@ SSE_DECL void worker::say_farewell(stream& s) {
     } else if (s.phase_ == stream::phase::head && (!s.session_ || s.session_->is_blank())) {
         close(s, end_reason::drained); // idle before its first request, or between two
     } else {
-        // A handler that has not responded yet has the time that streams have; the last fifth is
-        // for the 503 that its cancellation becomes.
+        // A handler that has not responded yet has as much time as streams have; the last fifth is
+        // for the 503 that its cancellation turns into.
         const auto fifth = static_cast<std::uint32_t>(farewell_->window.count() / 5);
         const std::uint32_t last_call = cut_at_ - fifth;
         if (static_cast<std::int32_t>(now_ - last_call) >= 0) return cancel(s);
@@ -7217,13 +7230,13 @@ SSE_DECL void worker::say_farewell(stream& s) {
     }
 }
 
-/// A reconnection time from this on up to twice as much, so that not all come back at once.
+/// A reconnection time from this to twice as much, so that clients do not all return at once.
 SSE_DECL std::string worker::retry_after(std::chrono::milliseconds least) {
     std::uniform_int_distribution<std::int64_t> more(0, least.count());
     return encode({.retry = least + std::chrono::milliseconds(more(random_))});
 }
 
-/// Whether a running handler writes a response of its own, which has an end: it follows nothing.
+/// Whether a running handler writes a response of its own, with an end: it follows no topic.
 SSE_DECL bool worker::is_response(const stream& s) noexcept {
     return s.phase_ == stream::phase::streaming && s.session_ && s.session_->handling &&
            !s.session_->resumable && !s.follows();
@@ -7247,7 +7260,7 @@ SSE_DECL void worker::arm_sweep() {
     if (farewell_) shortest = std::min(shortest, farewell_->window / 8);
     auto period =
         std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(500));
-    if (next_end_ != 0) { // not to the millisecond: many ends that are near cost few sweeps
+    if (next_end_ != 0) { // not to the millisecond, so that many near ends cost few sweeps
         const auto left = static_cast<std::int32_t>(next_end_ - milliseconds_now());
         period = std::min(period, std::chrono::milliseconds(std::max(left, 40)));
     }
@@ -7258,7 +7271,7 @@ SSE_DECL void worker::arm_sweep() {
         say_held(std::chrono::steady_clock::now() - sweep_timer_->expiry());
         if (const auto why = sends_.take_refusal()) say_no_io_uring(why);
         feed_.give_back_memory();
-        if (!feed_.has_receivers() && !fanning_) { // nobody wakes us: keep time, and to the bounds
+        if (!feed_.has_receivers() && !fanning_) { // nothing wakes us: keep time and the bounds
             drain();
             feed_.skip();
         } else {
@@ -7268,8 +7281,8 @@ SSE_DECL void worker::arm_sweep() {
     });
 }
 
-/// The sweep is late when something kept this thread. What that was cannot be seen from here, since
-/// handlers are resumed by Asio. Each sweep says so once, so that is less than once a second.
+/// The sweep is late when something blocked this thread. The cause cannot be seen from here, since
+/// Asio resumes the handlers. Each sweep reports it once, so less than once per second.
 SSE_DECL void worker::say_held(std::chrono::steady_clock::duration late) {
     if (late < std::chrono::seconds(1) || !hub_.options.log) return;
     hub_.log({.level = log_level::warning,
@@ -7299,7 +7312,7 @@ SSE_DECL void worker::sweep() {
             if (std::exchange(state->cancel_is_due, false)) cancel(state->owner);
         }
     }
-    if (!fanning_ && !stopping_) fan_out(); // where there was no memory to be woken
+    if (!fanning_ && !stopping_) fan_out(); // in case waking was out of memory
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {
         if (writes >= slice_writes) {
@@ -7314,7 +7327,7 @@ SSE_DECL void worker::sweep() {
     arm_sweep();
 }
 
-/// Does what is due for a connection. How many writes it took.
+/// Does what is due for a connection. Returns how many writes that took.
 SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
     const auto& o = hub_.options;
@@ -7356,7 +7369,7 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
                            : idle                          ? o.idle_timeout
                                                            : o.header_timeout;
         if (!over(limit)) return 0;
-        if (!s.session_) { // it has not said a word
+        if (!s.session_) { // it has not sent anything
             close(s, end_reason::ended);
             return 0;
         }
@@ -7375,7 +7388,7 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     return 0;
 }
 
-/// A sign of life for a silent stream. How many writes it took.
+/// Sends a sign of life on a silent stream. Returns how many writes that took.
 SSE_DECL std::size_t worker::keep_alive(stream& s) {
     const auto silence = hub_.options.heartbeat.count();
     const bool silent = silence != 0 && age(s) >= silence;
@@ -7423,7 +7436,7 @@ SSE_DECL bool stream::mend(const gap& g) {
 SSE_DECL void stream::finished() {
     if (phase_ == phase::streaming && chunks() && chunks()->end()) {
         rare_->said_farewell = true;
-        return worker_->feed_.put(*this, detail::last_chunk_frame()); // then comes again
+        return worker_->feed_.put(*this, detail::last_chunk_frame()); // then this is called again
     }
     worker_->depart(*this);
 }
