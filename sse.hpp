@@ -7451,22 +7451,22 @@ SSE_DECL void stream::fail(std::exception_ptr what) {
 namespace detail {
 
 // >>connection ////////////////////////////////////////////////////////////////////////////////////
-// The worker's coroutines: one for each connection, from accept to its end, or until its stream
-// goes on without one. Needs >>worker. Tests: tests/stream.cpp, tests/door.cpp
+// The worker's coroutines: one for each connection, from its first bytes to its end, or until its
+// stream lives on without one. Needs >>worker. Tests: tests/stream.cpp, tests/door.cpp
 
-/// Until all of the stream's own frames are written, or it is closed.
+/// Waits until all of the stream's own frames are written, or it is closed.
 SSE_DECL io_awaitable<void> worker::sent(stream& s, session& state) {
     while (s.open_ && state.box.written < state.box.queued) co_await state.change<io_executor>();
 }
 
-/// Whether something has to be sent or awaited yet before a stream goes on by itself.
+/// Whether something must still be sent or awaited before a stream can live on without a coroutine.
 SSE_DECL bool worker::is_unsent(const stream& s, const session& state) {
     const bool leaving = s.is_finishing() && s.phase_ == stream::phase::streaming;
     return state.mending || (s.open_ && (leaving || state.box.written < state.box.queued));
 }
 
-/// From the first request, or from where a handler has ended; until the next handler runs, since a
-/// handler that waits should keep no more than its own frames.
+/// Serves requests, from the first one or from where a handler has ended. Returns when the next
+/// handler runs, so that a handler that waits keeps only its own coroutine frames alive.
 SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session> owned,
                                           unfinished what) {
     session& state = *owned;
@@ -7490,12 +7490,12 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session>
             co_return;
         }
         again = end_request(*s, state);
-        if (!state.input.empty()) { // pipelined: others get their turn in between
+        if (!state.input.empty()) { // pipelined: other connections run in between
             co_await asio::post(io_.get_executor(), use_io_awaitable);
         }
     }
-    // The stream's own frames go first; live ones need no coroutine. Whatever still uses the state,
-    // also of a closed stream, must have ended before it.
+    // The stream's own frames are sent first; live ones need no coroutine. Whatever still uses the
+    // state must end before the state does, even if the stream is closed.
     while (is_unsent(*s, state)) co_await state.change<io_executor>();
     const bool lives_on = s->follows();
     if (s->open_ && !lives_on) {
@@ -7507,7 +7507,7 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session>
     }
 }
 
-/// Reads the head of the PROXY protocol. False: there is none, so the connection ends.
+/// Reads the head of the PROXY protocol. Returns false if there is none; the connection then ends.
 SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
     enter(s, stream::phase::head);
     proxy_head head = read_proxy_head(state.input);
@@ -7528,8 +7528,8 @@ SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
     co_return true;
 }
 
-/// Counts the connection for its client, when the peer speaks for others: accept could not know for
-/// whom.
+/// Counts the connection for its client if the peer speaks for others: accept could not know the
+/// client.
 SSE_DECL void worker::recount(stream& s, const asio::ip::address& client) {
     const auto& o = hub_.options;
     if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return;
@@ -7547,13 +7547,13 @@ SSE_DECL void worker::recount(stream& s, const asio::ip::address& client) {
     s.extra().refusal = 429;
 }
 
-// Frames that are small, for Asio gives the memory of those that have ended to the next ones: what
-// waits for as long as its handler does would keep it.
+// Coroutines with small frames: Asio gives the memory of ended frames to new ones, and a new one
+// that lives as long as its handler would keep a large block.
 
-/// Reads one request and answers it, or says which handler will.
+/// Reads one request and responds to it, or chooses the handler that will.
 SSE_DECL io_awaitable<void> worker::serve_request(stream& s, session& state) {
     enter(s, stream::phase::head);
-    if (s.rare_) { // what was said of the request before is not true of this one
+    if (s.rare_) { // it belongs to the previous request
         feed_.remove(s);
         s.rare_.reset();
     }
@@ -7573,7 +7573,7 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, session& state) {
     co_await answer_request(s, state);
 }
 
-/// Then there is a request in hand, unless none came.
+/// Reads the head of a request. Afterwards there is a current request, unless none came.
 SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& state) {
     head_parser parser(hub_.options.max_head_bytes);
     auto progress = parser.feed(state.input);
@@ -7603,7 +7603,8 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& st
     co_return verdict;
 }
 
-/// A trusted proxy that does not say who its clients are. Its own health checks have none to name.
+/// Warns once about a trusted proxy that does not name its clients. Its own health checks have no
+/// client to name.
 SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::address& peer) const {
     const auto& o = hub_.options;
     if (hub_.trusted.empty() || !o.log || !contained(hub_.trusted, peer)) return;
@@ -7621,22 +7622,22 @@ SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::ad
               .detail = detail});
 }
 
-/// Whether the connection may bring another.
+/// Returns whether the connection may carry another request.
 SSE_DECL bool worker::end_request(stream& s, session& state) {
-    if (!s.follows() || !s.open_) leave_group(s); // a stream that goes on leaves it at its end
+    if (!s.follows() || !s.open_) leave_group(s); // a stream that lives on leaves it at its end
     state.served = true;
     state.request.reset();
     return s.open_ && s.phase_ == stream::phase::handling && !state.closing;
 }
 
-/// Whether a page of the server's own sends the request: then no permission is needed.
+/// Whether a page of this server sends the request: then no permission is needed.
 SSE_DECL bool is_same_origin(const std::optional<std::string_view>& host,
                              std::string_view origin) noexcept {
     const std::size_t scheme = origin.find("://");
     return host && scheme != origin.npos && equal_ignoring_case(origin.substr(scheme + 3), *host);
 }
 
-/// Over a limit.
+/// Responds to a request that is over a limit.
 SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     const auto& o = hub_.options;
     const request& r = *s.session_->request;
@@ -7681,8 +7682,9 @@ SSE_DECL io_awaitable<bool> worker::is_granted(stream& s, session& state,
     co_return (granted && s.open_);
 }
 
-/// The route that serves the request, or nothing; then `allow` names the methods that its path has.
-/// The group is that of the route, or of the first one for this path.
+/// Returns the route that serves the request, or nullptr, with the methods of its path in `allow`.
+/// The group is that of the route, or else of the first route for this path; for a preflight, of
+/// the first that serves the method it asks for.
 SSE_DECL const route* worker::find_route(request& r, std::string& allow, group*& of) {
     const std::string_view asked = r.method == "OPTIONS" && r.header("Origin")
                                        ? r.header("Access-Control-Request-Method").value_or("")
@@ -7722,7 +7724,7 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
             granted = answer_of_matcher;
         }
     } catch (...) { failure = std::current_exception(); }
-    if (failure && (!s.open_ || state.end_of_input)) { // the client left: nobody is to be told
+    if (failure && (!s.open_ || state.end_of_input)) { // the client left: nobody awaits a response
         state.closing = true;
         co_return;
     }
@@ -7736,14 +7738,14 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
     }
 }
 
-/// The host that the client asked for: of a trusted proxy's request, what that says it was.
+/// The host that the client asked for. A trusted proxy reports it in a field of its own.
 SSE_DECL std::optional<std::string_view> worker::host_of(const session& state) const {
     const request& r = *state.request;
     const auto host = r.header("Host");
     if (hub_.trusted.empty() || !contained(hub_.trusted, state.peer)) return host;
     const auto passed = r.header("X-Forwarded-Host");
     if (!passed) return host;
-    std::string_view last; // the nearest proxy's
+    std::string_view last; // added by the nearest proxy
     for_each_element(*passed, [&](std::string_view one) { last = one; });
     return last.empty() ? host : last;
 }
@@ -7754,12 +7756,12 @@ SSE_DECL bool worker::is_served_here(const session& state) const {
            (hub_.serves_loopback && is_loopback_host(*host));
 }
 
-/// What a client sent, to be shown to whoever looks for the cause.
+/// What a client sent, for a message that helps to find the cause.
 SSE_DECL std::string quoted(std::string_view text) {
     return '"' + std::string(text.substr(0, 100)) + (text.size() > 100 ? "...\"" : "\"");
 }
 
-/// What to answer, unless a handler is to do it.
+/// Decides the response, unless a handler is to give it.
 SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* found, group& of,
                                       bool granted, std::string allow) {
     const request& r = *state.request;
@@ -7777,8 +7779,8 @@ SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* fo
                          ": whoever runs this server can allow the origin, or, where a proxy "
                          "changed the host, have that pass it on\n"};
     }
-    // Not before, since a page must be allowed to read a soft refusal. What is no stream is served:
-    // those who look on must not lock out who publishes, or who asks whether the server is well.
+    // Not earlier, since a page must be allowed to read a soft refusal. Requests other than streams
+    // are served: subscribers must lock out neither publishers nor health checks.
     if (s.refusal() != 0 && (s.seldom_->too_fast || (found && found->streams))) {
         return {.status = s.refusal(), .refused = true};
     }
@@ -7803,7 +7805,7 @@ SSE_DECL void worker::leave_group(stream& s) noexcept {
     if (of != stream::nowhere) hub_.groups[of].leave();
 }
 
-/// The status that answers what a handler threw.
+/// The status of the response after a handler threw.
 SSE_DECL int status_of(std::error_code code) noexcept {
     if (code == errc::body_too_large) return 413;
     if (code == errc::bad_body) return 400;
@@ -7813,7 +7815,7 @@ SSE_DECL int status_of(std::error_code code) noexcept {
     return code == errc::bad_topic ? 400 : 500;
 }
 
-/// Asks the groups around a route first, from the outermost on.
+/// Asks the authorize hooks of the groups around a route first, the outermost first.
 SSE_DECL asio::awaitable<void> worker::guarded(stream& s, const group& of, const handler& run) {
     std::vector<const group*> groups;
     for (const group* g = &of; g; g = g->around) {
@@ -7843,7 +7845,7 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) 
         asio::co_spawn(io_.get_executor(), std::move(work),
                        asio::bind_cancellation_slot(
                            state.cancel.slot(),
-                           asio::bind_executor( // else it is a type-erased one, of 48 bytes more
+                           asio::bind_executor( // otherwise a type-erased one, 48 bytes larger
                                io_.get_executor(), std::move(ended))));
         if (s->session_) heed_end(*s);
     } catch (...) {
@@ -7890,28 +7892,28 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
             feed_.remove(s);
         } else if (s.chunks() && !s.follows() && !s.is_finishing()) {
             return {.last_chunk = true};
-        } else if (!s.awaits_write_) { // now and not a turn later: then nothing serves it any more
+        } else if (!s.awaits_write_) { // write at once: then it needs no coroutine any more
             refresh();
-            feed_.flush_now(s, 1); // its head; a long replay waits for its turn
+            feed_.flush_now(s, 1); // the head; a long replay waits for its turn
         }
         return {};
     }
-    if (s.phase_ == stream::phase::lingering) return {}; // it was a stream, and had all
+    if (s.phase_ == stream::phase::lingering) return {}; // it was a stream, and had everything
     if (client_left && !going_down) return {};
     if (code == errc::over_limit) return {.status = s.refusal(), .refused = true};
-    // 204 tells an EventSource that there is nothing more to come, for good (HTML 9.2.3).
+    // 204 tells an EventSource to stop reconnecting (HTML 9.2.3).
     const std::string text = status == 500 ? "The request could not be served" : code.message();
     return {status, text + "\n"};
 }
 
-/// A stream that its handler has brought to its end: the connection may serve another request.
+/// Ends a stream whose handler has completed it: the connection may serve another request.
 SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, session& state) {
-    // Until nothing at all is pending: a heartbeat too would be torn by the last chunk.
+    // Until nothing at all is pending: the last chunk would cut even a heartbeat in two.
     while (s.open_ && !s.is_finishing() && s.busy_) co_await state.change<io_executor>();
-    if (!s.open_ || s.is_finishing()) co_return; // meanwhile others have ended it
+    if (!s.open_ || s.is_finishing()) co_return; // something else has ended it meanwhile
     tell_end(s, end_reason::ended);
     feed_.remove(s);
-    enter(s, stream::phase::handling); // nothing of a stream comes any more
+    enter(s, stream::phase::handling); // no stream data follows
     s.chunks()->end();
     feed_.put(s, last_chunk_frame());
     while (s.open_ && s.busy_) co_await state.change<io_executor>();
@@ -7935,7 +7937,7 @@ SSE_DECL frame_ref make_answer(session& state, int status, std::string_view type
     state.closing = !state.request || !state.may_serve_another() || state.last_request;
     if (state.closing) {
         lines.append("Connection: close\r\n");
-    } else if (!state.request->takes_chunks()) { // HTTP/1.0 takes silence for a close
+    } else if (!state.request->takes_chunks()) { // HTTP/1.0 closes by default
         lines.append("Connection: keep-alive\r\n");
     }
     std::string bytes = answer_head(status, lines);
@@ -7953,18 +7955,18 @@ SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_vi
     co_await sent(s, state);
 }
 
-/// Our end is closed; the client's is awaited, lest unread input turns the close into a reset that
-/// takes the answer away from it (RFC 9112 9.6).
+/// Closes our end and awaits the client's, so that unread input does not turn the close into a
+/// reset that costs the client the response (RFC 9112 9.6).
 SSE_DECL io_awaitable<void> worker::linger(stream& s, session& state) {
     enter(s, stream::phase::lingering);
-    asio::error_code ignored; // a connection that is gone is noticed by its read
+    asio::error_code ignored; // the next read notices a lost connection
     s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     state.input.clear();
     resume_reading(s);
     while (s.open_ && !state.end_of_input) co_await state.change<io_executor>();
 }
 
-/// options::on_gap runs beside whatever else serves the stream; the feed holds it meanwhile.
+/// Runs options::on_gap beside whatever else serves the stream, which the feed holds meanwhile.
 SSE_DECL void worker::mend(stream& s, gap g) {
     asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
         if (!held->open_) return;
@@ -7978,7 +7980,7 @@ SSE_DECL void worker::mend(stream& s, gap g) {
 }
 
 SSE_DECL io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
-    std::optional<session> lent; // a stream without a coroutine needs its things again
+    std::optional<session> lent; // a stream without a coroutine has no session
     if (!s->session_) lent.emplace(*s);
     session& state = *s->session_;
     state.mending = true;
@@ -8009,7 +8011,7 @@ SSE_DECL const sse::request& stream::request() const {
     return *session_->request;
 }
 
-/// Applies what an authorize hook said. Whether it refused: then that is the answer.
+/// Applies the result of an authorize hook. Returns true if it refused, with the response sent.
 SSE_DECL asio::awaitable<bool> stream::refused_by(access given) {
     for (const auto& [name, value] : given.headers) add_header(name, value);
     if (given.status != 0) {
@@ -8030,7 +8032,6 @@ SSE_DECL detail::session& stream::session_in_hand(const char* asked) const {
     return *session_;
 }
 
-/// Whether the head of an event stream is still to be sent. Throws where there can be none.
 /// A worker has no locks. Once its context has stopped there is nothing to race with, and what the
 /// program destroys then may still call.
 SSE_DECL void stream::check_thread() const {
@@ -8039,10 +8040,11 @@ SSE_DECL void stream::check_thread() const {
     }
 }
 
+/// Whether the head of an event stream is still to be sent. Throws if there can be no stream.
 SSE_DECL bool stream::must_begin() {
     check_thread();
     const bool first = phase_ != phase::streaming;
-    if (first && session_ && session_->end_of_input) { // it does not listen
+    if (first && session_ && session_->end_of_input) { // it has left
         worker_->close(*this, end_reason::client_left);
     }
     if (!open()) throw std::system_error(errc::closed, "sse::stream");
@@ -8053,21 +8055,21 @@ SSE_DECL bool stream::must_begin() {
     return first;
 }
 
-/// Sends the head of an event stream, after the subscription holds: what is published once the
-/// client knows of its stream reaches it. Others get a turn first, so that what is replayed goes
-/// out in the same write.
+/// Sends the head of an event stream. Its subscription is in effect already, so what is published
+/// once the client sees the head reaches it. The head goes out on the next loop iteration, so that
+/// replayed messages share its write.
 SSE_DECL void stream::begin_streaming(bool finite) {
     using detail::chunked_encoder;
-    // Varnish holds what comes with the head of a body that ends with its connection.
+    // If the end of the connection ends the body, Varnish holds back what comes with the head.
     const bool framed = finite || request().header("X-Varnish");
     const bool chunked = framed && request().takes_chunks() && !request().is_head() &&
                          session_->may_serve_another() &&
                          session_->input.size() <= worker_->hub_.options.max_head_bytes;
     worker_->enter(*this, phase::streaming);
     if (!chunked) session_->input.clear();
-    if (session_->input.empty()) session_->input.shrink_to_fit(); // it may be the last for long
+    if (session_->input.empty()) session_->input.shrink_to_fit(); // perhaps nothing comes for long
     worker_->resume_reading(*this);
-    // Otherwise the end of the connection ends the body, in HTTP/1.0 as in HTTP/1.1.
+    // Otherwise the end of the connection ends the body, in HTTP/1.0 and in HTTP/1.1.
     const std::string head = detail::answer_head(
         200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
              "X-Accel-Buffering: no\r\n" +
@@ -8083,7 +8085,7 @@ SSE_DECL void stream::begin_streaming(bool finite) {
     }
     worker_->feed_.enqueue_later(*this, detail::make_raw_frame(head));
     session_->begun = session_->box.queued;
-    if (request().is_head()) { // nothing follows its head (RFC 9110 9.3.2)
+    if (request().is_head()) { // no body follows (RFC 9110 9.3.2)
         worker_->hub_.log_request(request(), 200);
         worker_->finish(*this, end_reason::ended);
         throw std::system_error(errc::closed, "sse::stream: HEAD has no body");
@@ -8091,7 +8093,7 @@ SSE_DECL void stream::begin_streaming(bool finite) {
     worker_->begin_life(*this);
 }
 
-/// `since` and `resume` depend on who asks, and when.
+/// Resolves `since` and `resume`, which depend on the time and on the request.
 SSE_DECL start stream::resolved(start from) const {
     using namespace std::chrono;
     if (from.kind_ == start::kind::since) {
@@ -8114,11 +8116,11 @@ SSE_DECL void stream::subscribe(std::string_view topic, subscribe_options how) {
     }
     const bool head_only = first && request().is_head();
     if (!head_only) {
-        // What is held is to follow a snapshot: what came before it is no longer of use.
+        // A held subscription follows a snapshot, which makes earlier messages useless.
         const bool anew = how.held && how.from.kind_ == start::kind::resume;
         const start from = anew ? start::now() : resolved(how.from);
         if (!follows() && !user().empty()) {
-            subscribe_options own; // no filter: that is for the topic
+            subscribe_options own; // no filter: it applies to the topic
             own.lag = how.lag;
             worker_->subscribe(*this, detail::user_topic(rare_->user), from, own, true);
         }
@@ -8164,10 +8166,10 @@ SSE_DECL sse::lag stream::lag() const { return worker_->feed_.lag_of(*this); }
 
 SSE_DECL stream_info stream::info() { return worker_->info(*this); }
 
-/// Suspends until all that is in the box now is written.
+/// Suspends until everything now in the box is written.
 SSE_DECL asio::awaitable<void> stream::written() {
     const std::uint64_t mine = session_->box.queued;
-    // A handler that never has to wait would keep its thread to itself.
+    // A handler that never has to wait would monopolize its thread.
     if (mine % 64 == 0) co_await asio::post(socket_.get_executor(), asio::use_awaitable);
     while (open_ && session_->box.written < mine) {
         co_await session_->change<asio::any_io_executor>();
@@ -8188,7 +8190,7 @@ asio::awaitable<void> stream::write(Frames frames) {
 SSE_DECL void stream::begin() {
     if (!must_begin()) return;
     begin_streaming(true);
-    // Some proxies hold a head until the first byte of its body.
+    // Some proxies hold back a head until the first byte of its body.
     worker_->feed_.enqueue_later(*this, detail::make_raw_frame(":\n"));
     session_->begun = session_->box.queued;
 }
@@ -8290,7 +8292,7 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
     session_->last_request = worker_->hub_.stopped;
     worker_->refresh();
     worker_->feed_.enqueue(*this, detail::make_answer(*session_, status, content_type, text, {}));
-    session_->answered = true; // not before: where memory is short, what failed is answered
+    session_->answered = true; // not earlier: if memory runs out above, that gets a response
     worker_->hub_.log_request(request(), status);
     return written();
 }
@@ -8299,7 +8301,7 @@ SSE_DECL asio::awaitable<std::string> stream::body() { return read_body(true); }
 
 SSE_DECL asio::awaitable<std::string> stream::body_some() { return read_body(false); }
 
-/// Whole, or what has come of it.
+/// The whole body, or what has arrived of it.
 SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     using progress = detail::body_decoder::progress;
     check_thread();
@@ -8335,7 +8337,7 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     worker_->resume_reading(*this);
     worker_->enter(*this, phase::handling);
     state.body_taken = now == progress::complete;
-    worker_->heed_end(*this); // of which it knows as long as it reads, but not after
+    worker_->heed_end(*this); // until now, the read itself would notice the end
     if (state.body_taken || (!whole && !piece.empty())) co_return piece;
     const bool too_large = state.body->why_refused().status == 413;
     const errc why = too_large         ? errc::body_too_large
@@ -8345,8 +8347,8 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
 }
 
 // >>lifecycle /////////////////////////////////////////////////////////////////////////////////////
-// A server's own life: it listens, accepts, spreads the connections over the workers, drains,
-// stops. The hub owns it, so that it is there for as long as an operation of it is pending.
+// The life of a server: it listens, accepts, spreads the connections over the workers, drains,
+// stops. The hub owns it, so that it exists as long as one of its operations is pending.
 // Needs >>worker. Tests: tests/server.cpp, tests/drain.cpp, tests/embed.cpp
 namespace detail {
 
@@ -8354,7 +8356,7 @@ class lifecycle {
 public:
     explicit lifecycle(hub& shared) noexcept : hub_(shared) {}
 
-    mutable std::mutex state; ///< Held by those who call what follows.
+    mutable std::mutex state; ///< Callers of the following functions hold it.
     void start(const std::string& text);
     void start(asio::ip::tcp::acceptor listener);
     void start();
@@ -8363,13 +8365,13 @@ public:
     void require_unused(const char* what) const;
     std::chrono::steady_clock::time_point drained_by() const noexcept { return drained_by_; }
 
-    /// The context that it listens on ends.
+    /// Called when the context that it listens on is destroyed.
     void let_go() noexcept {
         acceptor_.reset();
         signals_.reset();
     }
 
-    // These take it themselves. Any thread.
+    // These lock it themselves. Any thread.
     void stop() noexcept;
     bool drain(std::shared_ptr<const farewell> how);
     asio::ip::tcp::endpoint endpoint() const;
@@ -8378,8 +8380,8 @@ public:
     std::shared_ptr<const farewell> checked(const drain_options& how) const;
 
 private:
-    static constexpr std::size_t max_refusing = 256; // more get no answer
-    static constexpr int max_accepts = 16; // in one turn: each is served at once if it has asked
+    static constexpr std::size_t max_refusing = 256; // further ones get no response
+    static constexpr int max_accepts = 16; // in a row; each may bring a request to be served now
 
     void check_unused() const;
     void listen(const std::string& text);
@@ -8403,7 +8405,7 @@ private:
     std::chrono::steady_clock::time_point drained_by_{};
 };
 
-// Here, where its parts are complete: C++23 looks at once at what may have to be destroyed.
+// Defined where its members' types are complete: C++23 checks at once what it may have to destroy.
 SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     : options(std::move(o)), ring(options.ring_capacity, options.threads),
       life(std::make_unique<lifecycle>(*this)) {
@@ -8429,7 +8431,7 @@ SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
 
 SSE_DECL hub::~hub() {
     for (auto& w : workers) {
-        while (w->drain()) {} // frames that nobody will read hold a reference for each worker
+        while (w->drain()) {} // unread frames hold one reference for each worker
     }
 }
 
@@ -8440,7 +8442,7 @@ SSE_DECL worker* hub::worker_here() const noexcept {
     return nullptr;
 }
 
-/// Null: new streams are let in. `own` connections do not count, those of who asks.
+/// Returns nullptr if new streams are admitted. The asking client's `own` connections do not count.
 SSE_DECL const char* hub::why_not_ready(std::size_t own) const noexcept {
     if (stopped) return "Going down\n";
     if (options.max_connections == 0) return nullptr;
@@ -8477,8 +8479,8 @@ SSE_DECL void hub::forget_waiters(const asio::execution_context& context) noexce
     }
 }
 
-/// Keeps what pending operations of an io_context refer to until these are destroyed. A service is
-/// destroyed after what is pending, and the newest first: before those that it needs itself.
+/// Keeps what pending operations of an io_context refer to until they are destroyed. Services are
+/// destroyed after pending operations, and the newest first: this one before those that it needs.
 class keeper final : public asio::execution_context::service {
 public:
     using key_type = keeper;
@@ -8490,7 +8492,7 @@ public:
     }
 
     static void keep(asio::io_context& context, std::shared_ptr<hub> what) {
-        // All that is needed must be there before it.
+        // These create the services that it needs, which must be older.
         const tcp_socket socket(context);
         const steady_timer timer(context);
         const asio::signal_set signals(context);
@@ -8522,7 +8524,7 @@ SSE_DECL void lifecycle::start(asio::ip::tcp::acceptor listener) {
     check_unused();
     const auto protocol = listener.local_endpoint().protocol();
     acceptor_.emplace(hub_.workers.front()->context(), protocol, listener.release());
-    close_on_exec(acceptor_->native_handle()); // it is the library's now
+    close_on_exec(acceptor_->native_handle()); // it now belongs to the library
     launch();
 }
 
@@ -8563,7 +8565,7 @@ SSE_DECL void lifecycle::listen(const std::string& text) {
     tcp_acceptor acceptor(hub_.workers.front()->context());
     asio::ip::tcp::endpoint where;
     asio::error_code failed;
-    if (host.empty()) { // every text: IPv6 takes IPv4 in, unless this machine has no IPv6
+    if (host.empty()) { // every address: IPv6 accepts IPv4 too, unless this machine has no IPv6
         where = {asio::ip::tcp::v6(), port};
         open_socket(acceptor, where.protocol(), failed);
         if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
@@ -8578,25 +8580,25 @@ SSE_DECL void lifecycle::listen(const std::string& text) {
         open_socket(acceptor, where.protocol(), failed);
     }
     if (failed) throw std::system_error(failed);
-#if !defined(_WIN32) // there it would let another program take the port over
+#if !defined(_WIN32) // there it would let another program take over the port
     acceptor.set_option(asio::socket_base::reuse_address(true));
 #endif
     acceptor.bind(where);
-    acceptor.listen(4096); // a whole crowd that reconnects; the kernel lowers it to its own limit
+    acceptor.listen(4096); // for a crowd that reconnects; the kernel lowers it to its own limit
     acceptor_.emplace(std::move(acceptor));
 }
 
-/// Lets the workers serve. From now on connections may come.
+/// Lets the workers serve. From now on connections may arrive.
 SSE_DECL void lifecycle::launch(std::string_view given_host) {
     if (acceptor_) {
         acceptor_->non_blocking(true);
-        // Else Asio waits for the next connection where one has gone, and the thread with it.
+        // Otherwise Asio waits for the next connection if one was aborted, and blocks the thread.
         acceptor_->set_option(asio::socket_base::enable_connection_aborted(true));
         set_options(*acceptor_, hub_.options);
         endpoint_ = acceptor_->local_endpoint();
         const auto here = unmapped(endpoint_->address());
         hub_.serves_loopback = hub_.hosts.empty() && here.is_loopback();
-        if (!hub_.hosts.empty() || hub_.serves_loopback) { // what start() was given is served too
+        if (!hub_.hosts.empty() || hub_.serves_loopback) { // the host of start() is served too
             if (const auto name = read_host(given_host)) hub_.hosts.push_back(*name);
             if (const auto own = read_host(here.to_string())) hub_.hosts.push_back(*own);
         }
@@ -8607,10 +8609,10 @@ SSE_DECL void lifecycle::launch(std::string_view given_host) {
     started_ = true;
 }
 
-/// SIGHUP, or 0 where there is none, or somebody else has decided what it does.
+/// SIGHUP, or 0 if there is none or something else has decided what it does.
 SSE_DECL int lifecycle::hangup() noexcept {
 #if defined(SIGHUP)
-    static std::atomic<bool> taken{false}; // by another server of this program, perhaps
+    static std::atomic<bool> taken{false}; // perhaps by another server of this program
     struct sigaction now {
     }, term{};
     if (::sigaction(SIGHUP, nullptr, &now) != 0 || ::sigaction(SIGTERM, nullptr, &term) != 0)
@@ -8631,15 +8633,15 @@ SSE_DECL void lifecycle::take_signals() {
         if (failed) return;
         if (hub_.options.drain_window.count() == 0) return stop();
         asio::error_code ignored;
-        signals_->clear(ignored); // a second Ctrl-C does what it does by itself
-        if (hung_up != 0) signals_->add(hung_up, ignored); // a shell that ends sends another one
+        signals_->clear(ignored);                          // a second Ctrl-C has its default effect
+        if (hung_up != 0) signals_->add(hung_up, ignored); // a shell that ends sends it again
         drain_options how;
         how.window = hub_.options.drain_window;
         drain(checked(how));
     });
 }
 
-/// Threads could not be had: it runs whole or not at all.
+/// Called when a thread could not be started: all threads run, or none.
 SSE_DECL void lifecycle::give_up() noexcept {
     hub_.stopped = true;
     stop_begun_ = true;
@@ -8653,13 +8655,13 @@ SSE_DECL void lifecycle::stop() noexcept {
     hub_.room.notify();
     const std::lock_guard lock(state);
     if (!started_ || std::exchange(stop_begun_, true)) return;
-    // The workers after the acceptor, so that none is handed a connection behind its end.
+    // The workers after the acceptor, so that none gets a connection after its end.
     hub_.workers.front()->post_stop([this] {
-        asio::error_code ignored; // nothing is left to do with it
+        asio::error_code ignored; // it is not used again
         if (acceptor_) acceptor_->close(ignored);
         if (signals_) {
             signals_->cancel(ignored);
-            signals_->clear(ignored); // a second Ctrl-C does what it does by itself
+            signals_->clear(ignored); // a second Ctrl-C has its default effect
         }
         for (auto& w : hub_.workers) w->shut_down();
     });
@@ -8680,7 +8682,7 @@ SSE_DECL std::shared_ptr<const farewell> lifecycle::checked(const drain_options&
     return made;
 }
 
-/// False when there is nothing to drain, or it is being drained.
+/// Returns false if there is nothing to drain, or a drain has begun before.
 SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
     hub_.stopped = true;
     hub_.room.notify();
@@ -8690,7 +8692,7 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
     drained_by_ = std::chrono::steady_clock::now() + how->window;
     hub_.when_drained = [this] { stop(); };
     hub_.workers.front()->post_drain([this, how = std::move(how)] {
-        asio::error_code ignored; // nothing is left to do with it
+        asio::error_code ignored; // it is not used again
         if (acceptor_) acceptor_->close(ignored);
         for (auto& w : hub_.workers) w->send_away(how);
     });
@@ -8698,14 +8700,14 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
 }
 
 // --- accept: one listener hands its sockets to the workers, since closing one of several that
-// share a port resets what waits in its queue
+// share a port resets the connections in its queue
 
 SSE_DECL void lifecycle::accept() {
     asio::co_spawn(hub_.workers.front()->context(), accept_loop(),
                    [this](std::exception_ptr failed) {
                        if (!failed) return;
                        if (hub_.options.on_error) hub_.options.on_error(failed);
-                       if (acceptor_->is_open()) accept(); // there was no memory to wait
+                       if (acceptor_->is_open()) accept(); // it was out of memory
                    });
 }
 
@@ -8728,7 +8730,7 @@ SSE_DECL io_awaitable<void> lifecycle::accept_loop() {
         const std::string why = failed.message();
         hub_.accept_failures.fetch_add(1, std::memory_order_relaxed);
         hub_.log({.level = log_level::warning, .what = "accept failed", .detail = why});
-        // Out of descriptors or memory: wait for some to be given back instead of spinning.
+        // Out of descriptors or memory: wait for some to be released instead of spinning.
         pause.expires_after(std::chrono::milliseconds(100));
         co_await pause.async_wait(asio::redirect_error(use_io_awaitable, failed));
     }
@@ -8757,33 +8759,34 @@ SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
                                    "refused for an answer"});
     }
     w.reserve();
-    // Not at once: whom it answers may connect anew before what has ended here is counted out.
+    // Not at once: a client could get its response and reconnect before its old connection is
+    // uncounted.
     try {
         asio::post(w.context(), [&w, one = std::move(one)]() mutable { w.adopt(std::move(one)); });
-    } catch (...) { // no memory: what it counts for was copied, not moved
+    } catch (...) { // out of memory: what it counts for was copied, not moved
         w.give_back(one);
         throw;
     }
 }
 
-/// Takes over a connection of another server, with what that has read from it.
+/// Takes over a connection from another server, with what that server has read from it.
 SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::string received) {
     const std::lock_guard lock(state); // stop() comes before or after
     if (!started_) throw std::logic_error("sse::server::adopt: start the server first");
     if (stop_begun_ || drain_begun_) throw std::system_error(errc::stopped, "sse::server::adopt");
     worker& w = least_loaded();
     tcp_socket socket(w.context());
-    socket.assign(asio::ip::tcp::v4(), handle); // the family is asked for where it matters
-    close_on_exec(handle);                      // it is the library's now
-    asio::error_code gone;                      // it shows at the first read
+    socket.assign(asio::ip::tcp::v4(), handle); // the family is queried where it matters
+    close_on_exec(handle);                      // it now belongs to the library
+    asio::error_code gone;                      // the first read shows it
     const auto peer = unmapped(socket.remote_endpoint(gone).address());
     take_in(w, {std::move(socket), peer, 0, nullptr, std::move(received)});
 }
 
-/// 0, or the status that refuses the connection, or -1: too many even to be answered.
+/// Returns 0 to admit, the status of the refusal, or -1 to close at once: too many are refused.
 SSE_DECL int lifecycle::admit(arrival& one) {
     const auto& o = hub_.options;
-    // Refused connections take no place from others. Read before the loads, which they are part of.
+    // Refused connections do not use up the limit. Read before the loads, which include them.
     const std::size_t refusing = hub_.refusing.load(std::memory_order_relaxed);
     std::size_t open = 0;
     for (const auto& w : hub_.workers) open += w->load();
@@ -8811,25 +8814,26 @@ SSE_DECL worker& lifecycle::least_loaded() noexcept {
 #endif // SSE_BODIES
 
 // >>job ///////////////////////////////////////////////////////////////////////////////////////////
-// Work that goes on by itself while viewers attach, leave and resume by id: a bounded log of its
-// own for each job, apart from the server's ring and history. Needs >>stream. Tests: tests/jobs.cpp
+// Work that continues on its own while viewers attach, leave and resume by id. Each job has its own
+// bounded log, apart from the server's ring and history. Needs >>stream. Tests: tests/jobs.cpp
 
 struct job_options {
-    /// Messages kept of each job for viewers to come, and their bytes. Who missed one is told.
+    /// Messages kept of each job for future viewers, and their bytes. A viewer that missed one is
+    /// sent a gap event.
     std::size_t history = 4096;
     std::size_t history_bytes = 4 * 1024 * 1024;
-    /// How long a finished job can still be looked at.
+    /// How long a finished job can still be viewed.
     std::chrono::milliseconds keep{600'000};
-    /// Jobs at once; the oldest finished ones make room for new ones.
+    /// Jobs at a time, kept ones included; those that finished first make room for new ones.
     std::size_t max_jobs = 10'000;
-    /// The event that tells a viewer what it missed.
+    /// The event that reports to a viewer what it missed.
     std::string gap_event = "gap";
 };
 
 namespace detail {
 
-/// What a job has sent. Places are counted from 0; the id `<epoch>-<n>` means "everything before
-/// place n". Thread safety: any thread.
+/// What a job has sent. Places count from 0; the id `<epoch>-<n>` means "everything before place
+/// n". Thread safety: any thread.
 class job_log {
 public:
     using clock = std::chrono::steady_clock;
@@ -8837,40 +8841,40 @@ public:
     explicit job_log(const job_options& o)
         : max_frames_(o.history), max_bytes_(o.history_bytes), gap_event_(o.gap_event) {}
 
-    /// False, and nothing is appended, behind the last message.
+    /// Returns false and appends nothing after the last message.
     bool push(const message& m, bool last);
 
-    /// Where a viewer begins that comes with an id, or with none.
+    /// Where a viewer begins, given the id with which it comes, if any.
     struct entrance {
         std::uint64_t place = 0;
         std::uint64_t live_from = 0; ///< It gets ephemeral messages from here on.
-        bool has_all = false;        ///< The last message too.
-        std::optional<gap> missed{}; ///< By then.
+        bool has_all = false;        ///< It has had the last message too.
+        std::optional<gap> missed{}; ///< Lost before that place.
     };
     entrance enter(const std::string& id) const;
 
     struct batch {
         std::vector<frame_ref> frames{};
         std::uint64_t from = 0;    ///< Where they begin.
-        std::uint64_t next = 0;    ///< The place behind them.
-        bool ends = false;         ///< And behind everything.
-        std::optional<gap> lost{}; ///< Comes before them.
+        std::uint64_t next = 0;    ///< The place after them.
+        bool ends = false;         ///< Nothing follows: the job is finished.
+        std::optional<gap> lost{}; ///< Lost before them.
     };
-    /// What a viewer gets at a place.
+    /// What a viewer at a place gets next.
     batch read(std::uint64_t place, std::uint64_t live_from) const;
 
     std::uint64_t end() const noexcept { return end_.load(std::memory_order_acquire); }
     std::string id_of(std::uint64_t place) const { return make_id(epoch_, place); }
     const std::string& gap_event() const noexcept { return gap_event_; }
 
-    /// When its last message came, or nothing while it runs.
+    /// When its last message came; nullopt while it runs.
     std::optional<clock::time_point> finished_at() const {
         const std::lock_guard lock(mutex_);
         return finished_at_;
     }
 
     detail::room changed;                ///< Notified of every message.
-    std::atomic<std::size_t> viewers{0}; ///< Who follows it now.
+    std::atomic<std::size_t> viewers{0}; ///< Streams that follow it now.
 
 private:
     static constexpr std::size_t batch_frames = 64;
@@ -8900,16 +8904,16 @@ private:
     const std::string epoch_ = make_epoch();
     mutable std::mutex mutex_;
     shelf kept_;
-    shelf passing_;                                         // ephemeral: they push out no others
-    std::unordered_map<std::string, std::uint64_t> newest_; // in kept_, of a key
-    std::uint64_t forgotten_ = 0;                           // one past the last that was lost
+    shelf passing_;                                         // ephemeral: they displace no others
+    std::unordered_map<std::string, std::uint64_t> newest_; // in kept_, by key
+    std::uint64_t forgotten_ = 0;                           // one past the last one dropped
     std::atomic<std::uint64_t> end_{0};
     std::optional<clock::time_point> finished_at_;
 };
 
 inline bool job_log::push(const message& m, bool last) {
     message kept = m;
-    if (last) kept.ephemeral = false; // it is for all who will ever ask
+    if (last) kept.ephemeral = false; // it is for all future viewers too
     frame_ref f = make_frame(frame::kind::topic, {}, kept);
     {
         const std::lock_guard lock(mutex_);
@@ -8988,7 +8992,7 @@ inline job_log::batch job_log::read(std::uint64_t place, std::uint64_t live_from
     return found;
 }
 
-/// Counts a viewer while it is there.
+/// Counts a viewer during its lifetime.
 class viewer_count {
 public:
     explicit viewer_count(std::atomic<std::size_t>& count) noexcept : count_(count) { ++count_; }
@@ -9002,8 +9006,8 @@ private:
 
 } // namespace detail
 
-/// The producer of a job. Thread safety: any thread. One that is destroyed before it is finished
-/// ends its job with the event "abandoned", lest viewers wait for ever.
+/// The producer of a job. Thread safety: any thread. If it is destroyed before finish(), the job
+/// ends with the event "abandoned", so that viewers do not wait forever.
 class job {
 public:
     job(job&&) noexcept = default;
@@ -9016,21 +9020,21 @@ public:
         if (!log_) return;
         try {
             log_->push({.event = "abandoned"}, true);
-        } catch (...) {} // no memory: its viewers wait until their streams end
+        } catch (...) {} // out of memory: its viewers wait until their streams end
     }
 
     const std::string& name() const noexcept { return name_; }
 
-    /// Sends to all viewers, also to those to come. A newer message with the same key takes the
-    /// place of an older one, for who has not had that; an ephemeral one is for who is there now.
-    /// Errors: errc::closed behind finish(), what `check` finds; std::invalid_argument for an id,
-    /// since a job numbers its messages itself.
+    /// Sends to all viewers, including future ones. A message replaces an older one with the same
+    /// key for viewers that have not had that; an ephemeral one is only for viewers that are there
+    /// now. Errors: errc::closed after finish(), what `check` finds; std::invalid_argument for a
+    /// message with an id, since a job numbers its messages itself.
     void send(const message& m) { push(m, false); }
 
     /// The last message. Errors: as send().
     void finish(const message& last = {.event = "done"}) { push(last, true); }
 
-    /// How many streams look at it now.
+    /// How many streams view it now.
     std::size_t viewers() const noexcept { return log_->viewers; }
 
 private:
@@ -9058,7 +9062,7 @@ private:
 ///     });
 ///     sse::job job = jobs.start("42"); // then, on any thread: job.send(...), job.finish()
 ///
-/// Thread safety: any thread. Independent of servers; what serve() returned does not refer to it.
+/// Thread safety: any thread. Independent of servers; what serve() returns does not refer to it.
 class jobs {
 public:
     /// Throws std::invalid_argument for an option that cannot work.
@@ -9067,13 +9071,13 @@ public:
     /// Errors: errc::job_exists, errc::too_many_jobs.
     job start(std::string name);
 
-    /// Whether it runs or is kept.
+    /// Whether the job runs or is still kept.
     bool known(std::string_view name) const { return find(name) != nullptr; }
 
-    /// Serves a viewer until it leaves or has had the last message: from behind the id with which
-    /// it comes back, or from the oldest message kept; what is lost is told in a gap event. Who has
-    /// had the last message already gets 204, which ends an EventSource for good; who asks for a
-    /// job that is not known gets 404.
+    /// Serves a viewer until it leaves or has had the last message. It begins after the id with
+    /// which the viewer reconnects, or else with the oldest message kept; a gap event reports what
+    /// is lost. A viewer that has had the last message gets 204, which stops an EventSource from
+    /// reconnecting. For an unknown job the response is 404.
     asio::awaitable<void> serve(stream& s, std::string_view name) const {
         return serve_log(s, find(name));
     }
@@ -9178,13 +9182,13 @@ SSE_DECL asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
 
 class server;
 
-/// Where the routes of a group are added. Refers to its server.
+/// Adds routes to a group. Refers to its server.
 class route_group {
 public:
-    /// As server::route(), below the prefix; an empty pattern is the prefix itself.
+    /// Like server::route(), below the prefix; an empty pattern is the prefix itself.
     void route(std::string method, std::string pattern, handler run);
 
-    /// A group in this one.
+    /// A group inside this one.
     route_group group(std::string prefix, group_options o = {});
 
 private:
@@ -9196,140 +9200,143 @@ private:
 };
 
 /// An event-stream server with its own threads. Publishing and stop() are safe from any thread,
-/// also from handlers. One server runs once; several may run in one program.
+/// including from handlers. A server runs once; several may run in one program.
 class server {
 public:
     /// Throws std::invalid_argument for an option that cannot work.
     explicit server(sse::options o = {});
 
-    /// Without threads of its own, on contexts of the program: one worker on each, instead of
-    /// options::threads. Each must be run by one thread at a time, and must outlive the server. It
-    /// runs on until stop(), then until all handlers have ended, whatever
-    /// options::shutdown_timeout says. What the server needs stays in memory as long as the
-    /// contexts.
+    /// Runs on contexts of the program instead of its own threads: one worker on each, whatever
+    /// options::threads says. Each context must be run by one thread at a time, and must outlive
+    /// the server. Its run() returns only after stop() and once all handlers have ended, whatever
+    /// options::shutdown_timeout says. Shared state lives until the contexts are destroyed.
     explicit server(asio::io_context& context, sse::options o = {});
     explicit server(std::span<asio::io_context* const> contexts, sse::options o = {});
 
-    /// Stops and joins. Not from a handler: that thread would wait for itself, so it calls
-    /// std::terminate. Where the contexts are the program's, what goes on there ends when they are
-    /// run, or with them.
+    /// Stops and joins. Must not be called from a handler: its thread would wait for itself, so
+    /// std::terminate is called. On contexts of the program, pending work ends when they are run,
+    /// or with them.
     ~server();
     server(const server&) = delete;
     server& operator=(const server&) = delete;
 
-    /// Serves a path of the program's own, before the server starts. A pattern is a path whose
-    /// segments may be `{name}`, for any one that is not empty (request::path_value), and whose
-    /// last may be `*`, for all the rest (request::rest). It is compared with the decoded path, in
-    /// which %2F is a slash. GET serves HEAD too. Earlier routes win, and all win over the built-in
-    /// ones, which are `<prefix>`, `<prefix>/*`, `/health` and `/health/ready`. Over a limit of
-    /// connections the handler still runs; if it then begins a stream, that throws
+    /// Serves a path of the program's own. Only before the server starts. A pattern is a path in
+    /// which a segment `{name}` matches any one segment that is not empty (request::path_value),
+    /// and a last segment `*` matches the whole rest (request::rest). It is compared with the
+    /// decoded path, in which %2F is a slash. GET serves HEAD too. Earlier routes win, and all win
+    /// over the built-in ones, which are `<prefix>`, `<prefix>/*`, `/health` and `/health/ready`.
+    /// Over a limit of connections the handler still runs, but beginning a stream throws
     /// errc::over_limit. Throws std::invalid_argument, also for a route that an earlier one hides;
     /// std::logic_error after the start.
     void route(std::string method, std::string pattern, handler run);
 
-    /// Serves paths that no route knows, with any method. Otherwise they get 404. Before the start.
+    /// Serves paths that no route matches, with any method; without it they get 404. Only before
+    /// the start.
     void fallback(handler run);
 
-    /// Routes under a common prefix with rules of their own. Before the start.
+    /// Routes under a common prefix with rules of their own. Only before the start.
     route_group group(std::string prefix, group_options o = {});
 
     /// Listens on "127.0.0.1:8080", "[::1]:0", "localhost:8080" or ":8080" (every address; port 0:
-    /// any free one) and returns at once. Throws std::invalid_argument for what is no address,
-    /// std::system_error when it cannot be listened on, std::logic_error when started before.
+    /// any free one) and returns at once. Throws std::invalid_argument for what is not an address,
+    /// std::system_error if it cannot listen there, std::logic_error if it was started before.
     void start(const std::string& address);
 
-    /// The same with a socket that listens already. It becomes the server's, and is closed in
-    /// programs that this one starts.
+    /// The same with a socket that is already listening. The server takes ownership of it, and
+    /// child processes do not inherit it.
     void start(asio::ip::tcp::acceptor listener);
 
     /// The same without listening: for connections that adopt() brings.
     void start();
 
-    /// Takes over a connection on which another server has begun to read: its socket, and all that
-    /// was read from it, from the first byte of the request's head on. The head may have been
-    /// written anew from a parsed request. The answer closes the connection, since that does not go
-    /// back. All of the options hold for it, and programs that this one starts do not get it.
-    /// Throws std::logic_error before start(), std::system_error when the socket cannot be taken,
-    /// or errc::stopped; then a socket given by its handle still is the caller's. Thread safety:
-    /// any thread.
+    /// Takes over a connection from which another server has begun to read: its socket, and
+    /// everything read from it since the first byte of the request head. The head may be one
+    /// rebuilt from a parsed request. The response closes the connection, since it does not return
+    /// to the other server. All options apply to it, and child processes do not inherit it. Throws
+    /// std::logic_error before start(), std::system_error if the socket cannot be taken over, or
+    /// with errc::stopped; a socket passed as a handle then still belongs to the caller. Thread
+    /// safety: any thread.
     void adopt(asio::ip::tcp::socket socket, std::string received);
     void adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received);
 
-    /// start() and join(): returns once the server was stopped.
+    /// start() and join(): returns once the server has stopped.
     void serve(const std::string& address);
     void serve(asio::ip::tcp::acceptor listener);
 
-    /// Ends it: no more connections, what was published is written as far as the clients take it at
-    /// once, handlers are cancelled, connections closed. Returns before that is done; join() waits.
-    /// Thread safety: any thread, any number of times; not from a signal handler.
+    /// Ends the server: it accepts no more connections, writes what was published as far as the
+    /// clients take it at once, cancels handlers and closes connections. Returns before that is
+    /// done; join() waits. Thread safety: any thread, any number of times; not from a signal
+    /// handler.
     void stop() noexcept;
 
-    /// Sends the clients away, then stops. No more connections; publishing reports errc::stopped at
-    /// once; what was published before is delivered. The streams end one by one, at random within
-    /// the window: each gets a retry time with jitter and the farewell, its handler is cancelled.
-    /// When the window is over, what is left is cut. The message is encoded before the call
-    /// returns. A second call waits for the first. The server must outlive the wait. Cancellation:
-    /// none.
+    /// Disconnects the clients, then stops. No more connections are accepted; publishing fails with
+    /// errc::stopped at once; what was published before is delivered. The streams end one by one,
+    /// at random within the window: each gets a reconnection time with jitter and the farewell, and
+    /// its handler is cancelled. After the window, the remaining ones are cut. The farewell is
+    /// encoded before the call returns. A second call waits for the first. The server must outlive
+    /// the wait. Cancellation: none.
     asio::awaitable<drained> drain(const drain_options& how = {});
 
-    /// The same for threads: returns when all is done, joined. Throws std::system_error
+    /// The same, blocking: returns when all is done and joined. Throws std::system_error
     /// (resource_deadlock_would_occur) on a thread of the server itself.
     drained stop(const drain_options& how);
 
     /// Waits for the end, at most options::shutdown_timeout after stop(). Throws std::system_error
-    /// (resource_deadlock_would_occur) on a thread of the server itself. Without such returns at
-    /// once.
+    /// (resource_deadlock_would_occur) on a thread of the server itself. Returns at once if the
+    /// server has no threads of its own.
     void join();
 
-    /// Where it listens. Throws std::logic_error before start().
+    /// The address on which it listens. Throws std::logic_error if there is none (yet).
     asio::ip::tcp::endpoint endpoint() const;
     std::uint16_t port() const { return endpoint().port(); }
 
-    /// Publishes to the subscribers of a topic and of its parents, by whole path segments: who
-    /// follows /pets sees /pets/cats, not /petshop. broadcast() reaches every subscriber. All
-    /// publishing is in one total order, which every client sees; the number is the place in it,
-    /// from 1, and the last part of the message's id, unless it has its own or is ephemeral.
+    /// Publishes to the subscribers of a topic and of its parents, by whole path segments: a
+    /// subscriber of /pets gets /pets/cats, not /petshop. broadcast() reaches every subscriber. All
+    /// messages are in one total order, which every client sees. The result is the position in it,
+    /// from 1; it is also the last part of the message's id, unless the message has its own id or
+    /// is ephemeral.
     ///
     /// Waits for room at most options::publish_timeout, which happens only while a worker's thread
-    /// is held up, or a client that follows with lag_policy::hold_back is behind. Errors, thrown as
-    /// std::system_error: errc::no_room, errc::stopped, errc::bad_topic, what `check` finds;
-    /// nothing was published then. What is published while another thread calls stop() may reach
-    /// nobody. A handler that publishes very much should await async_publish: without a pause it
-    /// holds up the stream of what it publishes. Thread safety: any thread.
+    /// is blocked, or a client that follows with lag_policy::hold_back is behind. Errors, thrown as
+    /// std::system_error: errc::no_room, errc::stopped, errc::bad_topic, what `check` finds; then
+    /// nothing was published. What is published while another thread calls stop() may reach nobody.
+    /// A handler that publishes a lot should await async_publish: without a pause it delays the
+    /// delivery of what it publishes. Thread safety: any thread.
     std::uint64_t publish(std::string_view topic, const message& m);
     std::uint64_t broadcast(const message& m);
 
-    /// The same without waiting. The code is false when the message was published.
+    /// The same without waiting. The code is false if the message was published.
     [[nodiscard]] std::error_code try_publish(std::string_view topic, const message& m);
     [[nodiscard]] std::error_code try_broadcast(const message& m);
 
     /// The same for coroutines (asio::awaitable on its default executor): suspends until there is
-    /// room. The message is encoded before the call returns. Cancellation: terminal, nothing was
-    /// published then; stop() ends the wait with errc::stopped. The server may be destroyed
+    /// room. The message is encoded before the call returns. Cancellation: terminal; then nothing
+    /// was published. stop() ends the wait with errc::stopped. The server may be destroyed
     /// meanwhile; the coroutine's own context must not be.
     asio::awaitable<std::uint64_t> async_publish(std::string_view topic, const message& m);
     asio::awaitable<std::uint64_t> async_broadcast(const message& m);
 
-    /// Publishes to one stream, by stream::id(), in the same order as all else, without an id; or
-    /// to all streams of a user, with one, so that those that come back get what they missed.
-    /// Nobody gets it if there is none. Otherwise as publish(). Errors: errc::bad_key too.
+    /// Publishes to one stream, by its stream::id(), in the same total order but without a message
+    /// id; or to all streams of a user, with an id, so that clients that reconnect get what they
+    /// missed. If there is no such stream, nobody gets it. Otherwise like publish(). Errors:
+    /// errc::bad_key too.
     std::uint64_t send_to(std::uint64_t stream, const message& m);
     std::uint64_t send_to_user(std::string_view user, const message& m);
 
-    /// The id of the newest message so far, or the one before the first. Who read a snapshot after
-    /// asking for it misses nothing by opening a stream with ?lastEventId= and this.
+    /// The id of the newest message so far, or the one before the first. Call this, then take a
+    /// snapshot, then open a stream with ?lastEventId= and this id: nothing is missed.
     std::string last_id() const;
 
-    /// Calls it on the stream's own thread, soon, unless the stream is gone by then: to subscribe
-    /// it to more, to ask for its lag, to close it. What it throws ends that stream.
+    /// Calls `what` soon on the stream's own thread, unless the stream is gone by then: to add
+    /// topics, read its lag or close it. An exception from it ends that stream.
     void run_on(std::uint64_t stream, std::function<void(sse::stream&)> what);
 
-    /// Ends one stream, or all for which the predicate is true, at once; authorize is what keeps
-    /// them from coming back. The predicate is called on the server's threads, several at once.
+    /// Ends one stream, or all for which the predicate is true, at once. Only authorize keeps their
+    /// clients from reconnecting. The predicate is called on the server's threads, several at once.
     void revoke(std::uint64_t stream);
     void revoke_if(std::function<bool(const stream_info&)> which);
 
-    /// All open streams, each as it was at some moment of the call. The first blocks: it throws
+    /// All open streams, each as it was at some moment during the call. streams() blocks: it throws
     /// std::system_error (resource_deadlock_would_occur) on a thread of the server itself.
     std::vector<stream_info> streams() const;
     asio::awaitable<std::vector<stream_info>> async_streams() const;
@@ -9371,8 +9378,9 @@ private:
     std::vector<std::thread> threads_;
 };
 
-/// A handler that answers with a file of the program's own, such as its page, read for each request
-/// and on the worker's thread: for small files on a local disk. The type follows the name's ending.
+/// A handler that responds with a file of the program's own, such as its page. The file is read for
+/// each request, on the worker's thread: it should be small and on a local disk. The content type
+/// follows from the extension.
 ///
 ///     server.route("GET", "/", sse::file("page.html"));
 SSE_DECL handler file(std::string path);
@@ -9414,7 +9422,7 @@ SSE_DECL sse::options server::checked(sse::options o) {
     require(o.publish_timeout.count() >= 0, "publish_timeout must not be negative");
     require(o.shutdown_timeout.count() >= 0, "shutdown_timeout must not be negative");
     const std::chrono::milliseconds a_year =
-        std::chrono::hours(24 * 365); // for ever, without overflow
+        std::chrono::hours(24 * 365); // forever, without overflow
     o.publish_timeout = std::min(o.publish_timeout, a_year);
     o.shutdown_timeout = std::min(o.shutdown_timeout, a_year);
     require(o.history_age.count() >= 0 && o.history_age <= std::chrono::hours(21 * 24),
@@ -9538,7 +9546,7 @@ SSE_DECL route_group route_group::group(std::string prefix, group_options o) {
     return {*server_, server_->add_group(*group_, std::move(prefix), std::move(o))};
 }
 
-/// Their handlers refer to the hub, which may live longer than the server.
+/// Their handlers refer to the hub, which may outlive the server.
 SSE_DECL void server::add_builtin_routes() {
     detail::hub& hub = *hub_;
     detail::group& own = hub_->groups.front();
@@ -9594,7 +9602,7 @@ SSE_DECL asio::awaitable<void> respond_file(stream& s, const std::string& path) 
         while (const std::size_t n = std::fread(part.data(), 1, part.size(), in.get())) {
             text.append(part.data(), n);
         }
-        known = std::ferror(in.get()) == 0; // a directory opens, and cannot be read
+        known = std::ferror(in.get()) == 0; // a directory can be opened, but not read
     }
     if (!known) text = "The server cannot read the file of this page\n";
     std::string_view type = "text/plain; charset=utf-8";
@@ -9615,8 +9623,8 @@ SSE_DECL bool is_plain_text(const request& r) noexcept {
     return equal_ignoring_case(trim(type.substr(0, type.find(';'))), "text/plain");
 }
 
-/// The topics that a request names: by its path, ?topic=, or, for lists too long for a target, by a
-/// body that is a form or has one on each line. The root if it names none.
+/// The topics that a request names: in its path, in ?topic=, or, for lists too long for a target,
+/// in a body that is a form or has one on each line. The root if it names none.
 SSE_DECL std::vector<std::string> topics_of(const request& r, std::string_view body) {
     std::vector<std::string> topics = r.query_values("topic");
     if (is_plain_text(r)) {
@@ -9631,7 +9639,7 @@ SSE_DECL std::vector<std::string> topics_of(const request& r, std::string_view b
     return topics;
 }
 
-/// A number of the query, or nothing for what is none.
+/// Reads a number of the query; returns nullopt if it is not one.
 SSE_DECL std::optional<std::uint64_t> whole_number(std::string_view text) {
     std::uint64_t n = 0;
     const auto parsed = std::from_chars(text.data(), text.data() + text.size(), n);
@@ -9639,8 +9647,8 @@ SSE_DECL std::optional<std::uint64_t> whole_number(std::string_view text) {
     return n;
 }
 
-/// Where a request wants to start: an id that it brings wins. Nothing for what cannot be
-/// understood.
+/// Where a request wants to start; an id that it brings wins. Returns nullopt if its query is not
+/// valid.
 SSE_DECL std::optional<start> start_of(const request& r) {
     const bool resumes = !last_event_id(r).empty();
     if (const auto from = r.query_value("from")) {
@@ -9666,8 +9674,8 @@ SSE_DECL std::optional<start> start_of(const request& r) {
 
 } // namespace detail
 
-/// The built-in route. An EventSource that comes back asks for the same target again, so an id wins
-/// over what else that says of the start.
+/// The built-in route. An EventSource reconnects with the same target, so an id wins over any other
+/// start that the target names.
 SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s) {
     sse::request& asked = *s.session_->request;
     std::string body;
@@ -9704,7 +9712,7 @@ SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s)
 
 // --- start and stop
 
-/// Begins a life, and runs the workers.
+/// Starts the life of the server and runs its workers.
 template <class... Where>
 void server::launch(Where&&... where) {
     detail::lifecycle& life = *hub_->life;
@@ -9724,7 +9732,7 @@ void server::launch(Where&&... where) {
             w->wake_always(); // for what was published before
             threads_.emplace_back([worker = w.get()] { worker->run(); });
         }
-    } catch (...) { // no more threads to be had
+    } catch (...) { // no more threads available
         life.give_up();
         for (std::thread& t : threads_) t.join();
         throw;
@@ -9742,7 +9750,7 @@ SSE_DECL void server::adopt(asio::ip::tcp::socket socket, std::string received) 
     try {
         adopt(handle, std::move(received));
     } catch (...) {
-        asio::error_code ignored; // it ends with its owner
+        asio::error_code ignored; // the socket is closed by its owner
         socket.assign(asio::ip::tcp::v4(), handle, ignored);
         throw;
     }
@@ -9813,7 +9821,7 @@ SSE_DECL asio::ip::tcp::endpoint server::endpoint() const { return hub_->life->e
 
 SSE_DECL std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence) {
     if (hub.stopped) return errc::stopped;
-    if (!f->own_id().empty()) { // who comes back with it would resume at another place
+    if (!f->own_id().empty()) { // a client that reconnects with it would resume elsewhere
         const auto parts = detail::parse_id(f->own_id());
         if (parts && parts->first == hub.epoch) return errc::reserved_id;
     }
@@ -9845,7 +9853,7 @@ SSE_DECL std::uint64_t server::push(frame_ref f) {
     if (!failed) return sequence;
     detail::worker* const here = hub_->worker_here();
     while (failed == errc::no_room && std::chrono::steady_clock::now() < deadline) {
-        if (here) here->make_room(); // else this thread would wait for itself
+        if (here) here->make_room(); // otherwise this thread would wait for itself
         const auto until =
             here ? std::min(deadline, std::chrono::steady_clock::now() + 1ms) : deadline;
         hub_->room.wait_until(until, [&] {
@@ -9857,7 +9865,7 @@ SSE_DECL std::uint64_t server::push(frame_ref f) {
     return sequence;
 }
 
-/// Keeps the hub, not the server: the program may destroy that while this waits.
+/// Keeps the hub, not the server, which the program may destroy while this waits.
 SSE_DECL asio::awaitable<std::uint64_t> server::async_push(std::shared_ptr<detail::hub> hub,
                                                            frame_ref f) {
     std::uint64_t sequence = 0;
@@ -9919,7 +9927,7 @@ SSE_DECL std::uint64_t server::send_to_user(std::string_view user, const message
     return push(detail::make_frame(frame::kind::user, detail::user_topic(user), m));
 }
 
-// --- streams by name
+// --- streams by id
 
 SSE_DECL std::string server::last_id() const {
     return detail::make_id(hub_->epoch, hub_->ring.published());
