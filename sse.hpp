@@ -2,7 +2,7 @@
 //
 // SPDX-License-Identifier: MIT
 //
-// Copy this file beside your program and compile with: g++ -std=c++20 app.cpp -pthread
+// Copy this file next to your program and compile with: g++ -std=c++20 app.cpp -pthread
 //
 //     #include "sse.hpp"
 //
@@ -15,9 +15,9 @@
 //         }
 //     }
 //
-// Contents, low to high; a section uses only what stands above it. Search for the marker.
+// Contents, from low to high; a section uses only what is above it. Search for the marker.
 //
-//     >>config   compiler and Asio checks; the only place with macros
+//     >>config   compiler and Asio checks; the only place that defines macros
 //     >>error    errc: every failure by name, with its cause and remedy
 //     >>message  what a program publishes, and its wire format (WHATWG HTML 9.2)
 //     >>parser   an event stream as a client reads it, no I/O
@@ -28,41 +28,41 @@
 //     >>peer     who a client is behind trusted proxies, no I/O
 //     >>topic    topic paths and the tree of subscribers, no I/O
 //     >>log      a worker's bounded history of frames, no I/O
-//     >>subscription  where a stream starts, what becomes of it when it falls behind, gaps
+//     >>subscription  where a stream starts, what happens when it falls behind, gaps
 //     >>feed     from the log to the clients: fan-out, replay, gaps, lag policies, no I/O
 //     >>options  every setting with its default
-//     >>hub      what the threads share: options, routes, ring, counters, those who wait for room
+//     >>hub      what the threads share: options, routes, ring, counters, waiters for room
 //     >>stream   one client
-//     >>worker   one thread: drains the ring, writes to its sockets, keeps the deadlines
+//     >>worker   one thread: drains the ring, writes to its sockets, enforces deadlines
 //     >>connection  a worker's coroutines, from accept to the end
 //     >>lifecycle  listens, accepts, spreads connections over the workers, drains, stops
-//     >>job      work that runs on while viewers come, leave and come back
-//     >>server   what the program calls: routes, start, publish, stop
-//     >>client   receives events: connects, redirects, reconnects; nothing of the server
+//     >>job      work that keeps running while viewers come, leave and come back
+//     >>server   the facade: routes, start, publish, stop
+//     >>client   receives events: connects, redirects, reconnects; uses nothing of the server
 //
 // How a message travels:
 //
 //     any thread                        worker thread (one io_context each, no locks)
 //     publish(topic, message)           drain: ring -> log, a bounded history
-//       encode once -> frame            plan:  topic tree -> who is concerned
-//       claim a place in the ring  ==>  fan out: all that a stream has not had yet, in one write
+//       encode once -> frame            plan:  topic tree -> which streams are concerned
+//       claim a place in the ring  ==>  fan out: all that a stream has not received, in one write
 //       wake sleeping workers           would block? wait until writable; nothing is queued for it
 //
-// A subscription is a position in the log, not a queue: a slow client holds a number, not copies,
-// and one that comes back with its last event id is one that is behind. What the log can no longer
-// give is told, in the stream, as a gap.
+// A subscription is a position in the log, not a queue: a slow client costs a number, not copies,
+// and a client that comes back with its last event ID is just one that is behind. What the log can
+// no longer supply is reported in the stream as a gap.
 
 #ifndef SSE_HPP
 #define SSE_HPP
 
 // >>config ////////////////////////////////////////////////////////////////////////////////////////
-// Compiler and Asio checks. Knows nothing of the rest. The only place with macros.
+// Compiler and Asio checks. Knows nothing of the rest. The only place that defines macros.
 
 #define SSE_VERSION_MAJOR 0
 #define SSE_VERSION_MINOR 1
 #define SSE_VERSION_PATCH 0
 
-// A compiler goes on after #error, for a thousand lines. A file that is not there stops it.
+// Compilers continue after #error, for a thousand lines. A missing include file stops them.
 #define SSE_STOP "sse.hpp: stopped, see the error above"
 
 #if (defined(_MSVC_LANG) ? _MSVC_LANG : __cplusplus) < 202002L
@@ -92,7 +92,7 @@
 #include SSE_STOP
 #endif
 
-// Asio before 1.26 does not see that clang with libstdc++ has coroutines.
+// Asio before 1.26 does not detect coroutines in clang with libstdc++.
 #if defined(__clang__) && ASIO_VERSION < 102600
 #if !defined(ASIO_HAS_CO_AWAIT)
 #define ASIO_HAS_CO_AWAIT 1
@@ -102,7 +102,7 @@
 #endif
 #endif
 
-// Asio asks for typeid unless it is told that there is none.
+// Asio uses typeid unless this macro says that there is none.
 #if defined(__GNUC__) && !defined(__GXX_RTTI) && !defined(ASIO_NO_TYPEID)
 #define ASIO_NO_TYPEID 1
 #endif
@@ -114,9 +114,9 @@
 #include SSE_STOP
 #endif
 
-// Each file that includes this compiles all of it. A program of many files may define
-// SSE_SEPARATE_COMPILATION in all of them, and in one SSE_SOURCE too, which compiles what they
-// share.
+// Each file that includes this header compiles all of it. A program of many files may define
+// SSE_SEPARATE_COMPILATION in all of them, and also SSE_SOURCE in one, which then compiles what
+// they share.
 #if !defined(SSE_SEPARATE_COMPILATION)
 #if defined(SSE_SOURCE)
 #error "SSE_SOURCE goes with SSE_SEPARATE_COMPILATION, which all files of the program must define"
@@ -128,7 +128,7 @@
 #define SSE_DECL
 #if defined(SSE_SOURCE)
 #define SSE_BODIES
-#if defined(__GNUC__) && !defined(__clang__) // a lambda that a coroutine keeps is an error to it
+#if defined(__GNUC__) && !defined(__clang__) // it warns of lambdas kept by coroutines
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wsubobject-linkage"
 #endif
@@ -214,8 +214,8 @@
 namespace sse::detail {
 
 #if defined(__GNUC__) && defined(__x86_64__)
-// The builtin fetches a line to be read, unless -march promises prefetchw: which each x86-64
-// executes, the oldest as no operation.
+// The builtin fetches the line for reading, unless -march promises prefetchw. Every x86-64 executes
+// prefetchw, the oldest ones as a no-op.
 inline void fetch_to_write(const void* at) noexcept {
     asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(at)));
 }
@@ -230,9 +230,9 @@ inline void pause() noexcept {}
 
 #if defined(SSE_ENABLE_IO_URING)
 
-/// Sends the same bytes to many sockets in one system call: what that saves is the way into the
-/// kernel and back for each of them. No flag of the ring, and no registered file, gained anything
-/// on top where it was measured; without them it works on any thread, from Linux 5.7 on.
+/// Sends the same bytes to many sockets in one system call, which saves a trip into the kernel and
+/// back for each of them. In measurements, ring flags and registered files gained nothing more;
+/// without them it works on any thread, from Linux 5.7 on.
 class send_ring {
 public:
     static constexpr std::size_t max_sends = 64; // more at once gained nothing
@@ -255,21 +255,21 @@ public:
     send_ring& operator=(const send_ring&) = delete;
 
     bool is_open() const noexcept { return open_; }
-    /// Why the kernel would not, or would not any more. Said once.
+    /// Why the kernel refused io_uring, at the start or later. Reported once.
     std::error_code take_refusal() noexcept { return std::exchange(refusal_, {}); }
 
-    /// How much each of at most max_sends sockets took at once; nothing where that failed.
+    /// Sets in `taken` how many bytes each of at most max_sends sockets took at once; 0 on failure.
     void send(std::span<const int> sockets, std::string_view bytes,
               std::span<std::size_t> taken) noexcept {
         for (std::size_t i = 0; i < sockets.size(); ++i) {
-            io_uring_sqe* const one = io_uring_get_sqe(&ring_); // there is room: it is empty
+            io_uring_sqe* const one = io_uring_get_sqe(&ring_); // not null: the ring is empty
             io_uring_prep_send(one, sockets[i], bytes.data(), bytes.size(),
                                MSG_NOSIGNAL | MSG_DONTWAIT);
             one->user_data = i;
             taken[i] = 0;
         }
-        // A send that must not wait has its result when it is submitted: none is under way when a
-        // call returns, so whom a failure leaves out has been sent nothing.
+        // A send that must not wait has its result once it is submitted. So none is under way when
+        // a call returns, and a socket without a result, after a failure, has been sent nothing.
         for (std::size_t missing = sockets.size(); missing > 0;) {
             const int status = io_uring_submit_and_wait(&ring_, static_cast<unsigned>(missing));
             std::array<io_uring_cqe*, max_sends> results;
@@ -297,11 +297,11 @@ private:
 
 #else
 
-/// Not built in.
+/// Stands in where io_uring is not built in.
 class send_ring {
 public:
     static constexpr std::size_t max_sends = 64;
-    struct handle { // of whatever a socket is here
+    struct handle { // made from whatever a socket is on this system
         handle() = default;
         template <class T>
         handle(const T&) noexcept {}
@@ -315,10 +315,10 @@ public:
 
 #endif
 
-// --- sockets that no program started by this one gets: it would hold the port after the end of
-// this one, and each connection whose end its client then waits for
+// --- sockets that are not inherited by programs that this one starts: such a program would keep
+// the port in use after this one ends, and keep open connections whose clients wait for their end
 
-/// Where it cannot be said when the descriptor is made.
+/// For systems where the flag cannot be given when the descriptor is made.
 inline void close_on_exec(asio::ip::tcp::socket::native_handle_type socket) noexcept {
 #if defined(_WIN32)
     const SOCKET descriptor = socket; // Asio's type is a class there
@@ -329,12 +329,12 @@ inline void close_on_exec(asio::ip::tcp::socket::native_handle_type socket) noex
 }
 
 #if defined(__linux__)
-/// Hands a descriptor over, or closes it.
+/// Gives the descriptor to the socket, or closes it on failure.
 template <class Socket>
 void assign_socket(Socket& to, const asio::ip::tcp& protocol, int made, asio::error_code& failed) {
     try {
         to.assign(protocol, made, failed);
-    } catch (...) { // no memory
+    } catch (...) { // out of memory
         ::close(made);
         throw;
     }
@@ -342,7 +342,7 @@ void assign_socket(Socket& to, const asio::ip::tcp& protocol, int made, asio::er
 }
 #endif
 
-/// Opens an acceptor or a socket.
+/// Opens an acceptor or a socket that is closed on exec.
 template <class Socket>
 void open_socket(Socket& socket, const asio::ip::tcp& protocol, asio::error_code& failed) {
 #if defined(__linux__) // Asio has no flag for it, and another thread may start a program in between
@@ -357,7 +357,7 @@ void open_socket(Socket& socket, const asio::ip::tcp& protocol, asio::error_code
 #endif
 }
 
-/// The next connection, for `to`, which is not open.
+/// Accepts the next connection into `to`, which is not open.
 template <class Acceptor, class Socket>
 void accept_socket(Acceptor& from, Socket& to, asio::ip::tcp::endpoint& peer,
                    asio::error_code& failed) {
@@ -375,7 +375,7 @@ void accept_socket(Acceptor& from, Socket& to, asio::ip::tcp::endpoint& peer,
 #endif
 }
 
-/// Opens a file to be read, or nothing.
+/// Opens a file for reading. Returns nullptr if that fails.
 inline std::unique_ptr<std::FILE, int (*)(std::FILE*)> open_file(const std::string& path) {
 #if defined(_WIN32)
     return {std::fopen(path.c_str(), "rbN"), &std::fclose};
@@ -386,11 +386,11 @@ inline std::unique_ptr<std::FILE, int (*)(std::FILE*)> open_file(const std::stri
 
 // --- peers that vanish
 
-/// Has the system ask a silent peer whether it is there: after 30 s, and then each 10 s. One that
-/// does not answer is gone after a minute; by default that is two hours and more.
+/// Has the system probe a silent peer after 30 s, and then every 10 s. A peer that does not respond
+/// is given up after a minute; by default that takes more than two hours.
 template <class Socket>
 void probe_when_silent(Socket& socket) {
-    asio::error_code ignored; // a socket that is dead already shows it at the first read
+    asio::error_code ignored; // a dead socket shows it at the first read
     socket.set_option(asio::socket_base::keep_alive(true), ignored);
 #if defined(TCP_KEEPIDLE)
     using idle = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_KEEPIDLE>;
@@ -414,31 +414,31 @@ void probe_when_silent(Socket& socket) {
 namespace sse {
 
 enum class errc {
-    closed = 1,     ///< The client is gone, or its stream was ended.
+    closed = 1,     ///< The client disconnected, or its stream was ended.
     stopped,        ///< The server was stopped: the message was not published.
-    no_room,        ///< The ring is full, a worker's thread is held up: nothing was published.
+    no_room,        ///< The ring is full because a worker is blocked: nothing was published.
     bad_event,      ///< The event name contains CR, LF or NUL.
     bad_id,         ///< The id is not one that a client can send back, see message::id.
-    wrong_thread,   ///< A stream was used on another thread than its worker's: nothing was done.
-    reserved_id,    ///< The id is of the form of this server's own: nothing was published.
+    wrong_thread,   ///< A stream was used on a thread other than its worker's: nothing was done.
+    reserved_id,    ///< The id looks like one of this server's own: nothing was published.
     bad_retry,      ///< The retry time is negative, or more than message::max_retry.
     empty_message,  ///< The message has no field at all.
-    ephemeral_id,   ///< The message is ephemeral and has an id, by which nobody could resume.
+    ephemeral_id,   ///< The message is ephemeral and has an id, but nobody could resume after it.
     bad_key,        ///< The key of a user is empty or has a control character.
-    bad_topic,      ///< The topic has an empty or dot segment, a control character, or over 32.
-    body_too_large, ///< The request body is over options::max_body_bytes; the client gets 413.
+    bad_topic,      ///< An empty or dot segment, a control character, or more than 32 segments.
+    body_too_large, ///< The request body exceeds options::max_body_bytes; the client gets 413.
     bad_body,     ///< The request body is cut short or its chunks are broken; the client gets 400.
     body_timeout, ///< The request body did not arrive in time; the client gets 408.
-    not_acceptable,     ///< The client takes no event streams by its Accept header; it gets 406.
-    job_exists,         ///< A job of that name is there already, running or kept.
+    not_acceptable,     ///< The client's Accept header excludes event streams; it gets 406.
+    job_exists,         ///< A job of that name exists already, running or kept.
     too_many_jobs,      ///< As many jobs run as job_options::max_jobs allows.
     event_too_large,    ///< Received: an event is larger than client_options::max_event.
-    bad_answer,         ///< Received: the answer is no valid HTTP, or ended before its end.
-    bad_status,         ///< Received: another status than 200; the server wants no stream.
-    bad_content_type,   ///< Received: an answer that is no event stream.
+    bad_answer,         ///< Received: the response is not valid HTTP, or was cut short.
+    bad_status,         ///< Received: a status other than 200; the server opens no stream.
+    bad_content_type,   ///< Received: a response that is not an event stream.
     too_many_redirects, ///< Received: more redirects than client_options::max_redirects.
-    timed_out,          ///< Received: no connection or no answer in time.
-    over_limit ///< The client is over a limit of connections; it gets 503 or 429, no stream.
+    timed_out,          ///< Received: no connection or no response in time.
+    over_limit          ///< The client exceeds a connection limit; it gets 503 or 429, no stream.
 };
 
 } // namespace sse
@@ -522,42 +522,42 @@ inline std::error_code make_error_code(errc code) noexcept {
 // Needs >>error. Knows nothing of rings, HTTP or Asio. Tests: tests/message.cpp
 
 /// One event, or one comment. A trivially destructible aggregate of views: it is encoded before the
-/// call that takes it returns or suspends, so temporaries may stand in it, also in `co_await`
+/// call that takes it returns or suspends, so it may refer to temporaries, even in `co_await`
 /// expressions, where g++ 11 and 12 destroy aggregates that own memory twice.
-/// One shape is broken by these compilers all the same: `co_await client.send({.data = flag ? "a" :
-/// text})` with a std::string destroys the temporary of `?:` twice. Name the data first.
+/// One form is broken by these compilers nevertheless: `co_await client.send({.data = flag ? "a" :
+/// text})` with a std::string destroys the temporary of `?:` twice. Put the data in a variable.
 ///
 ///     server.publish("/prices", {.event = "gold", .data = json});
 ///     co_await client.send({.event = "line", .data = make_text()});
 struct message {
     std::string_view event = {};               ///< Event type; empty: browsers see "message".
     std::optional<std::string_view> data = {}; ///< Any text; its CR, LF and CRLF arrive as LF.
-    /// Becomes the client's Last-Event-ID; "" resets it. Published without one, a message gets the
-    /// server's own, `<epoch>-<number>`. Ids of a program's own must be unique, or a client that
-    /// resumes may miss what lies between two of the same. A client sends the id back in a header
+    /// Becomes the client's last event ID; "" resets it. A message published without an id gets one
+    /// from the server, `<epoch>-<number>`. A program's own ids must be unique, or a client that
+    /// resumes may miss what lies between two equal ones. A client sends the id back in a header
     /// field, so it must be printable ASCII without a space at its start or end, and at most 1024
-    /// bytes long; else errc::bad_id. (Browsers send UTF-8 back too, but clients that use fetch
-    /// cannot send a character above U+00FF at all, and end.) A server refuses to publish
-    /// an id that begins with its own epoch (errc::reserved_id); those of other servers, which a
-    /// relay passes on, are taken.
+    /// bytes long; else errc::bad_id. (Browsers also send UTF-8 back, but clients that use fetch
+    /// cannot send a character above U+00FF at all, and stop.) A server refuses to publish an id
+    /// that begins with its own epoch (errc::reserved_id); it accepts ids of other servers, which a
+    /// relay passes on.
     std::optional<std::string_view> id = {};
     /// The client's new reconnection time, from 0 to max_retry.
     std::optional<std::chrono::milliseconds> retry = {};
-    /// 24.8 days: a timer of JavaScript that is given more runs out at once, and its client would
-    /// come back without a pause.
+    /// 24.8 days: a JavaScript timer that is given more fires at once, so the client would
+    /// reconnect without a pause.
     static constexpr std::chrono::milliseconds max_retry{0x7fff'ffff};
     std::string_view comment = {}; ///< Ignored by clients.
-    /// What a newer message with the same key and topic replaces, for clients that are behind and
-    /// follow with lag_policy::conflate. Not sent.
+    /// A newer message with the same key and topic replaces this one for clients that are behind
+    /// and follow with lag_policy::conflate. Not sent.
     std::string_view key = {};
-    /// For those who are there now: published without an id and never replayed.
+    /// For current subscribers only: published without an id and never replayed.
     bool ephemeral = false;
 };
 static_assert(std::is_trivially_destructible_v<message> && std::is_aggregate_v<message>);
 
 namespace detail {
 
-/// How many bytes the character of UTF-8 has with which the text begins (RFC 3629 4); 0: none.
+/// The size in bytes of the UTF-8 character that the text begins with (RFC 3629 4); 0 if none.
 inline std::size_t utf8_size(std::string_view text) noexcept {
     const auto at = [&](std::size_t i) {
         return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
@@ -575,7 +575,7 @@ inline std::size_t utf8_size(std::string_view text) noexcept {
 }
 
 inline bool is_ascii(std::string_view text) noexcept {
-    std::uint64_t bits = 0; // of eight bytes at once; compilers widen it further
+    std::uint64_t bits = 0; // eight bytes at once; compilers widen it further
     std::size_t at = 0;
     for (; at + sizeof bits <= text.size(); at += sizeof bits) {
         std::uint64_t word;
@@ -586,22 +586,22 @@ inline bool is_ascii(std::string_view text) noexcept {
     return (bits & 0x8080808080808080u) == 0;
 }
 
-/// C0 and DEL.
+/// C0 controls and DEL.
 inline bool is_control(char c) noexcept { return (c >= 0 && c < ' ') || c == 0x7f; }
 
-/// Whether the id comes back in a client's Last-Event-ID as it was sent. A control character makes
-/// the head of that request invalid, and a browser ends its EventSource for good when it gets 400;
-/// so does an id that is too long for the head. HTTP trims blanks. Of what is not ASCII a browser
-/// sends UTF-8; but clients built on fetch send Latin-1, and throw for the rest.
+/// Whether the id comes back in a client's Last-Event-ID as it was sent. With a control character
+/// the head of that request is invalid, and a browser that gets 400 closes its EventSource for
+/// good; an id that is too long for the head has the same effect. HTTP trims blanks. Browsers send
+/// non-ASCII characters as UTF-8, but clients built on fetch send Latin-1, and throw for the rest.
 inline bool is_returnable(std::string_view id) noexcept {
-    constexpr std::size_t longest = 1024; // three times as long in a query
+    constexpr std::size_t longest = 1024; // up to three times as long in a query
     return id.empty() || (id.size() <= longest && id.front() != ' ' && id.back() != ' ' &&
                           std::none_of(id.begin(), id.end(), is_control) && is_ascii(id));
 }
 
 } // namespace detail
 
-/// What is wrong with the message, or a code that is false.
+/// Returns what is wrong with the message, or a code that is false if it is valid.
 inline std::error_code check(const message& m) noexcept {
     constexpr std::string_view breakers("\r\n\0", 3);
     if (m.event.find_first_of(breakers) != m.event.npos) return errc::bad_event;
@@ -616,14 +616,14 @@ inline std::error_code check(const message& m) noexcept {
 
 namespace detail {
 
-/// Cuts a text at LF, CR and CRLF. A bare CR ends a line too (9.2.6): unsplit, data could forge a
+/// Splits a text at LF, CR and CRLF. A bare CR ends a line too (9.2.6): unsplit, data could forge a
 /// field. Each kind of break is searched for once, so a long line costs two passes of memchr.
 class line_splitter {
 public:
     explicit line_splitter(std::string_view text) noexcept
         : rest_(text), cr_(text.find('\r')), lf_(text.find('\n')) {}
 
-    /// The next line, or nothing after the last one. An empty text is one empty line.
+    /// Returns the next line, or nullopt after the last one. An empty text is one empty line.
     std::optional<std::string_view> next() noexcept {
         if (done_) return std::nullopt;
         const std::size_t end = std::min(cr_, lf_);
@@ -632,7 +632,7 @@ public:
             return rest_.substr(at_);
         }
         const std::string_view line = rest_.substr(at_, end - at_);
-        at_ = end + (lf_ == end + 1 ? 2 : 1); // behind it, the break is CRLF
+        at_ = end + (lf_ == end + 1 ? 2 : 1); // skip the break, perhaps CRLF
         if (cr_ < at_) cr_ = rest_.find('\r', at_);
         if (lf_ < at_) lf_ = rest_.find('\n', at_);
         return line;
@@ -668,7 +668,7 @@ void write_lines(std::string_view field, std::string_view text, Sink& out) {
     }
 }
 
-/// The only description of the wire format; run once to measure and once to copy.
+/// The only place that describes the wire format; runs once to measure and once to copy.
 template <class Sink>
 void write_message(const message& m, Sink& out) {
     if (!m.comment.empty()) write_lines(": ", m.comment, out);
@@ -680,14 +680,14 @@ void write_message(const message& m, Sink& out) {
         write_lines("retry: ", {digits, static_cast<std::size_t>(end - digits)}, out);
     }
     // Without a data line clients drop the whole event, so a named event always has one. The space
-    // is needed: clients eat one, which would otherwise be the first of the data's own.
+    // is needed: clients remove one, which would otherwise be the first one of the data.
     if (m.data || !m.event.empty()) write_lines("data: ", m.data.value_or(""), out);
     out("\n");
 }
 
 } // namespace detail
 
-/// The message as it stands in an event stream. Throws std::system_error with the code of `check`.
+/// The message as it is sent in an event stream. Throws std::system_error with the code of `check`.
 inline std::string encode(const message& m) {
     if (const auto wrong = check(m)) throw std::system_error(wrong, "sse::encode");
     detail::size_sink measure;
@@ -702,24 +702,25 @@ inline std::string encode(const message& m) {
 // An event stream as a client reads it (WHATWG HTML 9.2.5 and 9.2.6): bytes in, events out.
 // Needs >>error. Knows nothing of HTTP or Asio. Tests: tests/parser.cpp
 
-/// One event, as a client gets it.
+/// One event, as a client dispatches it.
 struct event {
-    std::string type;          ///< "message", unless the stream named another.
+    std::string type;          ///< "message", unless the stream names another type.
     std::string data;          ///< Without the last line break.
-    std::string last_event_id; ///< Its own, or that of an event before it.
+    std::string last_event_id; ///< Its own, or that of an earlier event.
 };
 
 namespace detail {
 
-/// How many bytes at the front of what begins with no character of UTF-8 become one U+FFFD: as many
-/// as could have begun one (Encoding standard 4.4, and the Unicode standard's "maximal subparts").
+/// For a text that does not begin with a UTF-8 character: how many bytes become one U+FFFD, namely
+/// as many as could begin one (Encoding standard 4.4, and the Unicode standard's "maximal
+/// subparts").
 inline std::size_t broken_utf8_size(std::string_view text) noexcept {
     const auto first = static_cast<unsigned char>(text[0]);
     if (first < 0xc2 || first > 0xf4) return 1;
     unsigned low = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
     unsigned high = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
     std::size_t size = 1;
-    for (; size < text.size(); ++size) { // broken, it ends before it is whole
+    for (; size < text.size(); ++size) { // being broken, it ends before a whole character
         const auto next = static_cast<unsigned char>(text[size]);
         if (next < low || next > high) break;
         low = 0x80;
@@ -728,14 +729,14 @@ inline std::size_t broken_utf8_size(std::string_view text) noexcept {
     return size;
 }
 
-/// Appends text, with U+FFFD for what is no UTF-8. A line break is ASCII, so that a whole line is
-/// decoded alone as it is in its stream.
+/// Appends text, with U+FFFD for what is not UTF-8. A line break is ASCII, so a line can be decoded
+/// on its own.
 inline void append_utf8(std::string& out, std::string_view text) {
     if (is_ascii(text)) {
         out.append(text);
         return;
     }
-    std::size_t right = 0; // not yet appended, and valid
+    std::size_t right = 0; // size of what is valid and not yet appended
     while (right < text.size()) {
         if (const std::size_t size = utf8_size(text.substr(right)); size != 0) {
             right += size;
@@ -751,48 +752,48 @@ inline void append_utf8(std::string& out, std::string_view text) {
 
 } // namespace detail
 
-/// Parses one event stream after another, of one event source: feed() takes bytes in any pieces,
-/// next() gives the events in them. The same bytes give the same events however they were cut, each
-/// as early as its last byte is there. Lines end in LF, CR or CRLF; one byte order mark is skipped
-/// at the start of each stream; what is no UTF-8 becomes U+FFFD.
+/// Parses the successive event streams of one event source: feed() takes bytes in any pieces,
+/// next() returns the events in them. The same bytes give the same events however they were cut,
+/// each as soon as its last byte has arrived. Lines end in LF, CR or CRLF; one byte order mark is
+/// skipped at the start of each stream; what is not UTF-8 becomes U+FFFD.
 ///
-/// Memory: what was fed and not yet asked for, and a small multiple of max_event.
-/// Events are made when they are asked for, since a few bytes make a large one where the id is
-/// long. Comments and unknown fields may be of any length, they are not stored.
+/// Memory: what was fed and not yet parsed by next(), and a small multiple of max_event.
+/// Events are made only when next() is called, since with a long id a few bytes make a large event.
+/// Comments and unknown fields may have any length, they are not stored.
 class event_parser {
 public:
     struct limits {
-        /// Data, type and id together, in bytes. A line may be as long as the event may be large.
+        /// Data, type and id together, in bytes. A single line may be that long too.
         std::size_t max_event = 16 * 1024 * 1024;
     };
 
     event_parser() : event_parser(limits{}) {}
-    /// `last_event_id` is that of events that come without one, before the first that has one: what
-    /// the stream is resumed behind.
+    /// `last_event_id` is the one that the stream resumes after: events have it until one comes
+    /// with an id of its own.
     explicit event_parser(limits l, std::string last_event_id = {})
         : limits_(l), id_(std::move(last_event_id)), last_id_(id_) {}
 
     void feed(std::string_view bytes);
 
-    /// The next whole event, or nothing before more is fed. Throws std::system_error
-    /// (errc::event_too_large) when a bound is passed, and again until finish() drops it all; the
-    /// events before it were given.
+    /// Returns the next whole event, or nullopt until more is fed. Throws std::system_error
+    /// (errc::event_too_large) when a limit is exceeded, and then on each call until finish() drops
+    /// everything; the events before that have been returned.
     std::optional<event> next();
 
-    /// The stream has ended: what was fed and not asked for is dropped, an unfinished event too.
-    /// Ready for the next stream. The last event id and the retry time stay.
+    /// The stream has ended: drops what was fed and not returned by next(), including an unfinished
+    /// event. Ready for the next stream. The last event ID and the reconnection time are kept.
     void finish() noexcept;
 
-    /// As of the last blank line: what a client sends to resume behind it.
+    /// As of the last blank line: what a client sends to resume after it.
     const std::string& last_event_id() const noexcept { return last_id_; }
 
-    /// The last reconnection time the server gave; at most max_retry.
+    /// The last reconnection time that the server sent; at most max_retry.
     std::optional<std::chrono::milliseconds> retry() const noexcept { return retry_; }
 
-    /// Comment lines so far: what many servers send as a sign of life.
+    /// Comment lines so far; many servers send them as heartbeats.
     std::uint64_t comments() const noexcept { return comments_; }
 
-    /// Larger reconnection times count as this one: 30 years, which clocks can still be asked for.
+    /// Larger reconnection times count as this one: 30 years, which clocks can still represent.
     static constexpr std::chrono::milliseconds max_retry{std::chrono::hours(24 * 365 * 30)};
 
 private:
@@ -813,13 +814,13 @@ private:
     limits limits_;
     std::string input_;             // from at_ on not yet parsed
     std::size_t at_ = 0;            // where the next line begins
-    std::size_t cr_ = 0;            // the first CR at or behind at_, or up to where there is none
+    std::size_t cr_ = 0;            // the first CR from at_ on, or where to continue the search
     std::size_t lf_ = 0;            // the same for LF
     bool at_start_ = true;          // of a stream: a byte order mark may come
-    bool after_cr_ = false;         // a LF now belongs to the line break that the CR was
-    skip skipping_ = skip::nothing; // what comes belongs to a line that means nothing
-    bool has_data_ = false;         // the event in hand has a data field
-    const char* refused_ = nullptr; // why, once a bound was passed
+    bool after_cr_ = false;         // an LF now belongs to the line break that the CR began
+    skip skipping_ = skip::nothing; // the rest of the current line is to be ignored
+    bool has_data_ = false;         // the current event has a data field
+    const char* refused_ = nullptr; // why, once a limit was exceeded
     std::string data_;              // the three buffers of the standard
     std::string type_;
     std::string id_;
@@ -829,8 +830,8 @@ private:
 };
 
 inline void event_parser::feed(std::string_view bytes) {
-    if (refused_) return;          // none of it would be looked at
-    if (at_ > input_.size() / 2) { // not each time: what is kept would be moved again and again
+    if (refused_) return;          // none of it would be read
+    if (at_ > input_.size() / 2) { // not every time: the remaining bytes would be moved repeatedly
         input_.erase(0, at_);
         cr_ -= std::min(cr_, at_);
         lf_ -= std::min(lf_, at_);
@@ -840,10 +841,10 @@ inline void event_parser::feed(std::string_view bytes) {
 }
 
 inline void event_parser::finish() noexcept {
-    std::string().swap(input_); // its memory too: the next stream may have no large events
+    std::string().swap(input_); // frees memory too: the next stream may have no large events
     std::string().swap(data_);
     type_.clear();
-    id_.assign(last_id_); // was this long before: allocates nothing
+    id_.assign(last_id_); // it has been this long before: allocates nothing
     at_ = cr_ = lf_ = 0;
     at_start_ = true;
     after_cr_ = has_data_ = false;
@@ -863,13 +864,13 @@ inline std::optional<event> event_parser::next() {
     return std::nullopt;
 }
 
-/// Where c stands next, or the end of the input. No byte is looked at twice, so that a line in many
-/// small pieces costs no more than one in a single piece.
+/// The position of the next c, or the end of the input. No byte is searched twice, so a line in
+/// many small pieces costs no more than one in a single piece.
 inline std::size_t event_parser::find(char c, std::size_t& known) const noexcept {
     return known = std::min(input_.find(c, std::max(known, at_)), input_.size());
 }
 
-/// The next whole line that may mean something, without its end. It is valid until more is fed.
+/// Returns the next whole line that may matter, without its line break. Valid until more is fed.
 inline std::optional<std::string_view> event_parser::take_line() {
     constexpr std::string_view mark = "\xef\xbb\xbf";
     if (at_start_) {
@@ -900,8 +901,8 @@ inline std::optional<std::string_view> event_parser::take_line() {
     }
 }
 
-/// Deals with the beginning of a line that is not there whole: it is dropped as soon as it can mean
-/// nothing.
+/// Handles the beginning of a line that has not arrived completely: drops it as soon as it cannot
+/// matter.
 inline void event_parser::take_rest() {
     const auto begun = std::string_view(input_).substr(at_);
     if (skipping_ == skip::nothing && may_matter(begun, false)) {
@@ -914,11 +915,11 @@ inline void event_parser::take_rest() {
     at_ = cr_ = lf_ = 0;
 }
 
-/// Whether the line is a field the standard knows, or its beginning could become one. Names are
-/// compared byte for byte: "Data" is another field.
+/// Whether the line is a field that the standard defines, or begins like one. Names are compared
+/// byte for byte: "Data" is a different field.
 inline bool event_parser::may_matter(std::string_view line, bool whole) noexcept {
     constexpr std::string_view names[] = {"data", "event", "id", "retry"};
-    const auto front = line.substr(0, 6); // no name is longer, with its colon
+    const auto front = line.substr(0, 6); // no name with its colon is longer
     const auto name = front.substr(0, front.find(':'));
     const bool named = whole || name.size() < front.size();
     return std::any_of(std::begin(names), std::end(names), [&](std::string_view known) {
@@ -929,8 +930,8 @@ inline bool event_parser::may_matter(std::string_view line, bool whole) noexcept
 inline void event_parser::take_field(std::string_view line) {
     const std::size_t colon = std::min(line.find(':'), line.size());
     auto value = line.substr(std::min(colon + 1, line.size()));
-    if (value.starts_with(' ')) value.remove_prefix(1); // one, and no tab
-    switch (line.front()) {                             // may_matter() saw the rest of the name
+    if (value.starts_with(' ')) value.remove_prefix(1); // one space only, no tab
+    switch (line.front()) {                             // may_matter() has checked the whole name
     case 'd': take_data(value); break;
     case 'e':
         type_.clear();
@@ -963,9 +964,9 @@ inline void event_parser::take_retry(std::string_view value) noexcept {
     retry_ = fits ? std::chrono::milliseconds(time) : max_retry;
 }
 
-/// An endless line must not be kept until its end shows that the event is too large.
+/// Refuses an endless line before its end would show that the event is too large.
 inline void event_parser::check_line(std::string_view line) {
-    constexpr std::string_view longest_name = "event: "; // of those that hold what is counted
+    constexpr std::string_view longest_name = "event: "; // of the fields that are counted
     if (line.size() > longest_name.size() &&
         line.size() - longest_name.size() > limits_.max_event) {
         refuse("an event is larger than max_event");
@@ -978,7 +979,8 @@ inline void event_parser::check_event() {
     }
 }
 
-/// What a blank line does: the id counts from here on, also without data, which fires nothing.
+/// What a blank line does: the id takes effect, even without data, in which case no event is
+/// dispatched.
 inline std::optional<event> event_parser::dispatch() {
     if (last_id_ != id_) last_id_ = id_;
     if (!std::exchange(has_data_, false)) {
@@ -1008,26 +1010,27 @@ inline void event_parser::refuse(const char* what) {
 //     sequence   5        6        3        4       tail_ = 6: the next place to claim
 //     value    no. 4    no. 5    no. 2    no. 3     slowest reader at 2: no room until it moves on
 //
-// A publisher claims a place by moving tail_, stores the value, then the place's sequence, which
-// hands it to the readers. Readers take places in order and stop at the first that is not handed
-// over. Publishers may not pass the slowest reader by more than the capacity; gate_ remembers where
-// that reader was last seen, so that the readers' cursors are looked at once in a round, not each
-// time.
+// A publisher claims a place by advancing tail_, stores the value, then publishes it to the readers
+// by storing the place's sequence. Readers take places in order and stop at the first that is not
+// published. Publishers may not be more than the capacity ahead of the slowest reader; gate_
+// remembers where that reader was last seen, so that the readers' cursors are read once per round,
+// not for each value.
 //
-// Progress: no operation waits for another. A publisher that is stopped between claim and hand-over
-// (some stores apart, no user code) holds back the readers at its place, and nothing else, as in
-// the Disruptor.
+// Progress: no operation waits for another. A publisher that is stopped between claim and
+// publication (a few stores apart, no user code) holds back the readers at its place, and nothing
+// else, as in the Disruptor.
 //
-// Sleep: a reader that has read all lies down, looks once more, then asks published(). A publisher
-// claims, hands over, then looks who sleeps. All but the hand-over is sequentially consistent: if
-// the reader does not see the claim, the publisher sees the sleeper. If it sees the claim and no
-// value, that publisher may have looked too early, and the reader must look again by itself, after
-// a while. An order between hand-over and look would spare it that, and double the cost of a
-// publish. No fences: ThreadSanitizer does not see them.
+// Sleep: a reader that has read everything announces that it sleeps, checks for a value once more,
+// then calls published(). A publisher claims, publishes, then checks which readers sleep. All but
+// the publication is sequentially consistent: if the reader does not see the claim, the publisher
+// sees that it sleeps. If the reader sees the claim but no value, that publisher may have checked
+// too early, and the reader must check again on its own after a while. Ordering the check after the
+// publication would avoid that, but double the cost of a publish. No fences: ThreadSanitizer does
+// not see them.
 
-inline constexpr std::size_t cache_line = 128; // two lines: adjacent lines are fetched in pairs
+inline constexpr std::size_t cache_line = 128; // twice 64: adjacent lines are fetched in pairs
 
-/// `T` is trivially copyable. `Atomic` lets a test put an interleaving explorer underneath.
+/// `T` is trivially copyable. `Atomic` lets a test replace the atomics to explore interleavings.
 template <class T, template <class> class Atomic = std::atomic>
 class broadcast_ring {
     static_assert(std::is_trivially_copyable_v<T>);
@@ -1038,24 +1041,26 @@ public:
     broadcast_ring(const broadcast_ring&) = delete;
     broadcast_ring& operator=(const broadcast_ring&) = delete;
 
-    /// Publishes to all readers: the value's sequence, from 0, or nothing when there is no room.
-    /// Thread safety: any number of threads at once.
+    /// Publishes to all readers. Returns the value's sequence, counted from 0, or nullopt if there
+    /// is no room. Thread safety: any number of threads at once.
     std::optional<std::uint64_t> try_publish(T value) noexcept {
         return try_publish(value, [](std::uint64_t) noexcept {});
     }
 
-    /// The same; calls mark(sequence) between claim and hand-over, when the sequence is known and
+    /// The same; calls mark(sequence) between claim and publication, when the sequence is known and
     /// no reader has the value yet. It must be a few stores, since readers wait at this place.
     template <class Mark>
     std::optional<std::uint64_t> try_publish(T value, Mark&& mark) noexcept;
 
-    /// The next value for this reader, or nothing yet. Thread safety: one thread for each reader.
+    /// Returns the next value for this reader, or nullopt if there is none yet. Thread safety: one
+    /// thread per reader.
     std::optional<T> try_read(std::size_t reader) noexcept;
 
-    /// Whether a publisher would have found no room during the call. Thread safety: any thread.
+    /// Whether a publisher would have found no room at some time during the call. Thread safety:
+    /// any thread.
     bool full() const noexcept {
         const std::uint64_t claimed = published();
-        const std::uint64_t reached = slowest(); // meanwhile it may have passed `claimed`
+        const std::uint64_t reached = slowest(); // may have passed `claimed` meanwhile
         return reached <= claimed && claimed - reached >= slots_.size();
     }
 
@@ -1066,14 +1071,14 @@ public:
 
 private:
     struct slot {
-        Atomic<std::uint64_t> sequence{0}; ///< n + 1 when the value is the one of sequence n.
+        Atomic<std::uint64_t> sequence{0}; ///< n + 1 once the value is the one with sequence n.
         T value{};
     };
     struct alignas(cache_line) cursor {
         Atomic<std::uint64_t> next{0};
     };
 
-    static constexpr std::uint64_t fetch_ahead = 16; // four lines of pointers, a hundred ns
+    static constexpr std::uint64_t fetch_ahead = 16; // four cache lines of slots, about 100 ns
 
     static std::size_t checked(std::size_t capacity, std::size_t readers);
     static void step_back() noexcept;
@@ -1113,7 +1118,7 @@ std::optional<std::uint64_t> broadcast_ring<T, Atomic>::try_publish(T value, Mar
         if (claimed - gate_.load(std::memory_order_acquire) >= capacity()) {
             const std::uint64_t reached = slowest();
             if (claimed - reached >= capacity()) {
-                // Full, unless `claimed` is an old view of the tail: then look again.
+                // Full, unless `claimed` is an old value of the tail: then try again.
                 const std::uint64_t seen =
                     std::exchange(claimed, tail_.load(std::memory_order_relaxed));
                 if (claimed == seen) return std::nullopt;
@@ -1130,15 +1135,15 @@ std::optional<std::uint64_t> broadcast_ring<T, Atomic>::try_publish(T value, Mar
     }
     mark(claimed);
     slot& place = at(claimed);
-    place.value = value; // the acquire of the gate ordered this after the last read of the slot
+    place.value = value; // the acquire of gate_ orders this after the last read of the slot
     place.sequence.store(claimed + 1, std::memory_order_release); // pairs with try_read
-    // The readers' cores have the lines of the slots: taken back ahead of time, nobody waits.
+    // The cache lines of the slots are in the readers' cores: fetched ahead, nobody waits for them.
     detail::fetch_to_write(&at(claimed + fetch_ahead));
     return claimed;
 }
 
-/// Another publisher was faster, on another core. Let it go on for a microsecond: two that pass the
-/// tail's cache line to and fro at each place pay five times as much.
+/// Another publisher on another core was faster. Lets it continue for a microsecond: publishers
+/// that pass the tail's cache line to and fro at every place pay five times as much.
 template <class T, template <class> class Atomic>
 void broadcast_ring<T, Atomic>::step_back() noexcept {
     for (int i = 0; i < 64; ++i) detail::pause();
@@ -1166,21 +1171,21 @@ std::uint64_t broadcast_ring<T, Atomic>::slowest() const noexcept {
 
 template <class T, template <class> class Atomic>
 void broadcast_ring<T, Atomic>::raise_gate(std::uint64_t to) noexcept {
-    // Publishers that see this gate have also seen the readers leave the slots below it, whichever
-    // publisher looked at the cursors.
+    // Publishers that see this gate also see that the readers have left the slots below it,
+    // whichever publisher read the cursors.
     std::uint64_t gate = gate_.load(std::memory_order_relaxed);
     while (gate < to && !gate_.compare_exchange_weak(gate, to, std::memory_order_release)) {}
 }
 
-/// Whether a reader sleeps. What else it takes to sleep well: see above.
+/// Whether a reader sleeps. For how to sleep without missing a value, see the banner.
 template <template <class> class Atomic = std::atomic>
 class sleeper {
 public:
     void lie_down() noexcept { awake_.store(false, std::memory_order_seq_cst); }
     void get_up() noexcept { awake_.store(true, std::memory_order_relaxed); }
 
-    /// For a publisher, after the hand-over: whether it is the one who must wake the reader, which
-    /// has got up with that.
+    /// For a publisher, after the publication: whether it is the one that must wake the reader,
+    /// which counts as awake from then on.
     bool must_wake() noexcept {
         return !awake_.load(std::memory_order_seq_cst) &&
                !awake_.exchange(true, std::memory_order_relaxed);
@@ -1195,19 +1200,19 @@ private:
 // Needs >>message. Knows nothing of HTTP or Asio. Tests: tests/log.cpp
 namespace detail {
 
-/// Its names and bytes lie behind the object in the same allocation. The count of references is
-/// atomic because each worker drops its own; a delivery does not touch it.
+/// Its names and bytes follow the object in the same allocation. The reference count is atomic
+/// because each worker drops its own reference; a delivery does not touch it.
 class frame {
 public:
     enum class kind : std::uint8_t {
-        raw,      ///< Bytes of our own: a response head, a heartbeat.
+        raw,      ///< Bytes of the server itself: a response head, a heartbeat.
         topic,    ///< A message for the subscribers of a topic and of its parents.
-        user,     ///< A message for the streams of one user, whose private topic it has.
-        one,      ///< A message for one stream, by its number.
+        user,     ///< A message for the streams of one user; its topic is that user's private one.
+        one,      ///< A message for one stream, by the stream's number.
         everyone, ///< A message for all streams.
     };
 
-    struct names { ///< What a worker asks a message for; nothing of it is read out of the bytes.
+    struct names { ///< What a worker needs to know of a message without reading its bytes.
         std::string_view topic = {};
         std::string_view key = {};
         std::string_view event = {};
@@ -1234,7 +1239,7 @@ public:
     std::string_view event() const noexcept {
         return {storage() + topic_size_ + key_size_, event_size_};
     }
-    /// The id that the program gave; "" when it gave none, or this one.
+    /// The id that the program gave; "" if it gave none, or gave "".
     std::string_view own_id() const noexcept {
         return {storage() + topic_size_ + key_size_ + event_size_, own_id_size_};
     }
@@ -1247,19 +1252,19 @@ public:
     char* writable() noexcept { return storage() + begin_; }
     std::uint64_t stream() const noexcept { return stream_; }
 
-    /// For those who are there now only.
+    /// For current subscribers only.
     bool ephemeral() const noexcept { return ephemeral_; }
-    /// Moves the last event id of who gets it to its own place in the order.
+    /// Whether it has an id, which becomes the last event ID of its receivers.
     bool has_id() const noexcept { return id_size_ != 0 || own_id_size_ != 0; }
 
-    // Only before the frame is shared.
+    // The setters may be called only before the frame is shared.
     void set_references(std::uint32_t count) noexcept {
         references_.store(count, std::memory_order_relaxed);
     }
     void set_ephemeral() noexcept { ephemeral_ = true; }
     void set_stream(std::uint64_t number) noexcept { stream_ = number; }
 
-    /// Puts `id: <epoch>-<number>` in front, into the room that was left for it.
+    /// Writes `id: <epoch>-<number>` in front of the bytes, into the room reserved for it.
     void stamp(std::string_view epoch, std::uint64_t number) noexcept {
         if (!wants_id_) return;
         char* at = storage() + begin_;
@@ -1292,7 +1297,7 @@ private:
           end_(begin + size) {}
     ~frame() = default;
 
-    // Inlined, g++ 12 takes the last of two references for a use after free.
+    // If it is inlined, g++ 12 mistakes the last of two references for a use after free.
     [[gnu::noinline]] void destroy() noexcept {
         this->~frame();
         ::operator delete(this);
@@ -1341,19 +1346,19 @@ private:
     frame* frame_ = nullptr;
 };
 
-/// Encodes the message. Throws std::system_error with the code of `check`. Inlined, g++ 12 warns of
-/// an optional that is not looked into when it is empty.
+/// Encodes the message. Throws std::system_error with the code of `check`. If it is inlined, g++ 12
+/// warns that an empty optional may be read, which never happens.
 [[gnu::noinline]] inline frame_ref make_frame(frame::kind what, std::string_view topic,
                                               const message& m) {
     if (const auto wrong = check(m)) throw std::system_error(wrong, "sse: bad message");
-    constexpr std::size_t most = 0xffff'ffff; // of a name
+    constexpr std::size_t most = 0xffff'ffff; // bytes in a name
     if (std::max(m.key.size(), m.event.size()) > most || (m.id && m.id->size() > most)) {
         throw std::length_error("sse: a name of the message is over 4 GiB");
     }
     size_sink measure;
     write_message(m, measure);
     const frame::names names{topic, m.key, m.event, m.id.value_or("")};
-    // Nobody can resume behind what goes to one stream alone.
+    // Nobody can resume after a message that goes to one stream only.
     const bool ephemeral = m.ephemeral || what == frame::kind::one;
     frame_ref made(frame::make(what, names, measure.size, !ephemeral && !m.id));
     if (ephemeral) made->set_ephemeral();
@@ -1371,8 +1376,8 @@ inline frame_ref make_raw_frame(std::string_view bytes) {
 } // namespace detail
 
 // >>head //////////////////////////////////////////////////////////////////////////////////////////
-// HTTP/1.1 request head: bytes in, values out (RFC 9112, RFC 9110). Strict: what a proxy in front
-// could read in another way is refused. Needs nothing, does no I/O (of Asio it uses the reader of
+// HTTP/1.1 request head: bytes in, values out (RFC 9112, RFC 9110). Strict: refuses what a proxy in
+// front could read differently. Needs nothing, does no I/O (of Asio it uses only the parser of
 // addresses). Tests: tests/head.cpp, tests/body.cpp
 namespace detail {
 
@@ -1386,7 +1391,7 @@ inline bool is_token(std::string_view text) noexcept {
     return !text.empty() && std::all_of(text.begin(), text.end(), is_token_char);
 }
 
-/// What no value of a header field may have (RFC 9110 5.5).
+/// Whether the text has a character that no field value may have (RFC 9110 5.5).
 inline bool has_control(std::string_view text) noexcept {
     return std::any_of(text.begin(), text.end(),
                        [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; });
@@ -1410,7 +1415,7 @@ inline std::string_view trim(std::string_view text) noexcept { // optional white
     return text.substr(first, text.find_last_not_of(" \t") - first + 1);
 }
 
-/// Calls f with each element of a comma-separated list, trimmed, empty ones left out.
+/// Calls f with each element of a comma-separated list, trimmed, except empty ones.
 template <class F>
 void for_each_element(std::string_view list, F&& f) {
     while (!list.empty()) {
@@ -1426,7 +1431,7 @@ inline int hex_digit(char c) noexcept {
     return l >= 'a' && l <= 'f' ? l - 'a' + 10 : -1;
 }
 
-/// Percent-decodes once, strictly: nothing for a broken escape or a decoded NUL.
+/// Percent-decodes once, strictly: returns nullopt for a broken escape or a decoded NUL.
 inline std::optional<std::string> percent_decode(std::string_view text) {
     std::string out;
     out.reserve(text.size());
@@ -1462,7 +1467,7 @@ inline std::string form_decode(std::string_view text) {
     return out;
 }
 
-/// The values of one name in such a text, in their order.
+/// The values of one name in such a text, in order.
 inline std::vector<std::string> form_values(std::string_view text, std::string_view name) {
     std::vector<std::string> found;
     while (!text.empty()) {
@@ -1475,12 +1480,12 @@ inline std::vector<std::string> form_values(std::string_view text, std::string_v
     return found;
 }
 
-/// The host of RFC 3986 3.2.2: a name, an IPv4 address, or an IPv6 address in brackets.
+/// Whether it is a host of RFC 3986 3.2.2: a name, an IPv4 address, or an IPv6 address in brackets.
 inline bool is_host_name(std::string_view text) {
     if (text.starts_with('[') && text.ends_with(']')) {
         const std::string inside(text.substr(1, text.size() - 2));
         asio::error_code failed;
-        asio::ip::make_address_v6(inside, failed); // takes a zone too, and text behind a NUL
+        asio::ip::make_address_v6(inside, failed); // accepts a zone, ignores text after a NUL
         return !failed && inside.find_first_of(std::string_view("%\0", 2)) == inside.npos;
     }
     const auto allowed = [](char c) { // unreserved, sub-delims and "%" of RFC 3986
@@ -1490,7 +1495,7 @@ inline bool is_host_name(std::string_view text) {
     return !text.empty() && std::all_of(text.begin(), text.end(), allowed) && percent_decode(text);
 }
 
-/// Cuts "host:port" before the colon of the port; what is behind begins with that colon or is
+/// Splits "host:port" before the colon of the port; the second part begins with that colon or is
 /// empty.
 inline std::pair<std::string_view, std::string_view> split_port(std::string_view authority) {
     const std::size_t bracket = authority.find(']');
@@ -1499,7 +1504,7 @@ inline std::pair<std::string_view, std::string_view> split_port(std::string_view
     return {authority.substr(0, colon), authority.substr(colon)};
 }
 
-/// uri-host [":" port] of RFC 9110 7.2.
+/// Whether it is uri-host [":" port] of RFC 9110 7.2.
 inline bool is_host(std::string_view text) {
     const auto [name, port] = split_port(text);
     return is_host_name(name) && (port.size() < 2 || is_digits(port.substr(1)));
@@ -1507,7 +1512,7 @@ inline bool is_host(std::string_view text) {
 
 } // namespace detail
 
-/// What a client asked for. Views are valid as long as the request itself.
+/// What a client requested. Views are valid as long as the request itself.
 class request {
 public:
     struct field {
@@ -1523,36 +1528,36 @@ public:
     std::string_view target; ///< As sent.
     std::string_view path;   ///< Percent-decoded once, without the query.
     std::string_view query;  ///< As sent, without the question mark.
-    std::string_view rest;   ///< What the star of a route's pattern stands for.
-    /// What the names of a route's pattern stand for, in their order.
+    std::string_view rest;   ///< What the `*` of the route's pattern matched.
+    /// The names in the route's pattern and what they matched, in order.
     std::vector<std::pair<std::string_view, std::string_view>> path_values;
-    /// All that a request to options::prefix names, by its path, ?topic= or its body, in the form
-    /// "/a/b"; "" for the root. What authorize lets in is let in to each of them.
+    /// All topics that a request to options::prefix names, by its path, ?topic= or its body, in the
+    /// form "/a/b"; "" for the root. A client that authorize admits is admitted to each of them.
     std::vector<std::string> topics;
-    asio::ip::address client;  ///< Who asks: the peer, or whom trusted proxies name.
+    asio::ip::address client;  ///< The peer address, or the client that trusted proxies name.
     std::vector<field> fields; ///< Header fields in the order sent.
     std::uint64_t content_length = 0;
-    std::string form_event_id; ///< The last event id that a form posted to options::prefix names.
+    std::string form_event_id; ///< The last event ID that a form posted to options::prefix names.
     bool chunked = false;      ///< Transfer-Encoding: chunked.
-    bool keep_alive = false;   ///< The client would send another request after this one.
+    bool keep_alive = false;   ///< The connection may carry another request after this one.
     bool is_head() const noexcept { return method == "HEAD"; }
 
-    /// The target as sent, without the query: for logs, since it has no control characters, and
-    /// what is secret stands in queries.
+    /// The target as sent, without the query. Fit for logs: it has no control characters, and
+    /// secrets are in queries.
     std::string_view target_path() const noexcept { return target.substr(0, target.find('?')); }
 
     /// The values of a name in the query, in order, decoded as the URL standard decodes forms: "+"
-    /// is a space, a broken escape stands for itself.
+    /// is a space, a broken escape is kept as it is.
     std::vector<std::string> query_values(std::string_view name) const;
 
-    /// The first of them.
+    /// The first of them, or nullopt.
     std::optional<std::string> query_value(std::string_view name) const {
         auto all = query_values(name);
         return all.empty() ? std::nullopt : std::optional(std::move(all.front()));
     }
 
-    /// What `{name}` of the route's pattern stands for; never empty. Throws std::out_of_range when
-    /// the pattern has no such name.
+    /// What `{name}` in the route's pattern matched; never empty. Throws std::out_of_range if the
+    /// pattern has no such name.
     std::string_view path_value(std::string_view name) const {
         for (const auto& [known, value] : path_values) {
             if (known == name) return value;
@@ -1561,7 +1566,7 @@ public:
                                 std::string(name) + "}");
     }
 
-    /// The first field of that name, in any case.
+    /// The value of the first field of that name, ignoring case, or nullopt.
     std::optional<std::string_view> header(std::string_view name) const noexcept {
         for (const field& f : fields) {
             if (detail::equal_ignoring_case(f.name, name)) return f.value;
@@ -1569,21 +1574,21 @@ public:
         return std::nullopt;
     }
 
-    /// The value of a cookie, as sent: neither decoded nor freed of quotes. Names are
-    /// case-sensitive. Where several have the name, the first: browsers send the one with the
-    /// longest path first (RFC 6265 5.4). Nothing if there is none.
+    /// The value of a cookie as sent, neither decoded nor unquoted, or nullopt. Names are
+    /// case-sensitive. If several cookies have the name, the first one counts: browsers send the
+    /// one with the longest path first (RFC 6265 5.4).
     std::optional<std::string_view> cookie(std::string_view name) const noexcept;
 
     /// Whether the client understands Transfer-Encoding: chunked, as HTTP/1.1 must.
     bool takes_chunks() const noexcept { return minor_version_ > 0; }
 
-    /// What to refuse a request with, and why; status 0 when it is right.
+    /// The status to refuse a request with, and why; status 0 if the request is valid.
     struct verdict {
         int status = 0;
         std::string_view reason = {};
     };
 
-    /// Takes a whole head, with its last empty line, as head_parser delimits it.
+    /// Parses a whole head, including the empty line at its end, as head_parser delimits it.
     verdict parse(std::string_view head, std::size_t max_fields = 100);
 
 private:
@@ -1596,18 +1601,18 @@ private:
     verdict check_framing();
     bool connection_says(std::string_view option) const noexcept;
 
-    std::string text_; // the head, and behind it what the path is decoded to
+    std::string text_; // the head, followed by the decoded path
     int minor_version_ = 1;
 };
 
 inline request::verdict request::parse(std::string_view head, std::size_t max_fields) {
     const std::size_t end_of_target = std::min(head.find("\r\n"), head.size());
     const bool is_encoded = head.substr(0, end_of_target).find('%') != head.npos;
-    text_.reserve(head.size() + (is_encoded ? end_of_target : 0)); // views of it are to hold
+    text_.reserve(head.size() + (is_encoded ? end_of_target : 0)); // keeps views of it valid
     text_ = head;
     std::string_view left = text_;
     const auto lines = static_cast<std::size_t>(std::count(left.begin(), left.end(), '\n'));
-    fields.reserve(std::min(std::max(lines, std::size_t{2}) - 2, max_fields)); // no first, no last
+    fields.reserve(std::min(std::max(lines, std::size_t{2}) - 2, max_fields)); // minus first, last
     bool first = true;
     for (;;) {
         const std::size_t end = left.find("\r\n");
@@ -1694,8 +1699,8 @@ inline request::verdict request::parse_field(std::string_view line, std::size_t 
     return {};
 }
 
-/// What is not a list has one line: of two, a proxy in front may have looked at the other one (RFC
-/// 9110 5.3).
+/// A field that is not a list must have one field line: of two, a proxy in front may have used the
+/// other one (RFC 9110 5.3).
 inline request::verdict request::check_single() const {
     struct single {
         std::string_view name;
@@ -1734,7 +1739,7 @@ inline request::verdict request::check_host() {
     return {};
 }
 
-/// RFC 9112 6: whatever two parties could disagree on where the body ends is refused.
+/// RFC 9112 6: refuses whatever could make two parties disagree on where the body ends.
 inline request::verdict request::check_framing() {
     bool has_length = false;
     std::optional<std::string_view> coding;
@@ -1772,7 +1777,7 @@ inline std::vector<std::string> request::query_values(std::string_view name) con
 }
 
 inline std::optional<std::string_view> request::cookie(std::string_view name) const noexcept {
-    for (const field& f : fields) { // HTTP/2 may have cut it into lines (RFC 9113 8.2.3)
+    for (const field& f : fields) { // HTTP/2 may have split it into lines (RFC 9113 8.2.3)
         if (!detail::equal_ignoring_case(f.name, "Cookie")) continue;
         std::string_view left = f.value;
         while (!left.empty()) {
@@ -1788,8 +1793,8 @@ inline std::optional<std::string_view> request::cookie(std::string_view name) co
 
 namespace detail {
 
-/// Whether a field that is a list names something, in any case. All its lines are one list (RFC
-/// 9110 5.3).
+/// Whether a list field has this element, ignoring case. All its field lines are one list (RFC 9110
+/// 5.3).
 inline bool list_names(const request& r, std::string_view field, std::string_view what) noexcept {
     bool named = false;
     for (const request::field& f : r.fields) {
@@ -1807,15 +1812,15 @@ inline bool request::connection_says(std::string_view option) const noexcept {
     return detail::list_names(*this, "Connection", option);
 }
 
-/// Finds the end of a request head in bytes that arrive in any pieces. The verdict on the same
-/// bytes is the same however they were cut.
+/// Finds the end of a request head in bytes that arrive in any pieces. The same bytes give the same
+/// verdict however they were cut.
 class head_parser {
 public:
     enum class progress { need_more, complete, refused };
 
     explicit head_parser(std::size_t max_bytes) noexcept : max_bytes_(max_bytes) {}
 
-    /// Takes all bytes received since the start of this request; looks only at the new ones.
+    /// Takes all bytes received since the start of this request; reads only the new ones.
     progress feed(std::string_view received) noexcept;
 
     std::string_view head(std::string_view received) const noexcept {
@@ -1831,7 +1836,7 @@ private:
     }
 
     std::size_t max_bytes_;
-    std::size_t at_ = 0;    // the first byte not looked at
+    std::size_t at_ = 0;    // the first byte not yet read
     std::size_t start_ = 0; // of the request line
     std::size_t line_start_ = 0;
     bool in_request_line_ = true;
@@ -1883,7 +1888,7 @@ inline bool is_chunk_extensions(std::string_view text) noexcept {
         text.remove_prefix(size);
         return size > 0;
     };
-    const auto take_quoted = [&] { // control characters are refused before
+    const auto take_quoted = [&] { // control characters have been refused already
         for (std::size_t at = 1; at < text.size(); ++at) {
             if (text[at] == '\\') {
                 ++at;
@@ -1913,14 +1918,14 @@ inline bool is_chunk_extensions(std::string_view text) noexcept {
     return true;
 }
 
-/// Decodes a body that arrives in any pieces, by its length or in chunks (RFC 9112 7.1). Strict:
-/// sizes are hexadecimal digits alone, lines end in CR LF, extensions and trailers are bounded and
-/// thrown away.
+/// Decodes a body that arrives in any pieces, sized or chunked (RFC 9112 7.1). Strict: chunk sizes
+/// are hexadecimal digits only, lines end in CR LF, chunk extensions and trailer sections are
+/// bounded and discarded.
 class body_decoder {
 public:
     enum class progress { need_more, complete, refused };
 
-    /// The size of a body that the end of the connection ends, or a bound that is none.
+    /// The size of a body that ends with the connection, or the maximum of an unbounded one.
     static constexpr std::uint64_t endless = std::numeric_limits<std::uint64_t>::max();
 
     static body_decoder of_size(std::uint64_t size) noexcept { return {size, part::sized}; }
@@ -1928,7 +1933,7 @@ public:
         return {max_body, part::size};
     }
 
-    /// Takes from the front of `input` what belongs to the body.
+    /// Removes from the front of `input` what belongs to the body.
     progress feed(std::string& input);
 
     /// What was decoded since the last call.
@@ -1938,8 +1943,8 @@ public:
 private:
     enum class part : std::uint8_t { sized, size, data, data_end, trailer, end };
 
-    static constexpr std::size_t max_line = 1024;      // a size with its extensions, a trailer
-    static constexpr std::size_t max_overhead = 16384; // all of them together, per 64 KiB of body
+    static constexpr std::size_t max_line = 1024;      // a chunk size with extensions, a trailer
+    static constexpr std::size_t max_overhead = 16384; // all of them, plus a quarter of the body
 
     body_decoder(std::uint64_t size, part first) noexcept
         : max_body_(size), left_(size), part_(first) {}
@@ -1951,7 +1956,7 @@ private:
     progress take_size(std::string_view line);
 
     std::uint64_t max_body_;
-    std::uint64_t left_; // of the chunk in hand, or of the whole
+    std::uint64_t left_; // remaining bytes of the current chunk, or of the whole body
     std::uint64_t total_ = 0;
     std::uint64_t overhead_ = 0;
     part part_;
@@ -2009,7 +2014,7 @@ inline body_decoder::progress body_decoder::take_line(std::string_view line) {
         if (!line.empty()) return refuse(400, "a chunk is longer than its size");
         part_ = part::size;
         return progress::need_more;
-    default: // trailers are never merged into the head (RFC 9110 6.5.1)
+    default: // trailer fields are never merged into the head (RFC 9110 6.5.1)
         if (line.empty()) {
             part_ = part::end;
         } else if (const auto colon = line.find(':');
@@ -2036,32 +2041,33 @@ inline body_decoder::progress body_decoder::take_size(std::string_view line) {
 }
 
 /// Puts a body into chunks while it is written, for a writer that may take only a part. Until the
-/// rest of a chunk has gone out, its last byte counts as not taken, so that the caller comes again.
+/// rest of a chunk is written, its last byte counts as not taken, so that the caller calls again.
 class chunked_encoder {
 public:
     static constexpr std::string_view last_chunk = "0\r\n\r\n";
 
-    /// The next bytes are no part of the body: the head of the answer, or the last chunk.
+    /// The next bytes are not part of the body: the head of the response, or the last chunk.
     void pass(std::size_t bytes) noexcept { plain_ += bytes; }
 
-    /// Whether the last chunk has yet to be sent. True once; it is the next that is written.
+    /// Whether the caller must now write the last chunk. Returns true only once.
     bool end() noexcept {
         if (std::exchange(ended_, true)) return false;
         pass(last_chunk.size());
         return true;
     }
 
-    /// The body stays without an end: end() is false from now on.
+    /// The body gets no last chunk: end() returns false from now on.
     void cut_short() noexcept { ended_ = true; }
 
-    /// Hands buffers to `write`, which says how much it took, or nothing when it is broken: then
-    /// this object may be gone. How much of them is taken.
+    /// Passes buffers to `write`, which returns how many bytes it took, or nullopt if the
+    /// connection broke: then this object may be destroyed. Returns how many bytes of `buffers`
+    /// were taken.
     template <class Write>
     std::optional<std::size_t> write(std::span<const asio::const_buffer> buffers, Write&& write);
 
 private:
-    static constexpr std::size_t max_chunk = 64 * 1024; // of which the rest is kept here
-    static constexpr std::size_t max_buffers = 64;      // that Asio gives to one call
+    static constexpr std::size_t max_chunk = 64 * 1024; // bounds the rest that is kept here
+    static constexpr std::size_t max_buffers = 64;      // that Asio passes to one system call
 
     struct portion;
     void assemble(portion& p, std::span<const asio::const_buffer> from,
@@ -2069,11 +2075,11 @@ private:
     void keep_rest(const portion& p, std::size_t gone);
 
     std::size_t plain_ = 0;
-    std::string rest_; // of the chunk that a short write cut
+    std::string rest_; // of the chunk that a short write has cut
     bool ended_ = false;
 };
 
-/// What one call of the writer is given: bytes that are passed, then one chunk.
+/// What one call of the writer is given: bytes outside the body, see pass(), then one chunk.
 struct chunked_encoder::portion {
     std::array<asio::const_buffer, max_buffers> buffers;
     std::size_t count = 0;
@@ -2088,12 +2094,12 @@ struct chunked_encoder::portion {
     }
 };
 
-/// Takes from the buffers, behind their first `skip` bytes.
+/// Fills the portion from the buffers, after their first `skip` bytes.
 inline void chunked_encoder::assemble(portion& p, std::span<const asio::const_buffer> from,
                                       std::size_t skip) const noexcept {
     std::size_t header_at = 0;
     for (const asio::const_buffer& whole : from) {
-        // One buffer may need four: the end of what is passed, the header, bytes, the chunk's end.
+        // One buffer may need four: the end of the passed bytes, the header, data, the chunk's end.
         if (p.count + 4 > max_buffers || p.payload == max_chunk) break;
         asio::const_buffer left = whole + skip;
         skip -= std::min(skip, whole.size());
@@ -2127,7 +2133,7 @@ std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_bu
         rest_.erase(0, *n);
         if (!rest_.empty()) return 0;
         rest_.shrink_to_fit();
-        taken = 1; // the byte that was owed
+        taken = 1; // the last byte of that chunk
     }
     for (;;) {
         portion p;
@@ -2136,7 +2142,7 @@ std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_bu
         const std::optional<std::size_t> n = write(std::span(p.buffers.data(), p.count));
         if (!n) return std::nullopt;
         plain_ -= std::min(p.plain, *n);
-        if (*n < p.size() && *n <= p.plain) return taken + *n; // the chunk was not begun
+        if (*n < p.size() && *n <= p.plain) return taken + *n; // no byte of the chunk was written
         taken += p.plain + p.payload;
         if (*n == p.size()) continue;
         keep_rest(p, *n);
