@@ -10000,56 +10000,58 @@ SSE_DECL sse::counters server::counters() const { return hub_->count(); }
 #endif // SSE_BODIES
 
 // >>client ////////////////////////////////////////////////////////////////////////////////////////
-// An event source for programs (WHATWG HTML 9.2.3, RFC 9112, RFC 9110, redirects after the Fetch
+// An event source for programs (WHATWG HTML 9.2.3, RFC 9112, RFC 9110, redirects by the Fetch
 // standard). Needs >>head, >>parser; nothing of the server. Tests: tests/client.cpp
 
 struct client_options {
-    std::string method = "GET"; ///< Any but HEAD and CONNECT, whose answers have no body.
-    /// Added to each request. Accept may be given in place of the client's own. Where a redirect
-    /// leads to another origin, only Accept, Accept-Language and User-Agent of them are sent.
+    std::string method = "GET"; ///< Any but HEAD and CONNECT, whose responses have no body.
+    /// Added to each request. An Accept here replaces the client's own. After a redirect to another
+    /// origin, only Accept, Accept-Language and User-Agent are sent.
     std::vector<std::pair<std::string, std::string>> headers = {};
-    /// Gives headers for one connection, in place of those of the same name above: for a token that
-    /// expires. Awaited before each connection, with 0; and once more with 401 when the response to
-    /// it was that. What it throws, next() throws, and the client is over. It is not cancelled: a
-    /// next() that is given up does not wait for it.
+    /// Returns headers for one connection, which replace those of the same name above: for a token
+    /// that expires. Awaited before each connection, with 0; and once more, with 401, if the
+    /// response was 401. If it throws, next() throws the same and the client is over. It is not
+    /// cancelled: a next() that is given up does not wait for it.
     std::function<asio::awaitable<std::vector<std::pair<std::string, std::string>>>(int status)>
         fresh_headers = {};
     std::string body = {};
     /// Sends all headers and the body wherever a redirect leads. Otherwise another origin gets no
-    /// body, and a 307 or 308 that would send it there is thrown as errc::bad_status. Another host,
-    /// and another port of the same host, is another origin.
+    /// body, and a 307 or 308 that would send it there is thrown as errc::bad_status. A different
+    /// host, or a different port of the same host, is another origin.
     bool trust_redirects = false;
-    /// Resumes after this one. One that cannot travel in a header field is not sent: with a control
-    /// character, a space or tab at an end, or over 4 KiB. The same holds for ids that a server
-    /// gives: the connection then comes back without one, and starts where the server lets it.
+    /// Resumes after this id. An id that a header field cannot carry is not sent: one with a
+    /// control character, with a space or tab at either end, or over 4 KiB. The same holds for ids
+    /// that a server gives: the client then reconnects without one, and starts where the server
+    /// lets it.
     std::string last_event_id = {};
-    /// Whether it connects again after a stream has ended or failed. Not given: GET does, other
+    /// Whether it connects again after a stream has ended or failed. If not set, GET does; other
     /// methods do not, since what they do would be done twice.
     std::optional<bool> reconnect = {};
-    std::chrono::milliseconds retry{3'000};      ///< Wait before that, until the server gives one.
-    std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait up to this.
-    double jitter = 0.25; ///< Up to this part of the wait is added to it, at random.
-    /// Failed connections in a row, after which the last error is thrown. 0: it never gives up. A
+    std::chrono::milliseconds retry{3'000};      ///< Wait before reconnecting; a server may set it.
+    std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait, up to this.
+    double jitter = 0.25; ///< Up to this fraction of the wait is added to it, at random.
+    /// Failed connections in a row after which the last error is thrown. 0: it never gives up. A
     /// stream counts as failed too if it ends before its first event, unless it was open for longer
     /// than the wait before it. With the waits above, 5 attempts last 45 s, 10 last 5.5 minutes,
-    /// each minute more takes one more; to which comes up to a quarter of jitter, and the time that
-    /// the attempts themselves take, up to the timeouts below.
+    /// and each further minute takes one more. Jitter adds up to a quarter, and the attempts
+    /// themselves take time, up to the timeouts below.
     std::size_t max_attempts = 0;
-    /// Statuses that count as a failed connection, so that the client outlives a deployment, or a
-    /// server that is full. Each from 400 to 599. All others but 200 are thrown at once, for good;
-    /// an EventSource in a browser does so with all of them, as does {} here.
+    /// Statuses that count as a failed connection, so that the client survives a deployment or a
+    /// full server. Each from 400 to 599. All others, except 200, 204 and redirects, are thrown at
+    /// once and end the client; a browser's EventSource ends at these too, as the client does with
+    /// {} here.
     std::vector<int> retry_statuses = {429, 502, 503, 504};
-    /// A response with one of these may say by Retry-After how long to wait at least. More than
+    /// A response with one of these statuses may give the minimum wait in Retry-After. More than
     /// this counts as this.
     std::chrono::milliseconds max_retry_after{3'600'000};
-    /// To resolve the name, and then for each of its addresses: the next one is tried beside it
-    /// after 250 ms. 0: none.
+    /// To resolve the name, and then for each of its addresses; after 250 ms the next one is tried
+    /// in parallel. 0: none.
     std::chrono::milliseconds connect_timeout{10'000};
-    std::chrono::milliseconds head_timeout{30'000}; ///< From the request to the answer's head.
-    std::chrono::milliseconds silence_timeout{0};   ///< Without a byte of a stream. 0: none.
-    std::size_t max_redirects = 20;                 ///< The Fetch standard's number.
+    std::chrono::milliseconds head_timeout{30'000}; ///< From the request to the response's head.
+    std::chrono::milliseconds silence_timeout{0};   ///< Without a byte of the stream. 0: none.
+    std::size_t max_redirects = 20;                 ///< The Fetch standard's limit.
     std::size_t max_event = 16 * 1024 * 1024;       ///< Data, type and id of one event, in bytes.
-    std::size_t max_head_bytes = 64 * 1024;         ///< Of a response, with all 1xx before it.
+    std::size_t max_head_bytes = 64 * 1024;         ///< Of a response, including any 1xx before it.
 };
 
 namespace detail {
@@ -10062,7 +10064,7 @@ struct http_url {
 
     std::string authority() const { return port == "80" ? host : host + ":" + port; }
     std::string text() const { return "http://" + authority() + target; }
-    /// For messages: what is secret stands in queries.
+    /// For messages: queries may hold secrets.
     std::string without_query() const { return text().substr(0, text().find('?')); }
     std::string host_to_resolve() const {
         return host.front() == '[' ? host.substr(1, host.size() - 2) : host;
@@ -10072,11 +10074,11 @@ struct http_url {
     }
 };
 
-/// Throws std::invalid_argument for what is no such URL.
+/// Parses such a URL; drops a fragment. Throws std::invalid_argument if the text is not one.
 inline http_url read_http_url(std::string_view text) {
     const auto check = [&](bool right, const char* what) {
         if (right) return;
-        std::string shown(text.substr(0, text.find('?'))); // secrets stand in queries,
+        std::string shown(text.substr(0, text.find('?'))); // a query may hold secrets,
         if (const auto at = shown.rfind('@'); at != shown.npos) shown.replace(0, at, "..."); // here
         throw std::invalid_argument("sse::client: the URL '" + shown + "' " + what);
     };
@@ -10112,7 +10114,7 @@ inline http_url read_http_url(std::string_view text) {
     return url;
 }
 
-/// A path without segments "." and ".." (RFC 3986 5.2.4).
+/// Removes the segments "." and ".." from a path (RFC 3986 5.2.4).
 inline std::string remove_dot_segments(std::string_view path) {
     std::string out;
     while (!path.empty()) { // begins with a slash
@@ -10130,7 +10132,7 @@ inline std::string remove_dot_segments(std::string_view path) {
     return out;
 }
 
-/// The URL that a Location header gives, relative to the one asked for (RFC 3986 5.2).
+/// Resolves the value of a Location header against the URL that was requested (RFC 3986 5.2).
 inline std::string resolve_reference(const http_url& base, std::string_view reference) {
     reference = reference.substr(0, reference.find('#'));
     const std::size_t colon = reference.find(':');
@@ -10149,7 +10151,7 @@ inline std::string resolve_reference(const http_url& base, std::string_view refe
     return "http://" + base.authority() + remove_dot_segments(path) + std::string(query);
 }
 
-/// What may not stand in a URL as it is, percent-encoded: servers put spaces and UTF-8 there.
+/// Percent-encodes what a URL must not contain: servers put spaces and UTF-8 there.
 inline std::string escape_url(std::string_view text) {
     constexpr std::string_view digits = "0123456789ABCDEF";
     std::string out;
@@ -10164,7 +10166,7 @@ inline std::string escape_url(std::string_view text) {
     return out;
 }
 
-/// The head of an answer (RFC 9112 4), as head_parser delimits it, and what it says of the body.
+/// The head of a response (RFC 9112 4), as head_parser delimits it, and how the body is framed.
 struct received_head {
     /// Where the body ends (RFC 9112 6.3).
     enum class framing : std::uint8_t { none, length, chunked, until_close };
@@ -10173,14 +10175,15 @@ struct received_head {
     std::vector<std::pair<std::string, std::string>> fields;
     framing body = framing::none;
     std::uint64_t length = 0;
-    std::string unknown_coding; ///< A Content-Encoding or Transfer-Encoding nobody asked for.
+    std::string unknown_coding; ///< A Content-Encoding or Transfer-Encoding not asked for.
 
     std::optional<std::string_view> header(std::string_view name) const noexcept;
     /// Type and subtype of the Content-Type; empty without a valid one.
     std::string media_type() const;
     /// How long the server asks to wait before the next request; 0 if it does not.
     std::chrono::milliseconds retry_after() const noexcept;
-    /// False: no head of HTTP/1.x, or one that two parties could read in different ways.
+    /// Returns false if it is not a head of HTTP/1.x, or one that two parties could read
+    /// differently.
     bool parse(std::string_view head);
     body_decoder decoder() const noexcept;
 
@@ -10203,8 +10206,8 @@ inline std::optional<std::string_view> received_head::header(std::string_view na
     return std::nullopt;
 }
 
-/// The fields are one list, of which the last valid element counts; "*/*" and what is not a type do
-/// not (Fetch standard 3.4, "extract a MIME type").
+/// All Content-Type fields form one list, whose last valid element counts; "*/*" is not valid
+/// (Fetch standard 3.4, "extract a MIME type").
 inline std::string received_head::media_type() const {
     std::string list;
     for (const auto& [name, value] : fields) {
@@ -10232,10 +10235,10 @@ inline std::string received_head::media_type() const {
     return found;
 }
 
-/// A date in any of the three forms that HTTP has had (RFC 9110 5.6.7).
+/// Reads a date in any of the three formats of HTTP (RFC 9110 5.6.7).
 inline std::optional<std::chrono::sys_seconds> read_http_date(std::string_view text) noexcept {
     constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    std::array<int, 5> numbers{}; // day, year, hour, minute, second, or year last
+    std::array<int, 5> numbers{}; // day, year, hour, minute, second; or year last
     std::size_t count = 0;
     unsigned month = 0;
     bool year_last = true;
@@ -10247,7 +10250,7 @@ inline std::optional<std::chrono::sys_seconds> read_http_date(std::string_view t
         if (is_digits(word) && word.size() <= 4) {
             if (count == numbers.size()) return std::nullopt;
             std::from_chars(word.data(), word.data() + word.size(), numbers[count]);
-            if (count == 1) year_last = before_colon; // "Nov 6 08:49:37 1994": that was the hour
+            if (count == 1) year_last = before_colon; // "Nov 6 08:49:37 1994": this is the hour
             ++count;
         } else if (word.size() == 3) {
             const std::size_t at = months.find(word);
@@ -10265,8 +10268,8 @@ inline std::optional<std::chrono::sys_seconds> read_http_date(std::string_view t
            std::chrono::seconds(second);
 }
 
-/// Seconds or a date (RFC 9110 10.2.3). A date counts from that of the response, so that it does
-/// not matter how the two clocks differ.
+/// Seconds or a date (RFC 9110 10.2.3). A date counts from the Date of the response, so that a
+/// difference between the two clocks does not matter.
 inline std::chrono::milliseconds received_head::retry_after() const noexcept {
     using std::chrono::seconds;
     constexpr seconds most{1'000'000'000};
@@ -10304,14 +10307,14 @@ inline bool received_head::parse_status_line(std::string_view line) {
         line[8] != ' ' || !is_digits(digits) || digits.front() == '0') {
         return false;
     }
-    if (line.size() > 12 && line[12] != ' ') return false; // without a reason some leave it out
+    if (line.size() > 12 && line[12] != ' ') return false; // some omit it if no reason follows
     minor_version_ = line[7] == '0' ? 0 : 1;
     std::from_chars(digits.data(), digits.data() + digits.size(), status);
     return true;
 }
 
 inline bool received_head::parse_field(std::string_view line) {
-    if (line.front() == ' ' || line.front() == '\t') { // folded: RFC 9112 5.2 wants it unfolded
+    if (line.front() == ' ' || line.front() == '\t') { // folded: RFC 9112 5.2 says to unfold it
         if (fields.empty()) return false;
         fields.back().second.append(" ").append(trim(line));
         return true;
@@ -10345,7 +10348,7 @@ inline bool received_head::parse_framing() {
     return right;
 }
 
-/// `known` is the only one that was asked for; chunked may come once.
+/// `known` is the only coding that was asked for; chunked may occur once.
 inline void received_head::take_codings(const std::string& name, const std::string& value,
                                         std::string_view known) {
     for_each_element(value, [&](std::string_view coding) {
@@ -10356,7 +10359,7 @@ inline void received_head::take_codings(const std::string& name, const std::stri
     });
 }
 
-/// Some senders repeat it, in a list too; all must say the same (RFC 9112 6.3).
+/// Some senders repeat Content-Length, even in a list; all values must be equal (RFC 9112 6.3).
 inline bool received_head::take_length(std::string_view value) {
     bool right = !value.empty();
     for_each_element(value, [&](std::string_view digits) {
@@ -10375,33 +10378,34 @@ inline body_decoder received_head::decoder() const noexcept {
     return body_decoder::of_size(body == framing::until_close ? body_decoder::endless : length);
 }
 
-/// The addresses of a host name, from the system, which cannot be interrupted: on a thread of its
-/// own, so that a slow name holds up nobody else. Asio's resolver has one thread for all names of a
-/// context, and its destructor waits for that.
+/// Looks up the addresses of a host name by the system's resolver, which cannot be interrupted: on
+/// a thread of its own, so that a slow name delays no other. Asio's resolver has one thread for all
+/// names of a context, and its destructor waits for that thread.
 ///
-/// Who asks for a name that is being resolved shares what comes of it. No thread is waited for: not
-/// by io_context::run(), not by a destructor.
+/// Callers that need a name which is already being resolved share the result. Nothing waits for a
+/// thread: neither io_context::run() nor a destructor.
 class name_lookup {
 public:
     using addresses = std::vector<asio::ip::address>;
     using function = addresses (*)(const std::string& host, asio::error_code& failed);
-    static constexpr std::size_t max_threads = 16; // of the process; further names wait for one
+    static constexpr std::size_t max_threads = 16; // per process; further names wait for one
 
     explicit name_lookup(std::string host) : host_(std::move(host)) {}
 
-    /// The one that runs, or a new one.
+    /// The running lookup of this host, or a new one.
     static std::shared_ptr<name_lookup> of(const std::string& host);
-    /// What needs no resolver: an address, or a name of this machine (RFC 6761 6.3).
+    /// The addresses if no resolver is needed, for an address or a name of this machine (RFC 6761
+    /// 6.3); otherwise empty.
     static addresses known(const std::string& host);
     static addresses ask_system(const std::string& host, asio::error_code& failed);
-    static inline std::atomic<function> ask{&ask_system}; // tests have other names
+    static inline std::atomic<function> ask{&ask_system}; // tests replace it
 
     const std::string& host() const noexcept { return host_; }
-    /// Posts that to there when it has ended; false if it has already.
+    /// Posts `that` to `where` when the lookup ends. Returns false if it has already ended.
     bool await(const void* who, const asio::any_io_executor& where, std::function<void()> that);
-    /// From here on nothing of his is touched.
+    /// Afterwards, nothing that `who` passed to await() is used.
     void forget(const void* who);
-    /// Its result, or whether there is none yet.
+    /// The error code of the lookup, and its addresses in `found`; nullopt until it has ended.
     std::optional<asio::error_code> result(addresses& found) const;
 
 private:
@@ -10409,7 +10413,7 @@ private:
         std::mutex mutex;
         std::size_t threads = 0;
         std::deque<std::shared_ptr<name_lookup>> waiting;
-        std::map<std::string, std::shared_ptr<name_lookup>> running; // and waiting
+        std::map<std::string, std::shared_ptr<name_lookup>> running; // including waiting ones
     };
     struct waiter {
         const void* who;
@@ -10430,8 +10434,8 @@ private:
 
 class client_core;
 
-/// Takes from the clients what is of the context before that is gone, so that a client may be
-/// destroyed after its io_context.
+/// Before a context is destroyed, takes from its clients what belongs to it, so that a client may
+/// be destroyed after its io_context.
 class client_registry final : public asio::execution_context::service {
 public:
     using key_type = client_registry;
@@ -10448,13 +10452,13 @@ private:
     std::vector<client_core*> clients_;
 };
 
-/// What a client is made of. It is shared with what it has begun, and so outlives it: an operation
-/// that ends late finds that its number is no longer the one waited for.
+/// Shared state of a client. Operations that it has begun own it too, so it may outlive the client;
+/// late completions are recognised by their operation number.
 ///
-/// The work up to the next event is a coroutine of its own, step(), so that next() can be given up
-/// in each phase without losing what was reached. Its waits are all in one place, wait(), on one
-/// timer: for an operation, which ends the wait by cancelling the timer; for a deadline, which is
-/// the timer's own; or for close().
+/// The work up to the next event is a coroutine of its own, step(), so that a next() can be given
+/// up in any phase without losing progress. All its waits are in one place, wait(), on one timer:
+/// for an operation, which ends the wait by cancelling the timer; for a deadline, which is the
+/// timer's own; or for close().
 class client_core : public std::enable_shared_from_this<client_core> {
 public:
     using clock = std::chrono::steady_clock;
@@ -10467,7 +10471,7 @@ public:
     static asio::awaitable<std::optional<event>> next(std::shared_ptr<client_core> self,
                                                       clock::time_point until);
     void close();
-    /// The context goes away.
+    /// Called when the context is destroyed.
     void abandon() noexcept;
     static clock::time_point from_now(std::chrono::milliseconds time) noexcept;
 
@@ -10480,32 +10484,32 @@ public:
     std::uint64_t connections() const noexcept { return connections_; }
 
 private:
-    /// What belongs to the context, but the sockets.
+    /// What belongs to the context, except the sockets.
     struct timers {
         explicit timers(const asio::any_io_executor& where) : step(where), caller(where) {}
         asio::steady_timer step;
         asio::steady_timer caller; // of next()
     };
 
-    /// One connection, kept by what it has begun until that has ended.
+    /// One connection, kept alive by its operations until they have ended.
     struct link {
         explicit link(const asio::any_io_executor& where) : socket(where) {}
         asio::ip::tcp::socket socket;
-        std::optional<asio::error_code> connected; // or why not
+        std::optional<asio::error_code> connected; // the result, once known
         clock::time_point deadline;                // to connect
         std::string request;
         std::array<char, 16 * 1024> input;
     };
 
-    /// What one attempt asks for; redirects change it.
+    /// What one attempt requests; redirects change it.
     struct target {
         http_url url;
         std::string method;
         bool with_body = true;
-        bool foreign = false; // an origin that the program did not name has had a say
+        bool foreign = false; // a redirect has led to another origin
     };
 
-    /// The handler of all operations.
+    /// The handler of all operations except connects.
     struct on_end {
         std::shared_ptr<client_core> core;
         std::shared_ptr<link> used;
@@ -10526,7 +10530,7 @@ private:
         }
     };
 
-    /// Refuses a second next() beside one that waits.
+    /// Refuses a second next() while one is waiting.
     class turn {
     public:
         explicit turn(client_core& core) : core_(core) {
@@ -10560,7 +10564,7 @@ private:
     std::optional<event> take_event();
     void finished(std::exception_ptr failed, std::optional<event> found);
 
-    // One answer.
+    // One response.
     asio::awaitable<std::error_code> open();
     asio::awaitable<void> renew(int status);
     asio::awaitable<std::error_code> ask(const target& what);
@@ -10585,54 +10589,55 @@ private:
 
     client_options options_;
     bool reconnect_;
-    http_url origin_; // whom the secrets are for
-    target target_;   // where an attempt begins: after permanent redirects the new place
-    std::string url_; // of the last answer
-    std::optional<timers> timers_;                           // nothing: the context is gone
-    client_registry* registry_ = nullptr;                    // in the context
+    http_url origin_;                     // only this one gets the secrets
+    target target_;                       // where an attempt begins; permanent redirects change it
+    std::string url_;                     // of the last response
+    std::optional<timers> timers_;        // nullopt: the context is gone
+    client_registry* registry_ = nullptr; // owned by the context
     std::vector<std::pair<std::string, std::string>> fresh_; // headers of this connection
-    std::shared_ptr<name_lookup> lookup_;                    // until its result was taken
+    std::shared_ptr<name_lookup> lookup_;                    // until its result is taken
     std::vector<asio::ip::tcp::endpoint> endpoints_;
-    std::vector<asio::ip::tcp::endpoint> worked_; // the last first
-    std::vector<std::shared_ptr<link>> racing_;   // they connect
+    std::vector<asio::ip::tcp::endpoint> worked_; // the most recent first
+    std::vector<std::shared_ptr<link>> racing_;   // connecting
     std::shared_ptr<link> link_;
 
-    std::uint64_t operation_ = 0; // the one waited for
+    std::uint64_t operation_ = 0; // number of the one waited for
     bool has_ended_ = false;
     asio::error_code failed_;
     std::size_t size_ = 0;
 
-    std::string input_; // received, not yet understood
+    std::string input_; // received, not yet parsed
     received_head head_;
     std::optional<body_decoder> body_;
     std::string answer_;
     event_parser parser_;
-    bool streaming_ = false;                // an event stream is open, or its last events are left
-    std::optional<std::error_code> ending_; // how it ended, to be told behind its last events
+    bool streaming_ = false;                // an event stream is open, or its last events remain
+    std::optional<std::error_code> ending_; // how it ended, reported after its last events
 
-    bool busy_ = false;          // a next() waits
-    bool working_ = false;       // a step() runs
+    bool busy_ = false;          // a next() is waiting
+    bool working_ = false;       // a step() is running
     bool over_ = false;          // for good
-    bool closed_ = false;        // by the program: nothing is given any more
-    std::optional<event> found_; // by the last step, not yet given
+    bool closed_ = false;        // by the program: next() returns nothing more
+    std::optional<event> found_; // by the last step, not yet returned
     std::exception_ptr failure_; // the same
     std::uint64_t connections_ = 0;
-    std::size_t failures_ = 0;                 // in a row
-    std::string detail_;                       // of the last failure, for its message
-    bool proven_ = false;                      // the stream has given an event
-    clock::time_point opened_;                 // the stream
-    bool pausing_ = false;                     // before the next attempt
-    std::chrono::milliseconds pause_{0};       // the last one, before the first that of the option
-    std::chrono::milliseconds retry_after_{0}; // the least that the server asked for
-    std::minstd_rand random_{std::random_device()()}; // spreads reconnects, keeps no secret
+    std::size_t failures_ = 0;                        // in a row
+    std::string detail_;                              // of the last failure, for its message
+    bool proven_ = false;                             // the stream has delivered an event
+    clock::time_point opened_;                        // of the stream
+    bool pausing_ = false;                            // before the next attempt
+    std::chrono::milliseconds pause_{0};              // the last one; initially options_.retry
+    std::chrono::milliseconds retry_after_{0};        // the minimum that the server asked for
+    std::minstd_rand random_{std::random_device()()}; // spreads reconnects; not for secrets
 };
 
 } // namespace detail
 
-/// Receives events: connects, follows redirects, reconnects behind the last event as an EventSource
-/// does, with a growing wait after failures. Everything happens inside next(); between its calls
-/// the connection stays, and what comes is kept by the system. Only a wait that was given up goes
-/// on: it connects, or reads until it has one event, which the next call gives.
+/// Receives events: connects, follows redirects, and reconnects after the last event as an
+/// EventSource does, waiting longer after each failure. Everything happens inside next(); between
+/// its calls the connection stays open, and the system buffers what arrives. Only the work of a
+/// call that was given up continues: it connects, or reads until it has one event, which the next
+/// call returns.
 ///
 ///     sse::client source(io, "http://localhost:8080/subscribe/prices");
 ///     for (;;) {
@@ -10641,20 +10646,21 @@ private:
 ///         std::cout << event->data << '\n';
 ///     }
 ///
-/// 200 with text/event-stream opens a stream; 204 ends it for good; every other answer is thrown,
-/// at once or, for client_options::retry_statuses, after max_attempts.
+/// 200 with text/event-stream opens a stream; 204 ends the client for good; every other response is
+/// thrown, at once or, for client_options::retry_statuses, after max_attempts.
 ///
-/// Host names are resolved by the system on threads of the library, up to 16 of a process; those
-/// are not waited for, neither by io_context::run() nor by a destructor. `localhost` and addresses
-/// need none. The client may be destroyed after its io_context.
+/// Host names are resolved by the system on threads of the library, up to 16 per process; neither
+/// io_context::run() nor a destructor waits for these. `localhost` and addresses need none. The
+/// client may be destroyed after its io_context.
 /// Thread safety: the client, its executor and the coroutine that awaits next() belong to one
 /// thread or strand.
 class client {
 public:
-    /// A URL http://host[:port]/path?query; a fragment is cut off. Throws std::invalid_argument for
-    /// another one, and for options that cannot work, such as a header with a line break: here, and
-    /// not in next(), since no attempt could help. Where the URL is not the program's own,
-    /// construct the client inside the coroutine, in the try block that is there for next():
+    /// The URL is http://host[:port]/path?query; a fragment is dropped. Throws
+    /// std::invalid_argument for any other URL, and for options that cannot work, such as a header
+    /// with a line break: here and not in next(), since no attempt could succeed. If the URL comes
+    /// from outside the program, construct the client inside the coroutine, in the try block around
+    /// next():
     ///
     ///     try {
     ///         sse::client source(here, url);
@@ -10673,7 +10679,7 @@ public:
     client(Context& where, const std::string& url, client_options o = {})
         : client(asio::any_io_executor(where.get_executor()), url, std::move(o)) {}
 
-    /// Closes. A next() that waits ends as with close().
+    /// Closes the client. A waiting next() ends as with close().
     ~client() {
         if (core_) core_->close();
     }
@@ -10684,48 +10690,49 @@ public:
         return *this;
     }
 
-    /// The next event. Nothing: it is over for good, after 204, close(), the end of a body without
-    /// reconnecting, or a call that threw. One call at a time.
+    /// Returns the next event, or nullopt if the client is over for good: after 204, close(), the
+    /// end of a body without reconnecting, or a call that threw. One call at a time.
     ///
-    /// Throws std::system_error, after which it is over: errc::bad_status, errc::bad_content_type,
-    /// errc::too_many_redirects, errc::event_too_large, errc::bad_answer for a coding that was not
-    /// asked for; and when it does not reconnect, or no more: errc::bad_answer, errc::timed_out and
-    /// the network's errors. std::logic_error for a second call beside one that waits.
+    /// Throws std::system_error, after which the client is over: errc::bad_status,
+    /// errc::bad_content_type, errc::too_many_redirects, errc::event_too_large, errc::bad_answer
+    /// for a coding that was not asked for; and, if it does not reconnect or has given up:
+    /// errc::bad_answer, errc::timed_out and network errors. Throws std::logic_error for a second
+    /// call while one is waiting.
     ///
-    /// Cancellation: in each phase, operation_aborted is thrown. After a terminal one it is over;
-    /// after a total or partial one, where the coroutine lets them through, the next call goes on
-    /// where this one was, and no event is lost. The operators of Asio, as in `next() || wait`,
-    /// send a terminal one: use next_for().
+    /// Cancellation: in every phase, by throwing operation_aborted. After a terminal one the client
+    /// is over; after a total or partial one, if the coroutine lets them through, the next call
+    /// continues where this one stopped, and no event is lost. Asio's operators, as in `next() ||
+    /// wait`, send a terminal one: use next_for() instead.
     asio::awaitable<std::optional<event>> next() {
         return detail::client_core::next(core_, std::chrono::steady_clock::time_point::max());
     }
 
-    /// As next(), but waits no longer than that. Nothing: no event in that time, and nothing is
-    /// lost or interrupted, the next call goes on; or it is over, which over() tells.
+    /// Like next(), but waits at most this long. Returns nullopt if no event came within this time,
+    /// which loses and interrupts nothing: the next call continues. Also nullopt if the client is
+    /// over; over() tells the two apart.
     asio::awaitable<std::optional<event>> next_for(std::chrono::milliseconds time) {
-        const auto most =
-            std::min(time, event_parser::max_retry); // the clock can be asked for that
+        const auto most = std::min(time, event_parser::max_retry); // the clock cannot overflow
         return detail::client_core::next(core_, std::chrono::steady_clock::now() + most);
     }
 
-    /// Whether next() can give no event any more.
+    /// Whether next() can return no further event.
     bool over() const noexcept { return core_->over(); }
 
-    /// Ends it for good, and a next() that waits, which gives nothing.
+    /// Ends the client for good; a waiting next() returns nullopt.
     void close() { core_->close(); }
 
-    /// Of the last answer; 0 before the first.
+    /// The status of the last response; 0 before the first.
     int status() const noexcept { return core_->head().status; }
-    /// Body of an answer that was no event stream, at most 64 KiB of it.
+    /// The body of a response that was not an event stream, at most 64 KiB of it.
     const std::string& answer() const noexcept { return core_->answer(); }
-    /// The first of that name in the last answer; valid until the next one.
+    /// The first field of this name in the last response; valid until the next response.
     std::optional<std::string_view> header(std::string_view name) const noexcept {
         return core_->head().header(name);
     }
-    /// What a reconnection resumes behind; to be kept by who wants to resume in another process.
+    /// The id after which a reconnection resumes; store it to resume in another process.
     const std::string& last_event_id() const noexcept { return core_->last_event_id(); }
-    /// Of the last answer, after redirects. A reconnection begins behind those that are permanent,
-    /// 301 and 308, and goes through the others again.
+    /// The URL of the last response, after redirects. A reconnection begins after the permanent
+    /// ones, 301 and 308, and follows the others again.
     std::string_view url() const noexcept { return core_->url(); }
     /// Event streams opened so far.
     std::uint64_t connections() const noexcept { return core_->connections(); }
@@ -10784,16 +10791,16 @@ SSE_DECL client_options client_core::checked(client_options o) {
     return o;
 }
 
-/// Whether the id comes out of a header field as it went in. A server of somebody else may give any
-/// id but with CR, LF and NUL; one that another refuses would end the client for good.
+/// Whether a header field carries the id unchanged. A server may give any id without CR, LF and
+/// NUL; if one made the next request fail, the client would be over for good.
 SSE_DECL bool client_core::can_travel(std::string_view id) noexcept {
-    constexpr std::size_t most = 4 * 1024; // many servers take 8 KiB of a head
+    constexpr std::size_t most = 4 * 1024; // many servers accept heads of 8 KiB
     const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
     return !id.empty() && id.size() <= most && trim(id) == id &&
            std::none_of(id.begin(), id.end(), control);
 }
 
-/// Without this a value with a line break could add headers, or a whole request.
+/// Without this check, a value with a line break could add headers, or a whole request.
 SSE_DECL void client_core::check_header(std::string_view name, std::string_view value) {
     const auto need = [&](bool right, const char* what) {
         if (right) return;
@@ -10825,25 +10832,26 @@ SSE_DECL void client_core::check_header(std::string_view name, std::string_view 
 SSE_DECL asio::awaitable<std::optional<event>> client_core::next(std::shared_ptr<client_core> self,
                                                                  clock::time_point until) {
     const turn only_one(*self);
-    const bool given = self->found_ || self->failure_; // by what went on after a call gave up
+    const bool given = self->found_ || self->failure_; // by a call that was given up
     if (!given && !self->working_ && !self->over_) self->start();
     asio::error_code woken;
     while (self->working_ && !self->closed_) {
         self->timers_->caller.expires_at(until);
         co_await self->timers_->caller.async_wait(asio::redirect_error(asio::use_awaitable, woken));
         if (!self->working_ || self->closed_) break;
-        if (!woken) co_return std::nullopt; // that time has come; the work goes on
+        if (!woken) co_return std::nullopt; // timed out; the work continues
         const auto state = co_await asio::this_coro::cancellation_state;
         const bool terminal = (state.cancelled() & asio::cancellation_type::terminal) !=
                               asio::cancellation_type::none;
-        if (terminal) self->close(); // nothing goes on that nobody waits for
+        if (terminal) self->close(); // nobody will ask for its result
         throw std::system_error(asio::error::operation_aborted, "sse::client");
     }
     if (const auto failed = std::exchange(self->failure_, nullptr)) std::rethrow_exception(failed);
     co_return std::exchange(self->found_, std::nullopt);
 }
 
-/// Works until there is an event, or it is over. An event that is there already takes no coroutine.
+/// Works until there is an event or the client is over. An event that is already here needs no
+/// coroutine.
 SSE_DECL void client_core::start() {
     working_ = true;
     std::exception_ptr failed;
@@ -10907,15 +10915,15 @@ SSE_DECL void client_core::close() {
     timers_->caller.cancel();
 }
 
-/// Coroutines and handlers are dropped by the context itself.
+/// The context itself destroys coroutines and handlers.
 SSE_DECL void client_core::abandon() noexcept {
-    const auto self = shared_from_this(); // a waiter may be the last who has it
+    const auto self = shared_from_this(); // a waiter may hold the last reference
     over_ = closed_ = true;
     disconnect();
     timers_.reset();
 }
 
-/// Everything of the connection ends, also what is still under way.
+/// Ends everything that belongs to the connection, including what is still under way.
 SSE_DECL void client_core::disconnect() noexcept {
     ++operation_;
     if (lookup_) lookup_->forget(this);
@@ -10941,7 +10949,7 @@ SSE_DECL void client_core::ended(std::uint64_t operation, const asio::error_code
     timers_->step.cancel();
 }
 
-/// Until the operation begun has ended, or that time has come: errc::timed_out.
+/// Waits until the operation has ended and returns its result, or errc::timed_out at this time.
 SSE_DECL asio::awaitable<std::error_code> client_core::wait(clock::time_point until) {
     asio::error_code woken;
     timers_->step.expires_at(until);
@@ -10959,7 +10967,7 @@ client_core::from_now(std::chrono::milliseconds time) noexcept {
 // ---- names ----
 
 SSE_DECL std::shared_ptr<name_lookup> name_lookup::of(const std::string& host) {
-    // Threads may outlive main() and its statics: each has the table too.
+    // Threads may outlive main() and its statics, so each shares the table.
     static const auto all = std::make_shared<table>();
     const std::lock_guard lock(all->mutex);
     if (const auto at = all->running.find(host); at != all->running.end()) return at->second;
@@ -10968,11 +10976,11 @@ SSE_DECL std::shared_ptr<name_lookup> name_lookup::of(const std::string& host) {
     all->waiting.push_back(lookup);
     if (all->threads == max_threads) return lookup;
     try {
-        const asio::detail::signal_blocker blocked; // no signal of the program's is handled there
+        const asio::detail::signal_blocker blocked; // this thread handles no signals
         std::thread([shared = all] { work(shared); }).detach();
         ++all->threads;
     } catch (const std::system_error& e) {
-        if (all->threads > 0) return lookup; // one of those does it
+        if (all->threads > 0) return lookup; // one of them will do it
         all->waiting.clear();
         all->running.clear();
         lookup->finish(e.code(), {});
@@ -10999,7 +11007,7 @@ SSE_DECL void name_lookup::work(const std::shared_ptr<table>& all) {
             failed = asio::error::no_memory;
         }
         lock.lock();
-        all->running.erase(one->host_); // who asks from here on wants a new one
+        all->running.erase(one->host_); // later callers start a new one
         lock.unlock();
         one->finish(failed, std::move(found));
     }
@@ -11038,7 +11046,7 @@ SSE_DECL bool name_lookup::await(const void* who, const asio::any_io_executor& w
 }
 
 SSE_DECL void name_lookup::forget(const void* who) {
-    std::vector<waiter> gone; // what they hold may end with them, and come here again
+    std::vector<waiter> gone; // destroyed unlocked: it may lead back here
     const std::lock_guard lock(mutex_);
     for (auto& one : waiters_) {
         if (one.who == who) gone.push_back(std::move(one));
@@ -11056,14 +11064,14 @@ SSE_DECL std::optional<asio::error_code> name_lookup::result(addresses& found) c
 }
 
 SSE_DECL void name_lookup::finish(const asio::error_code& failed, addresses found) noexcept {
-    const std::lock_guard lock(mutex_); // held: a context that goes away waits in forget()
+    const std::lock_guard lock(mutex_); // held: a context being destroyed waits in forget()
     done_ = true;
     failed_ = failed;
     found_ = std::move(found);
     for (auto& one : waiters_) {
         try {
             asio::post(one.where, std::move(one.that));
-        } catch (...) {} // no memory: his timeout tells him
+        } catch (...) {} // out of memory: the waiter times out
     }
     waiters_.clear();
 }
@@ -11089,12 +11097,13 @@ SSE_DECL void client_registry::shutdown() {
     }
 }
 
-// ---- one answer ----
+// ---- one response ----
 
-/// Connects, asks, follows redirects. A code: it is worth another attempt. Throws for what is not.
+/// Connects, sends the request, follows redirects. Returns an error that is worth another attempt;
+/// throws any other.
 SSE_DECL asio::awaitable<std::error_code> client_core::open() {
     if (std::exchange(pausing_, false)) {
-        begin(); // nothing that could end it before its time
+        begin(); // no operation that could end the wait early
         const std::error_code slept = co_await wait(clock::now() + pause_);
         detail_.clear();
         retry_after_ = {};
@@ -11155,7 +11164,7 @@ SSE_DECL asio::awaitable<void> client_core::renew(int status) {
     fresh_ = std::move(headers);
 }
 
-/// One request, and the head of its answer.
+/// Sends one request and reads the head of its response.
 SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
     disconnect();
     std::error_code failed = co_await resolve(what.url);
@@ -11167,7 +11176,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
     asio::async_write(link_->socket, asio::buffer(link_->request), begin());
     const std::error_code unsent = co_await wait(until);
     if (unsent == errc::timed_out || over_) co_return unsent;
-    // A server that refuses a large body may answer and close before it has all of it.
+    // A server that refuses a large body may respond and close before it has read all of it.
     failed = co_await read_head(until);
     if (failed && unsent) co_return unsent;
     if (!failed) url_ = what.url.text();
@@ -11178,8 +11187,8 @@ SSE_DECL asio::awaitable<std::error_code> client_core::resolve(const http_url& u
     const std::string host = url.host_to_resolve();
     auto found = name_lookup::known(host);
     if (found.empty()) {
-        // One that still runs from an attempt before is as good, and is ahead; one that has failed
-        // meanwhile is not.
+        // A lookup that still runs from an earlier attempt will do, and finishes sooner; one that
+        // has failed since then will not.
         const auto before = lookup_ ? lookup_->result(found) : std::nullopt;
         if (!lookup_ || lookup_->host() != host || (before && *before)) {
             lookup_ = name_lookup::of(host);
@@ -11204,8 +11213,8 @@ SSE_DECL asio::awaitable<std::error_code> client_core::resolve(const http_url& u
     co_return std::error_code();
 }
 
-/// First those that worked, then the two families in turn (RFC 8305 4): where all of one is dead,
-/// the second attempt is of the other.
+/// First the endpoints that worked before, then the two address families alternately (RFC 8305 4):
+/// if one family does not work, the second attempt uses the other.
 SSE_DECL void client_core::order_endpoints() {
     std::vector<asio::ip::tcp::endpoint> families[2]; // that of the first address first
     for (const auto& one : endpoints_) {
@@ -11226,14 +11235,14 @@ SSE_DECL void client_core::order_endpoints() {
 }
 
 SSE_DECL void client_core::note_worked(const asio::ip::tcp::endpoint& where) {
-    constexpr std::size_t most = 8; // redirects lead to many places
+    constexpr std::size_t most = 8; // redirects lead to many endpoints
     worked_.erase(std::remove(worked_.begin(), worked_.end(), where), worked_.end());
     worked_.insert(worked_.begin(), where);
     worked_.resize(std::min(worked_.size(), most));
 }
 
-/// To the first address that takes it. The next one is begun when those before it have failed, or
-/// after a quarter of a second: a dead address does not cost its whole timeout (RFC 8305 5).
+/// Connects to the first address that accepts. The next attempt begins when an earlier one has
+/// failed, or after 250 ms, so that a dead address does not cost its whole timeout (RFC 8305 5).
 SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
     constexpr std::chrono::milliseconds delay{250};
     std::error_code failed = make_error_code(errc::bad_answer);
@@ -11282,7 +11291,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
     racing_.clear();
     const auto peer = link_->socket.remote_endpoint(ignored);
     if (!ignored) note_worked(peer);
-    // It is for speed.
+    // Only for speed, so errors do not matter.
     link_->socket.set_option(asio::ip::tcp::no_delay(true), ignored);
     probe_when_silent(link_->socket);
     co_return std::error_code();
@@ -11310,18 +11319,18 @@ SSE_DECL std::string client_core::request_text(const target& what) const {
     headers.insert(headers.end(), fresh_.begin(), fresh_.end());
     bool accept = false;
     for (const auto& [name, value] : headers) {
-        // By what is known to be harmless: a key may have any name.
+        // Lists what is harmless, not what is secret: a secret may be in a field of any name.
         if (what.foreign && !one_of(name, {"Accept", "Accept-Language", "User-Agent"})) continue;
         if (!what.with_body && one_of(name, {"Content-Type", "Content-Encoding", "Content-Language",
                                              "Content-Location"})) {
-            continue; // Fetch standard 4.4: these go with the body
+            continue; // Fetch standard 4.4: these are dropped along with the body
         }
         accept = accept || equal_ignoring_case(name, "Accept");
         add(name, value);
     }
     if (!accept) add("Accept", "text/event-stream");
     add("Accept-Encoding", "identity");
-    add("Cache-Control", "no-cache"); // Fetch standard 4.6, for what must not come from a cache
+    add("Cache-Control", "no-cache"); // Fetch standard 4.6, so that no cache responds
     if (can_travel(last_event_id())) add("Last-Event-ID", last_event_id());
     const bool has_body = what.with_body && (!options_.body.empty() || what.method == "POST" ||
                                              what.method == "PUT" || what.method == "PATCH");
@@ -11331,7 +11340,7 @@ SSE_DECL std::string client_core::request_text(const target& what) const {
     return text;
 }
 
-/// Reads until the final head is there: interim answers before it are skipped (RFC 9110 15.2).
+/// Reads until the final head is complete; interim responses before it are skipped (RFC 9110 15.2).
 SSE_DECL asio::awaitable<std::error_code> client_core::read_head(clock::time_point until) {
     std::size_t interim = 0; // bytes
     head_parser parser(options_.max_head_bytes);
@@ -11366,7 +11375,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::read(clock::time_point un
     co_return failed;
 }
 
-/// What the server says in place of a stream: for people, so that no trouble with it matters.
+/// Reads the body of a response that is not a stream. It is for people, so errors do not matter.
 SSE_DECL asio::awaitable<void> client_core::read_answer() {
     constexpr std::size_t most = 64 * 1024;
     constexpr std::chrono::milliseconds patience{5'000};
@@ -11405,7 +11414,8 @@ SSE_DECL void client_core::redirect(target& what) const {
         what.method = "GET";
         what.with_body = false;
     }
-    // Once gone they stay away: a foreign server must not choose what they are used for.
+    // Once withheld, secrets stay withheld: a foreign server must not choose what they are used
+    // for.
     what.foreign = !options_.trust_redirects && (what.foreign || !what.url.same_origin(origin_));
     if (what.foreign && what.with_body && !options_.body.empty()) {
         fail(errc::bad_status, "status " + std::to_string(head_.status) + ": it redirects to " +
@@ -11431,7 +11441,7 @@ SSE_DECL asio::awaitable<void> client_core::receive() {
     }
 }
 
-/// Takes out of the input what is of the body, and notes its end.
+/// Removes what belongs to the body from the input and returns it; notes the end of the body.
 SSE_DECL std::string client_core::take_body() {
     const auto progress = body_->feed(input_);
     if (progress == body_decoder::progress::complete) ending_ = std::error_code();
@@ -11439,10 +11449,11 @@ SSE_DECL std::string client_core::take_body() {
     return body_->take();
 }
 
-/// A stream has ended, or could not be opened. Throws when there is no other attempt.
+/// Called when a stream has ended or could not be opened. Throws the error if there is no further
+/// attempt.
 SSE_DECL void client_core::finish(std::error_code failed) {
-    // A server that takes each connection and drops it must not be asked again without end, nor
-    // without a pause that grows. One that is quiet for long is well, though.
+    // A server that accepts each connection and drops it must not be asked again forever, nor
+    // without a growing pause. One that is merely quiet for a long time is fine, though.
     const bool was_stream = std::exchange(streaming_, false);
     const bool succeeded = was_stream && (proven_ || clock::now() - opened_ > pause_);
     failures_ = succeeded ? 0 : failures_ + 1;
@@ -11462,7 +11473,7 @@ SSE_DECL void client_core::finish(std::error_code failed) {
     if (failed) fail(failed, detail_);
 }
 
-/// The server's reconnection time, or the option's, doubled for each failure in a row but the
+/// The server's reconnection time, or the option's, doubled for each failure in a row after the
 /// first.
 SSE_DECL std::chrono::milliseconds client_core::next_pause() {
     auto wait = static_cast<double>(parser_.retry().value_or(options_.retry).count());
