@@ -1,12 +1,13 @@
 // beast.cpp - a Boost.Beast server that leaves /events/... to sse.hpp, on the same port. Run it,
 // then open http://localhost:8080/, or: curl -N http://localhost:8080/events/clock
 //
-// What passes between the two is the descriptor of the socket and the bytes that Beast has read.
-// The event streams have threads of their own, see beast_events.cpp.
+// Beast hands over the descriptor of the socket and the bytes that it has read. The event streams
+// have threads of their own, see beast_events.cpp.
 #include "beast_events.hpp"
 #include "program.hpp"
 
-// Boost 1.74 does not see that clang with libstdc++ has coroutines, and forgets <utility>.
+// Boost 1.74 does not detect the coroutines of clang with libstdc++, and does not include
+// <utility>.
 #if defined(__clang__) && !defined(BOOST_ASIO_HAS_CO_AWAIT)
 #define BOOST_ASIO_HAS_CO_AWAIT 1
 #define BOOST_ASIO_HAS_STD_COROUTINE 1
@@ -45,7 +46,7 @@ new EventSource("/events/clock").onmessage = event => {
 
 void hand_over(beast::tcp_stream& stream, const http::request_header<>& head,
                const beast::flat_buffer& read_ahead, event_streams& events) {
-    std::ostringstream received; // the head as bytes again, then what came behind it
+    std::ostringstream received; // the head as bytes again, then what came after it
     received << head << beast::buffers_to_string(read_ahead.data());
     events.adopt(stream.release_socket().release(), received.str());
 }
@@ -77,7 +78,7 @@ net::awaitable<void> listen(tcp::acceptor& acceptor, event_streams& events) {
         tcp::socket socket = co_await acceptor.async_accept(net::use_awaitable);
         beast::tcp_stream stream(std::move(socket));
         net::co_spawn(acceptor.get_executor(), serve(std::move(stream), events),
-                      net::detached); // it throws when its client leaves
+                      net::detached); // it throws when its client disconnects
     }
 }
 

@@ -1,5 +1,5 @@
 // beast_events.cpp - the event streams of beast.cpp: a server with threads but no listener of its
-// own, whose connections come from another one.
+// own, whose connections come from another server.
 #include "beast_events.hpp"
 
 #include "sse.hpp"
@@ -17,7 +17,7 @@ event_streams::event_streams() : state_(std::make_unique<state>()) {
         for (; !stop.stop_requested(); std::this_thread::sleep_for(200ms)) {
             const std::time_t now = std::time(nullptr);
             const std::string_view text(std::ctime(&now), 24);
-            if (server.try_publish("/clock", {.data = text})) break; // stopped
+            if (server.try_publish("/clock", {.data = text})) break; // the server was stopped
         }
     });
 }

@@ -1,7 +1,7 @@
 // beast_events.hpp - what beast.cpp knows of its event streams.
 //
-// Two files, since Boost.Asio and standalone Asio are two libraries that do not stand each other in
-// one translation unit: Boost before 1.75 and Asio define the same names in the global namespace.
+// Two files, since Boost.Asio and standalone Asio are two libraries that conflict in one
+// translation unit: Boost before 1.75 and Asio define the same names in the global namespace.
 #pragma once
 
 #include <memory>
@@ -12,7 +12,8 @@ public:
     event_streams();
     ~event_streams();
 
-    // Serves the socket, of which `received` was read already, beginning with a request's head.
+    // Serves the socket. `received` is what was already read from it, beginning with a request's
+    // head.
     void adopt(int socket, std::string received);
 
 private:

@@ -1,7 +1,8 @@
-// chat.cpp - a room with a page, and who is in it. Run it, then open http://localhost:8080/ twice
+// chat.cpp - a chat room with a page that shows who is in it. Run it, then open
+// http://localhost:8080/ twice
 //
-// GET /room?name=Ann is the stream: what was said of late, what is said, and event `here`, the
-// names, whenever somebody comes or goes. POST /say takes {"name": "Ann", "text": "hello"}.
+// GET /room?name=Ann is the stream: the last messages, then new ones, and whenever somebody comes
+// or goes, event `here` with the names. POST /say takes {"name": "Ann", "text": "hello"}.
 #include "sse.hpp"
 
 #include "json.hpp"
@@ -9,7 +10,7 @@
 
 #include <iostream>
 
-// Who is here, by stream. Streams begin and end on several threads.
+// The names of those present, by stream. Streams begin and end on several threads.
 class presence {
 public:
     void add(std::uint64_t stream, std::string name) {
@@ -33,7 +34,7 @@ private:
     std::map<std::uint64_t, std::string> names_;
 };
 
-// For those who are here now: whoever comes back is told anew.
+// Ephemeral, only for those who are here now: whoever comes back gets a new list.
 void tell_who_is_here(sse::server& server, const presence& here) {
     const std::string names = here.as_json();
     const std::error_code stopped =
@@ -76,7 +77,7 @@ int main(int argc, char** argv) {
         sse::server* room = nullptr;
         sse::options options;
         options.handle_signals = true;
-        options.cors.origin = sse::localhost_origins(); // else a stranger's page could say things
+        options.cors.origin = sse::localhost_origins(); // or any site's page could post
         options.on_disconnect = [&](const sse::stream_info& gone, sse::end_reason) {
             if (here.remove(gone.id)) tell_who_is_here(*room, here);
         };

@@ -1,8 +1,9 @@
-// client.cpp - reads an event stream as curl reads a file, and comes back when it breaks. Run:
+// client.cpp - reads an event stream as curl reads a file, and reconnects when it breaks. Run:
 // client http://localhost:8080/subscribe/ [-X METHOD] [-H 'Name: value'] [-d BODY] [--once]
 //
-// Prints each event as it stands in a stream. --once: no second connection. Status: 0 the stream
-// ended for good, 1 the network failed, 2 wrong arguments, 3 the answer is no event stream.
+// Prints each event in the format of the stream. --once: does not reconnect. Exit status: 0 the
+// stream ended for good, 1 the network failed, 2 wrong arguments, 3 the response is not an event
+// stream.
 #include "sse.hpp"
 
 #include "program.hpp"
@@ -64,7 +65,7 @@ constexpr std::string_view usage =
     "usage: client URL [-X METHOD] [-H 'Name: value'] [-d BODY] [--once]\n";
 
 int main(int argc, char** argv) {
-    program::keep_standard_descriptors(); // SIGPIPE ends it, as it does any program in a pipe
+    program::keep_standard_descriptors(); // SIGPIPE ends it, as any program in a pipe
     try {
         if (argc == 2 && (argv[1] == std::string("--help") || argv[1] == std::string("-h"))) {
             std::cout << usage;

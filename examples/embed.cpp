@@ -1,8 +1,8 @@
 // embed.cpp - the server on the program's own io_context. Run it, then: curl -N
-// http://localhost:8080/subscribe/counter, and from elsewhere: curl -d '' http://localhost:8080/add
+// http://localhost:8080/subscribe/counter, and elsewhere: curl -d '' http://localhost:8080/add
 //
-// One thread runs all of it: the program's coroutines, the handlers, the streams. So they share
-// what they like, here a plain int, without a lock.
+// One thread runs the program's coroutines, the handlers and the streams, so they can share data,
+// here a plain int, without a lock.
 #include "sse.hpp"
 
 #include "program.hpp"
@@ -11,12 +11,12 @@
 
 using namespace std::chrono_literals;
 
-// What the program does anyway.
+// The program's own work.
 asio::awaitable<void> count(sse::server& server, int& counter) {
     asio::steady_timer timer(co_await asio::this_coro::executor);
     for (;; ++counter) {
         const std::string text = std::to_string(counter);
-        if (server.try_publish("/counter", {.data = text})) break; // it was stopped
+        if (server.try_publish("/counter", {.data = text})) break; // the server was stopped
         timer.expires_after(200ms);
         co_await timer.async_wait(asio::use_awaitable);
     }
@@ -37,6 +37,6 @@ int main(int argc, char** argv) {
         asio::co_spawn(io, count(server, counter), [](std::exception_ptr failed) {
             if (failed) std::rethrow_exception(failed);
         });
-        io.run(); // until the signal: then nothing is left
+        io.run(); // until the signal: then no work is left
     });
 }

@@ -7,7 +7,7 @@
 //   GET  /hub/stats            the hub's own counters, once a second, as event `stats`; with
 //                              ?topic= also the events of that topic, which is what the page reads
 //
-// Every message has an id, and who comes back with it misses nothing.
+// Every message has an id, and a client that comes back with it misses nothing.
 // `hub --help` lists every flag (hub_options.hpp); publishing from a shell is described at its end.
 #include "sse.hpp"
 
@@ -47,7 +47,7 @@ using hub_options::usage_error;
 using std::chrono::milliseconds;
 
 // >>publish //////////////////////////////////////////////////////////////////////////////////////
-// POST /publish/<topic>: who may, what is in the body, what is answered.
+// POST /publish/<topic>: who may publish, what the body contains, what the response is.
 
 struct publication {
     std::string event = {}, data = {};
@@ -79,7 +79,7 @@ bool same_ignoring_case(std::string_view a, std::string_view b) {
 }
 
 // Takes as long for a token that is wrong in its first character as for one wrong in its last, so
-// that the answer's time does not tell how much of a guess was right.
+// that the response time does not reveal how much of a guess was correct.
 bool same_secret(std::string_view given, std::string_view secret) {
     std::size_t different = given.size() ^ secret.size();
     for (std::size_t i = 0; i < given.size(); ++i)
@@ -95,7 +95,7 @@ bool holds_token(const sse::request& request, std::string_view token) {
     return first != given.npos && same_secret(given.substr(first), token);
 }
 
-// A form's "a+b%21" is "a b!".
+// Decodes a form's "a+b%21" to "a b!".
 std::string form_text(std::string_view raw) {
     std::string text;
     for (std::size_t i = 0; i < raw.size(); ++i) {
@@ -187,7 +187,7 @@ std::string_view trimmed(std::string_view text) {
     return text;
 }
 
-// An event stream is UTF-8: a body in another encoding would reach its readers as garbage.
+// An event stream is UTF-8: a body in another encoding would reach its subscribers as garbage.
 void require_utf8_charset(std::string_view parameters) {
     while (!parameters.empty()) {
         const std::string_view one = parameters.substr(0, parameters.find(';'));
@@ -242,7 +242,7 @@ publication read_publication(std::string_view content_type, std::string body) {
                    415);
 }
 
-// The publication, or the refusal that explains why it is none.
+// Returns the publication, or the refusal that explains why the request is not one.
 std::pair<publication, std::optional<answer>>
 try_read(const sse::request& request, std::string_view content_type, std::string body) {
     try {
@@ -266,7 +266,7 @@ int status_for(const std::error_code& failure) {
     return 400; // an event name, an id or a topic that the wire cannot carry
 }
 
-// The server's own id of the message, for a client that wants to go on after it.
+// The id that the server gave the message, for a client that wants to continue after it.
 std::string id_of(const sse::server& server, std::uint64_t sequence) {
     const std::string newest = server.last_id();
     return newest.substr(0, newest.rfind('-') + 1) + std::to_string(sequence);
@@ -364,8 +364,8 @@ std::string stats(const sse::server& server) {
     return json + '}';
 }
 
-// Sent to those who ask, not published: other subscribers have no use for it, and it would count
-// among the messages that it counts.
+// Sent to the clients of this route, not published: other subscribers have no use for it, and it
+// would count itself among the messages.
 asio::awaitable<void> send_stats(const sse::server& server, sse::stream& client) {
     for (const std::string& topic : client.request().query_values("topic")) client.subscribe(topic);
     for (;;) {
@@ -407,7 +407,7 @@ void log(output& out, const sse::log_entry& entry) {
 }
 
 // >>run //////////////////////////////////////////////////////////////////////////////////////////
-// The main thread publishes the demo's feeds. It sleeps in between.
+// The main thread publishes the demo's feeds, and sleeps in between.
 
 asio::awaitable<void> run_feed(sse::server& server, demo::feed feed) {
     asio::steady_timer timer(co_await asio::this_coro::executor);
@@ -421,7 +421,7 @@ void rethrow(std::exception_ptr failure) {
     if (failure) std::rethrow_exception(failure);
 }
 
-// An EventSource cannot send a header, so the token may stand in the query.
+// An EventSource cannot set a header field, so the token may also be in the query.
 asio::awaitable<sse::access> let_in(const sse::request& request, const std::string& token) {
     const std::string asked = request.query_value("token").value_or("");
     if (holds_token(request, token) || same_secret(asked, token)) co_return sse::access{};
@@ -435,7 +435,7 @@ void choose_origins(settings& chosen) {
     if (!any && !chosen.allowed.empty()) chosen.options.cors.origin = sse::origins(chosen.allowed);
 }
 
-// What the server finds wrong with the options; empty: nothing.
+// Why the server refuses the options; empty if it accepts them.
 std::string complaint_about(settings chosen) {
     try {
         choose_origins(chosen);
@@ -444,8 +444,8 @@ std::string complaint_about(settings chosen) {
     } catch (const std::exception& refused) { return refused.what(); }
 }
 
-// The server names an option as a program does: sse::options::max_head_bytes. The flag that it
-// complains about is the one without which it says something else.
+// Turns a complaint of the server, which names an option as in C++, sse::options::max_head_bytes,
+// into one that names a flag: the one without which the server complains differently or not at all.
 std::string as_flag(const settings& chosen, const std::string& complaint) {
     for (const auto& suspect : chosen.given) {
         settings others;
@@ -454,7 +454,7 @@ std::string as_flag(const settings& chosen, const std::string& complaint) {
         if (complaint_about(others) == complaint) continue;
         const std::string_view option = "sse::options::";
         std::string reason = complaint;
-        if (reason.starts_with(option)) { // then the option's name
+        if (reason.starts_with(option)) { // and the name follows
             reason.erase(0, option.size());
             reason.erase(0, std::min(reason.find_first_of(" :"), reason.size()));
             reason.erase(0, reason.find_first_not_of(" :"));
@@ -465,7 +465,7 @@ std::string as_flag(const settings& chosen, const std::string& complaint) {
     return complaint;
 }
 
-// The hub's own routes win over the server's, which could not be reached then.
+// The hub's own routes win over the server's, which would then be unreachable.
 void check_paths(const settings& chosen) {
     const auto check = [](std::string_view flag, std::string path) {
         while (path.ends_with('/')) path.pop_back();
@@ -529,8 +529,9 @@ void listen(sse::server& server, const settings& chosen) {
     }
 }
 
-// SIGHUP comes when the terminal is closed: then the hub ends as by SIGTERM. nohup has it ignored,
-// and so it stays. SIGUSR1 and SIGUSR2 mean nothing here, and are no reason to end.
+// SIGHUP comes when the terminal is closed: the hub then ends as on SIGTERM. If it was ignored at
+// the start, as under nohup, it stays ignored. SIGUSR1 and SIGUSR2 mean nothing here, and must not
+// end the hub.
 void take_signals(asio::signal_set& signals) {
     for (const int each : {SIGINT, SIGTERM}) signals.add(each);
     struct sigaction before {};
@@ -568,7 +569,7 @@ void run(sse::server& server, const settings& chosen, output& out) {
     io.run();
 
     // A second Ctrl-C or SIGTERM ends the program at once. A second SIGHUP does not: a shell that
-    // ends sends another one.
+    // exits sends another one.
     signals.clear();
     std::signal(SIGHUP, SIG_IGN);
     const std::uint64_t clients = server.counters().streams;

@@ -22,7 +22,7 @@ namespace demo {
 
 using std::chrono::milliseconds;
 
-// Publishes once and says when it wants to be called again.
+// Publishes once and returns after how long to call it again.
 using feed = std::function<milliseconds(sse::server&)>;
 
 inline double between(double low, double high) {
@@ -34,13 +34,13 @@ inline std::size_t below(std::size_t limit) {
     return static_cast<std::size_t>(between(0, static_cast<double>(limit))) % limit;
 }
 
-// A pause of this many seconds on average, as independent visitors would leave.
+// A random pause of this many seconds on average, as between independent visitors.
 inline milliseconds now_and_then(double seconds) {
     return milliseconds(1 + static_cast<long>(-1000 * seconds * std::log(between(1e-3, 1))));
 }
 
-// Members of one JSON object. Text is given as plain ASCII without quotes by the feeds below, so
-// nothing here needs escaping; a program that publishes foreign text has to escape it.
+// Builds one JSON object. The feeds below use only plain ASCII without quotes, so nothing here
+// needs escaping; a program that publishes other people's text has to escape it.
 class object {
 public:
     object& text(std::string_view name, std::string_view value) {
@@ -63,7 +63,7 @@ private:
     std::string members_;
 };
 
-// A demo may miss an event rather than wait for room: the result is left aside on purpose.
+// The demo drops an event rather than wait for room: the result is ignored on purpose.
 inline void publish(sse::server& server, const std::string& topic, const sse::message& message) {
     static_cast<void>(server.try_publish(topic, message));
 }

@@ -1,4 +1,4 @@
-// hub_log.hpp - the lines that hub.cpp prints. A log must not hold up what it tells of.
+// hub_log.hpp - the lines that hub.cpp prints. A log must not hold up what it reports on.
 #pragma once
 
 #include <chrono>
@@ -24,21 +24,23 @@ namespace hub_log {
 
 constexpr int standard_output = 1, standard_error = 2;
 
-// Writes lines to a descriptor, on a thread of its own, in their order. A pipe that nobody reads,
-// or a slow disk, blocks that thread only: when too many lines wait, further ones are dropped until
-// all of these are written. The number of the dropped ones, and of those that could not be written,
-// is told as soon as a line can be written again.
+// Writes lines to a descriptor in order, on a thread of its own. A pipe that nobody reads, or a
+// slow disk, blocks only that thread: when too many lines wait, further ones are dropped until all
+// of these are written. As soon as a line can be written again, it reports how many were dropped or
+// could not be written.
 class writer {
 public:
     explicit writer(int descriptor, std::size_t most_bytes = 1024 * 1024)
         : state_(std::make_shared<state>()) {
         state_->descriptor = descriptor;
         state_->most_bytes = most_bytes;
-        // Detached, since it may be blocked for good when the program ends. So it owns the state.
+        // Detached, since it may be blocked for good when the program ends; it therefore shares the
+        // state.
         std::thread([s = state_] { run(*s); }).detach();
     }
 
-    // Leaves a second to write what waits. A program that is told to end must not wait for longer.
+    // Waits up to a second for the remaining lines to be written. A program that should end must
+    // not wait for longer.
     ~writer() {
         std::unique_lock lock(state_->mutex);
         state_->ending = true;
@@ -67,7 +69,7 @@ private:
         std::condition_variable changed;
         int descriptor = standard_error;
         std::deque<std::string> lines;
-        std::size_t bytes = 0; // of the lines, with the one that is being written
+        std::size_t bytes = 0; // of the lines, including the one being written
         std::size_t most_bytes = 0;
         std::uint64_t dropped = 0;
         bool ending = false;
@@ -76,7 +78,7 @@ private:
 
     static void run(state& s) {
         std::uint64_t lost = 0;
-        bool torn = false; // a line was written in part
+        bool torn = false; // a line was partly written
         const auto put = [&](const std::string& line) {
             if (torn && !write_all(s.descriptor, "\n", torn)) return false;
             return write_all(s.descriptor, line, torn);
@@ -115,7 +117,7 @@ private:
             const ssize_t written = ::write(descriptor, text.data(), text.size());
             if (written > 0) {
                 text.remove_prefix(static_cast<std::size_t>(written));
-            } else if (written < 0 && errno == EAGAIN) { // others made it non-blocking
+            } else if (written < 0 && errno == EAGAIN) { // another process made it non-blocking
                 pollfd room{descriptor, POLLOUT, 0};
                 ::poll(&room, 1, -1);
             } else if (written == 0 || errno != EINTR) {
@@ -130,13 +132,13 @@ private:
     std::shared_ptr<state> state_;
 };
 
-// Lets one line of a kind through each second. Of the others it keeps the newest and the count,
-// which follow when the second is over. Thread safety: any thread.
+// Passes one line of each kind per second. Of the others it keeps the newest and the count, which
+// follow when the second is over. Thread safety: any thread.
 class once_a_second {
 public:
     using clock = std::chrono::steady_clock;
 
-    // The lines that are due now.
+    // Adds a line and returns the lines that are due now.
     std::vector<std::string> add(const std::string& kind, std::string line,
                                  clock::time_point now = clock::now()) {
         const std::lock_guard lock(mutex_);

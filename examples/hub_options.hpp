@@ -1,7 +1,8 @@
-// hub_options.hpp - the command line of hub.cpp: one table, from which reading and --help follow.
+// hub_options.hpp - the command line of hub.cpp: one table, from which flags are read and --help is
+// made.
 //
-// Reading touches nothing but the settings that it returns, so that a fuzzer may read what it
-// likes: tests/fuzz/fuzz.cpp.
+// Reading has no effect beyond the settings that it returns, so that a fuzzer may try any flags:
+// tests/fuzz/fuzz.cpp.
 #pragma once
 
 #include "sse.hpp"
@@ -48,10 +49,10 @@ struct settings {
         const struct flag* which;
         std::string value;
     };
-    std::vector<given_flag> given; // as they came
+    std::vector<given_flag> given; // in the order given
 };
 
-// What is wrong with the command line, and what would be right.
+// Says what is wrong with the command line, and how to correct it.
 struct usage_error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -59,7 +60,7 @@ struct usage_error : std::runtime_error {
 struct flag {
     std::string_view name;
     std::string_view argument; // empty: a switch, which takes no value
-    std::string help;          // with the default
+    std::string help;          // including the default
     std::function<void(settings&, std::string_view value)> set;
 };
 
@@ -102,14 +103,14 @@ inline void allow_origin(settings& chosen, std::string_view origin) {
 }
 
 inline void check_token(std::string_view token) {
-    // RFC 6750 lets a bearer token have these; with a space or a comma it could never arrive.
+    // More than RFC 6750 lists is allowed, but a token with a space or a comma could never arrive.
     const auto fits = [](char c) { return c > ' ' && c < '\x7f' && c != ',' && c != '"'; };
     if (token.empty() || !std::all_of(token.begin(), token.end(), fits))
         throw usage_error("give a secret of letters, digits and signs, without spaces, for "
                           "example the output of: openssl rand -hex 16");
 }
 
-// One of a few words.
+// Returns the value of one of a few words.
 template <class Value>
 Value one_of(std::string_view text,
              std::initializer_list<std::pair<std::string_view, Value>> words) {
@@ -122,7 +123,7 @@ Value one_of(std::string_view text,
 }
 
 inline void history_for(settings& chosen, std::string_view value) {
-    const std::size_t equals = value.rfind('='); // a topic may have one, a number has none
+    const std::size_t equals = value.rfind('='); // a topic may contain one, a number cannot
     if (equals == value.npos) throw usage_error("give a topic and a number, as in /prices=1000");
     sse::topic_history bound;
     bound.topic = value.substr(0, equals);
@@ -138,7 +139,7 @@ inline flag list_flag(std::string_view name, std::string_view argument, std::str
             }};
 }
 
-// The first use replaces the default.
+// The first use replaces the default list.
 inline flag cors_flag(std::string_view name, std::string_view argument, std::string help,
                       std::vector<std::string> sse::cors_options::*member) {
     return {name, argument, std::move(help) + "; may be repeated",
@@ -367,7 +368,7 @@ inline const flag& find_flag(std::string_view name) {
     };
     const flag& nearest = *std::min_element(flags().begin(), flags().end(), nearer);
     if (nearest.name == name) return nearest;
-    // A slip of the finger; what is further off was meant otherwise.
+    // A typo, if the words are this near; beyond that, something else was meant.
     const std::size_t near = name.size() < 4 ? 1 : std::max<std::size_t>(2, name.size() / 4);
     throw usage_error("there is no --" + std::string(name) +
                       (distance(name, nearest.name) <= near

@@ -1,7 +1,7 @@
 // hub_page.hpp - the page that hub.cpp serves at GET /: one document, no external asset.
 //
-// A strip-chart recorder: paper moves left at one sprocket hole a second, every event name has a
-// pen, a lost connection leaves a hatched gap. Edit it here, by hand; rebuild hub to see it.
+// A strip-chart recorder: the paper moves left at one sprocket hole a second, every event name has
+// a pen, and a lost connection leaves a hatched gap. Edit it here, by hand; rebuild hub to see it.
 // {{prefix}}, {{gap}} and {{publish}} are filled in by hub.cpp, escaped for an HTML attribute.
 //
 // Whatever arrives in an event is written as text (textContent, fillText), never as HTML. The
@@ -11,7 +11,7 @@
 
 #include <string_view>
 
-// Several literals side by side, since MSVC takes at most 16 KB in one.
+// Several adjacent literals, since MSVC accepts at most 16 KB in one.
 inline constexpr std::string_view hub_page = R"page(<!doctype html>
 <html lang="en" data-prefix="{{prefix}}" data-gap="{{gap}}" data-publish="{{publish}}">
 <head>

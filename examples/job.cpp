@@ -1,9 +1,10 @@
-// job.cpp - work that goes on without its client, who may come back for it. Run it, then: curl -N
-// localhost:8080$(curl -s -d '' localhost:8080/jobs); Ctrl-C and the same URL again: it went on.
+// job.cpp - work that continues without its client, which may come back for it. Run it, then:
+// curl -N localhost:8080$(curl -s -d '' localhost:8080/jobs)
+// Press Ctrl-C, then ask for the same URL again: it has continued.
 //
-// POST /jobs starts a job and answers with its path; GET /jobs/{id} shows it from its beginning, or
-// behind Last-Event-ID, to its last event. Whoever comes late gets only the newest progress, which
-// has a key, but every line of the log.
+// POST /jobs starts a job and responds with its path; GET /jobs/{id} shows it from its beginning,
+// or after Last-Event-ID, to its last event. A client that comes late gets every line of the log,
+// but only the newest progress, since progress has a key.
 #include "sse.hpp"
 
 #include "program.hpp"
@@ -16,7 +17,7 @@ using namespace std::chrono_literals;
 
 std::atomic<bool> stopping = false;
 
-// On a thread of the pool, with nothing of HTTP in it.
+// Runs on a thread of the pool, and knows nothing of HTTP.
 void bake(sse::job job) {
     for (const std::string step : {"mix", "knead", "rise", "bake"}) {
         job.send({.event = "log", .data = "now: " + step});

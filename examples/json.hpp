@@ -5,8 +5,9 @@
 //   json::raw(members, "data") is "[1, 2]", json::text(members, "event") is "chat"
 //   json::quoted("a \"b\"") is a JSON string
 //
-// Strict: no comment, no trailing comma, no bare control character, no second member of one name,
-// no text that is not UTF-8. What is wrong is said with its place, for a person to mend.
+// Strict: no comment, no trailing comma, no bare control character, no second member of the same
+// name, no text that is not UTF-8. Errors say where and what is wrong, so that a person can correct
+// it.
 #pragma once
 
 #include <algorithm>
@@ -24,13 +25,13 @@ struct error : std::runtime_error {
 
 struct member {
     std::string name;
-    std::string_view value; // its text, valid as long as the text that was read
+    std::string_view value; // as written; valid as long as the text that was read
     bool is_string;         // then `text` holds it decoded
     std::string text;
 };
 
-// The length of the UTF-8 sequence that `bytes` begins with; 0 when it is none. Overlong forms,
-// surrogates and code points over U+10FFFF are none (RFC 3629).
+// The length of the UTF-8 sequence that `bytes` begins with; 0 if that is not valid. Overlong
+// forms, surrogates and code points over U+10FFFF are not (RFC 3629).
 inline std::size_t utf8_length(std::string_view bytes) {
     const auto byte = [&](std::size_t at) {
         return at < bytes.size() ? static_cast<unsigned char>(bytes[at]) : 0u;
@@ -79,8 +80,8 @@ public:
     }
 
 private:
-    // A value inside a value inside a value is read by recursion: without a bound a body of
-    // brackets would overflow the stack.
+    // Nested values are read by recursion: without a limit, a body of brackets would overflow the
+    // stack.
     static constexpr int max_depth = 64;
 
     std::vector<member> object(int depth) {
@@ -192,7 +193,7 @@ private:
         ++at_;
     }
 
-    // After "\u". Beyond U+FFFF there are two escapes, a high and a low surrogate.
+    // After "\u". A code point beyond U+FFFF is two escapes, a high and a low surrogate.
     unsigned long code_point() {
         const unsigned long high = four_hex();
         if (high < 0xD800 || high > 0xDFFF) return high;
@@ -249,19 +250,19 @@ inline const member* find(const std::vector<member>& members, std::string_view n
     return found == members.end() ? nullptr : &*found;
 }
 
-// The text of a member's value as it came; empty when there is none.
+// The text of a member's value as written; empty if there is no such member.
 inline std::string_view raw(const std::vector<member>& members, std::string_view name) {
     const member* const found = find(members, name);
     return found ? found->value : std::string_view();
 }
 
-// A member that is a string, decoded; empty when it is none.
+// A member that is a string, decoded; empty if it is not one.
 inline std::string text(const std::vector<member>& members, std::string_view name) {
     const member* const found = find(members, name);
     return found ? found->text : std::string();
 }
 
-// The members of a member that is an object; none when it is none.
+// The members of a member that is an object; empty if it is not one.
 inline std::vector<member> object(const std::vector<member>& members, std::string_view name) {
     const std::string_view value = raw(members, name);
     return value.starts_with('{') ? read_object(value) : std::vector<member>();

@@ -1,9 +1,10 @@
-// mcp.cpp - a Model Context Protocol server, streamable HTTP, with one tool: a countdown that tells
-// its progress. Run it, then: npx @modelcontextprotocol/inspector, http://localhost:8080/mcp
+// mcp.cpp - a Model Context Protocol server, streamable HTTP, with one tool: a countdown that
+// reports its progress. Run it, then: npx @modelcontextprotocol/inspector,
+// http://localhost:8080/mcp
 //
-// A request is answered with an event stream: notifications while it works, its result at the end.
-// GET opens the session's own stream, which resumes by Last-Event-ID as every topic does. Pages of
-// other machines are refused by their Origin.
+// The response to a request is an event stream: notifications while it is worked on, and its result
+// at the end. GET opens the session's own stream, which resumes by Last-Event-ID as every topic
+// does. Pages from other machines are refused by their Origin.
 #include "sse.hpp"
 
 #include "json.hpp"
@@ -21,7 +22,7 @@ constexpr std::string_view tools =
     R"({"type":"object","properties":{"from":{"type":"integer","minimum":1,"maximum":100}},)"
     R"("required":["from"]}}]})";
 
-// Who may talk to us: a session is known by a name that nobody can guess.
+// The sessions that were begun, by names that nobody can guess.
 class session_list {
 public:
     std::string add() {
@@ -51,7 +52,7 @@ std::string session_of(const sse::stream& client) {
     return std::string(client.request().header("Mcp-Session-Id").value_or(""));
 }
 
-// What a request with this session gets; 0: it is one of ours.
+// The status that refuses a request with this session; 0 if the session exists.
 int refusal(const std::string& session) {
     return sessions.knows(session) ? 0 : session.empty() ? 400 : 404;
 }
@@ -72,7 +73,7 @@ std::string failure(std::string_view id, int code, std::string_view message) {
 }
 
 std::string welcome(const std::vector<json::member>& params) {
-    std::string version = json::text(params, "protocolVersion"); // ours, if we do not know theirs
+    std::string version = json::text(params, "protocolVersion"); // ours if theirs is unknown
     if (version != "2025-03-26" && version != "2025-06-18") version = "2025-11-25";
     return R"({"protocolVersion":)" + json::quoted(version) +
            R"(,"capabilities":{"tools":{},"logging":{}},)"
@@ -91,7 +92,7 @@ asio::awaitable<void> count_down(sse::stream& client, std::string id,
     }
     for (int n = 1; n <= total; ++n) {
         co_await client.sleep_for(50ms);
-        if (token.empty()) continue; // nobody wants to know
+        if (token.empty()) continue; // progress was not asked for
         const std::string progress =
             notification("notifications/progress",
                          R"({"progressToken":)" + token + R"(,"progress":)" + std::to_string(n) +
@@ -104,7 +105,7 @@ asio::awaitable<void> count_down(sse::stream& client, std::string id,
     co_await client.send({.data = result(id, content)});
 }
 
-// One message of JSON-RPC; a notification and an answer get 202, a request gets a stream.
+// Takes one JSON-RPC message: a notification or a response gets 202, a request gets a stream.
 asio::awaitable<void> take(sse::server& server, sse::stream& client) {
     const std::string body = co_await client.body();
     std::vector<json::member> call;

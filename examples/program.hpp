@@ -1,5 +1,5 @@
-// program.hpp - what main() of an example does besides its one idea: --help, wrong arguments, and a
-// line that says why it ended.
+// program.hpp - what main() of an example does besides its subject: --help, wrong arguments, and a
+// line that says why it failed.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@
 
 namespace program {
 
-/// A program may be started with descriptors 0 to 2 closed. Then its first sockets get these
-/// numbers, and what is printed goes to them.
+/// A program may be started with descriptors 0 to 2 closed. Its first sockets would then get these
+/// numbers, and its output would go to them.
 inline void keep_standard_descriptors() {
 #if !defined(_WIN32)
     int opened = ::open("/dev/null", O_RDWR);
@@ -28,8 +28,8 @@ inline void keep_standard_descriptors() {
 #endif
 }
 
-/// The reader of a server's output may leave, or its disk may fill up. By default the system then
-/// ends the server, and cuts off all its clients.
+/// The reader of a server's output may close the pipe, or the output file may reach its size limit.
+/// By default the system then ends the server, which cuts off all its clients.
 inline void survive_closed_output() {
 #if !defined(_WIN32)
     for (const int each : {SIGPIPE, SIGXFSZ}) std::signal(each, SIG_IGN);

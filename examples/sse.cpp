@@ -1,4 +1,4 @@
-// sse.cpp - in a program of many files, all compiled with SSE_SEPARATE_COMPILATION, the one that
-// compiles the library for the others. A program of one file needs nothing of this.
+// sse.cpp - in a program of several files, all compiled with SSE_SEPARATE_COMPILATION, this one
+// compiles the library for the others. A program of one file does not need it.
 #define SSE_SOURCE
 #include "sse.hpp"

@@ -1,7 +1,8 @@
 // sysenv.cpp - this machine's load, processor, memory. Run it, then open http://localhost:8082/
 //
 // Event `env` on topic /sysenv/update once a second, as JSON. The page subscribes to /sysenv: a
-// subscriber of a topic hears everything below it. Readings are Linux's; elsewhere they are null.
+// subscriber of a topic gets everything below it. Readings come from Linux's /proc; without it they
+// are null.
 #include "sse.hpp"
 
 #include "program.hpp"
@@ -149,14 +150,14 @@ connect();
 </script>
 )page";
 
-// As JSON: 25276514304, not 25276514304.000000.
+// Returns a number as JSON: 25276514304, not 25276514304.000000.
 std::string as_json(double number) {
     std::ostringstream out;
     out << std::setprecision(15) << number;
     return out.str();
 }
 
-// The number behind `name` in a file of /proc, as JSON; null when there is none.
+// The number after `name` in a file of /proc, as JSON; null if there is none.
 std::string reading(const char* file, const std::string& name, double scale = 1) {
     std::ifstream in(file);
     for (std::string word; in >> word; in.ignore(std::numeric_limits<std::streamsize>::max(), '\n'))
@@ -164,7 +165,7 @@ std::string reading(const char* file, const std::string& name, double scale = 1)
     return "null";
 }
 
-// The number at a place in the first line of a file of /proc.
+// The number at a position in the first line of a file of /proc, as JSON; null if there is none.
 std::string number_at(const char* file, int place) {
     std::ifstream in(file);
     double number = 0;
@@ -172,8 +173,9 @@ std::string number_at(const char* file, int place) {
     return in ? as_json(number) : "null";
 }
 
-// The part of the time since the last call that the processor was not idle. /proc/stat counts
-// ticks since the start: user, nice, system, idle, waiting for I/O, interrupts (two), stolen.
+// The fraction of the time since the last call in which the processor was not idle. /proc/stat
+// counts ticks since the start: user, nice, system, idle, waiting for I/O, interrupts (two),
+// stolen.
 class processor {
 public:
     std::string busy() {

@@ -1,9 +1,9 @@
 // tail.cpp - follows a log file. Run it: tail 127.0.0.1:8080 /var/log/syslog
 // Then: curl -N "http://localhost:8080/?lines=20"
 //
-// One thread reads the file, however many watch; the history holds its last lines for those who
-// come later, and for those who come back. A file that was cut or replaced, as log rotation does,
-// is begun anew. Data may hold any text, so no line can forge an event.
+// One thread reads the file, however many clients watch; the history holds its last lines for
+// clients that come later or come back. A file that was truncated or replaced, as log rotation
+// does, is read again from its beginning. Data may hold any text, so no line can forge an event.
 #include "sse.hpp"
 
 #include "program.hpp"
@@ -17,8 +17,8 @@
 using namespace std::chrono_literals;
 
 constexpr std::size_t kept_lines = 1000;
-constexpr std::size_t longest_line = 64 * 1024; // a longer one comes in pieces
-constexpr off_t looked_back = 1024 * 1024;      // bytes, in a file that is there already
+constexpr std::size_t longest_line = 64 * 1024; // a longer one is sent in pieces
+constexpr off_t looked_back = 1024 * 1024;      // bytes, if the file exists at the start
 
 class log_file {
 public:
@@ -27,14 +27,14 @@ public:
     log_file(const log_file&) = delete;
     log_file& operator=(const log_file&) = delete;
 
-    // Calls `use` with each line that was completed since the last call.
+    // Calls `use` for each line completed since the last call.
     template <class Use>
     void read(Use use) {
         if (fd_ < 0) open(std::numeric_limits<off_t>::max());
-        if (fd_ < 0) return;                 // between two files
-        const bool replaced = is_replaced(); // asked first: then what follows is its end
+        if (fd_ < 0) return;                 // there is no such file now
+        const bool replaced = is_replaced(); // asked first, so that the old one is read to its end
         struct stat now {};
-        if (::fstat(fd_, &now) == 0 && now.st_size < at_) begin(0); // cut
+        if (::fstat(fd_, &now) == 0 && now.st_size < at_) begin(0); // truncated
         char bytes[16 * 1024];
         for (ssize_t n; (n = ::pread(fd_, bytes, sizeof bytes, at_)) > 0; at_ += n)
             split({bytes, static_cast<std::size_t>(n)}, use);
@@ -52,7 +52,7 @@ private:
     }
     void begin(off_t at) {
         at_ = at;
-        inside_ = at > 0; // of a line, whose beginning we do not have
+        inside_ = at > 0; // in a line whose beginning was skipped
         line_.clear();
     }
     bool is_replaced() const {
@@ -68,7 +68,7 @@ private:
             if (!std::exchange(inside_, false)) use(line_);
             bytes.remove_prefix(end + 1);
         }
-        line_.append(bytes); // its end is still to be written
+        line_.append(bytes); // its end is not written yet
         if (line_.size() > longest_line) use(std::exchange(line_, {}));
     }
 

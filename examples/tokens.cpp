@@ -1,9 +1,9 @@
-// tokens.cpp - a model's answer token by token, as OpenAI's API sends it. Run it, then: curl -N
+// tokens.cpp - a model's response token by token, as OpenAI's API sends it. Run it, then: curl -N
 // http://localhost:8080/v1/chat/completions -d '{"model":"parrot","messages":[],"stream":true}'
 //
 // Or point any OpenAI client at it: new OpenAI({baseURL: "http://localhost:8080/v1", apiKey: "-"}).
-// The answers are chunked, so that a connection serves one call after another. When the client
-// leaves, what the handler waits for is cancelled: nothing is generated for nobody.
+// The responses are chunked, so that a connection serves one call after another. When the client
+// disconnects, the handler is cancelled: no tokens are generated for a client that is gone.
 #include "sse.hpp"
 
 #include "json.hpp"
@@ -19,7 +19,7 @@ constexpr std::string_view known_text =
     "reads a line, and nobody has to ask twice. A model speaks that way too, one token after the "
     "other, long before it knows how its sentence is going to end.";
 
-// What stands in for a model: it knows one text. A real one works on threads of its own.
+// Stands in for a model, and knows one text. A real one works on threads of its own.
 class parrot {
 public:
     explicit parrot(std::size_t most) : most_(most) {}
@@ -43,7 +43,7 @@ private:
 };
 
 struct wish {
-    std::string refusal; // as JSON; else empty
+    std::string refusal; // as JSON; empty if accepted
     int status = 400;
     bool stream = false, usage = false;
     std::size_t most = 1000;
@@ -74,7 +74,7 @@ wish read_wish(std::string_view body) {
     return w;
 }
 
-// Says how it ended, also when a coroutine is cancelled: then what it awaits throws.
+// Prints how it ended, even if the coroutine is cancelled: then its co_await throws.
 struct report {
     explicit report(const parrot& p) : model(p) {}
     ~report() {
