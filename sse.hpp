@@ -6139,6 +6139,7 @@ private:
         int status = 0; ///< Of a response.
         std::string text = {};
         bool last_chunk = false;
+        std::string lines = {}; ///< Of the response's head.
         bool refused = false; ///< It began a stream although over a limit.
         bool nothing() const noexcept { return status == 0 && !last_chunk; }
     };
@@ -7480,7 +7481,7 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session>
     if (what.refused) {
         co_await refuse(*s, what.status);
     } else if (what.status != 0) {
-        co_await answer(*s, what.status, what.text);
+        co_await answer(*s, what.status, what.text, what.lines);
     }
     if (what.last_chunk) co_await end_chunks(*s, state);
     if (state.request) {
@@ -7885,10 +7886,10 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
     } catch (const std::system_error& e) { code = e.code(); } catch (...) {
     }
     const bool going_down = farewell_ && code == asio::error::operation_aborted;
-    const int status = !failure ? 204 : going_down ? 503 : status_of(code);
+    const int status = !failure ? 204 : status_of(code);
     const bool client_left = code == errc::closed || (code == asio::error::operation_aborted &&
                                                       (!s.open() || state.end_of_input));
-    if (status == 500 && !client_left) report(failure, &s);
+    if (status == 500 && !client_left && !going_down) report(failure, &s);
     if (client_left) state.closing = true;
     if (!s.open_ || state.answered) return {};
     if (s.phase_ == stream::phase::streaming) {
@@ -7908,8 +7909,14 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
     if (client_left && !going_down) return {};
     if (code == errc::over_limit) return {.status = s.refusal(), .refused = true};
     // 204 tells an EventSource to stop reconnecting (HTML 9.2.3).
+    if (going_down) {
+        const auto wait = std::chrono::ceil<std::chrono::seconds>(farewell_->retry).count();
+        return {.status = 503,
+                .text = "Going down\n",
+                .lines = "Retry-After: " + std::to_string(wait) + "\r\n"};
+    }
     const std::string text = status == 500 ? "The request could not be served" : code.message();
-    return {status, text + "\n"};
+    return {.status = status, .text = text + "\n"};
 }
 
 /// Ends a stream whose handler has completed it: the connection may serve another request.

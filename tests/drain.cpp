@@ -613,7 +613,10 @@ TEST_SUITE("drain and handlers") {
         CHECK(eventually([&] { return server.counters().connections == 1; }));
         const auto begin = steady::now();
         draining drain(server, {.window = 1s});
-        CHECK(peer.read_response().status == 503);
+        const auto response = peer.read_response();
+        CHECK(response.status == 503);
+        CHECK(response.body == "Going down\n");
+        CHECK(response.header("Retry-After") == "5");
         CHECK(steady::now() - begin >= 750ms);
         peer.close();
         drain.get();
