@@ -6138,7 +6138,6 @@ private:
     struct unfinished { ///< What a handler leaves to be sent.
         int status = 0; ///< Of a response.
         std::string text = {};
-        bool last_chunk = false;
         std::string lines = {}; ///< Of the response's head.
         bool refused = false; ///< It began a stream although over a limit.
         bool nothing() const noexcept { return status == 0 && !last_chunk; }

@@ -825,6 +825,13 @@ TEST_SUITE("log") {
         sse::options o = with_threads(1);
         o.prefix = "/health/ready";
         CHECK_THROWS_AS(sse::server{o}, std::invalid_argument);
+        o.prefix = "/a";
+        o.health = "/a/up";
+        CHECK_THROWS_AS(sse::server{o}, std::invalid_argument);
+        o.health = "/ab/up";
+        CHECK_NOTHROW(sse::server{o});
+        o.prefix = "/"; // all paths but this one
+        CHECK_NOTHROW(sse::server{o});
     }
 
     TEST_CASE("who is served over a limit counts as one refused only once a stream is refused") {
