@@ -538,8 +538,9 @@ struct message {
     /// field, so it must be printable ASCII without a space at its start or end, and at most 1024
     /// bytes long; else errc::bad_id. (Browsers also send UTF-8 back, but clients that use fetch
     /// cannot send a character above U+00FF at all, and stop.) A server refuses to publish an id
-    /// that begins with its own epoch (errc::reserved_id); it accepts ids of other servers, which a
-    /// relay passes on.
+    /// of its own form (errc::reserved_id); it accepts ids of other servers, which a relay passes
+    /// on. A handler's own message may carry one: it says that the client has everything up to
+    /// there, as a snapshot with server::last_id() does.
     std::optional<std::string_view> id = {};
     /// The client's new reconnection time, from 0 to max_retry.
     std::optional<std::chrono::milliseconds> retry = {};
@@ -6139,6 +6140,7 @@ private:
         int status = 0; ///< Of a response.
         std::string text = {};
         std::string lines = {}; ///< Of the response's head.
+        bool last_chunk = false;
         bool refused = false; ///< It began a stream although over a limit.
         bool nothing() const noexcept { return status == 0 && !last_chunk; }
     };
@@ -7907,13 +7909,13 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
     if (s.phase_ == stream::phase::lingering) return {}; // it was a stream, and had everything
     if (client_left && !going_down) return {};
     if (code == errc::over_limit) return {.status = s.refusal(), .refused = true};
-    // 204 tells an EventSource to stop reconnecting (HTML 9.2.3).
     if (going_down) {
         const auto wait = std::chrono::ceil<std::chrono::seconds>(farewell_->retry).count();
         return {.status = 503,
                 .text = "Going down\n",
                 .lines = "Retry-After: " + std::to_string(wait) + "\r\n"};
     }
+    // 204 tells an EventSource to stop reconnecting (HTML 9.2.3).
     const std::string text = status == 500 ? "The request could not be served" : code.message();
     return {.status = status, .text = text + "\n"};
 }
@@ -9414,6 +9416,9 @@ SSE_DECL sse::options server::checked(sse::options o) {
             "health must be a path such as /health, or empty, not '" + o.health + "'");
     require(o.health.empty() || *detail::canonical_topic(o.health) != o.prefix,
             "health is '" + o.health + "', where streams are found; choose another path");
+    require(o.prefix.empty() || !o.health.starts_with(o.prefix + "/"),
+            "health is '" + o.health + "', below '" + o.prefix +
+                "', where streams are found; choose another path");
     require(o.health.empty() || o.health + "/ready" != o.prefix,
             "prefix is '" + o.prefix + "', where readiness is told; choose another path");
     require(o.threads <= 1024, "threads must be at most 1024");
