@@ -70,27 +70,38 @@ add_counts() {
     failed=$((failed + $2))
 }
 
-# The cases of a test program in parts, two parts at a time: what most cases do is wait.
-run_doctest() { # BUILD_DIRECTORY [PROGRAM]
-    local program="$1/tests/${2:-tests}" log part found count bad=0
-    local parts=6
-    say "running $program"
-    count=$("$program" "${without[@]}" --count | sed -n 's/.*filters: *//p')
-    for part in $(seq $parts); do
-        echo "$program.$part.log $program" "--first=$(((part - 1) * count / parts + 1))" \
-            "--last=$((part * count / parts))" "${without[@]}"
-    done | EXAMPLES=$1/examples xargs -L 1 -P 2 sh -c \
-        'log=$1; shift; "$@" >"$log" 2>&1 || echo "ended with $?" >>"$log"' sh
-    for part in $(seq $parts); do # each of which counts the cases of the others as passed
-        log="$program.$part.log"
-        found=$(sed -n 's/^\[doctest\] test cases:.*| *\([0-9]*\) failed.*/\1/p' "$log")
-        if grep -q '^ended with' "$log"; then
-            cat "$log"
-            [ "$found" != 0 ] || found=1 # a sanitizer's report, though every case passed
-        fi
-        bad=$((bad + ${found:-1}))
+# The cases of test programs in parts, some parts at a time: what most cases do is wait. Each program
+# has a dozen parts, so that none is left to run alone for long.
+run_doctest() { # BUILD_DIRECTORY PROGRAM...
+    local program log part found bad
+    local -A count parts
+    say "running ${*:2} of $1"
+    for program in "${@:2}"; do
+        count[$program]=$("$1/tests/$program" "${without[@]}" --count | sed -n 's/.*filters: *//p')
+        parts[$program]=$((count[$program] < 12 ? count[$program] : 12)) # none is empty
     done
-    add_counts $((count - bad)) "$bad"
+    for program in "${@:2}"; do
+        for part in $(seq "${parts[$program]}"); do
+            echo "$1/tests/$program.$part.log $1/tests/$program" \
+                "--first=$(((part - 1) * count[$program] / parts[$program] + 1))" \
+                "--last=$((part * count[$program] / parts[$program]))" "${without[@]}"
+        done
+    done | EXAMPLES=$1/examples xargs -L 1 -P "${at_a_time:-2}" sh -c \
+        'log=$1; shift; "$@" >"$log" 2>&1 || echo "ended with $?" >>"$log"' sh
+    for program in "${@:2}"; do
+        bad=0
+        for part in $(seq "${parts[$program]}"); do
+            # Each counts the cases of the others as passed.
+            log=$1/tests/$program.$part.log
+            found=$(sed -n 's/^\[doctest\] test cases:.*| *\([0-9]*\) failed.*/\1/p' "$log")
+            if grep -q '^ended with' "$log"; then
+                cat "$log"
+                [ "$found" != 0 ] || found=1 # a sanitizer's report, though every case passed
+            fi
+            bad=$((bad + ${found:-1}))
+        done
+        add_counts $((count[$program] - bad)) "$bad"
+    done
 }
 
 build() { # BUILD_DIRECTORY TARGET...
@@ -193,7 +204,7 @@ configure_quick() {
 run_quick() {
     configure_quick
     build build-quick tests/tests tests/header_alone examples
-    run_doctest build-quick
+    run_doctest build-quick tests
     check "the header alone" build-quick/tests/header_alone
     check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
     check_hub
@@ -220,13 +231,13 @@ run_release() {
     build build
     { build/tests/tests_network && echo passed; } >build/network.log 2>&1 & # it only waits
     local network=$!
-    run_doctest build
+    local at_a_time=3
     if [ -x build/tests/tests_io_uring ]; then
-        run_doctest build tests_io_uring
+        run_doctest build tests_faults tests_io_uring tests
     else
+        run_doctest build tests_faults tests
         not_run "the tests by io_uring" "no liburing-dev"
     fi
-    run_doctest build tests_faults
     say "running the rest"
     check "the header alone" build/tests/header_alone
     check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
@@ -267,19 +278,16 @@ run_browser() {
 }
 
 run_sanitized() { # BUILD_DIRECTORY PROGRAM...
-    local program programs=("${@:2}")
+    local programs=("${@:2}")
     build "$1" "${programs[@]/#/tests/}"
-    for program in "${programs[@]}"; do
-        ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 \
-            run_doctest "$1" "$program"
-    done
+    ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=halt_on_error=1 run_doctest "$@"
 }
 
 run_asan() {
     configure build-asan "${unity[@]}" -Db_sanitize=address -Doptimization=0 -Ddebug=false \
         -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
     local without=(--source-file-exclude='*examples.cpp') # clang's has them
-    run_sanitized build-asan tests tests_io_uring tests_faults
+    run_sanitized build-asan tests_faults tests_io_uring tests
 }
 
 run_tsan() { # g++ warns that it does not follow Asio's fences
@@ -350,7 +358,7 @@ run_coverage() {
     build $out examples tests/tests tests/tests_io_uring tests/tests_faults tests/fuzz
     rm -f $out/*.profraw
     export LLVM_PROFILE_FILE=$PWD/$out/%p-%m.profraw
-    for object in tests tests_io_uring tests_faults; do run_doctest $out $object; done
+    run_doctest $out tests_faults tests_io_uring tests
     for target in $($out/tests/fuzz); do
         check "what is known of $target" env FUZZ_SECONDS=0 tests/fuzz/fuzz.sh $out "$target"
     done
