@@ -626,7 +626,7 @@ TEST_SUITE("examples") {
     }
 
     TEST_CASE("on a signal the hub drains within --drain-window") {
-        running_hub hub({"--drain-window", "0.2"});
+        running_hub hub({"--drain-window", "0.2", "--retry-after", "1"});
         event_client client(hub.port);
         hub.signal(SIGTERM);
         client.wait_for_close();
