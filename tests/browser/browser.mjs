@@ -359,7 +359,7 @@ async function hubShowsEvents(page) {
         expect(!before.equals(await page.locator("#chart").screenshot()), "two equal pictures");
     });
     await check("hub: the hub's own counters are shown", async () => {
-        await until(page, () => document.querySelectorAll("#counters dd:not(.per)").length === 8 &&
+        await until(page, () => document.querySelectorAll("#counters dd:not(.per)").length === 9 &&
             ![...document.querySelectorAll("#counters dd")].some(dd => dd.textContent === "–"));
         expect(await number(page, "#connections") >= 1, "no connection counted");
     });
