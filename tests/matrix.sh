@@ -3,7 +3,7 @@
 #   tests/matrix.sh DIRECTORY [ITEM]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-items=(no_exceptions std23_g++ std23_clang optimized shapes_asan integer 32_bit windows)
+items=(windows 32_bit integer optimized shapes_asan std23_g++ std23_clang no_exceptions)
 dir=$1/${2:-}
 [ $# -gt 1 ] || { printf '%s\n' "${items[@]}"; exit; }
 mkdir -p "$dir"
