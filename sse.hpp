@@ -6291,6 +6291,7 @@ private:
     std::uint32_t next_end_ = 0;               // earliest ends_at_ that the sweep has seen; 0: none
     std::shared_ptr<const farewell> farewell_; // once a drain has begun
     std::uint32_t cut_at_ = 0;                 // the end of its window
+    bool cuts_ = false;                        // this sweep closes what is left
 
     std::minstd_rand random_{std::random_device()()}; // spreads reconnects; not for secrets
 
@@ -7194,10 +7195,10 @@ SSE_DECL void worker::list(std::shared_ptr<listing> all) {
 
 SSE_DECL void worker::send_away(std::shared_ptr<const farewell> how) noexcept {
     post_drain([this, how = std::move(how)] {
-        refresh();
         if (connections_.empty() || stopping_) return end_drain();
         while (drain()) {} // all that was published: nothing comes after it
         wake_always();
+        refresh();
         farewell_ = how;
         cut_at_ = now_ + static_cast<std::uint32_t>(how->window.count());
         for (stream* const s : connections_) schedule_farewell(*s);
@@ -7214,8 +7215,9 @@ SSE_DECL void worker::end_drain() {
 /// At a random time, so that clients do not all reconnect at once. The last fifth of the window is
 /// for receiving what remains.
 SSE_DECL void worker::schedule_farewell(stream& s) {
-    std::uniform_int_distribution<std::int64_t> within(0, farewell_->window.count() * 4 / 5);
-    end_after(s, std::chrono::milliseconds(within(random_)));
+    const auto window = static_cast<std::uint32_t>(farewell_->window.count());
+    std::uniform_int_distribution<std::uint32_t> least(window / 5, window);
+    set_end(s, cut_at_ - least(random_)); // by the end, however late this thread gets to run
 }
 
 SSE_DECL void worker::say_farewell(stream& s) {
@@ -7308,6 +7310,7 @@ SSE_DECL void worker::say_no_io_uring(const std::error_code& why) {
 SSE_DECL void worker::begin_sweep() {
     sweep_at_ = connections_.size();
     next_end_ = 0;
+    cuts_ = farewell_ && static_cast<std::int32_t>(now_ - cut_at_) >= 0;
     sweep();
 }
 
@@ -7331,7 +7334,7 @@ SSE_DECL void worker::sweep() {
         writes += check_deadlines(*connections_[--sweep_at_]);
         sweep_at_ = std::min(sweep_at_, connections_.size());
     }
-    if (farewell_ && static_cast<std::int32_t>(now_ - cut_at_) >= 0) cut_leftovers();
+    if (cuts_) cut_leftovers();
     arm_sweep();
 }
 
@@ -7348,6 +7351,7 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
         if (static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
             s.ends_at_ = 0;
             if (farewell_) {
+                cuts_ = false; // the next sweep does, so that this takes effect
                 say_farewell(s);
             } else {
                 finish(s, end_reason::expired);

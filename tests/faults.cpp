@@ -63,6 +63,9 @@ struct plan {
 inline constinit plan the_plan;
 inline constinit std::atomic<long> jump{0};       ///< Seconds that the wall clock is off.
 inline constinit std::atomic<bool> swings{false}; ///< To and fro, each time that it is read.
+/// Before the look at the steady clock that brings it to 0, the server is not run for a time.
+inline constinit std::atomic<long> looks{0};
+inline constinit std::atomic<long> held_up{0}; ///< How long until now: milliseconds.
 
 /// Calls of these threads are not counted: those of the tests.
 inline constinit thread_local int exempt = 0;
@@ -207,6 +210,12 @@ int timerfd_create(clockid_t clock, int flags) noexcept {
 int clock_gettime(clockid_t clock, timespec* now) noexcept {
     SSE_TEST_NEXT(clock_gettime);
     const int status = real(clock, now);
+    if (clock == CLOCK_MONOTONIC) {
+        if (faults_test::exempt == 0 && --faults_test::looks == 0) faults_test::held_up += 50;
+        const long ms = now->tv_nsec / 1'000'000 + faults_test::held_up;
+        now->tv_sec += ms / 1'000;
+        now->tv_nsec = ms % 1'000 * 1'000'000 + now->tv_nsec % 1'000'000;
+    }
     if (clock != CLOCK_REALTIME) return status;
     now->tv_sec += faults_test::jump.load(std::memory_order_relaxed);
     if (faults_test::swings) faults_test::jump = -faults_test::jump;
@@ -519,6 +528,7 @@ enum class fate : int {
 
 /// In a process of its own, since the worst that may happen is its end.
 fate live_without_memory(bool drains, long nth) {
+    std::cout.flush(); // else both print it
     const pid_t child = ::fork();
     REQUIRE(child >= 0);
     if (child == 0) {
@@ -631,6 +641,31 @@ TEST_SUITE("faults") {
         for (const bool drains : {false, true}) CHECK(live(drains) == std::optional<int>(0));
         swings = false;
         jump = 0;
+    }
+
+    TEST_CASE("a worker that is held up for longer than a drain's window still says farewell") {
+        const uncounted here;
+        for (long nth = 1; nth <= 40; ++nth) {
+            CAPTURE(nth);
+            running_server server(with_threads(1));
+            std::vector<std::unique_ptr<event_client>> clients;
+            for (int n = 0; n < 4; ++n) {
+                clients.push_back(std::make_unique<event_client>(server.port(), "/subscribe/a"));
+            }
+            server.publish("/a", {.data = "last"});
+            looks = nth;
+            const sse::drained all =
+                server.stop({.window = 40ms, .farewell = sse::message{.data = "bye"}});
+            CHECK(all.closed == clients.size());
+            CHECK(all.cut == 0);
+            for (const auto& client : clients) {
+                CHECK(client->next().data == "last");
+                CHECK(client->next().data == "bye");
+                CHECK(!client->next_or_end());
+            }
+        }
+        looks = 0;
+        held_up = 0;
     }
 
     TEST_CASE("a time to start from is one of the clock as it stands, wherever it has jumped to") {

@@ -1684,12 +1684,12 @@ TEST_SUITE("what a handler learns") {
 
     TEST_CASE("a connection that is idle behind a stream is closed in time, not sooner") {
         sse::options o = with_threads(1);
-        o.idle_timeout = 100ms;
-        o.header_timeout = 100ms;
+        o.idle_timeout = 500ms;
+        o.header_timeout = 500ms;
         routes_server server({{"GET", "/long",
                                [&](sse::stream& client) -> handler_result {
                                    client.begin();
-                                   co_await client.sleep_for(300ms);
+                                   co_await client.sleep_for(700ms);
                                    co_await client.send({.data = "x"});
                                }}},
                              o);
