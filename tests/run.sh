@@ -304,15 +304,11 @@ run_clang() { # a second compiler's warnings and sanitizers
     run_sanitized build-clang tests
 }
 
-build_fuzz() {
-    CXX=clang++-19 configure build-fuzz -Doptimization=1 -Ddebug=false
-    build build-fuzz tests/fuzz
-}
-
 # Each target, two at a time.
 run_fuzz() {
     local target targets
-    build_fuzz
+    CXX=clang++-19 configure build-fuzz -Doptimization=1 -Ddebug=false
+    build build-fuzz tests/fuzz
     targets=$(build-fuzz/tests/fuzz)
     say "fuzzing"
     xargs -n 1 -P 2 sh -c 'tests/fuzz/fuzz.sh build-fuzz "$0" >"build-fuzz/$0.log" 2>&1' \
@@ -381,11 +377,7 @@ run_coverage() {
 known=(scripts release asan tsan clang model interop browser matrix fuzz soak)
 variants=("$@")
 [ ${#variants[@]} -eq 0 ] && variants=(quick)
-beside=() # in a run of their own, beside the variants that follow release: they wait, or use one core
-if [ "${variants[0]}" = all ]; then
-    variants=(scripts release asan tsan clang matrix fuzz soak)
-    beside=(model interop browser)
-fi
+[ "${variants[0]}" != all ] || variants=("${known[@]}")
 for variant in "${variants[@]}"; do
     case " quick ${known[*]} coverage valgrind mutants bare " in
     *" $variant "*) ;;
@@ -397,31 +389,6 @@ for variant in "${variants[@]}"; do
         ;;
     esac
 done
-
-# They want the programs of release. The fuzzers are one file, which one core compiles.
-beside_run=
-start_beside() {
-    mkdir -p build-beside
-    (
-        trap - EXIT
-        (build_fuzz) || true # the variant says why it cannot
-        exec "$BASH" tests/run.sh "${beside[@]}"
-    ) >build-beside/log 2>&1 &
-    beside_run=$!
-}
-
-join_beside() {
-    local closing='^([0-9]+) passed, ([0-9]+) failed, ([0-9]+) not run$'
-    [ -n "$beside_run" ] || start_beside # release could not run
-    wait "$beside_run" || true
-    cat build-beside/log
-    if [[ $(tail -n 1 build-beside/log) =~ $closing ]]; then
-        add_counts "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
-        skipped=$((skipped + BASH_REMATCH[3]))
-    else
-        add_counts 0 1
-    fi
-}
 
 # wish PACKAGE CHECK...: installed like what need names, but a variant runs without it too, and says
 # what it leaves out.
@@ -480,7 +447,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
 }
 
 wishing=1
-for variant in "${variants[@]}" "${beside[@]}"; do needs "$variant"; done
+for variant in "${variants[@]}"; do needs "$variant"; done
 install_missing || say "going on with what is here"
 wishing=
 hash -r
@@ -495,7 +462,5 @@ for variant in "${variants[@]}"; do
     SECONDS=0
     run_"$variant"
     say "$variant took $((SECONDS / 60)) min $((SECONDS % 60)) s"
-    [ "$variant" != release ] || [ ${#beside[@]} -eq 0 ] || start_beside
 done
-[ ${#beside[@]} -eq 0 ] || join_beside
 finished=1

@@ -71,7 +71,7 @@ private:
 };
 
 /// Generous: a sanitizer build on a busy machine must not fail, and what passes does not wait.
-inline constexpr std::chrono::seconds patience{10};
+inline constexpr std::chrono::seconds patience{30};
 
 /// Polls a condition that nothing announces, such as a counter. False: the deadline passed.
 template <class Condition>
