@@ -433,7 +433,7 @@ enum class errc {
     job_exists,         ///< A job of that name exists already, running or kept.
     too_many_jobs,      ///< As many jobs run as job_options::max_jobs allows.
     event_too_large,    ///< Received: an event is larger than client_options::max_event.
-    bad_answer,         ///< Received: the response is not valid HTTP, or was cut short.
+    bad_response,         ///< Received: the response is not valid HTTP, or was cut short.
     bad_status,         ///< Received: a status other than 200; the server opens no stream.
     bad_content_type,   ///< Received: a response that is not an event stream.
     too_many_redirects, ///< Received: more redirects than client_options::max_redirects.
@@ -496,7 +496,7 @@ inline const std::error_category& error_category() noexcept {
             case errc::event_too_large:
                 return "the server sent an event larger than max_event; raise it if that is to be "
                        "expected";
-            case errc::bad_answer:
+            case errc::bad_response:
                 return "the answer is not valid HTTP/1.1, or it ended before its end";
             case errc::bad_status:
                 return "the server answered with a status that opens no event stream";
@@ -1082,7 +1082,7 @@ private:
     static constexpr std::uint64_t fetch_ahead = 16; // four cache lines of slots, about 100 ns
 
     static std::size_t checked(std::size_t capacity, std::size_t readers);
-    static void step_back() noexcept;
+    static void back_off() noexcept;
     slot& at(std::uint64_t sequence) noexcept {
         return slots_[static_cast<std::size_t>(sequence & mask_)];
     }
@@ -1131,7 +1131,7 @@ std::optional<std::uint64_t> broadcast_ring<T, Atomic>::try_publish(T value, Mar
                                         std::memory_order_relaxed)) {
             break;
         }
-        step_back();
+        back_off();
         claimed = tail_.load(std::memory_order_relaxed);
     }
     mark(claimed);
@@ -1146,7 +1146,7 @@ std::optional<std::uint64_t> broadcast_ring<T, Atomic>::try_publish(T value, Mar
 /// Another publisher on another core was faster. Lets it continue for a microsecond: publishers
 /// that pass the tail's cache line to and fro at every place pay five times as much.
 template <class T, template <class> class Atomic>
-void broadcast_ring<T, Atomic>::step_back() noexcept {
+void broadcast_ring<T, Atomic>::back_off() noexcept {
     for (int i = 0; i < 64; ++i) detail::pause();
 }
 
@@ -1182,8 +1182,8 @@ void broadcast_ring<T, Atomic>::raise_gate(std::uint64_t to) noexcept {
 template <template <class> class Atomic = std::atomic>
 class sleeper {
 public:
-    void lie_down() noexcept { awake_.store(false, std::memory_order_seq_cst); }
-    void get_up() noexcept { awake_.store(true, std::memory_order_relaxed); }
+    void prepare_to_sleep() noexcept { awake_.store(false, std::memory_order_seq_cst); }
+    void wake() noexcept { awake_.store(true, std::memory_order_relaxed); }
 
     /// For a publisher, after the publication: whether it is the one that must wake the reader,
     /// which counts as awake from then on.
@@ -1282,7 +1282,7 @@ public:
     }
 
     void add_reference() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
-    void release() noexcept {
+    void unref() noexcept {
         if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) destroy();
     }
 
@@ -1334,14 +1334,14 @@ public:
         return *this;
     }
     ~frame_ref() {
-        if (frame_) frame_->release();
+        if (frame_) frame_->unref();
     }
 
     explicit operator bool() const noexcept { return frame_ != nullptr; }
     frame* operator->() const noexcept { return frame_; }
     frame& operator*() const noexcept { return *frame_; }
     frame* get() const noexcept { return frame_; }
-    frame* release() noexcept { return std::exchange(frame_, nullptr); }
+    frame* detach() noexcept { return std::exchange(frame_, nullptr); }
 
 private:
     frame* frame_ = nullptr;
@@ -1581,7 +1581,7 @@ public:
     std::optional<std::string_view> cookie(std::string_view name) const noexcept;
 
     /// Whether the client understands Transfer-Encoding: chunked, as HTTP/1.1 must.
-    bool takes_chunks() const noexcept { return minor_version_ > 0; }
+    bool accepts_chunked() const noexcept { return minor_version_ > 0; }
 
     /// The status to refuse a request with, and why; status 0 if the request is valid.
     struct verdict {
@@ -1600,7 +1600,7 @@ private:
     verdict check_host();
     std::string_view authority() const noexcept; // of a target in absolute-form
     verdict check_framing();
-    bool connection_says(std::string_view option) const noexcept;
+    bool has_connection_option(std::string_view option) const noexcept;
 
     std::string text_; // the head, followed by the decoded path
     int minor_version_ = 1;
@@ -1628,8 +1628,8 @@ inline request::verdict request::parse(std::string_view head, std::size_t max_fi
     if (const verdict v = check_single(); v.status != 0) return v;
     if (const verdict v = check_host(); v.status != 0) return v;
     if (const verdict v = check_framing(); v.status != 0) return v;
-    keep_alive = minor_version_ == 0 ? connection_says("keep-alive") && !connection_says("close")
-                                     : !connection_says("close");
+    keep_alive = minor_version_ == 0 ? has_connection_option("keep-alive") && !has_connection_option("close")
+                                     : !has_connection_option("close");
     return {};
 }
 
@@ -1809,7 +1809,7 @@ inline bool list_names(const request& r, std::string_view field, std::string_vie
 
 } // namespace detail
 
-inline bool request::connection_says(std::string_view option) const noexcept {
+inline bool request::has_connection_option(std::string_view option) const noexcept {
     return detail::list_names(*this, "Connection", option);
 }
 
@@ -1828,7 +1828,7 @@ public:
         return received.substr(start_, at_ - start_);
     }
     std::size_t size() const noexcept { return at_; }
-    request::verdict why_refused() const noexcept { return refusal_; }
+    request::verdict refusal() const noexcept { return refusal_; }
 
 private:
     progress refuse(int status, std::string_view reason) noexcept {
@@ -1939,7 +1939,7 @@ public:
 
     /// What was decoded since the last call.
     std::string take() noexcept { return std::exchange(body_, std::string()); }
-    request::verdict why_refused() const noexcept { return refusal_; }
+    request::verdict refusal() const noexcept { return refusal_; }
 
 private:
     enum class part : std::uint8_t { sized, size, data, data_end, trailer, end };
@@ -2417,14 +2417,14 @@ namespace detail {
 using address = asio::ip::address;
 
 /// An IPv4-mapped IPv6 address becomes plain IPv4, so that one client is counted once.
-inline address unmapped(const address& a) {
+inline address without_mapping(const address& a) {
     if (!a.is_v6() || !a.to_v6().is_v4_mapped()) return a;
     return asio::ip::make_address_v4(asio::ip::v4_mapped, a.to_v6());
 }
 
 /// What limits by address count as one client: an IPv4 address, or the /64 that an IPv6 customer
 /// has. A link-local address counts whole: it is one machine, and all links share the prefix.
-inline address counted_as(const address& a) {
+inline address counting_prefix(const address& a) {
     if (!a.is_v6() || a.to_v6().is_link_local()) return a;
     auto bytes = a.to_v6().to_bytes();
     std::fill(bytes.begin() + 8, bytes.end(), static_cast<unsigned char>(0));
@@ -2441,7 +2441,7 @@ public:
         address_ = asio::ip::make_address(text.substr(0, slash), failed);
         const unsigned most = address_.is_v4() ? 32 : 128;
         bits_ = most;
-        bool right = !failed && unmapped(address_) == address_; // client addresses are unmapped
+        bool right = !failed && without_mapping(address_) == address_; // client addresses are without_mapping
         if (slash < text.size()) {
             const char* const end = text.data() + text.size();
             const auto read = std::from_chars(text.data() + slash + 1, end, bits_);
@@ -2483,14 +2483,14 @@ inline std::optional<address> read_address(std::string_view text) {
     if (text.find('\0') != text.npos) return std::nullopt; // Asio parses a C string
     asio::error_code failed;
     auto whole = asio::ip::make_address(std::string(text), failed);
-    if (!failed) return text.find('%') == text.npos ? std::optional(unmapped(whole)) : std::nullopt;
+    if (!failed) return text.find('%') == text.npos ? std::optional(without_mapping(whole)) : std::nullopt;
     auto [host, port] = split_port(text);
     if (!port.empty() && !is_digits(port.substr(1))) return std::nullopt;
     const bool bracketed = host.starts_with('[') && host.ends_with(']');
     if (bracketed) host = host.substr(1, host.size() - 2);
     whole = asio::ip::make_address(std::string(host), failed);
     if (failed || host.find('%') != host.npos || bracketed != whole.is_v6()) return std::nullopt;
-    return unmapped(whole);
+    return without_mapping(whole);
 }
 
 /// Removes from the front of a list what comes before the first separator outside quotes, and
@@ -2535,7 +2535,7 @@ inline std::string_view field_of(forwarded_by source) noexcept {
 /// result is the hop reached before it.
 inline address client_address(const request& r, const address& peer,
                               const std::vector<address_block>& trusted, forwarded_by source) {
-    address nearest = unmapped(peer);
+    address nearest = without_mapping(peer);
     const std::string_view name = field_of(source);
     std::vector<std::string_view> hops;
     for (const request::field& f : r.fields) {
@@ -2622,7 +2622,7 @@ inline proxy_head read_proxy_head_v2(std::string_view received) {
     } else if (byte(13) == 0x21) {
         asio::ip::address_v6::bytes_type bytes{};
         std::copy_n(received.begin() + 16, bytes.size(), bytes.begin());
-        head.from = unmapped(asio::ip::address_v6(bytes));
+        head.from = without_mapping(asio::ip::address_v6(bytes));
     }
     return head;
 }
@@ -2646,7 +2646,7 @@ inline std::optional<address> host_address(std::string_view host) {
     asio::error_code failed;
     const auto a = asio::ip::make_address(std::string(host), failed);
     if (failed || bracketed != a.is_v6()) return std::nullopt;
-    return unmapped(a);
+    return without_mapping(a);
 }
 
 /// Whether a Host header names one of the hosts, on any port. Names are compared whole:
@@ -3488,8 +3488,8 @@ protected:
     virtual void settled() {}                          ///< Nothing is pending any more.
     virtual bool is_streaming() const { return true; } ///< Its head is sent or on its way.
     /// Messages are missing. Returns true if the gap hook will send a substitute; feed::release()
-    /// by_mending follows then.
-    virtual bool mend(const gap&) { return false; }
+    /// by_gap_hook follows then.
+    virtual bool run_gap_hook(const gap&) { return false; }
     virtual void finished() {}            ///< All that feed::finish() asked for is sent.
     virtual void end(end_reason why) = 0; ///< Calls feed::remove(); may destroy the object.
     virtual void fail(std::exception_ptr what) = 0; ///< The same: a filter threw, or out of memory.
@@ -3497,7 +3497,7 @@ protected:
 private:
     friend class feed;
     friend class worker;
-    friend struct session;
+    friend struct exchange;
     friend class sse::stream;
 
     struct subscription {
@@ -3509,12 +3509,12 @@ private:
         lag_policy lag = lag_policy::disconnect;
     };
 
-    struct rarely { ///< State that few clients need.
+    struct cold_state { ///< State that few clients need.
         std::vector<subscription> more;
-        std::uint64_t excused = 0;   ///< What is missing before this position is already reported.
+        std::uint64_t reported_before = 0;   ///< What is missing before this position is already reported.
         std::uint64_t live_from = 0; ///< Before this position it gets no ephemeral messages.
         std::uint64_t passed = 0;    ///< Forgotten messages to it alone lie before this position.
-        std::uint64_t looked_at = 0; ///< Messages that conflation left out are counted up to here.
+        std::uint64_t conflated_before = 0; ///< Messages that conflation left out are counted up to here.
         std::optional<gap> pending;  ///< Still to be reported.
         bool unknown_id = false;     ///< Its id was already found to be unknown.
         frame_ref last;              ///< Its farewell, sent last.
@@ -3530,14 +3530,14 @@ private:
 
     static constexpr std::uint32_t nowhere = ~std::uint32_t{0};
     static constexpr std::uint8_t by_program = 1; // in held_
-    static constexpr std::uint8_t by_mending = 2;
+    static constexpr std::uint8_t by_gap_hook = 2;
 
-    rarely& rare() {
-        if (!rare_) rare_ = std::make_unique<rarely>();
-        return *rare_;
+    cold_state& cold() {
+        if (!cold_) cold_ = std::make_unique<cold_state>();
+        return *cold_;
     }
     bool follows() const noexcept { return place_in_feed_ != nowhere; }
-    bool is_finishing() const noexcept { return rare_ && rare_->finishing; }
+    bool is_finishing() const noexcept { return cold_ && cold_->finishing; }
     bool conflates() const noexcept {
         bool any = false;
         for_each_subscription(
@@ -3551,14 +3551,14 @@ private:
 
     // First what a delivery touches; last what leaves no padding before the members of a stream.
     std::uint64_t next_ = 0; // the first position that it may not have received
-    std::uint64_t told_ = 0; // the position that its last event ID stands for
-    std::unique_ptr<rarely> rare_;
+    std::uint64_t last_id_ = 0; // the position that its last event ID stands for
+    std::unique_ptr<cold_state> cold_;
     bool busy_ = false;       // something is unfinished: flush() continues, fan-out skips it
     std::uint8_t held_ = 0;   // by whom: its position is kept, but nothing of the log is sent
-    bool wraps_ = false;      // adds framing to its bytes: only write_some() knows how
-    bool single_ : 1 = false; // gets all that its one topic gets: the block of a pass fits
+    bool adds_framing_ = false;      // adds framing to its bytes: only write_some() knows how
+    bool wants_plain_ : 1 = false; // gets all that its one topic gets: the block of a pass fits
     bool fresh_ : 1 = false;  // starts in the past, and has received nothing of the log yet
-    bool primed_ : 1 = false; // has an id to reconnect with
+    bool has_id_ : 1 = false; // has an id to reconnect with
     bool queued_ : 1 = false; // waits for a turn of feed::catch_up()
     std::uint32_t place_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
@@ -3571,14 +3571,14 @@ private:
 template <class F>
 void receiver::for_each_subscription(F&& f) {
     if (first_.where) f(first_);
-    if (!rare_) return;
-    for (subscription& one : rare_->more) f(one);
+    if (!cold_) return;
+    for (subscription& one : cold_->more) f(one);
 }
 template <class F>
 void receiver::for_each_subscription(F&& f) const {
     if (first_.where) f(first_);
-    if (!rare_) return;
-    for (const subscription& one : rare_->more) f(one);
+    if (!cold_) return;
+    for (const subscription& one : cold_->more) f(one);
 }
 
 class feed {
@@ -3657,7 +3657,7 @@ public:
     /// Whether these have received less of the log than was planned meanwhile. Unless they get that
     /// first, a publisher that never pauses moves the history past clients that do read.
     bool owes_turns() const noexcept { return owed_ > 0; }
-    void forgive() noexcept { owed_ = 0; } ///< Others cannot wait any longer.
+    void cancel_owed_turns() noexcept { owed_ = 0; } ///< Others cannot wait any longer.
 
     /// Frees memory that nobody has needed since the last call.
     void give_back_memory();
@@ -3709,16 +3709,16 @@ private:
         struct end {
             std::uint64_t sequence;
             std::size_t offset; ///< Where the frame ends in the block.
-            std::uint64_t told; ///< The position that the last id so far stands for; 0: none.
+            std::uint64_t last_id; ///< The position that the last id so far stands for; 0: none.
         };
         std::string_view bytes;
         std::vector<end> ends;
 
-        std::uint64_t told() const noexcept { return ends.empty() ? 0 : ends.back().told; }
+        std::uint64_t last_id() const noexcept { return ends.empty() ? 0 : ends.back().last_id; }
         void push(std::uint64_t sequence, const frame& f) {
             const std::size_t offset = ends.empty() ? 0 : ends.back().offset;
             ends.push_back(
-                {sequence, offset + f.bytes().size(), f.has_id() ? sequence + 1 : told()});
+                {sequence, offset + f.bytes().size(), f.has_id() ? sequence + 1 : last_id()});
         }
     };
     /// A stretch of the log, as clients that are behind get it for one topic: the first of them to
@@ -3732,7 +3732,7 @@ private:
         std::string joined; ///< The bytes of the block.
         block frames;
     };
-    struct job {     ///< A block and its receivers, from the last to the first.
+    struct share {   ///< A block and its receivers, from the last to the first.
         node* where; ///< Null: every receiver.
         std::size_t next = 0;
         bool started = false;
@@ -3755,9 +3755,9 @@ private:
     std::uint64_t keep() const;
     void forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind);
     topic_tree<receiver>& tree(bool is_private) noexcept { return is_private ? users_ : topics_; }
-    void plan_jobs();
-    void finish_job(job& j);
-    void assemble(const job& j);
+    void plan_shares();
+    void finish_share(share& s);
+    void assemble(const share& s);
     void deliver(receiver& r);
     void deliver_alone(receiver& r);
     void find_due(const receiver& r);
@@ -3807,10 +3807,10 @@ private:
     std::uint64_t passed_everyone_ = 0; // and the last ephemeral one
     bool holding_ = false;
     std::vector<std::uint64_t> broadcasts_; // of the current pass
-    std::vector<receiver*> alone_;          // get a message of the current pass alone
+    std::vector<receiver*> direct_;          // get a message of the current pass alone
     std::vector<std::uint64_t> due_;        // frames of the current pass for due_for_,
     const receiver* due_for_ = nullptr;     // which is being written to; null: not known
-    std::vector<job> jobs_;                 // of the current pass, done from the back
+    std::vector<share> shares_;                 // of the current pass, done from the back
     block block_;
     std::string joined_;                       // the bytes of a block of several frames
     bool joins_ = false;                       // whether it was used since give_back_memory()
@@ -3860,7 +3860,7 @@ inline void feed::forgot(const frame& f, std::uint64_t sequence, frame_log::loss
         raise(f.ephemeral() ? passed_everyone_ : forgot_everyone_);
         if (for_anyone && !f.ephemeral()) raise(drop_everyone_);
     } else if (f.what() == frame::kind::one) {
-        if (receiver* const r = find(f.stream())) raise(r->rare_->passed);
+        if (receiver* const r = find(f.stream())) raise(r->cold_->passed);
     } else {
         tree(f.what() == frame::kind::user).for_each_concerned(f.topic(), [&](node& where) {
             raise(f.ephemeral() ? where.passed : where.forgotten);
@@ -3873,7 +3873,7 @@ inline void feed::forgot(const frame& f, std::uint64_t sequence, frame_log::loss
 inline void feed::check_hold() {
     bool any = false;
     for (receiver* r : holders_) {
-        receiver::rarely& rare = r->rare();
+        receiver::cold_state& rare = r->cold();
         const auto lag = lag_of(*r);
         const auto& most = log_.bounds();
         const std::uint64_t part = rare.holds_back ? 4 : 2;
@@ -3898,13 +3898,13 @@ inline bool feed::plan() {
         return false;
     }
     try {
-        plan_jobs();
+        plan_shares();
     } catch (...) { // out of memory: the next turn tries again from the same position
-        for (job& j : jobs_) {
-            if (j.where) j.where->pending.clear();
+        for (share& s : shares_) {
+            if (s.where) s.where->pending.clear();
         }
-        jobs_.clear();
-        alone_.clear();
+        shares_.clear();
+        direct_.clear();
         planned_ = fanned_;
         throw;
     }
@@ -3912,9 +3912,9 @@ inline bool feed::plan() {
 }
 
 /// Finds the receivers of the next frames, up to the bounds of a pass.
-inline void feed::plan_jobs() {
+inline void feed::plan_shares() {
     broadcasts_.clear();
-    jobs_.push_back({nullptr}); // done last: node jobs already include the broadcasts
+    shares_.push_back({nullptr}); // done last: node shares already include the broadcasts
     const std::size_t most = is_anyone_behind() ? settings_.turn_bytes : batch_bytes;
     std::size_t frames = 0;
     std::size_t bytes = 0;
@@ -3927,66 +3927,66 @@ inline void feed::plan_jobs() {
         } else if (f.what() == frame::kind::one) {
             receiver* const r = find(f.stream());
             if (r && r->follows()) {
-                alone_.push_back(r);
+                direct_.push_back(r);
             } else if (r && r->own_ && r->is_streaming() && !r->is_finishing()) {
                 enqueue_later(*r, log_.ref(planned_));
             }
         } else {
             tree(f.what() == frame::kind::user).for_each_concerned(f.topic(), [this](node& where) {
-                if (where.pending.empty()) jobs_.push_back({&where});
+                if (where.pending.empty()) shares_.push_back({&where});
                 where.pending.push_back(planned_);
             });
         }
     }
-    if (broadcasts_.empty()) jobs_.erase(jobs_.begin());
+    if (broadcasts_.empty()) shares_.erase(shares_.begin());
     owed_ += behind_ * bytes;
 }
 
 inline bool feed::work(std::size_t& budget) {
     while (budget > 0) {
-        if (!alone_.empty()) { // first, since a block would move them past their message
-            receiver& r = *alone_.back();
-            alone_.pop_back();
+        if (!direct_.empty()) { // first, since a block would move them past their message
+            receiver& r = *direct_.back();
+            direct_.pop_back();
             --budget;
             deliver_alone(r);
             continue;
         }
-        if (jobs_.empty()) return false;
-        job& j = jobs_.back();
-        auto& concerned = j.where ? j.where->subscribers : receivers_;
-        if (!j.started) {
-            assemble(j);
-            j.next = concerned.size();
-            j.started = true;
+        if (shares_.empty()) return false;
+        share& s = shares_.back();
+        auto& concerned = s.where ? s.where->subscribers : receivers_;
+        if (!s.started) {
+            assemble(s);
+            s.next = concerned.size();
+            s.started = true;
         }
         // From the last to the first: one that leaves is replaced by the last, which was served
         // already or is met again at its new index. Clients that come meanwhile start after the
         // pass.
-        j.next = std::min(j.next, concerned.size());
-        while (j.next > 0 && budget > 0) {
+        s.next = std::min(s.next, concerned.size());
+        while (s.next > 0 && budget > 0) {
             --budget;
-            deliver(*concerned[--j.next]);
-            j.next = std::min(j.next, concerned.size());
+            deliver(*concerned[--s.next]);
+            s.next = std::min(s.next, concerned.size());
         }
         deliver_block();
-        if (j.next == 0) finish_job(j);
+        if (s.next == 0) finish_share(s);
     }
     return true;
 }
 
-inline void feed::finish_job(job& j) {
-    if (j.where) {
-        j.where->pending.clear();
-        tree(j.where->is_private).prune(j.where);
+inline void feed::finish_share(share& s) {
+    if (s.where) {
+        s.where->pending.clear();
+        tree(s.where->is_private).prune(s.where);
     }
-    jobs_.pop_back();
+    shares_.pop_back();
 }
 
-/// Joins the frames of a job, once for all clients that get them.
-inline void feed::assemble(const job& j) {
-    const auto& own = j.where ? j.where->pending : broadcasts_;
+/// Joins the frames of a share, once for all clients that get them.
+inline void feed::assemble(const share& s) {
+    const auto& own = s.where ? s.where->pending : broadcasts_;
     std::vector<std::uint64_t> merged;
-    if (j.where && !broadcasts_.empty()) {
+    if (s.where && !broadcasts_.empty()) {
         std::merge(own.begin(), own.end(), broadcasts_.begin(), broadcasts_.end(),
                    std::back_inserter(merged));
     }
@@ -4006,9 +4006,9 @@ inline void feed::assemble(const job& j) {
 /// One client's share of a pass: usually the block that others get too.
 inline void feed::deliver(receiver& r) {
     if (r.busy_ || r.held_ || r.next_ >= planned_) return;          // left to flush(), or has it
-    const bool came_back = r.rare_ && fanned_ < r.rare_->live_from; // not all of a block is for it
-    const bool alone = !r.single_ || r.next_ > fanned_ || came_back;
-    if (!alone && !r.wraps_) {
+    const bool came_back = r.cold_ && fanned_ < r.cold_->live_from; // not all of a block is for it
+    const bool alone = !r.wants_plain_ || r.next_ > fanned_ || came_back;
+    if (!alone && !r.adds_framing_) {
         ready_[ready_count_++] = &r;
         if (ready_count_ == ready_.size()) deliver_block();
         return;
@@ -4044,7 +4044,7 @@ inline bool feed::book(receiver& r, std::size_t written) {
     totals_.delivered.add(block_.ends.size());
     r.next_ = planned_;
     r.fresh_ = false;
-    if (block_.told() != 0) r.told_ = block_.told();
+    if (block_.last_id() != 0) r.last_id_ = block_.last_id();
     return true;
 }
 
@@ -4064,7 +4064,7 @@ inline void feed::deliver_alone(receiver& r) {
 /// Finds the frames of the current pass that may be for a client, by its topics: to compare each
 /// frame with each of many topics would cost their product.
 inline void feed::find_due(const receiver& r) {
-    if (r.rare_ && r.rare_->number != 0) return; // messages to it alone have no topic
+    if (r.cold_ && r.cold_->number != 0) return; // messages to it alone have no topic
     try {
         due_ = broadcasts_;
         r.for_each_subscription([this](const subscription& one) {
@@ -4094,7 +4094,7 @@ inline bool feed::took(receiver& r, const block& from, std::size_t begin, std::s
         totals_.delivered.add(static_cast<std::uint64_t>(left - first));
         r.next_ = last.sequence + 1;
         r.fresh_ = false;
-        r.told_ = std::max(r.told_, last.told);
+        r.last_id_ = std::max(r.last_id_, last.last_id);
     }
     if (left == ends.end()) return true;
     const std::size_t cut_begin = left == ends.begin() ? 0 : std::prev(left)->offset;
@@ -4137,10 +4137,10 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
         }
         if (count == 0) {
             if (looked_enough) break;
-            if (r.rare_ && r.rare_->holds_back) check_hold();
-            if (r.rare_ && r.rare_->last) {
-                r.cut_ = std::exchange(r.rare_->last, frame_ref());
-                r.rare_->said_farewell = true;
+            if (r.cold_ && r.cold_->holds_back) check_hold();
+            if (r.cold_ && r.cold_->last) {
+                r.cut_ = std::exchange(r.cold_->last, frame_ref());
+                r.cold_->said_farewell = true;
                 continue;
             }
             r.busy_ = false;
@@ -4153,7 +4153,7 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
             shared ? took(r, shared->frames, from, from + *n) : advance(r, count, *n);
         if (shared && whole) r.next_ = shared->end;
         if (*n > 0) r.progressed();
-        if (r.rare_ && r.rare_->holds_back) check_hold();
+        if (r.cold_ && r.cold_->holds_back) check_hold();
         if (!whole) return r.await_writable();
         budget -= std::min(budget, *n);
     }
@@ -4170,13 +4170,13 @@ inline bool feed::is_behind(const receiver& r) const {
 
 inline void feed::wait_for_turn(receiver& r) {
     if (r.queued_) return;
-    receiver::rarely* rare = nullptr;
+    receiver::cold_state* rare = nullptr;
     try {
-        rare = &r.rare();
+        rare = &r.cold();
     } catch (...) { return r.fail(std::current_exception()); } // out of memory
     r.queued_ = true;
     rare->before = last_behind_;
-    (last_behind_ ? last_behind_->rare_->after : first_behind_) = &r;
+    (last_behind_ ? last_behind_->cold_->after : first_behind_) = &r;
     last_behind_ = &r;
     if (++behind_ == 1) settings_.begin_catch_up();
 }
@@ -4184,10 +4184,10 @@ inline void feed::wait_for_turn(receiver& r) {
 inline void feed::leave_queue(receiver& r) noexcept {
     if (!r.queued_) return;
     r.queued_ = false;
-    receiver* const before = std::exchange(r.rare_->before, nullptr);
-    receiver* const after = std::exchange(r.rare_->after, nullptr);
-    (before ? before->rare_->after : first_behind_) = after;
-    (after ? after->rare_->before : last_behind_) = before;
+    receiver* const before = std::exchange(r.cold_->before, nullptr);
+    receiver* const after = std::exchange(r.cold_->after, nullptr);
+    (before ? before->cold_->after : first_behind_) = after;
+    (after ? after->cold_->before : last_behind_) = before;
     if (--behind_ == 0) owed_ = 0;
 }
 
@@ -4205,7 +4205,7 @@ inline void feed::give_back_memory() {
         runs_ = std::vector<run>();
         oldest_run_ = 0;
     }
-    if (!std::exchange(joins_, false) && jobs_.empty()) {
+    if (!std::exchange(joins_, false) && shares_.empty()) {
         std::string().swap(joined_); // an assignment would keep its memory
         block_ = block();
     }
@@ -4214,10 +4214,10 @@ inline void feed::give_back_memory() {
 /// Finds the run that holds what the client is sent next, and puts that into buffers_. Returns
 /// nullptr if something else comes first, or if the client does not get the same as others.
 inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
-    const receiver::rarely* const rare = r.rare_.get();
-    if (!r.single_ || !r.follows() || r.first_.lag == lag_policy::conflate) return nullptr;
+    const receiver::cold_state* const rare = r.cold_.get();
+    if (!r.wants_plain_ || !r.follows() || r.first_.lag == lag_policy::conflate) return nullptr;
     if (r.cut_ || r.held_ || (rare && rare->said_farewell)) return nullptr;
-    if ((r.own_ && !r.own_->waiting.empty()) || (settings_.heartbeat_ids && !r.primed_)) {
+    if ((r.own_ && !r.own_->waiting.empty()) || (settings_.heartbeat_ids && !r.has_id_)) {
         return nullptr;
     }
     const node& where = *r.first_.where;
@@ -4302,13 +4302,13 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
         }
     };
     if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), {piece::origin::cut, 0});
-    const bool goes_on = r.follows() && !r.held_ && !(r.rare_ && r.rare_->said_farewell);
+    const bool goes_on = r.follows() && !r.held_ && !(r.cold_ && r.cold_->said_farewell);
     const bool gap_is_due = goes_on && is_gap_due(r);
     // First, after the response head, an id to reconnect with, whatever happens to the client next.
     // Also for a client that has reconnected: by HTML 9.2.6 a block without an id, such as a
     // farewell or what its handler sends, would reset the last event ID that it had.
-    const bool gap_has_it = gap_is_due && (r.fresh_ || (r.rare_ && r.rare_->pending));
-    if (goes_on && settings_.heartbeat_ids && !r.primed_) {
+    const bool gap_has_it = gap_is_due && (r.fresh_ || (r.cold_ && r.cold_->pending));
+    if (goes_on && settings_.heartbeat_ids && !r.has_id_) {
         add_own(true);
         if (gap_has_it) return count;
         if (room_left()) add(id_frame(r.next_)->bytes(), {piece::origin::id, r.next_});
@@ -4324,9 +4324,9 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
         bool left_out = false;
         if (wants(r, at, left_out)) {
             add(log_[at].bytes(), {piece::origin::log, at});
-        } else if (left_out && at >= r.rare().looked_at) {
+        } else if (left_out && at >= r.cold().conflated_before) {
             totals_.conflated.add(1);
-            r.rare().looked_at = at + 1;
+            r.cold().conflated_before = at + 1;
         }
     }
     looked_enough = at < log_.end();
@@ -4336,9 +4336,9 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
 
 inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_out) const {
     const frame& f = log_[sequence];
-    if (f.ephemeral() && r.rare_ && sequence < r.rare_->live_from) return false;
+    if (f.ephemeral() && r.cold_ && sequence < r.cold_->live_from) return false;
     if (f.what() == frame::kind::one) {
-        return f.stream() != 0 && r.rare_ && f.stream() == r.rare_->number;
+        return f.stream() != 0 && r.cold_ && f.stream() == r.cold_->number;
     }
     if (f.what() == frame::kind::everyone && !r.first_.where) return true;
     bool wanted = false;
@@ -4367,7 +4367,7 @@ inline void feed::had(receiver& r, std::uint64_t sequence) {
     totals_.delivered.add(1);
     r.next_ = sequence + 1;
     r.fresh_ = false;
-    if (log_[sequence].has_id()) r.told_ = sequence + 1;
+    if (log_[sequence].has_id()) r.last_id_ = sequence + 1;
 }
 
 /// Records what a write has taken. Returns false if that was not everything.
@@ -4389,7 +4389,7 @@ inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
                     r.cut_ = take_own();
                 } else if (p.from == piece::origin::id) {
                     r.cut_ = id_frame(p.sequence);
-                    r.primed_ = true;
+                    r.has_id_ = true;
                 } else {
                     r.cut_ = log_.ref(p.sequence);
                     r.next_ = p.sequence + 1;
@@ -4406,7 +4406,7 @@ inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
                 if (r.own_) ++r.own_->written;
             } else if (f->what() != frame::kind::raw) {
                 r.fresh_ = false;
-                if (f->has_id()) r.told_ = r.next_;
+                if (f->has_id()) r.last_id_ = r.next_;
             }
             if (f->what() != frame::kind::raw) totals_.delivered.add(1);
             break;
@@ -4417,7 +4417,7 @@ inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
             if (f->what() != frame::kind::raw) totals_.delivered.add(1);
             break;
         }
-        case piece::origin::id: r.primed_ = true; break;
+        case piece::origin::id: r.has_id_ = true; break;
         case piece::origin::log: had(r, p.sequence); break;
         }
     }
@@ -4428,8 +4428,8 @@ inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
 
 /// What concerns the client, lies after its position, and is forgotten.
 inline feed::loss feed::missing(const receiver& r) const {
-    const std::uint64_t from = std::max(r.next_, r.rare_ ? r.rare_->excused : 0);
-    const std::uint64_t live_from = r.rare_ ? r.rare_->live_from : 0;
+    const std::uint64_t from = std::max(r.next_, r.cold_ ? r.cold_->reported_before : 0);
+    const std::uint64_t live_from = r.cold_ ? r.cold_->live_from : 0;
     loss out;
     const auto consider = [&](std::uint64_t before, const subscription& one, std::uint64_t since) {
         if (before <= std::max(from, since)) return;
@@ -4448,55 +4448,55 @@ inline feed::loss feed::missing(const receiver& r) const {
     });
     // Broadcasts to a client without a topic, and messages to it alone, are of no subscription.
     if (!r.first_.where) consider(std::max(forgot_everyone_, passed_everyone_), r.first_, 0);
-    if (r.rare_ && r.rare_->passed > live_from) consider(r.rare_->passed, r.first_, 0);
+    if (r.cold_ && r.cold_->passed > live_from) consider(r.cold_->passed, r.first_, 0);
     return out;
 }
 
 inline bool feed::is_gap_due(const receiver& r) const {
-    return (r.rare_ && r.rare_->pending) || missing(r).before != 0;
+    return (r.cold_ && r.cold_->pending) || missing(r).before != 0;
 }
 
 /// If messages are missing and the gap is next: sends the gap, or leaves it to the gap hook, or
 /// closes the connection. Returns false if it was closed: r may be destroyed.
 inline bool feed::announce(receiver& r) {
     if (!r.follows() || r.held_ || r.cut_) return true;
-    if (r.rare_ && r.rare_->said_farewell) return true;
-    const bool pending = r.rare_ && r.rare_->pending;
+    if (r.cold_ && r.cold_->said_farewell) return true;
+    const bool pending = r.cold_ && r.cold_->pending;
     if (r.own_ && !r.own_->waiting.empty()) {
-        const bool brings_id = settings_.heartbeat_ids && !r.primed_ && (r.fresh_ || pending);
+        const bool brings_id = settings_.heartbeat_ids && !r.has_id_ && (r.fresh_ || pending);
         if (!brings_id || r.own_->waiting.front()->what() == frame::kind::raw) return true;
     }
     const loss lost = missing(r);
     if (!pending && lost.before == 0) return true;
     gap g;
     if (pending) {
-        g = *std::exchange(r.rare_->pending, std::nullopt);
+        g = *std::exchange(r.cold_->pending, std::nullopt);
         if (g.reason == gap_reason::lapped) r.next_ = log_.end();
         g.to = make_id(settings_.epoch, g.reason == gap_reason::lapped ? r.next_ : lost.before);
-        r.rare().excused = lost.before;
+        r.cold().reported_before = lost.before;
     } else if (r.fresh_ || lost.policy != lag_policy::disconnect) {
         const bool skips = !r.fresh_ && lost.policy == lag_policy::skip;
         const std::uint64_t to = skips ? log_.end() : lost.before;
         g = {r.fresh_ ? gap_reason::too_old : gap_reason::lapped, make_id(settings_.epoch, r.next_),
              make_id(settings_.epoch, to)};
-        const bool all_of_it = r.single_ && r.first_.where->path.empty() && log_.is_plain() &&
+        const bool all_of_it = r.wants_plain_ && r.first_.where->path.empty() && log_.is_plain() &&
                                lost.policy != lag_policy::conflate &&
                                (skips || !log_.has_bounds_by_topic());
         if (all_of_it) g.missed = to - r.next_;
         if (skips) r.next_ = to;
-        r.rare().excused = lost.before;
+        r.cold().reported_before = lost.before;
     } else {
         totals_.lagged.add(1);
         r.end(end_reason::lagged);
         return false;
     }
     totals_.gaps.add(1);
-    if (r.mend(g)) {
-        r.held_ |= receiver::by_mending;
+    if (r.run_gap_hook(g)) {
+        r.held_ |= receiver::by_gap_hook;
         return true;
     }
     r.cut_ = gap_frame(g, r.next_);
-    r.primed_ = true;
+    r.has_id_ = true;
     return true;
 }
 
@@ -4521,8 +4521,8 @@ inline bool feed::heartbeat(receiver& r) {
     frame_ref sign = heartbeat_;
     if (settings_.heartbeat_ids && r.follows() && !r.held_) {
         sign = id_frame(r.next_);
-        r.told_ = r.next_;
-        r.primed_ = true;
+        r.last_id_ = r.next_;
+        r.has_id_ = true;
     }
     put(r, std::move(sign));
     return true;
@@ -4531,9 +4531,9 @@ inline bool feed::heartbeat(receiver& r) {
 /// Whether half of the history has passed without a message for it.
 inline bool feed::needs_id(const receiver& r) const {
     if (!settings_.heartbeat_ids || !r.follows() || r.busy_ || r.held_) return false;
-    if (r.told_ >= fanned_) return false;
+    if (r.last_id_ >= fanned_) return false;
     const auto& most = log_.bounds();
-    return fanned_ - r.told_ > most.frames / 2 || log_.bytes_from(r.told_) > most.bytes / 2;
+    return fanned_ - r.last_id_ > most.frames / 2 || log_.bytes_from(r.last_id_) > most.bytes / 2;
 }
 
 inline sse::lag feed::lag_of(const receiver& r) const {
@@ -4547,7 +4547,7 @@ inline sse::lag feed::lag_of(const receiver& r) const {
 inline bool feed::give_up(receiver& r, std::uint32_t longest_hold) {
     if (!r.follows() || (!r.busy_ && !r.held_)) return false;
     const bool held_too_long =
-        r.rare_ && r.rare_->holds_back && now - r.rare_->behind_since >= longest_hold;
+        r.cold_ && r.cold_->holds_back && now - r.cold_->behind_since >= longest_hold;
     const loss lost = r.held_ || r.fresh_ ? loss() : missing(r);
     const bool too_much = settings_.max_unsent_bytes != 0 && !r.held_ &&
                           log_.bytes_from(r.next_) > settings_.max_unsent_bytes;
@@ -4558,8 +4558,8 @@ inline bool feed::give_up(receiver& r, std::uint32_t longest_hold) {
         r.end(end_reason::lagged);
         return true;
     }
-    if (too_much && policy == lag_policy::skip && !r.rare().pending) { // sent once writable
-        r.rare().pending = gap{gap_reason::lapped, make_id(settings_.epoch, r.next_), {}};
+    if (too_much && policy == lag_policy::skip && !r.cold().pending) { // sent once writable
+        r.cold().pending = gap{gap_reason::lapped, make_id(settings_.epoch, r.next_), {}};
     }
     return false;
 }
@@ -4584,9 +4584,9 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     subscription made;
     try {
         made.since = place(r, where, from, published);
-        if (made.since < published) r.rare().live_from = std::max(r.rare().live_from, published);
+        if (made.since < published) r.cold().live_from = std::max(r.cold().live_from, published);
         if (filter) made.filter = std::make_unique<filter_function>(std::move(filter));
-        if (r.first_.where) r.rare().more.reserve(r.rare().more.size() + 1); // few
+        if (r.first_.where) r.cold().more.reserve(r.cold().more.size() + 1); // few
         if (lag == lag_policy::hold_back) holders_.push_back(&r);
         where.subscribers.push_back(&r);
         if (first) receivers_.push_back(&r);
@@ -4600,7 +4600,7 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     }
     if (first) {
         r.place_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
-        r.next_ = r.told_ = made.since;
+        r.next_ = r.last_id_ = made.since;
         r.fresh_ = made.since < published;
     } else if (made.since < reached) { // the others have received what lies between
         r.for_each_subscription([&](subscription& one) { one.had = std::max(one.had, reached); });
@@ -4610,11 +4610,11 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     made.where = &where;
     made.index = static_cast<std::uint32_t>(where.subscribers.size() - 1);
     made.lag = lag;
-    r.single_ = first && !made.filter && !is_private;
-    (r.first_.where ? r.rare().more.emplace_back() : r.first_) = std::move(made);
+    r.wants_plain_ = first && !made.filter && !is_private;
+    (r.first_.where ? r.cold().more.emplace_back() : r.first_) = std::move(made);
     // What the passes so far do not deliver, it gets on its own: what lies before them, a gap, its
     // first id.
-    const bool waits = r.next_ < planned_ || !r.primed_ || is_gap_due(r);
+    const bool waits = r.next_ < planned_ || !r.has_id_ || is_gap_due(r);
     if (waits && !std::exchange(r.busy_, true)) r.yield();
 }
 
@@ -4667,10 +4667,10 @@ inline std::uint64_t feed::place_of_id(receiver& r, const std::string& id,
     const bool of_ours = parts && parts->first.size() == settings_.epoch.size();
     const bool of_epoch = of_ours && parts->first == settings_.epoch;
     if (of_epoch && parts->second <= published) return parts->second;
-    if (!r.rare().unknown_id) {
+    if (!r.cold().unknown_id) {
         const bool other = of_ours && !of_epoch;
-        r.rare().pending = gap{other ? gap_reason::epoch : gap_reason::unknown, id, {}};
-        r.rare().unknown_id = true; // one gap for all topics
+        r.cold().pending = gap{other ? gap_reason::epoch : gap_reason::unknown, id, {}};
+        r.cold().unknown_id = true; // one gap for all topics
     }
     return 0;
 }
@@ -4682,12 +4682,12 @@ inline bool feed::unsubscribe(receiver& r, std::string_view topic, bool is_priva
     subscription ended;
     if (is_it(r.first_)) {
         ended = std::exchange(r.first_, subscription());
-        if (r.rare_ && !r.rare_->more.empty()) {
-            r.first_ = std::move(r.rare_->more.back());
-            r.rare_->more.pop_back();
+        if (r.cold_ && !r.cold_->more.empty()) {
+            r.first_ = std::move(r.cold_->more.back());
+            r.cold_->more.pop_back();
         }
-    } else if (r.rare_) {
-        auto& more = r.rare_->more;
+    } else if (r.cold_) {
+        auto& more = r.cold_->more;
         const auto found = std::find_if(more.begin(), more.end(), is_it);
         if (found == more.end()) return false;
         std::swap(*found, more.back());
@@ -4696,11 +4696,11 @@ inline bool feed::unsubscribe(receiver& r, std::string_view topic, bool is_priva
     } else {
         return false;
     }
-    r.single_ = false; // it has not received the same as others of its topic
+    r.wants_plain_ = false; // it has not received the same as others of its topic
     if (ended.lag == lag_policy::hold_back) {
         holders_.erase(std::find(holders_.begin(), holders_.end(), &r));
         if (std::find(holders_.begin(), holders_.end(), &r) == holders_.end()) {
-            r.rare().holds_back = false;
+            r.cold().holds_back = false;
         }
         check_hold();
     }
@@ -4724,9 +4724,9 @@ inline void feed::remove(receiver& r) {
         leave_queue(r);
         r.yield();
     }
-    if (r.rare_ && r.rare_->number != 0) {
-        named_.erase(r.rare_->number);
-        std::erase(alone_, &r);
+    if (r.cold_ && r.cold_->number != 0) {
+        named_.erase(r.cold_->number);
+        std::erase(direct_, &r);
     }
     if (!r.follows()) return;
     receiver* const last = receivers_.back();
@@ -4737,15 +4737,15 @@ inline void feed::remove(receiver& r) {
     r.for_each_subscription(
         [this](const subscription& one) { remove_from(*one.where, one.index); });
     r.first_ = subscription();
-    if (r.rare_) {
-        r.rare_->more.clear();
-        r.rare_->pending.reset();
+    if (r.cold_) {
+        r.cold_->more.clear();
+        r.cold_->pending.reset();
     }
     if (std::erase(holders_, &r) != 0) check_hold();
 }
 
 inline void feed::name(receiver& r, std::uint64_t number) {
-    r.rare().number = number;
+    r.cold().number = number;
     named_.emplace(number, &r);
 }
 
@@ -4792,7 +4792,7 @@ inline void feed::release(receiver& r, std::uint8_t by) {
 }
 
 inline void feed::finish(receiver& r, frame_ref last) {
-    receiver::rarely& rare = r.rare();
+    receiver::cold_state& rare = r.cold();
     if (rare.finishing) return;
     rare.finishing = true;
     rare.last = std::move(last); // what is held is not sent: the client reconnects for it
@@ -5378,7 +5378,7 @@ struct hub {
     /// The worker on whose thread the call is made, or nullptr.
     worker* worker_here() const noexcept;
     sse::counters count() const noexcept;
-    void let_go(const asio::execution_context& context) noexcept;         ///< Context is destroyed.
+    void on_context_destroyed(const asio::execution_context& context) noexcept;         ///< Context is destroyed.
     void forget_waiters(const asio::execution_context& context) noexcept; ///< Context shuts down.
 
     const char* why_not_ready(std::size_t own) const noexcept;
@@ -5425,7 +5425,7 @@ struct hub {
     std::atomic<std::uint64_t> no_room{0};
     std::atomic<std::size_t> refusing{0}; ///< Open connections that are over a limit.
     std::atomic<bool> said_no_io_uring{false};
-    std::atomic<bool> said_no_client{false};      ///< Logged that a trusted proxy names none.
+    std::atomic<bool> warned_missing_client{false};      ///< Logged that a trusted proxy names none.
     std::vector<std::unique_ptr<worker>> workers; ///< They refer to the rest.
     std::unique_ptr<detail::lifecycle> life;      ///< Destroyed first: it refers to the workers.
 };
@@ -5492,7 +5492,7 @@ placed(operation_memory*, F) -> placed<F>;
 // One client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub.
 // Tests: tests/stream.cpp
 
-struct session;
+struct exchange;
 
 /// Counts references within one thread.
 template <class T>
@@ -5622,7 +5622,7 @@ public:
 
     /// Also delivers what server::send_to_user() sends to this user. Errors: errc::bad_key.
     void set_user(std::string_view key);
-    std::string_view user() const noexcept { return rare_ ? rare_->user : std::string_view(); }
+    std::string_view user() const noexcept { return cold_ ? cold_->user : std::string_view(); }
 
     /// The topics that it is subscribed to.
     std::vector<std::string> topics() const;
@@ -5648,7 +5648,7 @@ public:
 
 private:
     friend class detail::worker;
-    friend struct detail::session;
+    friend struct detail::exchange;
     friend class detail::local_ref<stream>;
     friend class jobs;
     friend class server;
@@ -5664,10 +5664,10 @@ private:
     struct log_context {
         std::string path;
         asio::ip::address client;
-        bool told_of = false; ///< Its end will be reported.
+        bool reports_end = false; ///< Its end will be reported.
     };
 
-    struct seldom { ///< Rarely needed, but always with limits by address or a log.
+    struct extra_state { ///< Rarely needed, but always with limits by address or a log.
         std::unique_ptr<detail::chunked_encoder> chunks; ///< If the body has its own end.
         detail::address_book::place counted = nullptr;   ///< Where limits by address count it.
         std::optional<log_context> log;                  ///< Of a stream, if it is wanted.
@@ -5692,13 +5692,13 @@ private:
     void progressed() override;
     void settled() override;
     bool is_streaming() const override { return phase_ == phase::streaming; }
-    bool mend(const gap& g) override;
+    bool run_gap_hook(const gap& g) override;
     void finished() override;
     void end(end_reason why) override;
     void fail(std::exception_ptr what) override;
 
     asio::awaitable<bool> refused_by(access given);
-    detail::session& session_in_hand(const char* asked) const;
+    detail::exchange& current_exchange(const char* asked) const;
     void check_thread() const;
     bool must_begin();
     void begin_streaming(bool finite);
@@ -5708,14 +5708,14 @@ private:
     asio::awaitable<void> written();
     asio::awaitable<std::string> read_body(bool whole);
 
-    seldom& extra() {
-        if (!seldom_) seldom_ = std::make_unique<seldom>();
-        return *seldom_;
+    extra_state& extra() {
+        if (!extra_) extra_ = std::make_unique<extra_state>();
+        return *extra_;
     }
     detail::chunked_encoder* chunks() const noexcept {
-        return seldom_ ? seldom_->chunks.get() : nullptr;
+        return extra_ ? extra_->chunks.get() : nullptr;
     }
-    int refusal() const noexcept { return seldom_ ? seldom_->refusal : 0; }
+    int refusal() const noexcept { return extra_ ? extra_->refusal : 0; }
 
     // Each waiting client costs one of these, so it has no padding.
     bool open_ = true;
@@ -5723,8 +5723,8 @@ private:
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
     detail::tcp_socket socket_;
     detail::worker* worker_;
-    std::unique_ptr<seldom> seldom_;
-    detail::session* session_ = nullptr; // while a coroutine serves it
+    std::unique_ptr<extra_state> extra_;
+    detail::exchange* exchange_ = nullptr; // while a coroutine serves it
     std::uint32_t index_ = nowhere;      // in the worker's connections
     std::uint32_t began_ = 0;            // as a stream; worker's ms
     std::uint32_t ends_at_ = 0;          // worker's ms; 0: never
@@ -5778,11 +5778,11 @@ struct waiting_handler final : waiter {
 };
 
 /// What a stream has only while one of its requests is served; whatever serves it owns this.
-struct session {
-    explicit session(stream& s);
-    ~session();
-    session(const session&) = delete;
-    session& operator=(const session&) = delete;
+struct exchange {
+    explicit exchange(stream& s);
+    ~exchange();
+    exchange(const exchange&) = delete;
+    exchange& operator=(const exchange&) = delete;
 
     /// Suspends until wake(): input came or ended, a frame was written, a deadline passed. Wakes
     /// may be spurious, so callers check again what they wait for.
@@ -5807,7 +5807,7 @@ struct session {
     template <bool UntilEnd, class Handler>
     void enlist(Handler done);
     template <class Which>
-    void let_go_on(Which&& which) noexcept;
+    void resume_matching(Which&& which) noexcept;
 
     bool body_is_left() const noexcept {
         return !body_taken && (request->content_length > 0 || request->chunked);
@@ -5830,7 +5830,7 @@ struct session {
     outbox box;                           // the stream's own frames
     std::uint64_t first_place = no_place; // what "now" means, until something is written
     asio::cancellation_signal cancel;     // ends the handler
-    asio::cancellation_signal cancel_mending;
+    asio::cancellation_signal cancel_gap_hook;
     asio::ip::address peer;  // or the address that the PROXY protocol names
     std::uint32_t index = 0; // in the worker's sessions
     bool paused = false;     // reading stopped: there is enough input
@@ -5846,7 +5846,7 @@ struct session {
     bool outlives_client = false;
     bool cancel_is_due = false; // memory for it was not available
     bool served = false;        // an earlier request was served
-    bool mending = false;       // options::on_gap runs
+    bool gap_hook_running = false;       // options::on_gap runs
     bool resumable = false;     // the handler views a job, which its client can resume elsewhere
 };
 
@@ -6116,16 +6116,16 @@ public:
     // On the worker's own thread.
     void run();
     void begin() { arm_sweep(); } ///< Instead of run(), on a context of the program.
-    void let_go() noexcept;
+    void on_context_destroyed() noexcept;
     void forget_waiters() noexcept;
     void adopt(arrival one);
     void give_back(const arrival& one) noexcept;
-    bool drain(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
+    bool pull(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
     void make_room();
 
 private:
     friend class sse::stream;
-    friend struct session;
+    friend struct exchange;
 
     using clock = std::chrono::steady_clock;
 
@@ -6160,8 +6160,8 @@ private:
     void catch_up();
     bool plan();
     void be_woken();
-    void look_again();
-    void look_in(std::chrono::milliseconds delay);
+    void recheck_ring();
+    void check_ring_after(std::chrono::milliseconds delay);
 
     // One stream
     void subscribe(stream& s, const std::string& topic, const start& from,
@@ -6175,11 +6175,11 @@ private:
     void on_input(stream& s);
     void resume_reading(stream& s);
     enum class rest_of_input : std::uint8_t { cut, nothing, request };
-    void heed_end(stream& s);
-    rest_of_input look_ahead(const stream& s) const;
+    void cancel_if_ended(stream& s);
+    rest_of_input pending_input(const stream& s) const;
     std::size_t max_body_bytes(const stream& s) const;
     body_decoder body_decoder_for(const stream& s) const;
-    void look_for_end(stream& s);
+    void poll_for_end(stream& s);
     void enter(stream& s, stream::phase next) noexcept;
     void begin_life(stream& s);
     void end_after(stream& s, std::chrono::milliseconds time);
@@ -6187,11 +6187,11 @@ private:
     bool note_end(std::uint32_t at) noexcept;
     void finish(stream& s, end_reason why, frame_ref last = {});
     void depart(stream& s);
-    void tell_end(stream& s, end_reason why);
+    void report_end(stream& s, end_reason why);
     void close(stream& s, end_reason why);
     void cancel(stream& s) noexcept;
-    void go_on_soon(std::unique_ptr<waiter> one) noexcept;
-    void go_on_soon() noexcept;
+    void resume_soon(std::unique_ptr<waiter> one) noexcept;
+    void resume_soon() noexcept;
     void go_on();
     stream_info info(stream& s);
 
@@ -6199,15 +6199,15 @@ private:
     void arm_sweep();
     void begin_sweep();
     void sweep();
-    void say_held(std::chrono::steady_clock::duration late);
-    void say_no_io_uring(const std::error_code& why);
+    void log_blocked_worker(std::chrono::steady_clock::duration late);
+    void log_no_io_uring(const std::error_code& why);
     std::size_t check_deadlines(stream& s);
     std::size_t keep_alive(stream& s);
     void end_drain();
     void cut_leftovers();
     void dismiss();
     void schedule_farewell(stream& s);
-    void say_farewell(stream& s);
+    void send_farewell(stream& s);
     std::string retry_after(std::chrono::milliseconds least);
     static bool is_response(const stream& s) noexcept;
 
@@ -6215,47 +6215,47 @@ private:
     void on_first_input(stream& s, const asio::ip::address& peer);
     void begin_serving(stream& s, const asio::ip::address& peer, std::string_view received,
                        bool handed_over);
-    void go_on_serving(stream_ref s, std::unique_ptr<session> state, unfinished what);
+    void go_on_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what);
     static asio::ip::address peer_of(const stream& s);
     void log_connection(std::string_view what, const asio::ip::address& peer) const;
     void log_client(stream& s, const asio::ip::address& client);
     void log_end(const stream& s) const;
-    io_awaitable<void> serve(stream_ref s, std::unique_ptr<session> owned, unfinished what);
-    io_awaitable<void> sent(stream& s, session& state);
-    io_awaitable<void> serve_request(stream& s, session& state);
-    io_awaitable<request::verdict> read_head(stream& s, session& state);
-    bool end_request(stream& s, session& state);
-    static bool is_unsent(const stream& s, const session& state);
-    io_awaitable<void> answer_request(stream& s, session& state);
-    io_awaitable<bool> read_proxy(stream& s, session& state);
+    io_awaitable<void> serve(stream_ref s, std::unique_ptr<exchange> owned, unfinished what);
+    io_awaitable<void> sent(stream& s, exchange& state);
+    io_awaitable<void> serve_request(stream& s, exchange& state);
+    io_awaitable<request::verdict> read_head(stream& s, exchange& state);
+    bool end_request(stream& s, exchange& state);
+    static bool is_unsent(const stream& s, const exchange& state);
+    io_awaitable<void> answer_request(stream& s, exchange& state);
+    io_awaitable<bool> read_proxy(stream& s, exchange& state);
     const route* find_route(request& r, std::string& allow, group*& of);
-    io_awaitable<bool> is_granted(stream& s, session& state, const origin_matcher& matcher,
+    io_awaitable<bool> is_granted(stream& s, exchange& state, const origin_matcher& matcher,
                                   std::string_view origin);
     void warn_of_missing_field(const request& r, const asio::ip::address& peer) const;
-    std::optional<std::string_view> host_of(const session& state) const;
-    bool is_served_here(const session& state) const;
-    reply decide(stream& s, session& state, const route* found, group& of, bool granted,
+    std::optional<std::string_view> host_of(const exchange& state) const;
+    bool is_served_here(const exchange& state) const;
+    reply decide(stream& s, exchange& state, const route* found, group& of, bool granted,
                  std::string allow);
     static asio::awaitable<void> guarded(stream& s, const group& of, const handler& run);
     void leave_group(stream& s) noexcept;
     io_awaitable<void> refuse(stream& s, int status);
-    void recount(stream& s, const asio::ip::address& client);
-    void run_handler(stream_ref s, std::unique_ptr<session> owned);
-    void handler_ended(stream_ref s, std::unique_ptr<session> owned, std::exception_ptr failure);
-    unfinished after_handler(stream& s, session& state, std::exception_ptr failure);
+    void count_proxied_client(stream& s, const asio::ip::address& client);
+    void run_handler(stream_ref s, std::unique_ptr<exchange> owned);
+    void handler_ended(stream_ref s, std::unique_ptr<exchange> owned, std::exception_ptr failure);
+    unfinished after_handler(stream& s, exchange& state, std::exception_ptr failure);
     io_awaitable<void> answer(stream& s, int status, std::string_view text,
                               std::string_view headers = {});
-    io_awaitable<void> end_chunks(stream& s, session& state);
-    io_awaitable<void> linger(stream& s, session& state);
-    void mend(stream& s, gap g);
-    io_awaitable<void> run_mending(stream_ref s, gap g);
+    io_awaitable<void> end_chunks(stream& s, exchange& state);
+    io_awaitable<void> linger(stream& s, exchange& state);
+    void run_gap_hook(stream& s, gap g);
+    io_awaitable<void> gap_hook_task(stream_ref s, gap g);
     void report(std::exception_ptr failure, const stream* of = nullptr) noexcept;
 
     std::uint32_t milliseconds_now() const noexcept;
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
     std::uint32_t age(const stream& s) const noexcept { return now_ - s.stamp_; }
 
-    std::vector<session*> sessions_; // all; some end with the context
+    std::vector<exchange*> exchanges_; // all; some end with the context
     detail::operation_memory drain_memory_;
     detail::operation_memory stop_memory_;
     std::unique_ptr<asio::io_context> own_; // declared early so that it is destroyed late
@@ -6281,8 +6281,8 @@ private:
     std::vector<stream*> connections_; // all; holds a reference to each
     std::unique_ptr<waiter> woken_;    // resumed in FIFO order
     waiter* last_woken_ = nullptr;
-    bool going_on_ = false;                                // go_on() is posted
-    bool cancels_are_due_ = false;                         // for some of sessions_
+    bool resume_posted_ = false;                                // go_on() is posted
+    bool cancels_are_due_ = false;                         // for some of exchanges_
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // receives what clients send
     std::optional<steady_timer> sweep_timer_;
     std::optional<steady_timer> look_timer_; // to look into the ring later
@@ -6302,33 +6302,33 @@ private:
     std::atomic<bool> ended_{false}; // its thread runs nothing any more
 };
 
-SSE_DECL session::session(stream& s) : owner(s) {
-    std::vector<session*>& all = owner.worker_->sessions_;
+SSE_DECL exchange::exchange(stream& s) : owner(s) {
+    std::vector<exchange*>& all = owner.worker_->exchanges_;
     index = static_cast<std::uint32_t>(all.size());
     all.push_back(this);
-    owner.session_ = this;
+    owner.exchange_ = this;
     owner.own_ = &box;
 }
 
-SSE_DECL session::~session() {
-    let_go_on([](waiter& w) { return w.cancelled = true; });
+SSE_DECL exchange::~exchange() {
+    resume_matching([](waiter& w) { return w.cancelled = true; });
     owner.lost_ = handling;
-    std::vector<session*>& all = owner.worker_->sessions_;
+    std::vector<exchange*>& all = owner.worker_->exchanges_;
     all.back()->index = index;
     all[index] = all.back();
     all.pop_back();
-    owner.session_ = nullptr;
+    owner.exchange_ = nullptr;
     owner.own_ = nullptr;
 }
 
 template <bool UntilEnd, class Handler>
-void session::enlist(Handler done) {
+void exchange::enlist(Handler done) {
     auto made = std::make_unique<waiting_handler<Handler, UntilEnd>>(std::move(done));
     auto slot = asio::get_associated_cancellation_slot(made->done);
     if (slot.is_connected()) {
         slot.assign([this, one = static_cast<waiter*>(made.get())](asio::cancellation_type) {
             one->cancelled = true;
-            let_go_on([one](const waiter& w) { return &w == one; }); // destroys this lambda
+            resume_matching([one](const waiter& w) { return &w == one; }); // destroys this lambda
         });
     }
     made->next = std::move(waiters);
@@ -6338,7 +6338,7 @@ void session::enlist(Handler done) {
 
 /// Resumes the matching waiters on the next loop iteration.
 template <class Which>
-void session::let_go_on(Which&& which) noexcept {
+void exchange::resume_matching(Which&& which) noexcept {
     worker& there = *owner.worker_;
     for (std::unique_ptr<waiter>* at = &waiters; *at;) {
         if (!which(**at)) {
@@ -6348,12 +6348,12 @@ void session::let_go_on(Which&& which) noexcept {
         std::unique_ptr<waiter> one = std::move(*at);
         *at = std::move(one->next);
         one->no_longer_cancelled();
-        there.go_on_soon(std::move(one));
+        there.resume_soon(std::move(one));
     }
 }
 
-SSE_DECL void session::wake() noexcept {
-    let_go_on([this](const waiter& w) { return !w.until_end || ended(); });
+SSE_DECL void exchange::wake() noexcept {
+    resume_matching([this](const waiter& w) { return !w.until_end || ended(); });
 }
 
 // Handlers of the two waits that a stream may have pending. Their operations live in the stream or,
@@ -6404,10 +6404,10 @@ SSE_DECL worker::worker(hub& shared, std::size_t index, asio::io_context* contex
     if (own_) guard_.emplace(io_.get_executor());
 }
 
-SSE_DECL worker::~worker() { let_go(); }
+SSE_DECL worker::~worker() { on_context_destroyed(); }
 
 /// Its context is being destroyed. Connections remain only if that comes before their end.
-SSE_DECL void worker::let_go() noexcept {
+SSE_DECL void worker::on_context_destroyed() noexcept {
     for (stream* const s : connections_) {
         s->open_ = false;
         feed_.remove(*s);
@@ -6423,7 +6423,7 @@ SSE_DECL void worker::let_go() noexcept {
 /// Its context is shutting down, and nothing is resumed any more: what the waiters hold is
 /// destroyed with it.
 SSE_DECL void worker::forget_waiters() noexcept {
-    for (session* const state : sessions_) {
+    for (exchange* const state : exchanges_) {
         while (state->waiters) state->waiters = std::move(state->waiters->next);
     }
     while (woken_) woken_ = std::move(woken_->next);
@@ -6475,13 +6475,13 @@ SSE_DECL void worker::report(std::exception_ptr failure, const stream* of) noexc
     if (hub_.options.on_error) hub_.options.on_error(failure);
     if (!hub_.options.log) return;
     log_entry entry{.level = log_level::error, .what = "handler failed"};
-    if (of && of->session_ && of->session_->request) {
-        entry.method = of->session_->request->method;
-        entry.path = of->session_->request->target_path();
-        entry.client = of->session_->request->client;
-    } else if (of && of->seldom_ && of->seldom_->log) {
-        entry.path = of->seldom_->log->path;
-        entry.client = of->seldom_->log->client;
+    if (of && of->exchange_ && of->exchange_->request) {
+        entry.method = of->exchange_->request->method;
+        entry.path = of->exchange_->request->target_path();
+        entry.client = of->exchange_->request->client;
+    } else if (of && of->extra_ && of->extra_->log) {
+        entry.path = of->extra_->log->path;
+        entry.client = of->extra_->log->client;
     }
     try {
         std::rethrow_exception(failure);
@@ -6501,7 +6501,7 @@ SSE_DECL void worker::shut_down() noexcept {
             dismiss();
         } catch (...) { report(std::current_exception()); } // out of memory: end without it
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
-        for (session* const state : sessions_) {
+        for (exchange* const state : exchanges_) {
             if (state->outlives_client) cancel(state->owner);
         }
         sweep_timer_->cancel();
@@ -6582,7 +6582,7 @@ SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
                                     std::string_view received, bool handed_over) {
     const stream_ref held(&s);
     try {
-        auto state = std::make_unique<session>(s);
+        auto state = std::make_unique<exchange>(s);
         state->peer = peer;
         state->input = received;
         state->handed_over = handed_over;
@@ -6595,7 +6595,7 @@ SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
     }
 }
 
-SSE_DECL void worker::go_on_serving(stream_ref s, std::unique_ptr<session> state, unfinished what) {
+SSE_DECL void worker::go_on_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what) {
     asio::co_spawn(io_, serve(s, std::move(state), std::move(what)),
                    [this, s](std::exception_ptr failure) {
                        if (!failure) return;
@@ -6606,7 +6606,7 @@ SSE_DECL void worker::go_on_serving(stream_ref s, std::unique_ptr<session> state
 
 SSE_DECL asio::ip::address worker::peer_of(const stream& s) {
     asio::error_code gone; // a lost connection fails at its next read
-    return unmapped(s.socket_.remote_endpoint(gone).address());
+    return without_mapping(s.socket_.remote_endpoint(gone).address());
 }
 
 SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::address& peer) const {
@@ -6617,17 +6617,17 @@ SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::addr
 /// client's address, once a request has named it.
 SSE_DECL void worker::log_client(stream& s, const asio::ip::address& client) {
     if (!hub_.options.log || !hub_.speaks_for_others(peer_of(s))) return;
-    const bool known = s.seldom_ && s.seldom_->log;
+    const bool known = s.extra_ && s.extra_->log;
     s.extra().log = {{}, client, false};
     if (!known) log_connection("connected", client);
 }
 
 SSE_DECL void worker::log_end(const stream& s) const {
-    if (s.seldom_ && s.seldom_->log) return log_connection("disconnected", s.seldom_->log->client);
+    if (s.extra_ && s.extra_->log) return log_connection("disconnected", s.extra_->log->client);
     asio::ip::address peer = peer_of(s);
-    if (peer.is_unspecified() && s.session_) {   // its client has reset it
-        if (hub_.options.proxy_protocol) return; // the session may have the client's address
-        peer = s.session_->peer;
+    if (peer.is_unspecified() && s.exchange_) {   // its client has reset it
+        if (hub_.options.proxy_protocol) return; // the exchange may have the client's address
+        peer = s.exchange_->peer;
     }
     if (!hub_.speaks_for_others(peer)) log_connection("disconnected", peer);
 }
@@ -6643,17 +6643,17 @@ SSE_DECL void worker::wake_always() noexcept { wake_after({}); }
 SSE_DECL void worker::wake_after(std::chrono::milliseconds delay) noexcept {
     try {
         asio::post(io_, [this, delay] {
-            if (delay.count() > 0 && !stopping_) return look_in(delay);
+            if (delay.count() > 0 && !stopping_) return check_ring_after(delay);
             if (!fanning_) fan_out();
         });
     } catch (...) { // out of memory: the next publisher tries again, or the sweep does
-        sleep_.lie_down();
+        sleep_.prepare_to_sleep();
     }
 }
 
 /// Moves frames from the ring into the log, at most as many as the ring holds. Returns false if
 /// there was none.
-SSE_DECL bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
+SSE_DECL bool worker::pull(std::size_t max_frames, std::size_t max_bytes) {
     const auto take = [this] { return hub_.ring.try_read(index_).value_or(nullptr); };
     if (feed_.pull(take, std::min(max_frames, hub_.ring.capacity()), max_bytes) == 0) return false;
     hub_.room.notify();
@@ -6662,7 +6662,7 @@ SSE_DECL bool worker::drain(std::size_t max_frames, std::size_t max_bytes) {
 
 /// For a handler that publishes while the ring is full, or a caller that looks into the history.
 SSE_DECL void worker::make_room() {
-    if (drain()) wake_always(); // these are not planned yet
+    if (pull()) wake_always(); // these are not planned yet
 }
 
 // --- fan-out, in slices, so that accepts, reads, timers and stops run in between
@@ -6717,7 +6717,7 @@ SSE_DECL void worker::catch_up() {
     for (;;) {
         if (!feed_.catch_up()) return;
         const auto taken = clock::now() - began;
-        if (taken >= longest_turn) feed_.forgive();
+        if (taken >= longest_turn) feed_.cancel_owed_turns();
         if (taken >= least && !feed_.owes_turns()) return;
     }
 }
@@ -6726,21 +6726,21 @@ SSE_DECL void worker::catch_up() {
 SSE_DECL bool worker::plan() {
     fanning_ = true;
     if (!feed_.has_receivers()) {
-        drain();
+        pull();
         feed_.skip();
         fanning_ = false;
-        look_again();
+        recheck_ring();
         return false;
     }
     if (feed_.plan()) return true;
-    if (!drain(feed::batch_frames, feed::batch_bytes)) {
-        sleep_.lie_down();
-        if (!drain(feed::batch_frames, feed::batch_bytes)) {
+    if (!pull(feed::batch_frames, feed::batch_bytes)) {
+        sleep_.prepare_to_sleep();
+        if (!pull(feed::batch_frames, feed::batch_bytes)) {
             fanning_ = false;
-            look_again();
+            recheck_ring();
             return false;
         }
-        sleep_.get_up();
+        sleep_.wake();
     }
     return feed_.plan();
 }
@@ -6748,19 +6748,19 @@ SSE_DECL bool worker::plan() {
 /// Publishers wake this worker from now on: it has a stream that could receive a message.
 SSE_DECL void worker::be_woken() {
     if (feed_.has_receivers() || fanning_) return;
-    sleep_.lie_down();
-    drain();
+    sleep_.prepare_to_sleep();
+    pull();
     feed_.skip();
-    look_again();
+    recheck_ring();
 }
 
 /// A publisher that has claimed a slot may have checked too early to see that this worker sleeps.
-SSE_DECL void worker::look_again() {
+SSE_DECL void worker::recheck_ring() {
     if (stopping_ || feed_.end() == hub_.ring.published()) return;
-    look_in(std::chrono::milliseconds(1));
+    check_ring_after(std::chrono::milliseconds(1));
 }
 
-SSE_DECL void worker::look_in(std::chrono::milliseconds delay) {
+SSE_DECL void worker::check_ring_after(std::chrono::milliseconds delay) {
     look_timer_->expires_after(delay);
     look_timer_->async_wait([this](const asio::error_code& failed) {
         if (!failed && !fanning_) fan_out();
@@ -6775,9 +6775,9 @@ SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start
     be_woken();
     if (from.kind_ != start::kind::now) make_room(); // what was published before counts
     std::uint64_t published = hub_.ring.published();
-    if (s.session_) { // all topics subscribed before a write start at one position
-        std::uint64_t& first = s.session_->first_place;
-        if (first == session::no_place) first = published;
+    if (s.exchange_) { // all topics subscribed before a write start at one position
+        std::uint64_t& first = s.exchange_->first_place;
+        if (first == exchange::no_place) first = published;
         published = first;
     }
     feed_.subscribe(s, topic, from, published, how.lag.value_or(hub_.options.lag), how.filter,
@@ -6787,10 +6787,10 @@ SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start
 /// Its id in the server; assigned when first asked for, since each costs an entry. id % workers is
 /// the owning worker.
 SSE_DECL std::uint64_t worker::name_of(stream& s) {
-    if (s.rare_ && s.rare_->number != 0) return s.rare_->number;
+    if (s.cold_ && s.cold_->number != 0) return s.cold_->number;
     const std::uint64_t n = hub_.names.fetch_add(1, std::memory_order_relaxed) + 1;
     const std::uint64_t name = n * hub_.options.threads + index_;
-    s.rare().number = name;
+    s.cold().number = name;
     if (!s.open_) return name; // closed: nobody can find it
     be_woken();
     feed_.name(s, name);
@@ -6802,7 +6802,7 @@ SSE_DECL stream_info worker::info(stream& s) {
     made.id = name_of(s);
     made.user = s.user();
     made.topics = feed_.topics_of(s);
-    made.client = s.seldom_ && s.seldom_->log ? s.seldom_->log->client : peer_of(s);
+    made.client = s.extra_ && s.extra_->log ? s.extra_->log->client : peer_of(s);
     made.age = std::chrono::milliseconds(milliseconds_now() - s.began_);
     made.lag = feed_.lag_of(s);
     return made;
@@ -6862,7 +6862,7 @@ SSE_DECL void worker::watch(stream& s) {
 }
 
 SSE_DECL void worker::on_input(stream& s) {
-    session* const state = s.session_;
+    exchange* const state = s.exchange_;
     if (!state && s.phase_ == stream::phase::head) return on_first_input(s, peer_of(s));
     const bool streaming = s.phase_ == stream::phase::streaming;
     // After a stream that ends with its last chunk the next request may be in the input already.
@@ -6874,7 +6874,7 @@ SSE_DECL void worker::on_input(stream& s) {
         if (would_block(failed)) break;
         if (failed == asio::error::eof && state && !streaming) {
             state->end_of_input = true;
-            heed_end(s);
+            cancel_if_ended(s);
             return state->wake();
         }
         if (failed) return close(s, reason_of(failed));
@@ -6898,25 +6898,25 @@ SSE_DECL void worker::on_input(stream& s) {
         }
         if (n < scratch_->size()) break;
     }
-    if (s.seldom_ && s.seldom_->discarded > max_uninvited) return close(s, end_reason::client_left);
+    if (s.extra_ && s.extra_->discarded > max_uninvited) return close(s, end_reason::client_left);
     if (state) state->wake();
     watch(s);
 }
 
 /// The client has sent FIN. Complete requests that came before are still served; otherwise nobody
 /// wants what the handler waits for.
-SSE_DECL void worker::heed_end(stream& s) {
-    const session& state = *s.session_;
+SSE_DECL void worker::cancel_if_ended(stream& s) {
+    const exchange& state = *s.exchange_;
     if (!state.end_of_input || !state.request || s.phase_ != stream::phase::handling) return;
-    const rest_of_input rest = look_ahead(s);
+    const rest_of_input rest = pending_input(s);
     if (rest == rest_of_input::cut || (rest == rest_of_input::nothing && !state.asked_before_end)) {
         cancel(s);
     }
 }
 
 /// What follows the current request in the input received so far.
-SSE_DECL worker::rest_of_input worker::look_ahead(const stream& s) const {
-    const session& state = *s.session_;
+SSE_DECL worker::rest_of_input worker::pending_input(const stream& s) const {
+    const exchange& state = *s.exchange_;
     std::string left = state.input;
     if (state.body_is_left()) {
         body_decoder body = state.body ? *state.body : body_decoder_for(s);
@@ -6935,22 +6935,22 @@ SSE_DECL std::size_t worker::max_body_bytes(const stream& s) const {
 }
 
 SSE_DECL body_decoder worker::body_decoder_for(const stream& s) const {
-    const request& r = *s.session_->request;
+    const request& r = *s.exchange_->request;
     return r.chunked ? body_decoder::of_chunks(max_body_bytes(s))
                      : body_decoder::of_size(r.content_length);
 }
 
 /// While a handler leaves its client's input unread, the FIN after it is not read either, so the
 /// sweep asks for it. After a FIN no more comes, and what remains fits the socket's buffer.
-SSE_DECL void worker::look_for_end(stream& s) {
-    session& state = *s.session_;
+SSE_DECL void worker::poll_for_end(stream& s) {
+    exchange& state = *s.exchange_;
     if (state.end_of_input) { // a client that merely has no more requests still reads
         if (has_hung_up(s.socket_, true)) close(s, end_reason::client_left);
         return;
     }
     if (!state.paused || !state.request || !has_hung_up(s.socket_)) return;
     const std::size_t most = hub_.options.max_head_bytes + max_body_bytes(s) + max_discarded;
-    while (look_ahead(s) != rest_of_input::request) {
+    while (pending_input(s) != rest_of_input::request) {
         if (state.input.size() > most) return cancel(s); // the request will be refused
         asio::error_code failed;
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
@@ -6958,7 +6958,7 @@ SSE_DECL void worker::look_for_end(stream& s) {
         if (failed && failed != asio::error::eof) return close(s, reason_of(failed));
         if (failed) {
             state.end_of_input = true;
-            heed_end(s);
+            cancel_if_ended(s);
             return state.wake();
         }
         state.input.append(scratch_->data(), n);
@@ -6966,8 +6966,8 @@ SSE_DECL void worker::look_for_end(stream& s) {
 }
 
 SSE_DECL void worker::resume_reading(stream& s) {
-    if (s.session_->input.size() > hub_.options.max_head_bytes) return;
-    if (s.open_ && std::exchange(s.session_->paused, false)) watch(s);
+    if (s.exchange_->input.size() > hub_.options.max_head_bytes) return;
+    if (s.open_ && std::exchange(s.exchange_->paused, false)) watch(s);
 }
 
 // --- phases, deadlines, end
@@ -6983,7 +6983,7 @@ SSE_DECL void worker::enter(stream& s, stream::phase next) noexcept {
 /// Sets what applies while a stream is open: its maximum age, and how its end is reported.
 SSE_DECL void worker::begin_life(stream& s) {
     const auto& o = hub_.options;
-    const request& r = *s.session_->request;
+    const request& r = *s.exchange_->request;
     s.began_ = now_;
     if (o.max_stream_age.count() > 0 && s.ends_at_ == 0) {
         std::uniform_int_distribution<std::int64_t> sooner(0, o.max_stream_age.count() / 10);
@@ -6994,7 +6994,7 @@ SSE_DECL void worker::begin_life(stream& s) {
     if (farewell_) schedule_farewell(s);
     hub_.log_request(r, 200);
     const bool told = o.log || o.on_connect || o.on_disconnect;
-    if (!told && !o.proxy_protocol && r.client == s.session_->peer) return;
+    if (!told && !o.proxy_protocol && r.client == s.exchange_->peer) return;
     s.extra().log = {std::string(r.target_path()), r.client, told};
     if (o.on_connect) o.on_connect(s);
 }
@@ -7031,7 +7031,7 @@ SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
     // The last chunk marks the response as complete, which only its handler can do. A handler that
     // is still running has not done so, unless by close(), and may have returned by the time a slow
     // client has read what is queued.
-    const bool cut = why != end_reason::ended && s.session_ && s.session_->handling;
+    const bool cut = why != end_reason::ended && s.exchange_ && s.exchange_->handling;
     if (cut && s.chunks()) s.chunks()->cut_short();
     make_room(); // what was published before counts
     const stream_ref held(&s);
@@ -7042,26 +7042,26 @@ SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
 SSE_DECL void worker::depart(stream& s) {
     if (s.phase_ != stream::phase::streaming) return;
     if (s.why_ == end_reason::drained) hub_.drained.fetch_add(1, std::memory_order_relaxed);
-    tell_end(s, s.why_);
+    report_end(s, s.why_);
     feed_.remove(s);
     enter(s, stream::phase::lingering);
     asio::error_code ignored; // a lost connection fails at its next read
     // If the handler is still running, the stream is cut: its client is notified now, however long
     // the handler takes.
-    const bool cut = s.session_ && s.session_->handling && s.why_ != end_reason::ended;
-    if (!s.session_ || cut) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
-    if (!s.session_) return;
+    const bool cut = s.exchange_ && s.exchange_->handling && s.why_ != end_reason::ended;
+    if (!s.exchange_ || cut) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    if (!s.exchange_) return;
     cancel(s); // its coroutine continues from here once the handler has ended
-    s.session_->wake();
+    s.exchange_->wake();
 }
 
-SSE_DECL void worker::tell_end(stream& s, end_reason why) {
-    if (!s.seldom_ || !s.seldom_->log || !std::exchange(s.seldom_->log->told_of, false)) return;
+SSE_DECL void worker::report_end(stream& s, end_reason why) {
+    if (!s.extra_ || !s.extra_->log || !std::exchange(s.extra_->log->reports_end, false)) return;
     const auto& o = hub_.options;
     hub_.log({.level = log_level::info,
               .what = "stream closed",
-              .path = s.seldom_->log->path,
-              .client = s.seldom_->log->client,
+              .path = s.extra_->log->path,
+              .client = s.extra_->log->client,
               .duration = std::chrono::milliseconds(milliseconds_now() - s.began_),
               .detail = to_string(why)});
     if (o.on_disconnect) o.on_disconnect(info(s), why);
@@ -7072,7 +7072,7 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     if (!std::exchange(s.open_, false)) return;
     if (why == end_reason::unreachable) unreachable_.add(1);
     try {
-        tell_end(s, why);
+        report_end(s, why);
     } catch (...) { report(std::current_exception()); } // out of memory: it ends anyway
     feed_.remove(s);
     enter(s, stream::phase::lingering);
@@ -7089,12 +7089,12 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     if (why != end_reason::client_left) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     s.socket_.close(ignored);
     s.cut_ = {};
-    if (s.session_) {
-        s.session_->box.waiting.clear();
-        s.session_->wake();
+    if (s.exchange_) {
+        s.exchange_->box.waiting.clear();
+        s.exchange_->wake();
     }
-    if (!s.session_ || !s.session_->handling) leave_group(s);
-    if (s.seldom_ && s.seldom_->counted) hub_.addresses.leave(s.seldom_->counted);
+    if (!s.exchange_ || !s.exchange_->handling) leave_group(s);
+    if (s.extra_ && s.extra_->counted) hub_.addresses.leave(s.extra_->counted);
     if (s.refusal() != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
     stream* const last = connections_.back();
@@ -7108,43 +7108,43 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
 
 /// Cancels what the handler waits for. Posted, since the caller may be that handler.
 SSE_DECL void worker::cancel(stream& s) noexcept {
-    if (!s.session_) return;
+    if (!s.exchange_) return;
     try {
         asio::post(io_, [this, held = stream_ref(&s)] {
-            session* const state = held->session_;
+            exchange* const state = held->exchange_;
             if (state && (!state->outlives_client || stopping_)) {
                 state->cancel.emit(asio::cancellation_type::terminal);
             }
-            if (held->session_) {
-                held->session_->cancel_mending.emit(asio::cancellation_type::terminal);
+            if (held->exchange_) {
+                held->exchange_->cancel_gap_hook.emit(asio::cancellation_type::terminal);
             }
         });
     } catch (...) { // out of memory: the sweep tries again
-        s.session_->cancel_is_due = cancels_are_due_ = true;
+        s.exchange_->cancel_is_due = cancels_are_due_ = true;
     }
 }
 
 /// Resumes a coroutine on the next loop iteration, since what woke it may be in the middle of
 /// something.
-SSE_DECL void worker::go_on_soon(std::unique_ptr<waiter> one) noexcept {
+SSE_DECL void worker::resume_soon(std::unique_ptr<waiter> one) noexcept {
     waiter* const last = one.get();
     (woken_ ? last_woken_->next : woken_) = std::move(one);
     last_woken_ = last;
-    if (!going_on_) go_on_soon();
+    if (!resume_posted_) resume_soon();
 }
 
-SSE_DECL void worker::go_on_soon() noexcept {
+SSE_DECL void worker::resume_soon() noexcept {
     try {
         asio::post(io_, [this] { go_on(); });
-        going_on_ = true;
-    } catch (...) { going_on_ = false; } // out of memory: the next call or the sweep tries
+        resume_posted_ = true;
+    } catch (...) { resume_posted_ = false; } // out of memory: the next call or the sweep tries
 }
 
 SSE_DECL void worker::go_on() {
     const std::unique_ptr<waiter> one = std::move(woken_);
     woken_ = std::move(one->next);
-    going_on_ = false;
-    if (woken_) go_on_soon();
+    resume_posted_ = false;
+    if (woken_) resume_soon();
     one->complete();
 }
 
@@ -7196,7 +7196,7 @@ SSE_DECL void worker::list(std::shared_ptr<listing> all) {
 SSE_DECL void worker::send_away(std::shared_ptr<const farewell> how) noexcept {
     post_drain([this, how = std::move(how)] {
         if (connections_.empty() || stopping_) return end_drain();
-        while (drain()) {} // all that was published: nothing comes after it
+        while (pull()) {} // all that was published: nothing comes after it
         wake_always();
         refresh();
         farewell_ = how;
@@ -7220,7 +7220,7 @@ SSE_DECL void worker::schedule_farewell(stream& s) {
     set_end(s, cut_at_ - least(random_)); // by the end, however late this thread gets to run
 }
 
-SSE_DECL void worker::say_farewell(stream& s) {
+SSE_DECL void worker::send_farewell(stream& s) {
     s.ends_at_ = 0;
     if (is_response(s)) return; // its handler ends it, or the end of the window
     if (s.phase_ == stream::phase::streaming) {
@@ -7228,7 +7228,7 @@ SSE_DECL void worker::say_farewell(stream& s) {
         finish(s, end_reason::drained,
                make_raw_frame(retry_after(farewell_->retry) + farewell_->bytes));
         cancel(s);
-    } else if (s.phase_ == stream::phase::head && (!s.session_ || s.session_->is_blank())) {
+    } else if (s.phase_ == stream::phase::head && (!s.exchange_ || s.exchange_->is_blank())) {
         close(s, end_reason::drained); // idle before its first request, or between two
     } else {
         // A handler that has not responded yet has as much time as streams have; the last fifth is
@@ -7248,8 +7248,8 @@ SSE_DECL std::string worker::retry_after(std::chrono::milliseconds least) {
 
 /// Whether a running handler writes a response of its own, with an end: it follows no topic.
 SSE_DECL bool worker::is_response(const stream& s) noexcept {
-    return s.phase_ == stream::phase::streaming && s.session_ && s.session_->handling &&
-           !s.session_->resumable && !s.follows();
+    return s.phase_ == stream::phase::streaming && s.exchange_ && s.exchange_->handling &&
+           !s.exchange_->resumable && !s.follows();
 }
 
 SSE_DECL void worker::cut_leftovers() {
@@ -7278,11 +7278,11 @@ SSE_DECL void worker::arm_sweep() {
     sweep_timer_->async_wait([this](const asio::error_code& failed) {
         if (failed || stopping_) return;
         refresh();
-        say_held(std::chrono::steady_clock::now() - sweep_timer_->expiry());
-        if (const auto why = sends_.take_refusal()) say_no_io_uring(why);
+        log_blocked_worker(std::chrono::steady_clock::now() - sweep_timer_->expiry());
+        if (const auto why = sends_.take_refusal()) log_no_io_uring(why);
         feed_.give_back_memory();
         if (!feed_.has_receivers() && !fanning_) { // nothing wakes us: keep time and the bounds
-            drain();
+            pull();
             feed_.skip();
         } else {
             feed_.forget();
@@ -7293,7 +7293,7 @@ SSE_DECL void worker::arm_sweep() {
 
 /// The sweep is late when something blocked this thread. The cause cannot be seen from here, since
 /// Asio resumes the handlers. Each sweep reports it once, so less than once per second.
-SSE_DECL void worker::say_held(std::chrono::steady_clock::duration late) {
+SSE_DECL void worker::log_blocked_worker(std::chrono::steady_clock::duration late) {
     if (late < std::chrono::seconds(1) || !hub_.options.log) return;
     hub_.log({.level = log_level::warning,
               .what = "worker held",
@@ -7302,7 +7302,7 @@ SSE_DECL void worker::say_held(std::chrono::steady_clock::duration late) {
                         "waited; move blocking work to a thread pool"});
 }
 
-SSE_DECL void worker::say_no_io_uring(const std::error_code& why) {
+SSE_DECL void worker::log_no_io_uring(const std::error_code& why) {
     if (!hub_.options.log || hub_.said_no_io_uring.exchange(true)) return;
     hub_.log({.level = log_level::info, .what = "no io_uring", .detail = why.message()});
 }
@@ -7317,9 +7317,9 @@ SSE_DECL void worker::begin_sweep() {
 /// Looks at every connection, in slices: one timer for all of them.
 SSE_DECL void worker::sweep() {
     refresh();
-    if (woken_ && !going_on_) go_on_soon();
+    if (woken_ && !resume_posted_) resume_soon();
     if (std::exchange(cancels_are_due_, false)) {
-        for (session* const state : sessions_) {
+        for (exchange* const state : exchanges_) {
             if (std::exchange(state->cancel_is_due, false)) cancel(state->owner);
         }
     }
@@ -7352,7 +7352,7 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
             s.ends_at_ = 0;
             if (farewell_) {
                 cuts_ = false; // the next sweep does, so that this takes effect
-                say_farewell(s);
+                send_farewell(s);
             } else {
                 finish(s, end_reason::expired);
             }
@@ -7376,21 +7376,21 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     switch (s.phase_) {
     case stream::phase::head:
     case stream::phase::body: {
-        const bool idle = s.session_ && s.session_->served && s.session_->is_blank();
+        const bool idle = s.exchange_ && s.exchange_->served && s.exchange_->is_blank();
         const auto limit = s.phase_ == stream::phase::body ? o.body_timeout
                            : idle                          ? o.idle_timeout
                                                            : o.header_timeout;
         if (!over(limit)) return 0;
-        if (!s.session_) { // it has not sent anything
+        if (!s.exchange_) { // it has not sent anything
             close(s, end_reason::ended);
             return 0;
         }
-        s.session_->timed_out = true;
-        s.session_->wake();
+        s.exchange_->timed_out = true;
+        s.exchange_->wake();
         return 0;
     }
     case stream::phase::handling:
-        if (s.session_) look_for_end(s);
+        if (s.exchange_) poll_for_end(s);
         return 0;
     case stream::phase::streaming: return keep_alive(s);
     case stream::phase::lingering:
@@ -7430,24 +7430,24 @@ SSE_DECL void stream::yield() {
 }
 
 SSE_DECL void stream::progressed() {
-    if (!session_) return;
-    session_->first_place = detail::session::no_place;
-    session_->wake();
+    if (!exchange_) return;
+    exchange_->first_place = detail::exchange::no_place;
+    exchange_->wake();
 }
 
 SSE_DECL void stream::settled() {
-    if (session_) session_->wake();
+    if (exchange_) exchange_->wake();
 }
 
-SSE_DECL bool stream::mend(const gap& g) {
+SSE_DECL bool stream::run_gap_hook(const gap& g) {
     if (!worker_->hub_.options.on_gap) return false;
-    worker_->mend(*this, g);
+    worker_->run_gap_hook(*this, g);
     return true;
 }
 
 SSE_DECL void stream::finished() {
     if (phase_ == phase::streaming && chunks() && chunks()->end()) {
-        rare_->said_farewell = true;
+        cold_->said_farewell = true;
         return worker_->feed_.put(*this, detail::last_chunk_frame()); // then this is called again
     }
     worker_->depart(*this);
@@ -7467,21 +7467,21 @@ namespace detail {
 // stream lives on without one. Needs >>worker. Tests: tests/stream.cpp, tests/door.cpp
 
 /// Waits until all of the stream's own frames are written, or it is closed.
-SSE_DECL io_awaitable<void> worker::sent(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::sent(stream& s, exchange& state) {
     while (s.open_ && state.box.written < state.box.queued) co_await state.change<io_executor>();
 }
 
 /// Whether something must still be sent or awaited before a stream can live on without a coroutine.
-SSE_DECL bool worker::is_unsent(const stream& s, const session& state) {
+SSE_DECL bool worker::is_unsent(const stream& s, const exchange& state) {
     const bool leaving = s.is_finishing() && s.phase_ == stream::phase::streaming;
-    return state.mending || (s.open_ && (leaving || state.box.written < state.box.queued));
+    return state.gap_hook_running || (s.open_ && (leaving || state.box.written < state.box.queued));
 }
 
 /// Serves requests, from the first one or from where a handler has ended. Returns when the next
 /// handler runs, so that a handler that waits keeps only its own coroutine frames alive.
-SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session> owned,
+SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange> owned,
                                           unfinished what) {
-    session& state = *owned;
+    exchange& state = *owned;
     bool again = true;
     if (what.refused) {
         co_await refuse(*s, what.status);
@@ -7513,14 +7513,14 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<session>
     if (s->open_ && !lives_on) {
         const bool whole = s->phase_ == stream::phase::streaming && s->why_ == end_reason::ended;
         if (whole && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
-        tell_end(*s, s->why_);
+        report_end(*s, s->why_);
         co_await linger(*s, state);
         close(*s, s->why_);
     }
 }
 
 /// Reads the head of the PROXY protocol. Returns false if there is none; the connection then ends.
-SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
+SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, exchange& state) {
     enter(s, stream::phase::head);
     proxy_head head = read_proxy_head(state.input);
     while (head.outcome == proxy_head::progress::need_more && s.open_ && !state.end_of_input &&
@@ -7542,14 +7542,14 @@ SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, session& state) {
 
 /// Counts the connection for its client if the peer speaks for others: accept could not know the
 /// client.
-SSE_DECL void worker::recount(stream& s, const asio::ip::address& client) {
+SSE_DECL void worker::count_proxied_client(stream& s, const asio::ip::address& client) {
     const auto& o = hub_.options;
     if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return;
-    const auto key = counted_as(client);
+    const auto key = counting_prefix(client);
     auto& counted = s.extra().counted;
     if (counted && counted->first == key) return;
     asio::error_code gone;
-    const auto peer = unmapped(s.socket_.remote_endpoint(gone).address());
+    const auto peer = without_mapping(s.socket_.remote_endpoint(gone).address());
     if (gone || !hub_.speaks_for_others(peer)) return;
     if (counted) hub_.addresses.leave(counted);
     counted = hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
@@ -7563,11 +7563,11 @@ SSE_DECL void worker::recount(stream& s, const asio::ip::address& client) {
 // that lives as long as its handler would keep a large block.
 
 /// Reads one request and responds to it, or chooses the handler that will.
-SSE_DECL io_awaitable<void> worker::serve_request(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
     enter(s, stream::phase::head);
-    if (s.rare_) { // it belongs to the previous request
+    if (s.cold_) { // it belongs to the previous request
         feed_.remove(s);
-        s.rare_.reset();
+        s.cold_.reset();
     }
     if (!farewell_) s.ends_at_ = 0;
     const request::verdict verdict = co_await read_head(s, state);
@@ -7579,14 +7579,14 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, session& state) {
         co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
         co_return;
     }
-    if (s.refusal() == 0) recount(s, state.request->client);
+    if (s.refusal() == 0) count_proxied_client(s, state.request->client);
     if (s.refusal() != 0 || state.handed_over) state.request->keep_alive = false;
     resume_reading(s);
     co_await answer_request(s, state);
 }
 
 /// Reads the head of a request. Afterwards there is a current request, unless none came.
-SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& state) {
+SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& state) {
     head_parser parser(hub_.options.max_head_bytes);
     auto progress = parser.feed(state.input);
     while (progress == head_parser::progress::need_more && s.open_ && !state.end_of_input &&
@@ -7606,7 +7606,7 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, session& st
     state.answer_headers.clear();
     request::verdict verdict = {408, "the request head did not arrive in time"};
     if (!came) co_return verdict;
-    if (progress == head_parser::progress::refused) co_return parser.why_refused();
+    if (progress == head_parser::progress::refused) co_return parser.refusal();
     verdict = r.parse(parser.head(state.input), hub_.options.max_header_lines);
     state.input.erase(0, parser.size());
     state.asked_before_end = state.served && state.end_of_input;
@@ -7622,7 +7622,7 @@ SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::ad
     if (hub_.trusted.empty() || !o.log || !contained(hub_.trusted, peer)) return;
     const std::string name(field_of(o.forwarded));
     const bool of_health = !o.health.empty() && r.path.starts_with(o.health);
-    if (of_health || r.header(name) || hub_.said_no_client.exchange(true)) return;
+    if (of_health || r.header(name) || hub_.warned_missing_client.exchange(true)) return;
     const std::string detail =
         "a request of a trusted proxy has no " + name +
         ": limits and logs take all its clients for one; have the proxy set it, or leave the "
@@ -7635,7 +7635,7 @@ SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::ad
 }
 
 /// Returns whether the connection may carry another request.
-SSE_DECL bool worker::end_request(stream& s, session& state) {
+SSE_DECL bool worker::end_request(stream& s, exchange& state) {
     if (!s.follows() || !s.open_) leave_group(s); // a stream that lives on leaves it at its end
     state.served = true;
     state.request.reset();
@@ -7652,7 +7652,7 @@ SSE_DECL bool is_same_origin(const std::optional<std::string_view>& host,
 /// Responds to a request that is over a limit.
 SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     const auto& o = hub_.options;
-    const request& r = *s.session_->request;
+    const request& r = *s.exchange_->request;
     hub_.refused.fetch_add(1, std::memory_order_relaxed);
     hub_.log({.level = log_level::warning,
               .what = "refused",
@@ -7667,14 +7667,14 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     if (o.over_limit == refusal::soft && event_source) {
         std::uniform_int_distribution<std::int64_t> spread(0, o.retry_after.count());
         const std::chrono::milliseconds retry(o.retry_after.count() + spread(random_));
-        s.session_->answered = s.session_->closing = true;
+        s.exchange_->answered = s.exchange_->closing = true;
         const std::string bytes =
             answer_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
                              "no-transform\r\nConnection: close\r\n" +
-                                 s.session_->answer_headers) +
+                                 s.exchange_->answer_headers) +
             encode({.retry = retry});
         feed_.enqueue(s, make_raw_frame(bytes));
-        co_await sent(s, *s.session_);
+        co_await sent(s, *s.exchange_);
         co_return;
     }
     const auto seconds = std::chrono::ceil<std::chrono::seconds>(o.retry_after).count();
@@ -7683,11 +7683,11 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     co_await answer(s, status, why, "Retry-After: " + std::to_string(seconds) + "\r\n");
 }
 
-SSE_DECL io_awaitable<bool> worker::is_granted(stream& s, session& state,
+SSE_DECL io_awaitable<bool> worker::is_granted(stream& s, exchange& state,
                                                const origin_matcher& matcher,
                                                std::string_view origin) {
     if (!matcher.is_coroutine()) co_return matcher.test(origin, *state.request);
-    heed_end(s);
+    cancel_if_ended(s);
     const bool granted = co_await asio::co_spawn(
         io_.get_executor(), matcher.ask(origin, *state.request),
         asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
@@ -7722,7 +7722,7 @@ SSE_DECL const route* worker::find_route(request& r, std::string& allow, group*&
     return nullptr;
 }
 
-SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::answer_request(stream& s, exchange& state) {
     std::string allow;
     group* of = &hub_.groups.front();
     const route* const found = find_route(*state.request, allow, of);
@@ -7751,7 +7751,7 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, session& state) {
 }
 
 /// The host that the client asked for. A trusted proxy reports it in a field of its own.
-SSE_DECL std::optional<std::string_view> worker::host_of(const session& state) const {
+SSE_DECL std::optional<std::string_view> worker::host_of(const exchange& state) const {
     const request& r = *state.request;
     const auto host = r.header("Host");
     if (hub_.trusted.empty() || !contained(hub_.trusted, state.peer)) return host;
@@ -7762,7 +7762,7 @@ SSE_DECL std::optional<std::string_view> worker::host_of(const session& state) c
     return last.empty() ? host : last;
 }
 
-SSE_DECL bool worker::is_served_here(const session& state) const {
+SSE_DECL bool worker::is_served_here(const exchange& state) const {
     const auto host = host_of(state);
     return hub_.hosts.empty() || !host || is_one_of_hosts(hub_.hosts, *host) ||
            (hub_.serves_loopback && is_loopback_host(*host));
@@ -7774,7 +7774,7 @@ SSE_DECL std::string quoted(std::string_view text) {
 }
 
 /// Decides the response, unless a handler is to give it.
-SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* found, group& of,
+SSE_DECL worker::reply worker::decide(stream& s, exchange& state, const route* found, group& of,
                                       bool granted, std::string allow) {
     const request& r = *state.request;
     const auto host = host_of(state);
@@ -7793,7 +7793,7 @@ SSE_DECL worker::reply worker::decide(stream& s, session& state, const route* fo
     }
     // Not earlier, since a page must be allowed to read a soft refusal. Requests other than streams
     // are served: subscribers must lock out neither publishers nor health checks.
-    if (s.refusal() != 0 && (s.seldom_->too_fast || (found && found->streams))) {
+    if (s.refusal() != 0 && (s.extra_->too_fast || (found && found->streams))) {
         return {.status = s.refusal(), .refused = true};
     }
     if (!found && r.method == "OPTIONS" && (!allow.empty() || r.target == "*")) {
@@ -7841,8 +7841,8 @@ SSE_DECL asio::awaitable<void> worker::guarded(stream& s, const group& of, const
     co_await run(s);
 }
 
-SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) {
-    session& state = *owned;
+SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<exchange> owned) {
+    exchange& state = *owned;
     const group& of = hub_.groups[s->group_];
     const handler& run = *std::exchange(state.run, nullptr);
     state.handling = true;
@@ -7859,16 +7859,16 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<session> owned) 
                            state.cancel.slot(),
                            asio::bind_executor( // otherwise a type-erased one, 48 bytes larger
                                io_.get_executor(), std::move(ended))));
-        if (s->session_) heed_end(*s);
+        if (s->exchange_) cancel_if_ended(*s);
     } catch (...) {
         report(std::current_exception());
         close(*s, end_reason::failed);
     }
 }
 
-SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned,
+SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<exchange> owned,
                                     std::exception_ptr failure) {
-    session& state = *owned;
+    exchange& state = *owned;
     state.handling = false;
     try {
         unfinished left = after_handler(*s, state, failure);
@@ -7883,7 +7883,7 @@ SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<session> owned
     }
 }
 
-SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
+SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
                                                   std::exception_ptr failure) {
     std::error_code code;
     try {
@@ -7925,11 +7925,11 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, session& state,
 }
 
 /// Ends a stream whose handler has completed it: the connection may serve another request.
-SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, exchange& state) {
     // Until nothing at all is pending: the last chunk would cut even a heartbeat in two.
     while (s.open_ && !s.is_finishing() && s.busy_) co_await state.change<io_executor>();
     if (!s.open_ || s.is_finishing()) co_return; // something else has ended it meanwhile
-    tell_end(s, end_reason::ended);
+    report_end(s, end_reason::ended);
     feed_.remove(s);
     enter(s, stream::phase::handling); // no stream data follows
     s.chunks()->end();
@@ -7937,13 +7937,13 @@ SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, session& state) {
     while (s.open_ && s.busy_) co_await state.change<io_executor>();
     if (s.open_ && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     s.extra().chunks.reset();
-    s.wraps_ = false;
+    s.adds_framing_ = false;
     s.held_ = 0;
-    s.primed_ = false;
+    s.has_id_ = false;
     state.closing = state.closing || farewell_ != nullptr;
 }
 
-SSE_DECL frame_ref make_answer(session& state, int status, std::string_view type,
+SSE_DECL frame_ref make_answer(exchange& state, int status, std::string_view type,
                                std::string_view text, std::string_view headers) {
     const bool bodiless = status == 204 || status == 304 || status < 200;
     std::string lines(headers);
@@ -7955,7 +7955,7 @@ SSE_DECL frame_ref make_answer(session& state, int status, std::string_view type
     state.closing = !state.request || !state.may_serve_another() || state.last_request;
     if (state.closing) {
         lines.append("Connection: close\r\n");
-    } else if (!state.request->takes_chunks()) { // HTTP/1.0 closes by default
+    } else if (!state.request->accepts_chunked()) { // HTTP/1.0 closes by default
         lines.append("Connection: keep-alive\r\n");
     }
     std::string bytes = answer_head(status, lines);
@@ -7965,7 +7965,7 @@ SSE_DECL frame_ref make_answer(session& state, int status, std::string_view type
 
 SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_view text,
                                            std::string_view headers) {
-    session& state = *s.session_;
+    exchange& state = *s.exchange_;
     state.answered = true;
     if (state.request) hub_.log_request(*state.request, status);
     state.last_request = hub_.stopped;
@@ -7975,7 +7975,7 @@ SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_vi
 
 /// Closes our end and awaits the client's, so that unread input does not turn the close into a
 /// reset that costs the client the response (RFC 9112 9.6).
-SSE_DECL io_awaitable<void> worker::linger(stream& s, session& state) {
+SSE_DECL io_awaitable<void> worker::linger(stream& s, exchange& state) {
     enter(s, stream::phase::lingering);
     asio::error_code ignored; // the next read notices a lost connection
     s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
@@ -7985,10 +7985,10 @@ SSE_DECL io_awaitable<void> worker::linger(stream& s, session& state) {
 }
 
 /// Runs options::on_gap beside whatever else serves the stream, which the feed holds meanwhile.
-SSE_DECL void worker::mend(stream& s, gap g) {
+SSE_DECL void worker::run_gap_hook(stream& s, gap g) {
     asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
         if (!held->open_) return;
-        asio::co_spawn(io_, run_mending(held, std::move(g)),
+        asio::co_spawn(io_, gap_hook_task(held, std::move(g)),
                        [this, held](std::exception_ptr failure) {
                            if (!failure) return;
                            report(failure);
@@ -7997,23 +7997,23 @@ SSE_DECL void worker::mend(stream& s, gap g) {
     });
 }
 
-SSE_DECL io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
-    std::optional<session> lent; // a stream without a coroutine has no session
-    if (!s->session_) lent.emplace(*s);
-    session& state = *s->session_;
-    state.mending = true;
+SSE_DECL io_awaitable<void> worker::gap_hook_task(stream_ref s, gap g) {
+    std::optional<exchange> lent; // a stream without a coroutine has no exchange
+    if (!s->exchange_) lent.emplace(*s);
+    exchange& state = *s->exchange_;
+    state.gap_hook_running = true;
     std::exception_ptr failure;
     try {
         co_await asio::co_spawn(
             io_.get_executor(), hub_.options.on_gap(*s, g),
-            asio::bind_cancellation_slot(state.cancel_mending.slot(), use_io_awaitable));
+            asio::bind_cancellation_slot(state.cancel_gap_hook.slot(), use_io_awaitable));
     } catch (...) { failure = std::current_exception(); }
     if (failure && s->open_ && !s->is_finishing()) {
         report(failure, &*s);
         close(*s, end_reason::failed);
     }
-    if (s->open_) feed_.release(*s, receiver::by_mending);
-    state.mending = false;
+    if (s->open_) feed_.release(*s, receiver::by_gap_hook);
+    state.gap_hook_running = false;
     state.wake();
     if (lent) co_await sent(*s, state);
 }
@@ -8023,10 +8023,10 @@ SSE_DECL io_awaitable<void> worker::run_mending(stream_ref s, gap g) {
 // --- what handlers call
 
 SSE_DECL const sse::request& stream::request() const {
-    if (!session_ || !session_->request) {
+    if (!exchange_ || !exchange_->request) {
         throw std::logic_error("sse::stream::request: only while the handler runs");
     }
-    return *session_->request;
+    return *exchange_->request;
 }
 
 /// Applies the result of an authorize hook. Returns true if it refused, with the response sent.
@@ -8038,16 +8038,16 @@ SSE_DECL asio::awaitable<bool> stream::refused_by(access given) {
     }
     if (given.valid_for.count() > 0) end_after(given.valid_for);
     if (!given.user.empty()) set_user(given.user);
-    if (!given.topics.empty()) session_->request->topics = std::move(given.topics);
+    if (!given.topics.empty()) exchange_->request->topics = std::move(given.topics);
     co_return false;
 }
 
-SSE_DECL detail::session& stream::session_in_hand(const char* asked) const {
-    if (!session_) {
+SSE_DECL detail::exchange& stream::current_exchange(const char* asked) const {
+    if (!exchange_) {
         throw std::logic_error(std::string("sse::stream::") + asked +
                                ": only while the handler runs");
     }
-    return *session_;
+    return *exchange_;
 }
 
 /// A worker has no locks. Once its context has stopped there is nothing to race with, and what the
@@ -8062,11 +8062,11 @@ SSE_DECL void stream::check_thread() const {
 SSE_DECL bool stream::must_begin() {
     check_thread();
     const bool first = phase_ != phase::streaming;
-    if (first && session_ && session_->end_of_input) { // it has left
+    if (first && exchange_ && exchange_->end_of_input) { // it has left
         worker_->close(*this, end_reason::client_left);
     }
     if (!open()) throw std::system_error(errc::closed, "sse::stream");
-    if (first && (!session_ || session_->answered)) {
+    if (first && (!exchange_ || exchange_->answered)) {
         throw std::logic_error("sse::stream: this request has its answer already");
     }
     if (first && refusal() != 0) throw std::system_error(errc::over_limit, "sse::stream");
@@ -8080,12 +8080,12 @@ SSE_DECL void stream::begin_streaming(bool finite) {
     using detail::chunked_encoder;
     // If the end of the connection ends the body, Varnish holds back what comes with the head.
     const bool framed = finite || request().header("X-Varnish");
-    const bool chunked = framed && request().takes_chunks() && !request().is_head() &&
-                         session_->may_serve_another() &&
-                         session_->input.size() <= worker_->hub_.options.max_head_bytes;
+    const bool chunked = framed && request().accepts_chunked() && !request().is_head() &&
+                         exchange_->may_serve_another() &&
+                         exchange_->input.size() <= worker_->hub_.options.max_head_bytes;
     worker_->enter(*this, phase::streaming);
-    if (!chunked) session_->input.clear();
-    if (session_->input.empty()) session_->input.shrink_to_fit(); // perhaps nothing comes for long
+    if (!chunked) exchange_->input.clear();
+    if (exchange_->input.empty()) exchange_->input.shrink_to_fit(); // perhaps nothing comes for long
     worker_->resume_reading(*this);
     // Otherwise the end of the connection ends the body, in HTTP/1.0 and in HTTP/1.1.
     const std::string head = detail::answer_head(
@@ -8093,16 +8093,16 @@ SSE_DECL void stream::begin_streaming(bool finite) {
              "X-Accel-Buffering: no\r\n" +
                  std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "") +
                  std::string(chunked && !worker_->farewell_ ? "" : "Connection: close\r\n") +
-                 session_->answer_headers);
-    session_->answer_headers.clear();
-    session_->answer_headers.shrink_to_fit();
+                 exchange_->answer_headers);
+    exchange_->answer_headers.clear();
+    exchange_->answer_headers.shrink_to_fit();
     if (chunked) {
         extra().chunks = std::make_unique<chunked_encoder>();
-        wraps_ = true;
+        adds_framing_ = true;
         chunks()->pass(head.size());
     }
     worker_->feed_.enqueue_later(*this, detail::make_raw_frame(head));
-    session_->begun = session_->box.queued;
+    exchange_->begun = exchange_->box.queued;
     if (request().is_head()) { // no body follows (RFC 9110 9.3.2)
         worker_->hub_.log_request(request(), 200);
         worker_->finish(*this, end_reason::ended);
@@ -8120,8 +8120,8 @@ SSE_DECL start stream::resolved(start from) const {
         from.age_ = age > most ? most : ceil<milliseconds>(age);
     }
     const bool resumes = from.kind_ == start::kind::resume;
-    if ((!resumes && !from.or_resume_) || !session_ || !session_->request) return from;
-    std::string id = detail::last_event_id(*session_->request);
+    if ((!resumes && !from.or_resume_) || !exchange_ || !exchange_->request) return from;
+    std::string id = detail::last_event_id(*exchange_->request);
     if (!id.empty()) return start::after(std::move(id));
     return resumes ? start::now() : from;
 }
@@ -8140,7 +8140,7 @@ SSE_DECL void stream::subscribe(std::string_view topic, subscribe_options how) {
         if (!follows() && !user().empty()) {
             subscribe_options own; // no filter: it applies to the topic
             own.lag = how.lag;
-            worker_->subscribe(*this, detail::user_topic(rare_->user), from, own, true);
+            worker_->subscribe(*this, detail::user_topic(cold_->user), from, own, true);
         }
         worker_->subscribe(*this, canonical, from, how, false);
         if (how.held) worker_->feed_.hold(*this);
@@ -8172,7 +8172,7 @@ SSE_DECL void stream::set_user(std::string_view key) {
     check_thread();
     const std::string topic = detail::user_topic(key);
     if (user() == key) return;
-    const std::string old = std::exchange(rare().user, std::string(key));
+    const std::string old = std::exchange(cold().user, std::string(key));
     if (!follows()) return; // subscribe() will
     if (!old.empty()) worker_->feed_.unsubscribe(*this, detail::user_topic(old), true);
     worker_->subscribe(*this, topic, start::now(), {}, true);
@@ -8186,20 +8186,20 @@ SSE_DECL stream_info stream::info() { return worker_->info(*this); }
 
 /// Suspends until everything now in the box is written.
 SSE_DECL asio::awaitable<void> stream::written() {
-    const std::uint64_t mine = session_->box.queued;
+    const std::uint64_t mine = exchange_->box.queued;
     // A handler that never has to wait would monopolize its thread.
     if (mine % 64 == 0) co_await asio::post(socket_.get_executor(), asio::use_awaitable);
-    while (open_ && session_->box.written < mine) {
-        co_await session_->change<asio::any_io_executor>();
+    while (open_ && exchange_->box.written < mine) {
+        co_await exchange_->change<asio::any_io_executor>();
     }
-    if (session_->box.written < mine) throw std::system_error(errc::closed, "sse::stream");
+    if (exchange_->box.written < mine) throw std::system_error(errc::closed, "sse::stream");
 }
 
 /// One frame, or several.
 template <class Frames>
 asio::awaitable<void> stream::write(Frames frames) {
     if (!open()) throw std::system_error(errc::closed, "sse::stream");
-    session_in_hand("send");
+    current_exchange("send");
     worker_->refresh();
     worker_->feed_.enqueue(*this, std::move(frames));
     co_await written();
@@ -8210,7 +8210,7 @@ SSE_DECL void stream::begin() {
     begin_streaming(true);
     // Some proxies hold back a head until the first byte of its body.
     worker_->feed_.enqueue_later(*this, detail::make_raw_frame(":\n"));
-    session_->begun = session_->box.queued;
+    exchange_->begun = exchange_->box.queued;
 }
 
 SSE_DECL asio::awaitable<void> stream::send(const message& m) {
@@ -8231,15 +8231,15 @@ SSE_DECL asio::awaitable<void> stream::send(std::span<const message> several) {
 SSE_DECL bool stream::try_send(const message& m) {
     check_thread();
     detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
-    if (!open() || !session_) return false;
+    if (!open() || !exchange_) return false;
     try {
         if (must_begin()) begin_streaming(true);
     } catch (const std::system_error& e) {
         if (e.code() == errc::closed) return false;
         throw;
     }
-    const detail::outbox& box = session_->box;
-    if (box.written < box.queued && box.queued > session_->begun) return false;
+    const detail::outbox& box = exchange_->box;
+    if (box.written < box.queued && box.queued > exchange_->begun) return false;
     worker_->refresh();
     worker_->feed_.enqueue(*this, std::move(f));
     return true;
@@ -8253,12 +8253,12 @@ SSE_DECL asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) 
 
 SSE_DECL asio::awaitable<void> stream::closed() {
     check_thread();
-    return session_in_hand("closed").end();
+    return current_exchange("closed").end();
 }
 
 SSE_DECL void stream::outlive_client() {
     check_thread();
-    session_in_hand("outlive_client").outlives_client = true;
+    current_exchange("outlive_client").outlives_client = true;
 }
 
 SSE_DECL bool stream::draining() const noexcept { return worker_->is_draining(); }
@@ -8286,10 +8286,10 @@ SSE_DECL void stream::add_header(std::string_view name, std::string_view value) 
                                     " is written by the server itself; the type of a plain "
                                     "response is an argument of respond()");
     }
-    if (!session_ || session_->answered || phase_ == phase::streaming) {
+    if (!exchange_ || exchange_->answered || phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::add_header: the answer has begun already");
     }
-    session_->answer_headers.append(name).append(": ").append(value).append("\r\n");
+    exchange_->answer_headers.append(name).append(": ").append(value).append("\r\n");
 }
 
 SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view content_type,
@@ -8304,13 +8304,13 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
             "sse::stream::respond: the content type has a control character");
     }
     if (!open_) throw std::system_error(errc::closed, "sse::stream");
-    if (!session_ || session_->answered || phase_ == phase::streaming) {
+    if (!exchange_ || exchange_->answered || phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::respond: this request has its answer already");
     }
-    session_->last_request = worker_->hub_.stopped;
+    exchange_->last_request = worker_->hub_.stopped;
     worker_->refresh();
-    worker_->feed_.enqueue(*this, detail::make_answer(*session_, status, content_type, text, {}));
-    session_->answered = true; // not earlier: if memory runs out above, that gets a response
+    worker_->feed_.enqueue(*this, detail::make_answer(*exchange_, status, content_type, text, {}));
+    exchange_->answered = true; // not earlier: if memory runs out above, that gets a response
     worker_->hub_.log_request(request(), status);
     return written();
 }
@@ -8323,7 +8323,7 @@ SSE_DECL asio::awaitable<std::string> stream::body_some() { return read_body(fal
 SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     using progress = detail::body_decoder::progress;
     check_thread();
-    detail::session& state = session_in_hand("body");
+    detail::exchange& state = current_exchange("body");
     if (!state.body_is_left()) co_return std::string();
     if (phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::body: read it before the stream begins");
@@ -8335,7 +8335,7 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     if (!state.body) {
         state.body = std::make_unique<detail::body_decoder>(worker_->body_decoder_for(*this));
         const bool expects = detail::list_names(request(), "Expect", "100-continue");
-        if (expects && request().takes_chunks() && state.input.empty()) { // not HTTP/1.0
+        if (expects && request().accepts_chunked() && state.input.empty()) { // not HTTP/1.0
             worker_->feed_.enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
             co_await written();
         }
@@ -8355,9 +8355,9 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     worker_->resume_reading(*this);
     worker_->enter(*this, phase::handling);
     state.body_taken = now == progress::complete;
-    worker_->heed_end(*this); // until now, the read itself would notice the end
+    worker_->cancel_if_ended(*this); // until now, the read itself would notice the end
     if (state.body_taken || (!whole && !piece.empty())) co_return piece;
-    const bool too_large = state.body->why_refused().status == 413;
+    const bool too_large = state.body->refusal().status == 413;
     const errc why = too_large         ? errc::body_too_large
                      : state.timed_out ? errc::body_timeout
                                        : errc::bad_body;
@@ -8384,7 +8384,7 @@ public:
     std::chrono::steady_clock::time_point drained_by() const noexcept { return drained_by_; }
 
     /// Called when the context that it listens on is destroyed.
-    void let_go() noexcept {
+    void on_context_destroyed() noexcept {
         acceptor_.reset();
         signals_.reset();
     }
@@ -8449,7 +8449,7 @@ SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
 
 SSE_DECL hub::~hub() {
     for (auto& w : workers) {
-        while (w->drain()) {} // unread frames hold one reference for each worker
+        while (w->pull()) {} // unread frames hold one reference for each worker
     }
 }
 
@@ -8481,11 +8481,11 @@ SSE_DECL sse::counters hub::count() const noexcept {
     return sum;
 }
 
-SSE_DECL void hub::let_go(const asio::execution_context& context) noexcept {
+SSE_DECL void hub::on_context_destroyed(const asio::execution_context& context) noexcept {
     for (const auto& w : workers) {
         if (&static_cast<const asio::execution_context&>(w->context()) != &context) continue;
-        if (w == workers.front()) life->let_go();
-        w->let_go();
+        if (w == workers.front()) life->on_context_destroyed();
+        w->on_context_destroyed();
     }
 }
 
@@ -8506,7 +8506,7 @@ public:
 
     explicit keeper(asio::execution_context& context) : service(context) {}
     ~keeper() override {
-        for (const auto& each : held_) each->let_go(context());
+        for (const auto& each : held_) each->on_context_destroyed(context());
     }
 
     static void keep(asio::io_context& context, std::shared_ptr<hub> what) {
@@ -8614,7 +8614,7 @@ SSE_DECL void lifecycle::launch(std::string_view given_host) {
         acceptor_->set_option(asio::socket_base::enable_connection_aborted(true));
         set_options(*acceptor_, hub_.options);
         endpoint_ = acceptor_->local_endpoint();
-        const auto here = unmapped(endpoint_->address());
+        const auto here = without_mapping(endpoint_->address());
         hub_.serves_loopback = hub_.hosts.empty() && here.is_loopback();
         if (!hub_.hosts.empty() || hub_.serves_loopback) { // the host of start() is served too
             if (const auto name = read_host(given_host)) hub_.hosts.push_back(*name);
@@ -8760,7 +8760,7 @@ SSE_DECL asio::error_code lifecycle::accept_one() {
     asio::ip::tcp::endpoint peer;
     tcp_socket socket(w.context());
     accept_socket(*acceptor_, socket, peer, failed);
-    if (!failed) take_in(w, {std::move(socket), unmapped(peer.address())});
+    if (!failed) take_in(w, {std::move(socket), without_mapping(peer.address())});
     return failed;
 }
 
@@ -8797,7 +8797,7 @@ SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::strin
     socket.assign(asio::ip::tcp::v4(), handle); // the family is queried where it matters
     close_on_exec(handle);                      // it now belongs to the library
     asio::error_code gone;                      // the first read shows it
-    const auto peer = unmapped(socket.remote_endpoint(gone).address());
+    const auto peer = without_mapping(socket.remote_endpoint(gone).address());
     take_in(w, {std::move(socket), peer, 0, nullptr, std::move(received)});
 }
 
@@ -8817,7 +8817,7 @@ SSE_DECL int lifecycle::admit(arrival& one) {
     if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
     if (hub_.speaks_for_others(one.peer)) return 0; // counted once the head is read
     one.counted =
-        hub_.addresses.enter(counted_as(one.peer), o.max_connections_per_ip, o.connect_rate_per_ip,
+        hub_.addresses.enter(counting_prefix(one.peer), o.max_connections_per_ip, o.connect_rate_per_ip,
                              std::chrono::steady_clock::now(), &one.too_fast);
     return one.counted ? 0 : refuse(429);
 }
@@ -9179,7 +9179,7 @@ SSE_DECL asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
         co_return;
     }
     s.begin();
-    s.session_->resumable = true;
+    s.exchange_->resumable = true;
     if (begin.missed) co_await tell(s, *log, *begin.missed, next);
     const auto has_all = [&next, l = log.get()] { return l->end() == next; };
     for (;;) {
@@ -9698,7 +9698,7 @@ SSE_DECL std::optional<start> start_of(const request& r) {
 /// The built-in route. An EventSource reconnects with the same target, so an id wins over any other
 /// start that the target names.
 SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s) {
-    sse::request& asked = *s.session_->request;
+    sse::request& asked = *s.exchange_->request;
     std::string body;
     if (asked.method == "POST") body = co_await s.body();
     if (!detail::is_plain_text(asked)) asked.form_event_id = detail::last_event_id_in(body);
@@ -9857,7 +9857,7 @@ SSE_DECL std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::u
         hub.no_room.fetch_add(1, std::memory_order_relaxed);
         return errc::no_room;
     }
-    f.release(); // each worker drops one reference
+    f.detach(); // each worker drops one reference
     sequence = *place + 1;
     // Workers without a stream are not woken, but must empty their ring before it is full.
     const std::uint64_t quarter = std::max<std::uint64_t>(1, hub.ring.capacity() / 4);
@@ -10417,8 +10417,8 @@ public:
 
     const std::string& host() const noexcept { return host_; }
     /// Posts `that` to `where` when the lookup ends. Returns false if it has already ended.
-    bool await(const void* who, const asio::any_io_executor& where, std::function<void()> that);
-    /// Afterwards, nothing that `who` passed to await() is used.
+    bool notify(const void* who, const asio::any_io_executor& where, std::function<void()> that);
+    /// Afterwards, nothing that `who` passed to notify() is used.
     void forget(const void* who);
     /// The error code of the lookup, and its addresses in `found`; nullopt until it has ended.
     std::optional<asio::error_code> result(addresses& found) const;
@@ -10709,9 +10709,9 @@ public:
     /// end of a body without reconnecting, or a call that threw. One call at a time.
     ///
     /// Throws std::system_error, after which the client is over: errc::bad_status,
-    /// errc::bad_content_type, errc::too_many_redirects, errc::event_too_large, errc::bad_answer
+    /// errc::bad_content_type, errc::too_many_redirects, errc::event_too_large, errc::bad_response
     /// for a coding that was not asked for; and, if it does not reconnect or has given up:
-    /// errc::bad_answer, errc::timed_out and network errors. Throws std::logic_error for a second
+    /// errc::bad_response, errc::timed_out and network errors. Throws std::logic_error for a second
     /// call while one is waiting.
     ///
     /// Cancellation: in every phase, by throwing operation_aborted. After a terminal one the client
@@ -11053,7 +11053,7 @@ SSE_DECL name_lookup::addresses name_lookup::known(const std::string& host) {
     return {asio::ip::address_v6::loopback(), asio::ip::address_v4::loopback()};
 }
 
-SSE_DECL bool name_lookup::await(const void* who, const asio::any_io_executor& where,
+SSE_DECL bool name_lookup::notify(const void* who, const asio::any_io_executor& where,
                                  std::function<void()> that) {
     const std::lock_guard lock(mutex_);
     if (!done_) waiters_.push_back({who, where, std::move(that)});
@@ -11161,7 +11161,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::open() {
     }
     if (!is_stream) fail(errc::bad_content_type);
     if (!head_.unknown_coding.empty()) {
-        fail(errc::bad_answer, head_.unknown_coding + ", which was not asked for");
+        fail(errc::bad_response, head_.unknown_coding + ", which was not asked for");
     }
     streaming_ = true;
     proven_ = false;
@@ -11210,7 +11210,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::resolve(const http_url& u
         }
         const on_end end = begin();
         const bool waits =
-            lookup_->await(this, timers_->step.get_executor(), [end] { end(asio::error_code()); });
+            lookup_->notify(this, timers_->step.get_executor(), [end] { end(asio::error_code()); });
         if (waits) {
             const std::error_code failed = co_await wait(from_now(options_.connect_timeout));
             if (over_) co_return failed;
@@ -11260,7 +11260,7 @@ SSE_DECL void client_core::note_worked(const asio::ip::tcp::endpoint& where) {
 /// failed, or after 250 ms, so that a dead address does not cost its whole timeout (RFC 8305 5).
 SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
     constexpr std::chrono::milliseconds delay{250};
-    std::error_code failed = make_error_code(errc::bad_answer);
+    std::error_code failed = make_error_code(errc::bad_response);
     std::size_t next = 0; // of endpoints_
     auto next_at = clock::now();
     begin(); // all attempts together are one operation
@@ -11363,18 +11363,18 @@ SSE_DECL asio::awaitable<std::error_code> client_core::read_head(clock::time_poi
         auto progress = parser.feed(input_);
         while (progress == head_parser::progress::need_more) {
             const std::error_code failed = co_await read(until);
-            if (failed == asio::error::eof) co_return make_error_code(errc::bad_answer);
+            if (failed == asio::error::eof) co_return make_error_code(errc::bad_response);
             if (failed) co_return failed;
             progress = parser.feed(input_);
         }
         if (progress == head_parser::progress::refused || !head_.parse(parser.head(input_))) {
-            co_return make_error_code(errc::bad_answer);
+            co_return make_error_code(errc::bad_response);
         }
         input_.erase(0, parser.size());
         if (head_.status >= 200) break;
         interim += parser.size();
         if (head_.status == 101 || interim >= options_.max_head_bytes) {
-            co_return make_error_code(errc::bad_answer);
+            co_return make_error_code(errc::bad_response);
         }
         parser = head_parser(options_.max_head_bytes - interim);
     }
@@ -11452,7 +11452,7 @@ SSE_DECL asio::awaitable<void> client_core::receive() {
     } else if (head_.body == received_head::framing::until_close) {
         ending_ = std::error_code();
     } else {
-        ending_ = make_error_code(errc::bad_answer); // cut short
+        ending_ = make_error_code(errc::bad_response); // cut short
     }
 }
 
@@ -11460,7 +11460,7 @@ SSE_DECL asio::awaitable<void> client_core::receive() {
 SSE_DECL std::string client_core::take_body() {
     const auto progress = body_->feed(input_);
     if (progress == body_decoder::progress::complete) ending_ = std::error_code();
-    if (progress == body_decoder::progress::refused) ending_ = make_error_code(errc::bad_answer);
+    if (progress == body_decoder::progress::refused) ending_ = make_error_code(errc::bad_response);
     return body_->take();
 }
 
@@ -11482,7 +11482,7 @@ SSE_DECL void client_core::finish(std::error_code failed) {
     }
     over_ = true;
     if (reconnect_ && !failed) {
-        failed = make_error_code(errc::bad_answer);
+        failed = make_error_code(errc::bad_response);
         detail_ = "its streams end before their first event";
     }
     if (failed) fail(failed, detail_);

@@ -71,8 +71,8 @@ outcome decode(std::string_view bytes, const std::vector<std::size_t>& ends, std
         const progress before = std::exchange(o.verdict, decoder.feed(o.rest));
         if (before != progress::need_more) CHECK(o.verdict == before);
     }
-    o.status = decoder.why_refused().status;
-    o.reason = decoder.why_refused().reason;
+    o.status = decoder.refusal().status;
+    o.reason = decoder.refusal().reason;
     CHECK((o.verdict == progress::refused) == (o.status != 0));
     CHECK((o.status == 0) == o.reason.empty());
     if (o.status != 0) {
@@ -427,7 +427,7 @@ std::size_t bytes_until_refused(std::string_view start, std::string_view again) 
         input += again;
         fed += again.size();
     }
-    CHECK(decoder.why_refused().status == 400);
+    CHECK(decoder.refusal().status == 400);
     return fed;
 }
 
@@ -527,14 +527,14 @@ TEST_CASE("a refused body stays refused, a complete one complete, whatever comes
     CHECK(refused.feed(input) == progress::refused);
     input = "0\r\n\r\n";
     CHECK(refused.feed(input) == progress::refused);
-    CHECK(refused.why_refused().status == 400);
+    CHECK(refused.refusal().status == 400);
 
     auto complete = body_decoder::of_chunks(default_limit);
     input = "1\r\na\r\n0\r\n\r\nx\r\n";
     CHECK(complete.feed(input) == progress::complete);
     CHECK(complete.feed(input) == progress::complete);
     CHECK(input == "x\r\n");
-    CHECK(complete.why_refused().status == 0);
+    CHECK(complete.refusal().status == 0);
     CHECK(complete.take() == "a");
 }
 

@@ -525,7 +525,7 @@ TEST_SUITE("client: answers") {
             CAPTURE(value);
             script_server server({{answer(chunked("data: a\n\n"), name + ": " + value + "\r\n")}});
             source s(server.url());
-            CHECK(s.error() == sse::errc::bad_answer);
+            CHECK(s.error() == sse::errc::bad_response);
             CHECK(s.what.find(name + ": " + value) != std::string::npos);
             CHECK(server.connections() == 1);
         }
@@ -545,9 +545,9 @@ TEST_SUITE("client: answers") {
         std::string many;
         while (many.size() < 70'000) many += early;
         script_server endless({{many + answer("data: a\n\n")}});
-        CHECK(source(endless.url(), once()).error() == sse::errc::bad_answer);
+        CHECK(source(endless.url(), once()).error() == sse::errc::bad_response);
         script_server other({{"HTTP/1.1 101 Switching Protocols\r\n\r\n" + answer("data: a\n\n")}});
-        CHECK(source(other.url(), once()).error() == sse::errc::bad_answer);
+        CHECK(source(other.url(), once()).error() == sse::errc::bad_response);
     }
 
     TEST_CASE("a head that is no HTTP/1, or could be read in two ways, is a bad answer") {
@@ -581,7 +581,7 @@ TEST_SUITE("client: answers") {
             CAPTURE(head);
             script_server server({{head}});
             source s(server.url(), once());
-            CHECK(s.error() == sse::errc::bad_answer);
+            CHECK(s.error() == sse::errc::bad_response);
             CHECK(s.data() == "(over)");
         }
     }
@@ -613,9 +613,9 @@ TEST_SUITE("client: answers") {
         script_server fits({{server_with(900)}});
         CHECK(source(fits.url(), o).data() == "a");
         script_server large({{server_with(1'000)}});
-        CHECK(source(large.url(), o).error() == sse::errc::bad_answer);
+        CHECK(source(large.url(), o).error() == sse::errc::bad_response);
         script_server endless({{std::string(1'000'000, 'x'), then::hold}});
-        CHECK(source(endless.url(), once()).error() == sse::errc::bad_answer);
+        CHECK(source(endless.url(), once()).error() == sse::errc::bad_response);
     }
 
     TEST_CASE("a server that refuses a large body and closes is heard") {
@@ -722,7 +722,7 @@ TEST_SUITE("client: bodies") {
             script_server server({{bytes}});
             source s(server.url(), once());
             CHECK(s.data() == "a");
-            CHECK(s.error() == sse::errc::bad_answer);
+            CHECK(s.error() == sse::errc::bad_response);
             CHECK(s.data() == "(over)");
         }
     }
@@ -1022,7 +1022,7 @@ TEST_SUITE("client: reconnecting") {
         source s(server.url(), o);
         CHECK(s.data() == "a");
         CHECK(s.data() == "b");
-        CHECK(s.error() == sse::errc::bad_answer);
+        CHECK(s.error() == sse::errc::bad_response);
         CHECK(server.connections() == 8);
         CHECK(s.client.connections() == 2);
         CHECK(s.data() == "(over)");
@@ -1057,7 +1057,7 @@ TEST_SUITE("client: reconnecting") {
         source s(server.url(), o);
         CHECK(s.data() == "a");
         CHECK(s.data() == "a");
-        CHECK(s.error() == sse::errc::bad_answer);
+        CHECK(s.error() == sse::errc::bad_response);
         CHECK(s.what.find("before their first event") != std::string::npos);
         CHECK(server.connections() == 6);
     }

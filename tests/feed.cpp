@@ -33,20 +33,20 @@
 
 namespace sse::detail {
 
-// A session gives a stream its outbox, and the stream resolves a time. Here the test does both: an
+// An exchange gives a stream its outbox, and the stream resolves a time. Here the test does both: an
 // explicit instantiation may name what is private.
 void give_outbox(receiver& r, outbox* box);
 void let_wrap(receiver& r);
 void set_age(start& from, std::chrono::milliseconds age);
-std::uint8_t by_mending(const receiver& r);
+std::uint8_t by_gap_hook(const receiver& r);
 
-template <outbox* receiver::*Own, bool receiver::*Wraps, std::uint8_t ByMending>
+template <outbox* receiver::*Own, bool receiver::*Wraps, std::uint8_t ByGapHook>
 struct open_receiver {
-    friend std::uint8_t by_mending(const receiver&) { return ByMending; }
+    friend std::uint8_t by_gap_hook(const receiver&) { return ByGapHook; }
     friend void give_outbox(receiver& r, outbox* box) { r.*Own = box; }
     friend void let_wrap(receiver& r) { r.*Wraps = true; }
 };
-template struct open_receiver<&receiver::own_, &receiver::wraps_, receiver::by_mending>;
+template struct open_receiver<&receiver::own_, &receiver::adds_framing_, receiver::by_gap_hook>;
 
 template <std::chrono::milliseconds start::*Age>
 struct open_start {
@@ -163,7 +163,7 @@ public:
     void drain(std::size_t most = unlimited) {
         const auto take = [&]() -> frame* {
             if (read_ == ring_.size()) return nullptr;
-            return frame_ref(ring_[read_++]).release();
+            return frame_ref(ring_[read_++]).detach();
         };
         feed_.pull(take, most, unlimited);
     }
@@ -357,7 +357,7 @@ private:
         awaits = true;
     }
     void yield() override { ++yields; }
-    bool mend(const sse::gap& g) override {
+    bool run_gap_hook(const sse::gap& g) override {
         if (mends) to_mend.push_back(g);
         return mends;
     }
@@ -1043,7 +1043,7 @@ TEST_CASE("a broadcast that is forgotten is missing to those of every topic") {
     CHECK(c.got() == "[too_old 0..1] 2");
 }
 
-TEST_CASE("the program may mend a gap: a snapshot, then the tail") {
+TEST_CASE("the program may fill a gap: a snapshot, then the tail") {
     one_feed f(3);
     listener keeper(f);
     keeper.subscribe("/");
@@ -1065,12 +1065,12 @@ TEST_CASE("the program may mend a gap: a snapshot, then the tail") {
     f->release(c); // not what the feed waits for
     f.run();
     CHECK(c.got() == "snapshot");
-    f->release(c, by_mending(c));
+    f->release(c, by_gap_hook(c));
     f.run();
     // 6 was forgotten while the program mended: it is not told of what it mended twice.
     REQUIRE(c.to_mend.size() == 2);
     CHECK(c.to_mend[1].to == id(6));
-    f->release(c, by_mending(c));
+    f->release(c, by_gap_hook(c));
     f.run();
     CHECK(c.got() == "7 8 9");
 }
@@ -1599,7 +1599,7 @@ TEST_CASE("nothing follows the farewell") {
     CHECK(c.is_finished);
 }
 
-TEST_CASE("a stream that is ended with a gap is told of it, whoever else would mend it") {
+TEST_CASE("a stream that is ended with a gap is told of it, whoever else would fill it") {
     for (const bool before : {false, true}) {
         CAPTURE(before);
         one_feed f(2);
@@ -1632,7 +1632,7 @@ TEST_CASE("a stream that is ended while a gap is mended gets nothing from behind
     c.room = 3;
     c.send("half"); // of what the program would send
     f->finish(c, make_raw_frame("data: farewell\n\n"));
-    f->release(c, by_mending(c)); // the program was cancelled
+    f->release(c, by_gap_hook(c)); // the program was cancelled
     c.room = unlimited;
     f.run();
     CHECK(c.got() == "half farewell");
@@ -2172,7 +2172,7 @@ public:
     std::size_t take_some(std::string_view bytes);
     void await_writable() override { awaits = true; }
     void yield() override { ++yields; }
-    bool mend(const sse::gap& g) override;
+    bool run_gap_hook(const sse::gap& g) override;
     void finished() override;
     void end(end_reason why) override;
     void fail(std::exception_ptr) override;
@@ -2181,7 +2181,7 @@ public:
 
     bool open = true;
     bool awaits = false;
-    bool looked_at = false; // by the sweep, which may leave a wait behind
+    bool conflated_before = false; // by the sweep, which may leave a wait behind
     std::size_t yields = 0;
     bool held = false;
     bool gives_up = false;
@@ -2545,7 +2545,7 @@ std::size_t line::take_some(std::string_view bytes) {
     return n;
 }
 
-bool line::mend(const sse::gap& g) {
+bool line::run_gap_hook(const sse::gap& g) {
     if (!who_.mends) return false;
     w_.say("    " + std::to_string(who_.name) + " mends " + sse::detail::to_json(g));
     if (to_mend) w_.wrong(who_, "a gap while one is mended");
@@ -2786,7 +2786,7 @@ void world::lose(line& c) {
 std::size_t world::drain(office& at, std::size_t most) {
     const auto take = [&]() -> frame* {
         if (at.read == visible_) return nullptr;
-        return frame_ref(ring_[at.read++]).release();
+        return frame_ref(ring_[at.read++]).detach();
     };
     return at.f.pull(take, most, unlimited);
 }
@@ -2827,7 +2827,7 @@ void world::turn(office& at) {
 void world::happen(line& c) {
     c.at().f.now = now_;
     if (c.awaits && (c.yields == 0 || dice.one_in(2))) {
-        c.awaits = c.looked_at = false;
+        c.awaits = c.conflated_before = false;
     } else if (c.yields > 0) {
         --c.yields;
     } else {
@@ -2843,8 +2843,8 @@ void world::sweep(office& at) {
     for (auto& v : visitors) {
         if (!v->now || !v->now->open || &v->now->at() != &at) continue;
         line& c = *v->now;
-        if (c.awaits && !c.looked_at && dice.one_in(3)) {
-            c.looked_at = true;
+        if (c.awaits && !c.conflated_before && dice.one_in(3)) {
+            c.conflated_before = true;
             at.f.flush_now(c);
             continue;
         }
@@ -2874,11 +2874,11 @@ void world::use(line& c) {
         say("visitor " + std::to_string(v.name) + " mended");
         if (c.finishing) { // the program's coroutine was cancelled: it sent nothing
             c.to_mend.reset();
-            return f.release(c, by_mending(c));
+            return f.release(c, by_gap_hook(c));
         }
         c.mended = std::exchange(c.to_mend, std::nullopt);
         f.enqueue(c, make_raw_frame("data: snapshot\n\n"));
-        if (c.open) f.release(c, by_mending(c));
+        if (c.open) f.release(c, by_gap_hook(c));
         return;
     }
     if (c.held && (calm || dice.one_in(2))) {

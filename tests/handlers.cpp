@@ -1948,7 +1948,7 @@ TEST_SUITE("what a handler learns") {
             return id != 0;
         }));
         std::atomic<bool> done{false};
-        // The session may not have ended yet when the head has come: ask until it has.
+        // The exchange may not have ended yet when the head has come: ask until it has.
         const auto ask = [&] {
             done = false;
             refused = 0;

@@ -103,8 +103,8 @@ outcome read(std::string_view bytes, const std::vector<std::size_t>& ends, std::
         const auto input = std::make_unique<exact_copy>(bytes.substr(0, end));
         const auto progress = parser.feed(input->view());
         if (progress == sse::head_parser::progress::refused) {
-            CHECK(parser.why_refused().status != 0);
-            return outcome_of(request, parser.why_refused(), 0);
+            CHECK(parser.refusal().status != 0);
+            return outcome_of(request, parser.refusal(), 0);
         }
         if (progress == sse::head_parser::progress::need_more) continue;
         const auto head = std::make_unique<exact_copy>(parser.head(input->view()));
@@ -733,10 +733,10 @@ TEST_CASE("for logs there is the target without its query, as it was sent") {
 TEST_CASE("a client of HTTP/1.0 takes no chunks, any other does") {
     sse::request old;
     CHECK(old.parse("GET / HTTP/1.0\r\n\r\n").status == 0);
-    CHECK(!old.takes_chunks());
+    CHECK(!old.accepts_chunked());
     sse::request usual;
     CHECK(usual.parse(line("GET / HTTP/1.1")).status == 0);
-    CHECK(usual.takes_chunks());
+    CHECK(usual.accepts_chunked());
 }
 
 TEST_CASE("what a name of the route's pattern stands for is found by that name") {
@@ -832,7 +832,7 @@ TEST_CASE("a refused head stays refused, whatever comes behind it") {
     CHECK(parser.feed(bytes) == sse::head_parser::progress::refused);
     bytes += line("GET / HTTP/1.1");
     CHECK(parser.feed(bytes) == sse::head_parser::progress::refused);
-    CHECK(parser.why_refused().status == 400);
+    CHECK(parser.refusal().status == 400);
 }
 
 TEST_CASE("a parser that wants more may be fed the same bytes again") {

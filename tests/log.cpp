@@ -206,14 +206,14 @@ TEST_CASE("a reference assigned to itself stays") {
 
 TEST_CASE("a released reference leaves the frame to its caller") {
     frame_ref f = make_raw_frame("handed over");
-    frame* const given = f.release();
+    frame* const given = f.detach();
     CHECK(!f);
     const frame_ref adopted(given);
     CHECK(adopted->bytes() == "handed over");
 }
 
 TEST_CASE("a frame lives until each of its announced holders has dropped it") {
-    frame* const shared = make_raw_frame("for three workers").release();
+    frame* const shared = make_raw_frame("for three workers").detach();
     shared->set_references(3);
     std::vector<frame_ref> workers;
     for (int i = 0; i < 3; ++i) workers.emplace_back(shared);

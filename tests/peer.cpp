@@ -37,40 +37,40 @@ std::string shown(const std::optional<address>& a) { return a ? a->to_string() :
 // ---- addresses ----------------------------------------------------------------------------------
 
 TEST_CASE("IPv4 in IPv6 becomes plain IPv4, and all else stays") {
-    CHECK(unmapped(at("::ffff:192.0.2.1")) == at("192.0.2.1"));
-    CHECK(unmapped(at("::ffff:c000:201")) == at("192.0.2.1"));
-    CHECK(unmapped(at("::ffff:0.0.0.0")) == at("0.0.0.0"));
+    CHECK(without_mapping(at("::ffff:192.0.2.1")) == at("192.0.2.1"));
+    CHECK(without_mapping(at("::ffff:c000:201")) == at("192.0.2.1"));
+    CHECK(without_mapping(at("::ffff:0.0.0.0")) == at("0.0.0.0"));
     for (const std::string text : {"192.0.2.1", "2001:db8::1", "::1", "::", "::192.0.2.1",
                                    "64:ff9b::192.0.2.1", "::fffe:192.0.2.1", "1::ffff:192.0.2.1"}) {
         CAPTURE(text);
-        CHECK(unmapped(at(text)) == at(text));
+        CHECK(without_mapping(at(text)) == at(text));
     }
 }
 
 TEST_CASE("limits by address count an IPv4 address, and a /64 of IPv6") {
-    CHECK(counted_as(at("192.0.2.1")) == at("192.0.2.1"));
-    CHECK(counted_as(at("192.0.2.1")) != counted_as(at("192.0.2.2")));
-    CHECK(counted_as(at("2001:db8:1:2::1")) == at("2001:db8:1:2::"));
-    CHECK(counted_as(at("2001:db8:1:2:ffff:ffff:ffff:ffff")) == counted_as(at("2001:db8:1:2::")));
-    CHECK(counted_as(at("2001:db8:1:3::1")) != counted_as(at("2001:db8:1:2::1")));
-    CHECK(counted_as(at("2001:db8:1:2:8000::")) == counted_as(at("2001:db8:1:2:7fff::")));
-    CHECK(counted_as(unmapped(at("::ffff:192.0.2.1"))) == at("192.0.2.1"));
+    CHECK(counting_prefix(at("192.0.2.1")) == at("192.0.2.1"));
+    CHECK(counting_prefix(at("192.0.2.1")) != counting_prefix(at("192.0.2.2")));
+    CHECK(counting_prefix(at("2001:db8:1:2::1")) == at("2001:db8:1:2::"));
+    CHECK(counting_prefix(at("2001:db8:1:2:ffff:ffff:ffff:ffff")) == counting_prefix(at("2001:db8:1:2::")));
+    CHECK(counting_prefix(at("2001:db8:1:3::1")) != counting_prefix(at("2001:db8:1:2::1")));
+    CHECK(counting_prefix(at("2001:db8:1:2:8000::")) == counting_prefix(at("2001:db8:1:2:7fff::")));
+    CHECK(counting_prefix(without_mapping(at("::ffff:192.0.2.1"))) == at("192.0.2.1"));
 }
 
 TEST_CASE("what an address counts as does not know the interface it came by") {
     asio::ip::address_v6 scoped = at("2001:db8::1").to_v6();
     scoped.scope_id(7);
-    CHECK(counted_as(scoped) == counted_as(at("2001:db8::1")));
+    CHECK(counting_prefix(scoped) == counting_prefix(at("2001:db8::1")));
 }
 
 TEST_CASE("neighbours on a link count one by one, and apart from those of another link") {
-    CHECK(counted_as(at("fe80::1")) != counted_as(at("fe80::2")));
-    CHECK(counted_as(at("febf::1:0:0:1")) != counted_as(at("febf::1:0:0:2")));
+    CHECK(counting_prefix(at("fe80::1")) != counting_prefix(at("fe80::2")));
+    CHECK(counting_prefix(at("febf::1:0:0:1")) != counting_prefix(at("febf::1:0:0:2")));
     asio::ip::address_v6 there = at("fe80::1").to_v6();
     there.scope_id(7);
-    CHECK(counted_as(there) == counted_as(there));
-    CHECK(counted_as(there) != counted_as(at("fe80::1")));
-    CHECK(counted_as(at("fec0::1")) == counted_as(at("fec0::2")));
+    CHECK(counting_prefix(there) == counting_prefix(there));
+    CHECK(counting_prefix(there) != counting_prefix(at("fe80::1")));
+    CHECK(counting_prefix(at("fec0::1")) == counting_prefix(at("fec0::2")));
 }
 
 // ---- blocks -------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ TEST_CASE("a block of IPv4 in IPv6 matches its clients or is refused, for they c
     for (const std::string text : {"::ffff:10.0.0.1", "::ffff:10.0.0.0/104"}) {
         CAPTURE(text);
         if (complaint(text) != "no complaint") continue;
-        CHECK(address_block(text).contains(unmapped(at("::ffff:10.0.0.1"))));
+        CHECK(address_block(text).contains(without_mapping(at("::ffff:10.0.0.1"))));
     }
 }
 

@@ -197,11 +197,11 @@ TEST_CASE("a stale value is never read a second time after a round") {
 TEST_CASE("one publisher is told to wake a reader that sleeps, and none while it is awake") {
     sse::sleeper<> reader;
     CHECK(!reader.must_wake());
-    reader.lie_down();
+    reader.prepare_to_sleep();
     CHECK(reader.must_wake());
     CHECK(!reader.must_wake());
-    reader.lie_down();
-    reader.get_up();
+    reader.prepare_to_sleep();
+    reader.wake();
     CHECK(!reader.must_wake());
 }
 

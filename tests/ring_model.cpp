@@ -1188,9 +1188,9 @@ private:
     bool sleeps() {
         read_all();
         const std::uint64_t claimed = plan_.asks_first ? ring_.published() : 0;
-        sleep_.lie_down();
+        sleep_.prepare_to_sleep();
         if (read_all()) {
-            sleep_.get_up();
+            sleep_.wake();
             return false;
         }
         comes_back_ = plan_.comes_back && (plan_.asks_first ? claimed : ring_.published()) != read_;
@@ -1622,7 +1622,7 @@ TEST_CASE("each memory order of the sleep is needed") {
     using enum operation;
     check_lost("claim", {tail_of(1), tail_of(1) + 1, modify, std::memory_order_acq_rel});
     check_lost("published()", {tail_of(1), tail_of(1) + 1, load, std::memory_order_acquire});
-    check_lost("lie_down()", {awake, awake + 1, store, std::memory_order_release});
+    check_lost("prepare_to_sleep()", {awake, awake + 1, store, std::memory_order_release});
     check_lost("must_wake()", {awake, awake + 1, load, std::memory_order_acquire});
 }
 

@@ -395,7 +395,7 @@ void proxy(std::string_view bytes) {
     const proxy_head head = peer_test::read_in_every_way(std::string(bytes));
     if (head.outcome != proxy_head::progress::complete) return;
     CHECK((head.size <= bytes.size() && head.size >= 15));
-    CHECK((!head.from || head.from == unmapped(*head.from)));
+    CHECK((!head.from || head.from == without_mapping(*head.from)));
 }
 
 /// Headers of proxies: what a client sent, and a host that it named, in two lines.
