@@ -1209,7 +1209,7 @@ public:
         raw,      ///< Bytes of the server itself: a response head, a heartbeat.
         topic,    ///< A message for the subscribers of a topic and of its parents.
         user,     ///< A message for the streams of one user; its topic is that user's private one.
-        one,      ///< A message for one stream, by the stream's number.
+        stream,   ///< A message for one stream, by the stream's number.
         everyone, ///< A message for all streams.
     };
 
@@ -1234,7 +1234,7 @@ public:
     frame(const frame&) = delete;
     frame& operator=(const frame&) = delete;
 
-    kind what() const noexcept { return kind_; }
+    kind type() const noexcept { return kind_; }
     std::string_view topic() const noexcept { return {storage(), topic_size_}; }
     std::string_view key() const noexcept { return {storage() + topic_size_, key_size_}; }
     std::string_view event() const noexcept {
@@ -1360,7 +1360,7 @@ private:
     write_message(m, measure);
     const frame::names names{topic, m.key, m.event, m.id.value_or("")};
     // Nobody can resume after a message that goes to one stream only.
-    const bool ephemeral = m.ephemeral || what == frame::kind::one;
+    const bool ephemeral = m.ephemeral || what == frame::kind::stream;
     frame_ref made(frame::make(what, names, measure.size, !ephemeral && !m.id));
     if (ephemeral) made->set_ephemeral();
     copy_sink copy{made->writable()};
@@ -2941,11 +2941,11 @@ private:
     /// What a message must share with an older one to supersede it, including who gets it.
     using full_key = std::tuple<frame::kind, bool, std::string_view, std::string_view>;
     static full_key key_of(const frame& f) noexcept {
-        return {f.what(), f.ephemeral(), f.topic(), f.key()};
+        return {f.type(), f.ephemeral(), f.topic(), f.key()};
     }
     /// A message for one stream has no key that another message could share.
     static bool has_key(const frame& f) noexcept {
-        return !f.key().empty() && f.what() != frame::kind::one;
+        return !f.key().empty() && f.type() != frame::kind::stream;
     }
 
     const entry& window(std::uint64_t sequence) const {
@@ -3057,7 +3057,7 @@ inline std::uint64_t frame_log::forgotten_before(std::string_view topic, loss ki
 
 inline std::size_t frame_log::shelf_for(const frame& f) const {
     if (f.ephemeral()) return shelves_.size() - 1;
-    if (f.what() != frame::kind::topic) return 0;
+    if (f.type() != frame::kind::topic) return 0;
     for (std::size_t i = 1; i + 1 < shelves_.size(); ++i) {
         if (covers(shelves_[i].bounds.topic, f.topic())) return i;
     }
@@ -3082,7 +3082,7 @@ std::optional<std::size_t> frame_log::push_from(Take&& take, std::uint32_t now) 
     made.shelf = static_cast<std::uint16_t>(shelf_for(f));
     end_offset_ += size;
     put_on_shelf(made, end() - 1);
-    plain_ = plain_ && !f.ephemeral() && f.what() != frame::kind::user;
+    plain_ = plain_ && !f.ephemeral() && f.type() != frame::kind::user;
     try {
         index(f, end() - 1);
     } catch (const std::bad_alloc&) {} // then its id is unknown, or older ones of its key stay
@@ -3536,7 +3536,7 @@ private:
         if (!cold_) cold_ = std::make_unique<cold_state>();
         return *cold_;
     }
-    bool follows() const noexcept { return place_in_feed_ != nowhere; }
+    bool follows() const noexcept { return index_in_feed_ != nowhere; }
     bool is_finishing() const noexcept { return cold_ && cold_->finishing; }
     bool conflates() const noexcept {
         bool any = false;
@@ -3560,7 +3560,7 @@ private:
     bool fresh_ : 1 = false;  // starts in the past, and has received nothing of the log yet
     bool has_id_ : 1 = false; // has an id to reconnect with
     bool queued_ : 1 = false; // waits for a turn of feed::catch_up()
-    std::uint32_t place_in_feed_ = nowhere; // index in the feed's receivers_
+    std::uint32_t index_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
     frame_ref cut_;          // the frame that a short write cut
     std::size_t cut_at_ = 0; // how much of it is written
@@ -3772,8 +3772,8 @@ private:
     void settle(receiver& r) const noexcept;
     std::uint64_t place(receiver& r, node& where, const start& from, std::uint64_t published);
     std::optional<std::uint64_t> first_kept(node& where, std::uint64_t from) const;
-    std::uint64_t place_of_last(node& where, std::size_t count) const;
-    std::uint64_t place_of_id(receiver& r, const std::string& id, std::uint64_t published);
+    std::uint64_t position_of_last(node& where, std::size_t count) const;
+    std::uint64_t position_of_id(receiver& r, const std::string& id, std::uint64_t published);
     void remove_from(node& where, std::uint32_t index);
     const run* run_for(receiver& r, std::size_t& from);
     void extend(run& one, std::size_t size) const;
@@ -3856,13 +3856,13 @@ inline std::uint64_t feed::keep() const {
 inline void feed::forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind) {
     const bool for_anyone = kind == frame_log::loss::anyone;
     const auto raise = [&](std::uint64_t& mark) { mark = std::max(mark, sequence + 1); };
-    if (f.what() == frame::kind::everyone) {
+    if (f.type() == frame::kind::everyone) {
         raise(f.ephemeral() ? passed_everyone_ : forgot_everyone_);
         if (for_anyone && !f.ephemeral()) raise(drop_everyone_);
-    } else if (f.what() == frame::kind::one) {
+    } else if (f.type() == frame::kind::stream) {
         if (receiver* const r = find(f.stream())) raise(r->cold_->passed);
     } else {
-        tree(f.what() == frame::kind::user).for_each_concerned(f.topic(), [&](node& where) {
+        tree(f.type() == frame::kind::user).for_each_concerned(f.topic(), [&](node& where) {
             raise(f.ephemeral() ? where.passed : where.forgotten);
             if (for_anyone && !f.ephemeral()) raise(where.dropped);
         });
@@ -3922,9 +3922,9 @@ inline void feed::plan_shares() {
         const frame& f = log_[planned_];
         bytes += f.bytes().size();
         if (frames == batch_frames || (frames > 0 && bytes > most)) break;
-        if (f.what() == frame::kind::everyone) {
+        if (f.type() == frame::kind::everyone) {
             broadcasts_.push_back(planned_);
-        } else if (f.what() == frame::kind::one) {
+        } else if (f.type() == frame::kind::stream) {
             receiver* const r = find(f.stream());
             if (r && r->follows()) {
                 direct_.push_back(r);
@@ -3932,7 +3932,7 @@ inline void feed::plan_shares() {
                 enqueue_later(*r, log_.ref(planned_));
             }
         } else {
-            tree(f.what() == frame::kind::user).for_each_concerned(f.topic(), [this](node& where) {
+            tree(f.type() == frame::kind::user).for_each_concerned(f.topic(), [this](node& where) {
                 if (where.pending.empty()) shares_.push_back({&where});
                 where.pending.push_back(planned_);
             });
@@ -4269,7 +4269,7 @@ inline void feed::extend(run& one, std::size_t size) const {
         one.end = at;
         if (at == log_.end()) break;
         const frame& f = log_[at];
-        if (f.what() == frame::kind::one) {
+        if (f.type() == frame::kind::stream) {
             one.common = at + 1;
         } else if (concerns(one.topic, false, f)) {
             one.full = f.bytes().size() > settings_.run_bytes - one.joined.size();
@@ -4297,7 +4297,7 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
     const auto add_own = [&](bool only_raw) {
         for (; r.own_ && own < r.own_->waiting.size() && room_left(); ++own) {
             const frame& f = *r.own_->waiting[own];
-            if (only_raw && f.what() != frame::kind::raw) return;
+            if (only_raw && f.type() != frame::kind::raw) return;
             add(f.bytes(), {piece::origin::own, 0});
         }
     };
@@ -4337,10 +4337,10 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
 inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_out) const {
     const frame& f = log_[sequence];
     if (f.ephemeral() && r.cold_ && sequence < r.cold_->live_from) return false;
-    if (f.what() == frame::kind::one) {
+    if (f.type() == frame::kind::stream) {
         return f.stream() != 0 && r.cold_ && f.stream() == r.cold_->number;
     }
-    if (f.what() == frame::kind::everyone && !r.first_.where) return true;
+    if (f.type() == frame::kind::everyone && !r.first_.where) return true;
     bool wanted = false;
     bool known = false; // delivered for a subscription before another one went back
     r.for_each_subscription([&](const subscription& one) {
@@ -4357,9 +4357,9 @@ inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_ou
 }
 
 inline bool feed::concerns(std::string_view topic, bool is_private, const frame& f) noexcept {
-    if (f.what() == frame::kind::everyone) return true;
+    if (f.type() == frame::kind::everyone) return true;
     const auto kind = is_private ? frame::kind::user : frame::kind::topic;
-    return f.what() == kind && covers(topic, f.topic());
+    return f.type() == kind && covers(topic, f.topic());
 }
 
 /// Records a frame of the log as delivered.
@@ -4404,17 +4404,17 @@ inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
             r.cut_at_ = 0;
             if (std::exchange(r.cut_is_own_, false)) {
                 if (r.own_) ++r.own_->written;
-            } else if (f->what() != frame::kind::raw) {
+            } else if (f->type() != frame::kind::raw) {
                 r.fresh_ = false;
                 if (f->has_id()) r.last_id_ = r.next_;
             }
-            if (f->what() != frame::kind::raw) totals_.delivered.add(1);
+            if (f->type() != frame::kind::raw) totals_.delivered.add(1);
             break;
         }
         case piece::origin::own: {
             const frame_ref f = take_own();
             ++r.own_->written;
-            if (f->what() != frame::kind::raw) totals_.delivered.add(1);
+            if (f->type() != frame::kind::raw) totals_.delivered.add(1);
             break;
         }
         case piece::origin::id: r.has_id_ = true; break;
@@ -4464,7 +4464,7 @@ inline bool feed::announce(receiver& r) {
     const bool pending = r.cold_ && r.cold_->pending;
     if (r.own_ && !r.own_->waiting.empty()) {
         const bool brings_id = settings_.heartbeat_ids && !r.has_id_ && (r.fresh_ || pending);
-        if (!brings_id || r.own_->waiting.front()->what() == frame::kind::raw) return true;
+        if (!brings_id || r.own_->waiting.front()->type() == frame::kind::raw) return true;
     }
     const loss lost = missing(r);
     if (!pending && lost.before == 0) return true;
@@ -4599,7 +4599,7 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
         throw;
     }
     if (first) {
-        r.place_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
+        r.index_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
         r.next_ = r.last_id_ = made.since;
         r.fresh_ = made.since < published;
     } else if (made.since < reached) { // the others have received what lies between
@@ -4625,11 +4625,11 @@ inline std::uint64_t feed::place(receiver& r, node& where, const start& from,
     switch (from.kind_) {
     case start::kind::resume:
     case start::kind::now: return published;
-    case start::kind::after: return place_of_id(r, from.id_, published);
+    case start::kind::after: return position_of_id(r, from.id_, published);
     case start::kind::oldest: at = 0; break;
     case start::kind::last:
         if (from.count_ == 0) return published;
-        at = place_of_last(where, from.count_);
+        at = position_of_last(where, from.count_);
         break;
     case start::kind::since:
         if (from.age_.count() <= 0) return published;
@@ -4649,7 +4649,7 @@ inline std::optional<std::uint64_t> feed::first_kept(node& where, std::uint64_t 
     return std::nullopt;
 }
 
-inline std::uint64_t feed::place_of_last(node& where, std::size_t count) const {
+inline std::uint64_t feed::position_of_last(node& where, std::size_t count) const {
     std::uint64_t at = log_.end();
     while (count > 0) {
         const auto before = log_.previous(at);
@@ -4660,7 +4660,7 @@ inline std::uint64_t feed::place_of_last(node& where, std::size_t count) const {
     return at;
 }
 
-inline std::uint64_t feed::place_of_id(receiver& r, const std::string& id,
+inline std::uint64_t feed::position_of_id(receiver& r, const std::string& id,
                                        std::uint64_t published) {
     if (const auto own = log_.find_id(id)) return *own + 1;
     const auto parts = parse_id(id);
@@ -4730,10 +4730,10 @@ inline void feed::remove(receiver& r) {
     }
     if (!r.follows()) return;
     receiver* const last = receivers_.back();
-    last->place_in_feed_ = r.place_in_feed_;
-    receivers_[r.place_in_feed_] = last;
+    last->index_in_feed_ = r.index_in_feed_;
+    receivers_[r.index_in_feed_] = last;
     receivers_.pop_back();
-    r.place_in_feed_ = receiver::nowhere;
+    r.index_in_feed_ = receiver::nowhere;
     r.for_each_subscription(
         [this](const subscription& one) { remove_from(*one.where, one.index); });
     r.first_ = subscription();
@@ -5379,7 +5379,7 @@ struct hub {
     worker* worker_here() const noexcept;
     sse::counters count() const noexcept;
     void on_context_destroyed(const asio::execution_context& context) noexcept;         ///< Context is destroyed.
-    void forget_waiters(const asio::execution_context& context) noexcept; ///< Context shuts down.
+    void drop_waiters(const asio::execution_context& context) noexcept; ///< Context shuts down.
 
     const char* why_not_ready(std::size_t own) const noexcept;
 
@@ -6117,7 +6117,7 @@ public:
     void run();
     void begin() { arm_sweep(); } ///< Instead of run(), on a context of the program.
     void on_context_destroyed() noexcept;
-    void forget_waiters() noexcept;
+    void drop_waiters() noexcept;
     void adopt(arrival one);
     void give_back(const arrival& one) noexcept;
     bool pull(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
@@ -6215,7 +6215,7 @@ private:
     void on_first_input(stream& s, const asio::ip::address& peer);
     void begin_serving(stream& s, const asio::ip::address& peer, std::string_view received,
                        bool handed_over);
-    void go_on_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what);
+    void resume_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what);
     static asio::ip::address peer_of(const stream& s);
     void log_connection(std::string_view what, const asio::ip::address& peer) const;
     void log_client(stream& s, const asio::ip::address& client);
@@ -6417,12 +6417,12 @@ SSE_DECL void worker::on_context_destroyed() noexcept {
     sweep_timer_.reset();
     look_timer_.reset();
     end_timer_.reset();
-    forget_waiters();
+    drop_waiters();
 }
 
 /// Its context is shutting down, and nothing is resumed any more: what the waiters hold is
 /// destroyed with it.
-SSE_DECL void worker::forget_waiters() noexcept {
+SSE_DECL void worker::drop_waiters() noexcept {
     for (exchange* const state : exchanges_) {
         while (state->waiters) state->waiters = std::move(state->waiters->next);
     }
@@ -6588,14 +6588,14 @@ SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
         state->handed_over = handed_over;
         state->paused = true;
         resume_reading(s);
-        go_on_serving(held, std::move(state), {});
+        resume_serving(held, std::move(state), {});
     } catch (...) {
         report(std::current_exception());
         close(s, end_reason::failed);
     }
 }
 
-SSE_DECL void worker::go_on_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what) {
+SSE_DECL void worker::resume_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what) {
     asio::co_spawn(io_, serve(s, std::move(state), std::move(what)),
                    [this, s](std::exception_ptr failure) {
                        if (!failure) return;
@@ -7874,7 +7874,7 @@ SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<exchange> owne
         unfinished left = after_handler(*s, state, failure);
         const bool goes_on = s->open_ && !s->follows();
         if (goes_on || !left.nothing() || is_unsent(*s, state)) {
-            return go_on_serving(s, std::move(owned), std::move(left));
+            return resume_serving(s, std::move(owned), std::move(left));
         }
         end_request(*s, state);
     } catch (...) {
@@ -8214,7 +8214,7 @@ SSE_DECL void stream::begin() {
 }
 
 SSE_DECL asio::awaitable<void> stream::send(const message& m) {
-    detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
+    detail::frame_ref f = detail::make_frame(detail::frame::kind::stream, {}, m);
     if (must_begin()) begin_streaming(true);
     return write(std::move(f));
 }
@@ -8222,7 +8222,7 @@ SSE_DECL asio::awaitable<void> stream::send(const message& m) {
 SSE_DECL asio::awaitable<void> stream::send(std::span<const message> several) {
     std::vector<detail::frame_ref> frames;
     for (const message& m : several) {
-        frames.push_back(detail::make_frame(detail::frame::kind::one, {}, m));
+        frames.push_back(detail::make_frame(detail::frame::kind::stream, {}, m));
     }
     if (must_begin()) begin_streaming(true);
     return write(std::move(frames));
@@ -8230,7 +8230,7 @@ SSE_DECL asio::awaitable<void> stream::send(std::span<const message> several) {
 
 SSE_DECL bool stream::try_send(const message& m) {
     check_thread();
-    detail::frame_ref f = detail::make_frame(detail::frame::kind::one, {}, m);
+    detail::frame_ref f = detail::make_frame(detail::frame::kind::stream, {}, m);
     if (!open() || !exchange_) return false;
     try {
         if (must_begin()) begin_streaming(true);
@@ -8489,10 +8489,10 @@ SSE_DECL void hub::on_context_destroyed(const asio::execution_context& context) 
     }
 }
 
-SSE_DECL void hub::forget_waiters(const asio::execution_context& context) noexcept {
+SSE_DECL void hub::drop_waiters(const asio::execution_context& context) noexcept {
     for (const auto& w : workers) {
         if (&static_cast<const asio::execution_context&>(w->context()) == &context) {
-            w->forget_waiters();
+            w->drop_waiters();
         }
     }
 }
@@ -8521,7 +8521,7 @@ public:
 
 private:
     void shutdown() override { // while the context still destroys what is posted to it
-        for (const auto& each : held_) each->forget_waiters(context());
+        for (const auto& each : held_) each->drop_waiters(context());
     }
 
     std::mutex mutex_;
@@ -8863,13 +8863,13 @@ public:
     bool push(const message& m, bool last);
 
     /// Where a viewer begins, given the id with which it comes, if any.
-    struct entrance {
+    struct start_position {
         std::uint64_t place = 0;
         std::uint64_t live_from = 0; ///< It gets ephemeral messages from here on.
         bool has_all = false;        ///< It has had the last message too.
         std::optional<gap> missed{}; ///< Lost before that place.
     };
-    entrance enter(const std::string& id) const;
+    start_position enter(const std::string& id) const;
 
     struct batch {
         std::vector<frame_ref> frames{};
@@ -8922,7 +8922,7 @@ private:
     const std::string epoch_ = make_epoch();
     mutable std::mutex mutex_;
     shelf kept_;
-    shelf passing_;                                         // ephemeral: they displace no others
+    shelf ephemeral_frames_;                                         // ephemeral: they displace no others
     std::unordered_map<std::string, std::uint64_t> newest_; // in kept_, by key
     std::uint64_t forgotten_ = 0;                           // one past the last one dropped
     std::atomic<std::uint64_t> end_{0};
@@ -8939,9 +8939,9 @@ inline bool job_log::push(const message& m, bool last) {
         const std::uint64_t place = end_.load(std::memory_order_relaxed);
         f->stamp(epoch_, place + 1);
         if (kept.ephemeral) {
-            passing_.add(place, std::move(f));
-            while (passing_.is_over(max_frames_, max_bytes_)) {
-                passing_.remove(passing_.frames.begin());
+            ephemeral_frames_.add(place, std::move(f));
+            while (ephemeral_frames_.is_over(max_frames_, max_bytes_)) {
+                ephemeral_frames_.remove(ephemeral_frames_.frames.begin());
             }
         } else {
             keep(place, std::move(f));
@@ -8967,9 +8967,9 @@ inline void job_log::keep(std::uint64_t place, frame_ref f) {
     }
 }
 
-inline job_log::entrance job_log::enter(const std::string& id) const {
+inline job_log::start_position job_log::enter(const std::string& id) const {
     const std::lock_guard lock(mutex_);
-    entrance found;
+    start_position found;
     found.live_from = end_.load(std::memory_order_relaxed);
     const auto parts = parse_id(id);
     const bool known = parts && parts->first == epoch_ && parts->second <= found.live_from;
@@ -8995,10 +8995,10 @@ inline job_log::batch job_log::read(std::uint64_t place, std::uint64_t live_from
     found.from = found.next = std::max(place, forgotten_);
     const std::uint64_t end = end_.load(std::memory_order_relaxed);
     auto a = kept_.frames.lower_bound(found.from);
-    auto b = passing_.frames.lower_bound(std::max(found.from, live_from));
+    auto b = ephemeral_frames_.frames.lower_bound(std::max(found.from, live_from));
     while (found.next < end && found.frames.size() < batch_frames) {
         const std::uint64_t of_a = a == kept_.frames.end() ? end : a->first;
-        const std::uint64_t of_b = b == passing_.frames.end() ? end : b->first;
+        const std::uint64_t of_b = b == ephemeral_frames_.frames.end() ? end : b->first;
         found.next = std::min({of_a, of_b, end - 1}) + 1;
         if (of_a < of_b) {
             found.frames.push_back((a++)->second);
@@ -9172,7 +9172,7 @@ SSE_DECL asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
     }
     const detail::viewer_count counted(log->viewers);
     const std::string id = detail::last_event_id(s.request());
-    const detail::job_log::entrance begin = log->enter(id);
+    const detail::job_log::start_position begin = log->enter(id);
     std::uint64_t next = begin.place;
     if (begin.has_all) {
         co_await s.respond(204, {}, {});
@@ -9939,7 +9939,7 @@ SSE_DECL asio::awaitable<std::uint64_t> server::async_broadcast(const message& m
 
 SSE_DECL std::uint64_t server::send_to(std::uint64_t stream, const message& m) {
     if (m.id) throw std::system_error(errc::ephemeral_id, "sse::server::send_to");
-    frame_ref f = detail::make_frame(frame::kind::one, {}, m);
+    frame_ref f = detail::make_frame(frame::kind::stream, {}, m);
     f->set_stream(stream);
     return push(std::move(f));
 }
@@ -10493,7 +10493,7 @@ public:
     bool over() const noexcept { return closed_ || (over_ && !working_ && !failure_); }
 
     const received_head& head() const noexcept { return head_; }
-    const std::string& answer() const noexcept { return answer_; }
+    const std::string& answer() const noexcept { return error_body_; }
     const std::string& last_event_id() const noexcept { return parser_.last_event_id(); }
     const std::string& url() const noexcept { return url_; }
     std::uint64_t connections() const noexcept { return connections_; }
@@ -10565,7 +10565,7 @@ private:
 
     static client_options checked(client_options o);
     static void check_header(std::string_view name, std::string_view value);
-    static bool can_travel(std::string_view id) noexcept;
+    static bool fits_in_field(std::string_view id) noexcept;
 
     // Waiting.
     on_end begin() noexcept;
@@ -10589,7 +10589,7 @@ private:
     void note_worked(const asio::ip::tcp::endpoint& where);
     asio::awaitable<std::error_code> read_head(clock::time_point until);
     asio::awaitable<std::error_code> read(clock::time_point until);
-    asio::awaitable<void> read_answer();
+    asio::awaitable<void> read_error_body();
     std::string request_text(const target& what) const;
     bool is_redirect() const noexcept;
     bool is_event_stream() const noexcept;
@@ -10612,8 +10612,8 @@ private:
     std::vector<std::pair<std::string, std::string>> fresh_; // headers of this connection
     std::shared_ptr<name_lookup> lookup_;                    // until its result is taken
     std::vector<asio::ip::tcp::endpoint> endpoints_;
-    std::vector<asio::ip::tcp::endpoint> worked_; // the most recent first
-    std::vector<std::shared_ptr<link>> racing_;   // connecting
+    std::vector<asio::ip::tcp::endpoint> preferred_endpoints_; // the most recent first
+    std::vector<std::shared_ptr<link>> connecting_;   // connecting
     std::shared_ptr<link> link_;
 
     std::uint64_t operation_ = 0; // number of the one waited for
@@ -10624,7 +10624,7 @@ private:
     std::string input_; // received, not yet parsed
     received_head head_;
     std::optional<body_decoder> body_;
-    std::string answer_;
+    std::string error_body_;
     event_parser parser_;
     bool streaming_ = false;                // an event stream is open, or its last events remain
     std::optional<std::error_code> ending_; // how it ended, reported after its last events
@@ -10638,7 +10638,7 @@ private:
     std::uint64_t connections_ = 0;
     std::size_t failures_ = 0;                        // in a row
     std::string detail_;                              // of the last failure, for its message
-    bool proven_ = false;                             // the stream has delivered an event
+    bool had_event_ = false;                             // the stream has delivered an event
     clock::time_point opened_;                        // of the stream
     bool pausing_ = false;                            // before the next attempt
     std::chrono::milliseconds pause_{0};              // the last one; initially options_.retry
@@ -10808,7 +10808,7 @@ SSE_DECL client_options client_core::checked(client_options o) {
 
 /// Whether a header field carries the id unchanged. A server may give any id without CR, LF and
 /// NUL; if one made the next request fail, the client would be over for good.
-SSE_DECL bool client_core::can_travel(std::string_view id) noexcept {
+SSE_DECL bool client_core::fits_in_field(std::string_view id) noexcept {
     constexpr std::size_t most = 4 * 1024; // many servers accept heads of 8 KiB
     const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
     return !id.empty() && id.size() <= most && trim(id) == id &&
@@ -10899,7 +10899,7 @@ SSE_DECL void client_core::finished(std::exception_ptr failed, std::optional<eve
 SSE_DECL std::optional<event> client_core::take_event() {
     if (!streaming_) return std::nullopt;
     std::optional<event> found = parser_.next();
-    if (found) proven_ = true;
+    if (found) had_event_ = true;
     return found;
 }
 
@@ -10943,8 +10943,8 @@ SSE_DECL void client_core::disconnect() noexcept {
     ++operation_;
     if (lookup_) lookup_->forget(this);
     asio::error_code ignored;
-    for (const auto& one : racing_) one->socket.close(ignored);
-    racing_.clear();
+    for (const auto& one : connecting_) one->socket.close(ignored);
+    connecting_.clear();
     if (link_) link_->socket.close(ignored);
     link_.reset();
     input_.clear();
@@ -11147,7 +11147,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::open() {
         co_return std::error_code();
     }
     const bool is_stream = head_.status == 200 && is_event_stream();
-    if (!is_stream) co_await read_answer();
+    if (!is_stream) co_await read_error_body();
     if (over_) co_return make_error_code(errc::closed);
     if (head_.status != 200) {
         const std::string status = "status " + std::to_string(head_.status);
@@ -11164,7 +11164,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::open() {
         fail(errc::bad_response, head_.unknown_coding + ", which was not asked for");
     }
     streaming_ = true;
-    proven_ = false;
+    had_event_ = false;
     opened_ = clock::now();
     ++connections_;
     parser_.feed(take_body());
@@ -11242,7 +11242,7 @@ SSE_DECL void client_core::order_endpoints() {
             if (i < family.size()) mixed.push_back(family[i]);
         }
     }
-    for (auto good = worked_.rbegin(); good != worked_.rend(); ++good) {
+    for (auto good = preferred_endpoints_.rbegin(); good != preferred_endpoints_.rend(); ++good) {
         const auto at = std::find(mixed.begin(), mixed.end(), *good);
         if (at != mixed.end()) std::rotate(mixed.begin(), at, at + 1);
     }
@@ -11251,9 +11251,9 @@ SSE_DECL void client_core::order_endpoints() {
 
 SSE_DECL void client_core::note_worked(const asio::ip::tcp::endpoint& where) {
     constexpr std::size_t most = 8; // redirects lead to many endpoints
-    worked_.erase(std::remove(worked_.begin(), worked_.end(), where), worked_.end());
-    worked_.insert(worked_.begin(), where);
-    worked_.resize(std::min(worked_.size(), most));
+    preferred_endpoints_.erase(std::remove(preferred_endpoints_.begin(), preferred_endpoints_.end(), where), preferred_endpoints_.end());
+    preferred_endpoints_.insert(preferred_endpoints_.begin(), where);
+    preferred_endpoints_.resize(std::min(preferred_endpoints_.size(), most));
 }
 
 /// Connects to the first address that accepts. The next attempt begins when an earlier one has
@@ -11265,7 +11265,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
     auto next_at = clock::now();
     begin(); // all attempts together are one operation
     while (!link_) {
-        if (next < endpoints_.size() && (racing_.empty() || clock::now() >= next_at)) {
+        if (next < endpoints_.size() && (connecting_.empty() || clock::now() >= next_at)) {
             const auto one = std::make_shared<link>(timers_->step.get_executor());
             const auto& endpoint = endpoints_[next++];
             asio::error_code unopened;
@@ -11273,26 +11273,26 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
             failed = unopened;
             if (failed) continue;
             one->deadline = from_now(options_.connect_timeout);
-            racing_.push_back(one);
+            connecting_.push_back(one);
             one->socket.async_connect(endpoint, on_connect{shared_from_this(), one, operation_});
             next_at = clock::now() + delay;
         }
-        if (racing_.empty()) co_return failed;
+        if (connecting_.empty()) co_return failed;
         auto until = next < endpoints_.size() ? next_at : clock::time_point::max();
-        for (const auto& one : racing_) until = std::min(until, one->deadline);
+        for (const auto& one : connecting_) until = std::min(until, one->deadline);
         has_ended_ = false;
         const std::error_code woken = co_await wait(until);
         if (over_) co_return woken;
         const auto now = clock::now();
-        for (std::size_t i = 0; i < racing_.size() && !link_;) {
-            const auto one = racing_[i];
+        for (std::size_t i = 0; i < connecting_.size() && !link_;) {
+            const auto one = connecting_[i];
             if (one->connected && !*one->connected) {
                 link_ = one;
             } else if (one->connected || now >= one->deadline) {
                 failed = one->connected ? *one->connected : make_error_code(errc::timed_out);
                 asio::error_code ignored;
                 one->socket.close(ignored);
-                racing_.erase(racing_.begin() + static_cast<std::ptrdiff_t>(i));
+                connecting_.erase(connecting_.begin() + static_cast<std::ptrdiff_t>(i));
                 next_at = now;
             } else {
                 ++i;
@@ -11300,10 +11300,10 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
         }
     }
     asio::error_code ignored;
-    for (const auto& one : racing_) {
+    for (const auto& one : connecting_) {
         if (one != link_) one->socket.close(ignored);
     }
-    racing_.clear();
+    connecting_.clear();
     const auto peer = link_->socket.remote_endpoint(ignored);
     if (!ignored) note_worked(peer);
     // Only for speed, so errors do not matter.
@@ -11346,7 +11346,7 @@ SSE_DECL std::string client_core::request_text(const target& what) const {
     if (!accept) add("Accept", "text/event-stream");
     add("Accept-Encoding", "identity");
     add("Cache-Control", "no-cache"); // Fetch standard 4.6, so that no cache responds
-    if (can_travel(last_event_id())) add("Last-Event-ID", last_event_id());
+    if (fits_in_field(last_event_id())) add("Last-Event-ID", last_event_id());
     const bool has_body = what.with_body && (!options_.body.empty() || what.method == "POST" ||
                                              what.method == "PUT" || what.method == "PATCH");
     if (has_body) add("Content-Length", std::to_string(options_.body.size()));
@@ -11378,7 +11378,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::read_head(clock::time_poi
         }
         parser = head_parser(options_.max_head_bytes - interim);
     }
-    answer_.clear();
+    error_body_.clear();
     body_ = head_.decoder();
     co_return std::error_code();
 }
@@ -11391,18 +11391,18 @@ SSE_DECL asio::awaitable<std::error_code> client_core::read(clock::time_point un
 }
 
 /// Reads the body of a response that is not a stream. It is for people, so errors do not matter.
-SSE_DECL asio::awaitable<void> client_core::read_answer() {
+SSE_DECL asio::awaitable<void> client_core::read_error_body() {
     constexpr std::size_t most = 64 * 1024;
     constexpr std::chrono::milliseconds patience{5'000};
     if (!head_.unknown_coding.empty()) co_return;
     const auto until = std::min(from_now(options_.head_timeout), from_now(patience));
-    answer_ = take_body();
-    while (!ending_ && answer_.size() < most) {
+    error_body_ = take_body();
+    while (!ending_ && error_body_.size() < most) {
         const std::error_code failed = co_await read(until);
         if (failed) break;
-        answer_ += take_body();
+        error_body_ += take_body();
     }
-    answer_.resize(std::min(answer_.size(), most));
+    error_body_.resize(std::min(error_body_.size(), most));
     ending_.reset();
 }
 
@@ -11470,7 +11470,7 @@ SSE_DECL void client_core::finish(std::error_code failed) {
     // A server that accepts each connection and drops it must not be asked again forever, nor
     // without a growing pause. One that is merely quiet for a long time is fine, though.
     const bool was_stream = std::exchange(streaming_, false);
-    const bool succeeded = was_stream && (proven_ || clock::now() - opened_ > pause_);
+    const bool succeeded = was_stream && (had_event_ || clock::now() - opened_ > pause_);
     failures_ = succeeded ? 0 : failures_ + 1;
     disconnect();
     parser_.finish();

@@ -154,7 +154,7 @@ public:
         return claim(frame::kind::user, user_topic(key), m, 0);
     }
     std::uint64_t say_to_stream(std::uint64_t number, message m = {}) {
-        return claim(frame::kind::one, {}, m, number);
+        return claim(frame::kind::stream, {}, m, number);
     }
     void say_times(std::size_t n, std::string_view topic) {
         while (n-- > 0) say(topic);
@@ -2311,7 +2311,7 @@ const letter* world::letter_of(std::string_view text) const {
 
 bool world::is_due(const visitor& v, const letter& l) const {
     const bool here = v.now && v.now->open;
-    if (l.kind == frame::kind::one) {
+    if (l.kind == frame::kind::stream) {
         return here && l.stream == v.now->number && l.place >= v.now->born;
     }
     return std::any_of(v.wishes.begin(), v.wishes.end(), [&](const wish& one) {
@@ -2328,7 +2328,7 @@ bool world::has(const visitor& v, const letter& l) const {
     for (const auto& gap : v.gaps) {
         if (gap.holds(l.place)) return true;
     }
-    if (l.key.empty() || l.kind == frame::kind::one) return false;
+    if (l.key.empty() || l.kind == frame::kind::stream) return false;
     for (const wish& one : v.wishes) {
         const bool each = one.lag != lag_policy::conflate;
         if (each && !one.until && one.covers(l) && l.place >= one.due_from) return false;
@@ -2378,7 +2378,7 @@ bool world::may_be_cut_off(const visitor& v, const line& c) const {
     if (max_unsent_ != 0 || !by_count_only_) return true;
     return std::any_of(letters.begin(), letters.end(), [&](const letter& l) {
         if (v.had_now.count(l.place) != 0 || !is_gone(const_cast<line&>(c).at(), l)) return false;
-        if (l.kind == frame::kind::one) return l.stream == c.number && l.place >= c.born;
+        if (l.kind == frame::kind::stream) return l.stream == c.number && l.place >= c.born;
         return std::any_of(v.wishes.begin(), v.wishes.end(), [&](const wish& one) {
             return !one.until && one.concerns(l) && l.place >= one.allowed_from &&
                    (!l.ephemeral || l.place >= one.live_from);
@@ -2448,7 +2448,7 @@ void line::on_message(const decoded& event) {
     for (const auto& gap : never_) {
         if (gap.holds(l.place)) return w_.wrong(who_, name + " was counted as missing");
     }
-    if (l.kind == frame::kind::one) {
+    if (l.kind == frame::kind::stream) {
         if (l.stream != number) w_.wrong(who_, name + " is for another stream");
         return;
     }
@@ -2686,12 +2686,12 @@ void world::publish() {
         break;
     case 3:
         if (names_ == 0) break;
-        l.kind = frame::kind::one;
+        l.kind = frame::kind::stream;
         l.stream = names_ - dice.below(std::min<std::size_t>(names_, 4));
         break;
     default: l.topic = dice.one_of(all_topics); break;
     }
-    l.ephemeral = l.kind == frame::kind::one || dice.one_in(6);
+    l.ephemeral = l.kind == frame::kind::stream || dice.one_in(6);
     if (!l.ephemeral && dice.one_in(10)) {
         l.own_id = "own-" + std::to_string(epochs_) + "-" + std::to_string(letters.size());
     }

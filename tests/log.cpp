@@ -42,7 +42,7 @@ using loss = frame_log::loss;
 TEST_CASE("a frame holds its names and the message as it stands in the stream") {
     const sse::message m{.event = "price", .data = "1\n2", .id = "7", .key = "gold"};
     const frame_ref f = make_frame(frame::kind::topic, "/metals", m);
-    CHECK(f->what() == frame::kind::topic);
+    CHECK(f->type() == frame::kind::topic);
     CHECK(f->topic() == "/metals");
     CHECK(f->key() == "gold");
     CHECK(f->event() == "price");
@@ -54,7 +54,7 @@ TEST_CASE("a frame holds its names and the message as it stands in the stream") 
 
 TEST_CASE("a frame for everyone has no topic, and only the names that were given") {
     const frame_ref f = make_frame(frame::kind::everyone, {}, {.data = "x"});
-    CHECK(f->what() == frame::kind::everyone);
+    CHECK(f->type() == frame::kind::everyone);
     CHECK(f->topic().empty());
     CHECK(f->key().empty());
     CHECK(f->event().empty());
@@ -64,7 +64,7 @@ TEST_CASE("a frame for everyone has no topic, and only the names that were given
 
 TEST_CASE("a raw frame holds the bytes as they are") {
     const frame_ref f = make_raw_frame("HTTP/1.1 200 OK\r\n\0\xff"sv);
-    CHECK(f->what() == frame::kind::raw);
+    CHECK(f->type() == frame::kind::raw);
     CHECK(f->topic().empty());
     CHECK(!f->has_id());
     CHECK(f->bytes() == "HTTP/1.1 200 OK\r\n\0\xff"sv);
@@ -145,7 +145,7 @@ TEST_CASE("no id is put before one of the program's own, nor where nobody can re
         make_frame(frame::kind::everyone, {}, {.data = "x", .ephemeral = true});
     stays(cursor);
     CHECK(!cursor->has_id());
-    const frame_ref one = make_frame(frame::kind::one, {}, {.data = "x"});
+    const frame_ref one = make_frame(frame::kind::stream, {}, {.data = "x"});
     stays(one);
     CHECK(!one->has_id());
     stays(make_raw_frame("x"));
@@ -154,7 +154,7 @@ TEST_CASE("no id is put before one of the program's own, nor where nobody can re
 TEST_CASE("a frame is ephemeral when its message is, or when it is for one stream alone") {
     CHECK(make_frame(frame::kind::topic, "/a", {.data = "x", .ephemeral = true})->ephemeral());
     CHECK(!make_frame(frame::kind::user, user_topic("u"), {.data = "x"})->ephemeral());
-    const frame_ref f = make_frame(frame::kind::one, {}, {.data = "x", .id = "mine"});
+    const frame_ref f = make_frame(frame::kind::stream, {}, {.data = "x", .id = "mine"});
     f->set_stream(17);
     CHECK(f->ephemeral());
     CHECK(f->stream() == 17);
@@ -570,7 +570,7 @@ TEST_CASE("ephemeral messages push no others out, however many they are") {
     CHECK(log.is_plain());
     for (int i = 0; i < 50; ++i) push(log, on("/a", {.ephemeral = true}));
     CHECK(!log.is_plain());
-    for (int i = 0; i < 50; ++i) push(log, make_frame(frame::kind::one, {}, {.data = "x"}));
+    for (int i = 0; i < 50; ++i) push(log, make_frame(frame::kind::stream, {}, {.data = "x"}));
     trim(log);
     CHECK(kept(log) == "0 1 100 101");                // as many again of them
     CHECK(log.forgotten_before("", loss::each) == 0); // nothing that could be replayed
@@ -648,7 +648,7 @@ TEST_CASE("an id is forgotten with its message") {
 
 TEST_CASE("ids of what is not replayed are not found") {
     frame_log log(histories{{.frames = 5}});
-    push(log, make_frame(frame::kind::one, {}, {.data = "x", .id = "x"}));
+    push(log, make_frame(frame::kind::stream, {}, {.data = "x", .id = "x"}));
     CHECK(!log.find_id("x"));
     push(log, on("/a", {.id = "x"}));
     CHECK(log.find_id("x") == 1u);
@@ -676,7 +676,7 @@ TEST_CASE("a message supersedes none that others get") {
     push(log, make_frame(frame::kind::everyone, {}, {.data = "x", .key = "k"}));
     push(log, on("", {.key = "k"})); // the root's own subscribers get it, and no others
     CHECK(!log.superseded(0));
-    const frame_ref alone = make_frame(frame::kind::one, {}, {.data = "x", .key = "k"});
+    const frame_ref alone = make_frame(frame::kind::stream, {}, {.data = "x", .key = "k"});
     alone->set_stream(1);
     push(log, alone);
     CHECK(!log.superseded(0));
@@ -936,7 +936,7 @@ public:
     explicit slow_log(histories bounds) : bounds_(std::move(bounds)) {}
 
     void push(const frame& f, std::uint64_t time) {
-        item made{f.what(),
+        item made{f.type(),
                   std::string(f.topic()),
                   std::string(f.key()),
                   std::string(f.own_id()),
@@ -1031,7 +1031,7 @@ private:
     }
     /// What is for one stream has no name that others could have.
     static bool has_key(const item& one) {
-        return !one.key.empty() && one.what != frame::kind::one;
+        return !one.key.empty() && one.what != frame::kind::stream;
     }
     /// Who gets the newer one got, or would have got, the older one.
     static bool replaces(const item& newer, const item& older) {
@@ -1141,7 +1141,7 @@ TEST_CASE("a log agrees with a slow one over random messages, bounds and times")
         } else if (dice.one_in(8)) {
             f = make_frame(frame::kind::user, user_topic(dice.one_in(2) ? "u" : "v"), m);
         } else if (dice.one_in(8)) {
-            f = make_frame(frame::kind::one, {}, m);
+            f = make_frame(frame::kind::stream, {}, m);
         } else {
             f = make_frame(frame::kind::topic, dice.one_of(topics), m);
         }
