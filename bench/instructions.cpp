@@ -98,7 +98,7 @@ void drain_and_deliver() {
         for (std::size_t n = 0; n < count; ++n) {
             frame_ref made = make_frame(frame::kind::topic, "/bench", example);
             made->stamp("epoch000", ring.published() + 1);
-            ring.try_publish(made.release());
+            ring.try_publish(made.detach());
         }
     };
     const auto drain = [&] {
