@@ -76,7 +76,7 @@
 #endif
 
 #if defined(BOOST_ASIO_VERSION) && BOOST_ASIO_VERSION <= 101801
-#error "sse.hpp and Boost.Asio 1.74 cannot stand in one source file: see examples/beast.cpp"
+#error "sse.hpp and Boost.Asio 1.74 cannot be included in one source file: see examples/beast.cpp"
 #include SSE_STOP
 #endif
 
@@ -137,7 +137,7 @@
 
 #if defined(SSE_ENABLE_IO_URING)
 #if !__has_include(<liburing.h>)
-#error "SSE_ENABLE_IO_URING needs liburing: install liburing-dev, and link with -luring"
+#error "SSE_ENABLE_IO_URING needs liburing: install liburing-dev and link with -luring"
 #include SSE_STOP
 #endif
 #include <liburing.h>
@@ -433,7 +433,7 @@ enum class errc {
     job_exists,         ///< A job of that name exists already, running or kept.
     too_many_jobs,      ///< As many jobs run as job_options::max_jobs allows.
     event_too_large,    ///< Received: an event is larger than client_options::max_event.
-    bad_response,         ///< Received: the response is not valid HTTP, or was cut short.
+    bad_response,       ///< Received: the response is not valid HTTP, or was cut short.
     bad_status,         ///< Received: a status other than 200; the server opens no stream.
     bad_content_type,   ///< Received: a response that is not an event stream.
     too_many_redirects, ///< Received: more redirects than client_options::max_redirects.
@@ -453,10 +453,10 @@ inline const std::error_category& error_category() noexcept {
         const char* name() const noexcept override { return "sse"; }
         std::string message(int code) const override {
             switch (static_cast<errc>(code)) {
-            case errc::closed: return "the client is gone or its stream was ended";
+            case errc::closed: return "the client disconnected or its stream was ended";
             case errc::stopped: return "the server was stopped, nothing was published";
             case errc::no_room:
-                return "no room in the ring, nothing was published: a worker's thread is held up; "
+                return "no room in the ring, nothing was published: a worker's thread is blocked; "
                        "await room with async_publish, or do not block inside handlers";
             case errc::bad_event:
                 return "the event name contains CR, LF or NUL, which would forge further fields; "
@@ -466,45 +466,48 @@ inline const std::error_category& error_category() noexcept {
                        "its start or end, or more than 1024 bytes; clients could not send it back. "
                        "Write a short id of printable ASCII, percent-encoded if need be";
             case errc::wrong_thread:
-                return "a stream was used off its worker's thread; await blocking work with "
+                return "a stream was used on a thread other than its worker's; await blocking work "
+                       "with "
                        "co_await asio::co_spawn(pool, work(), asio::use_awaitable), which comes "
                        "back to it, or use run_on";
             case errc::reserved_id:
                 return "the id begins with this server's own epoch and would be taken for one of "
                        "its own; leave it out, or put a prefix of your own before it";
             case errc::bad_retry:
-                return "the retry time is negative, or more than the timers of JavaScript take; "
-                       "give 0 to 2147483647 ms";
+                return "the retry time is negative, or longer than JavaScript's timers allow; "
+                       "use 0 to 2147483647 ms";
             case errc::empty_message: return "the message has no field; set at least data";
             case errc::ephemeral_id:
-                return "the message is ephemeral and has an id, but nobody can resume behind what "
+                return "the message is ephemeral and has an id, but nobody can resume after what "
                        "is not kept; leave one of the two out";
             case errc::bad_key:
-                return "the key of a user is empty or contains a control character; give a name";
+                return "the key of a user is empty or contains a control character; use a name";
             case errc::bad_topic:
                 return "the topic has an empty segment, a segment '.' or '..', a control character "
                        "or more than 32 segments; write it like /prices/gold";
             case errc::body_too_large: return "the request body is larger than max_body_bytes";
             case errc::bad_body: return "the request body is cut short or its chunks are broken";
             case errc::body_timeout: return "the request body did not arrive in time";
-            case errc::over_limit: return "over a limit of connections";
+            case errc::over_limit: return "over a connection limit";
             case errc::not_acceptable: return "the client's Accept header excludes event streams";
             case errc::job_exists:
-                return "a job of that name is running or kept; finish it, or name this one anew";
+                return "a job of that name is running or kept; finish it, or choose another name";
             case errc::too_many_jobs:
                 return "too many jobs are running; raise job_options::max_jobs, or finish some";
             case errc::event_too_large:
-                return "the server sent an event larger than max_event; raise it if that is to be "
-                       "expected";
+                return "the server sent an event larger than max_event; raise it if such events "
+                       "are expected";
             case errc::bad_response:
-                return "the answer is not valid HTTP/1.1, or it ended before its end";
+                return "the response is not valid HTTP/1.1, or it was cut short";
             case errc::bad_status:
-                return "the server answered with a status that opens no event stream";
+                return "the server answered with a status that does not open an event stream";
             case errc::bad_content_type:
-                return "the answer is no event stream: its Content-Type is not text/event-stream";
+                return "the response is not an event stream: its Content-Type is not "
+                       "text/event-stream";
             case errc::too_many_redirects:
                 return "the server redirects more often than max_redirects allows, or in a circle";
-            case errc::timed_out: return "the server did not connect or answer in time";
+            case errc::timed_out:
+                return "the server did not accept the connection or respond in time";
             }
             return "unknown error " + std::to_string(code);
         }
@@ -1628,8 +1631,9 @@ inline request::verdict request::parse(std::string_view head, std::size_t max_fi
     if (const verdict v = check_single(); v.status != 0) return v;
     if (const verdict v = check_host(); v.status != 0) return v;
     if (const verdict v = check_framing(); v.status != 0) return v;
-    keep_alive = minor_version_ == 0 ? has_connection_option("keep-alive") && !has_connection_option("close")
-                                     : !has_connection_option("close");
+    keep_alive = minor_version_ == 0
+                     ? has_connection_option("keep-alive") && !has_connection_option("close")
+                     : !has_connection_option("close");
     return {};
 }
 
@@ -1649,7 +1653,7 @@ inline request::verdict request::parse_request_line(std::string_view line) {
         !detail::is_digits(version.substr(5, 1)) || !detail::is_digits(version.substr(7))) {
         return {400, "the version is not HTTP/1.1"};
     }
-    if (version[5] != '1') return {505, "only HTTP/1.1 and HTTP/1.0 are spoken here"};
+    if (version[5] != '1') return {505, "only HTTP/1.1 and HTTP/1.0 are supported"};
     minor_version_ = version[7] == '0' ? 0 : 1;
     return parse_target();
 }
@@ -1767,7 +1771,7 @@ inline request::verdict request::check_framing() {
         return {400, "the final Transfer-Encoding is not chunked"};
     }
     if (final_coding.size() != coding->size()) {
-        return {501, "the only Transfer-Encoding known here is chunked"};
+        return {501, "the only Transfer-Encoding supported is chunked"};
     }
     chunked = true;
     return {};
@@ -2031,7 +2035,7 @@ inline body_decoder::progress body_decoder::take_size(std::string_view line) {
     const auto extension = line.substr(digits.size());
     if (digits.empty() || digits.size() > 15) return refuse(400, "a chunk size is not a number");
     if (!is_chunk_extensions(extension)) {
-        return refuse(400, "a chunk size is followed by something that is not a chunk extension");
+        return refuse(400, "a chunk size is followed by something other than a chunk extension");
     }
     std::uint64_t size = 0;
     std::from_chars(digits.data(), digits.data() + digits.size(), size, 16);
@@ -2441,15 +2445,17 @@ public:
         address_ = asio::ip::make_address(text.substr(0, slash), failed);
         const unsigned most = address_.is_v4() ? 32 : 128;
         bits_ = most;
-        bool right = !failed && without_mapping(address_) == address_; // client addresses are without_mapping
+        bool right = !failed &&
+                     without_mapping(address_) == address_; // client addresses are without_mapping
         if (slash < text.size()) {
             const char* const end = text.data() + text.size();
             const auto read = std::from_chars(text.data() + slash + 1, end, bits_);
             right = right && read.ec == std::errc() && read.ptr == end && bits_ <= most;
         }
         if (!right) {
-            throw std::invalid_argument("sse::options::trusted_proxies: '" + text +
-                                        "' is no address or block; write 10.0.0.0/8 or ::1");
+            throw std::invalid_argument(
+                "sse::options::trusted_proxies: '" + text +
+                "' is not an IP address or CIDR block; write 10.0.0.0/8 or ::1");
         }
     }
 
@@ -2483,7 +2489,8 @@ inline std::optional<address> read_address(std::string_view text) {
     if (text.find('\0') != text.npos) return std::nullopt; // Asio parses a C string
     asio::error_code failed;
     auto whole = asio::ip::make_address(std::string(text), failed);
-    if (!failed) return text.find('%') == text.npos ? std::optional(without_mapping(whole)) : std::nullopt;
+    if (!failed)
+        return text.find('%') == text.npos ? std::optional(without_mapping(whole)) : std::nullopt;
     auto [host, port] = split_port(text);
     if (!port.empty() && !is_digits(port.substr(1))) return std::nullopt;
     const bool bracketed = host.starts_with('[') && host.ends_with(']');
@@ -3511,13 +3518,15 @@ private:
 
     struct cold_state { ///< State that few clients need.
         std::vector<subscription> more;
-        std::uint64_t reported_before = 0;   ///< What is missing before this position is already reported.
+        std::uint64_t reported_before =
+            0;                       ///< What is missing before this position is already reported.
         std::uint64_t live_from = 0; ///< Before this position it gets no ephemeral messages.
         std::uint64_t passed = 0;    ///< Forgotten messages to it alone lie before this position.
-        std::uint64_t conflated_before = 0; ///< Messages that conflation left out are counted up to here.
-        std::optional<gap> pending;  ///< Still to be reported.
-        bool unknown_id = false;     ///< Its id was already found to be unknown.
-        frame_ref last;              ///< Its farewell, sent last.
+        std::uint64_t conflated_before =
+            0;                      ///< Messages that conflation left out are counted up to here.
+        std::optional<gap> pending; ///< Still to be reported.
+        bool unknown_id = false;    ///< Its id was already found to be unknown.
+        frame_ref last;             ///< Its farewell, sent last.
         bool finishing = false;
         bool said_farewell = false;     ///< Nothing follows it.
         std::uint32_t behind_since = 0; ///< Has held publishers back since then.
@@ -3550,16 +3559,16 @@ private:
     void for_each_subscription(F&& f) const;
 
     // First what a delivery touches; last what leaves no padding before the members of a stream.
-    std::uint64_t next_ = 0; // the first position that it may not have received
+    std::uint64_t next_ = 0;    // the first position that it may not have received
     std::uint64_t last_id_ = 0; // the position that its last event ID stands for
     std::unique_ptr<cold_state> cold_;
-    bool busy_ = false;       // something is unfinished: flush() continues, fan-out skips it
-    std::uint8_t held_ = 0;   // by whom: its position is kept, but nothing of the log is sent
-    bool adds_framing_ = false;      // adds framing to its bytes: only write_some() knows how
+    bool busy_ = false;            // something is unfinished: flush() continues, fan-out skips it
+    std::uint8_t held_ = 0;        // by whom: its position is kept, but nothing of the log is sent
+    bool adds_framing_ = false;    // adds framing to its bytes: only write_some() knows how
     bool wants_plain_ : 1 = false; // gets all that its one topic gets: the block of a pass fits
-    bool fresh_ : 1 = false;  // starts in the past, and has received nothing of the log yet
-    bool has_id_ : 1 = false; // has an id to reconnect with
-    bool queued_ : 1 = false; // waits for a turn of feed::catch_up()
+    bool fresh_ : 1 = false;       // starts in the past, and has received nothing of the log yet
+    bool has_id_ : 1 = false;      // has an id to reconnect with
+    bool queued_ : 1 = false;      // waits for a turn of feed::catch_up()
     std::uint32_t index_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
     frame_ref cut_;          // the frame that a short write cut
@@ -3708,7 +3717,7 @@ private:
     struct block { ///< Frames for the same clients, in one piece of memory.
         struct end {
             std::uint64_t sequence;
-            std::size_t offset; ///< Where the frame ends in the block.
+            std::size_t offset;    ///< Where the frame ends in the block.
             std::uint64_t last_id; ///< The position that the last id so far stands for; 0: none.
         };
         std::string_view bytes;
@@ -3807,10 +3816,10 @@ private:
     std::uint64_t passed_everyone_ = 0; // and the last ephemeral one
     bool holding_ = false;
     std::vector<std::uint64_t> broadcasts_; // of the current pass
-    std::vector<receiver*> direct_;          // get a message of the current pass alone
+    std::vector<receiver*> direct_;         // get a message of the current pass alone
     std::vector<std::uint64_t> due_;        // frames of the current pass for due_for_,
     const receiver* due_for_ = nullptr;     // which is being written to; null: not known
-    std::vector<share> shares_;                 // of the current pass, done from the back
+    std::vector<share> shares_;             // of the current pass, done from the back
     block block_;
     std::string joined_;                       // the bytes of a block of several frames
     bool joins_ = false;                       // whether it was used since give_back_memory()
@@ -4661,7 +4670,7 @@ inline std::uint64_t feed::position_of_last(node& where, std::size_t count) cons
 }
 
 inline std::uint64_t feed::position_of_id(receiver& r, const std::string& id,
-                                       std::uint64_t published) {
+                                          std::uint64_t published) {
     if (const auto own = log_.find_id(id)) return *own + 1;
     const auto parts = parse_id(id);
     const bool of_ours = parts && parts->first.size() == settings_.epoch.size();
@@ -5378,7 +5387,8 @@ struct hub {
     /// The worker on whose thread the call is made, or nullptr.
     worker* worker_here() const noexcept;
     sse::counters count() const noexcept;
-    void on_context_destroyed(const asio::execution_context& context) noexcept;         ///< Context is destroyed.
+    void on_context_destroyed(
+        const asio::execution_context& context) noexcept;               ///< Context is destroyed.
     void drop_waiters(const asio::execution_context& context) noexcept; ///< Context shuts down.
 
     const char* why_not_ready(std::size_t own) const noexcept;
@@ -5425,9 +5435,9 @@ struct hub {
     std::atomic<std::uint64_t> no_room{0};
     std::atomic<std::size_t> refusing{0}; ///< Open connections that are over a limit.
     std::atomic<bool> said_no_io_uring{false};
-    std::atomic<bool> warned_missing_client{false};      ///< Logged that a trusted proxy names none.
-    std::vector<std::unique_ptr<worker>> workers; ///< They refer to the rest.
-    std::unique_ptr<detail::lifecycle> life;      ///< Destroyed first: it refers to the workers.
+    std::atomic<bool> warned_missing_client{false}; ///< Logged that a trusted proxy names none.
+    std::vector<std::unique_ptr<worker>> workers;   ///< They refer to the rest.
+    std::unique_ptr<detail::lifecycle> life;        ///< Destroyed first: it refers to the workers.
 };
 
 /// Memory for one pending operation, inside an object that lives as long as the operation: a
@@ -5725,9 +5735,9 @@ private:
     detail::worker* worker_;
     std::unique_ptr<extra_state> extra_;
     detail::exchange* exchange_ = nullptr; // while a coroutine serves it
-    std::uint32_t index_ = nowhere;      // in the worker's connections
-    std::uint32_t began_ = 0;            // as a stream; worker's ms
-    std::uint32_t ends_at_ = 0;          // worker's ms; 0: never
+    std::uint32_t index_ = nowhere;        // in the worker's connections
+    std::uint32_t began_ = 0;              // as a stream; worker's ms
+    std::uint32_t ends_at_ = 0;            // worker's ms; 0: never
     std::uint32_t references_ = 0;
     [[no_unique_address]] detail::operation_memory read_memory_;
     end_reason why_ = end_reason::ended;
@@ -5844,10 +5854,10 @@ struct exchange {
     bool handling = false;    // a handler runs
     bool handed_over = false; // adopted; not returned to the server it came from
     bool outlives_client = false;
-    bool cancel_is_due = false; // memory for it was not available
-    bool served = false;        // an earlier request was served
-    bool gap_hook_running = false;       // options::on_gap runs
-    bool resumable = false;     // the handler views a job, which its client can resume elsewhere
+    bool cancel_is_due = false;    // memory for it was not available
+    bool served = false;           // an earlier request was served
+    bool gap_hook_running = false; // options::on_gap runs
+    bool resumable = false;        // the handler views a job, which its client can resume elsewhere
 };
 
 /// Why a connection with a failed socket ended: the peer closed it, or the system gave it up.
@@ -6281,7 +6291,7 @@ private:
     std::vector<stream*> connections_; // all; holds a reference to each
     std::unique_ptr<waiter> woken_;    // resumed in FIFO order
     waiter* last_woken_ = nullptr;
-    bool resume_posted_ = false;                                // go_on() is posted
+    bool resume_posted_ = false;                           // go_on() is posted
     bool cancels_are_due_ = false;                         // for some of exchanges_
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // receives what clients send
     std::optional<steady_timer> sweep_timer_;
@@ -6595,7 +6605,8 @@ SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
     }
 }
 
-SSE_DECL void worker::resume_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what) {
+SSE_DECL void worker::resume_serving(stream_ref s, std::unique_ptr<exchange> state,
+                                     unfinished what) {
     asio::co_spawn(io_, serve(s, std::move(state), std::move(what)),
                    [this, s](std::exception_ptr failure) {
                        if (!failure) return;
@@ -6625,7 +6636,7 @@ SSE_DECL void worker::log_client(stream& s, const asio::ip::address& client) {
 SSE_DECL void worker::log_end(const stream& s) const {
     if (s.extra_ && s.extra_->log) return log_connection("disconnected", s.extra_->log->client);
     asio::ip::address peer = peer_of(s);
-    if (peer.is_unspecified() && s.exchange_) {   // its client has reset it
+    if (peer.is_unspecified() && s.exchange_) {  // its client has reset it
         if (hub_.options.proxy_protocol) return; // the exchange may have the client's address
         peer = s.exchange_->peer;
     }
@@ -7298,7 +7309,7 @@ SSE_DECL void worker::log_blocked_worker(std::chrono::steady_clock::duration lat
     hub_.log({.level = log_level::warning,
               .what = "worker held",
               .duration = std::chrono::duration_cast<std::chrono::milliseconds>(late),
-              .detail = "a handler or a callback held the worker's thread, and all its clients "
+              .detail = "a handler or a callback blocked the worker's thread, and all its clients "
                         "waited; move blocking work to a thread pool"});
 }
 
@@ -7532,7 +7543,7 @@ SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, exchange& state) {
         hub_.log({.level = log_level::warning,
                   .what = "refused",
                   .client = state.peer,
-                  .detail = "no head of the PROXY protocol"});
+                  .detail = "no PROXY protocol header"});
         co_return false;
     }
     state.input.erase(0, head.size);
@@ -7625,7 +7636,7 @@ SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::ad
     if (of_health || r.header(name) || hub_.warned_missing_client.exchange(true)) return;
     const std::string detail =
         "a request of a trusted proxy has no " + name +
-        ": limits and logs take all its clients for one; have the proxy set it, or leave the "
+        ": limits and logs count all its clients as one; have the proxy set it, or remove the "
         "proxy out of options::trusted_proxies";
     hub_.log({.level = log_level::warning,
               .what = "client unknown",
@@ -7660,7 +7671,7 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
               .path = r.target_path(),
               .status = status,
               .client = r.client,
-              .detail = "over a limit of connections"});
+              .detail = "over a connection limit"});
     const bool event_source = !r.is_head() && accepts_some(r, [](std::string_view type) {
         return equal_ignoring_case(type, "text/event-stream");
     });
@@ -7779,8 +7790,10 @@ SSE_DECL worker::reply worker::decide(stream& s, exchange& state, const route* f
     const request& r = *state.request;
     const auto host = host_of(state);
     if (!is_served_here(state)) {
-        return {421, "Host " + quoted(*host) +
-                         " is not served here: whoever runs this server can add it to its hosts\n"};
+        return {
+            421,
+            "Host " + quoted(*host) +
+                " is unknown here: add it to the server's options::hosts if it should be served\n"};
     }
     const cors_options& cors = of.cors();
     const auto origin = r.header("Origin");
@@ -7805,7 +7818,7 @@ SSE_DECL worker::reply worker::decide(stream& s, exchange& state, const route* f
     if (!found && !allow.empty()) {
         return {405, "Method not allowed here\n", "Allow: " + allow + "OPTIONS\r\n"};
     }
-    if (!found && !hub_.fallback) return {404, "Nothing here\n"};
+    if (!found && !hub_.fallback) return {404, "Not found\n"};
     if (!of.enter()) return {.status = 503, .refused = true};
     s.group_ = of.number;
     state.run = found ? &found->run : &hub_.fallback;
@@ -8067,7 +8080,7 @@ SSE_DECL bool stream::must_begin() {
     }
     if (!open()) throw std::system_error(errc::closed, "sse::stream");
     if (first && (!exchange_ || exchange_->answered)) {
-        throw std::logic_error("sse::stream: this request has its answer already");
+        throw std::logic_error("sse::stream: this request already has its response");
     }
     if (first && refusal() != 0) throw std::system_error(errc::over_limit, "sse::stream");
     return first;
@@ -8085,7 +8098,8 @@ SSE_DECL void stream::begin_streaming(bool finite) {
                          exchange_->input.size() <= worker_->hub_.options.max_head_bytes;
     worker_->enter(*this, phase::streaming);
     if (!chunked) exchange_->input.clear();
-    if (exchange_->input.empty()) exchange_->input.shrink_to_fit(); // perhaps nothing comes for long
+    if (exchange_->input.empty())
+        exchange_->input.shrink_to_fit(); // perhaps nothing comes for long
     worker_->resume_reading(*this);
     // Otherwise the end of the connection ends the body, in HTTP/1.0 and in HTTP/1.1.
     const std::string head = detail::answer_head(
@@ -8287,7 +8301,7 @@ SSE_DECL void stream::add_header(std::string_view name, std::string_view value) 
                                     "response is an argument of respond()");
     }
     if (!exchange_ || exchange_->answered || phase_ == phase::streaming) {
-        throw std::logic_error("sse::stream::add_header: the answer has begun already");
+        throw std::logic_error("sse::stream::add_header: the response has already begun");
     }
     exchange_->answer_headers.append(name).append(": ").append(value).append("\r\n");
 }
@@ -8305,7 +8319,7 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
     }
     if (!open_) throw std::system_error(errc::closed, "sse::stream");
     if (!exchange_ || exchange_->answered || phase_ == phase::streaming) {
-        throw std::logic_error("sse::stream::respond: this request has its answer already");
+        throw std::logic_error("sse::stream::respond: this request already has its response");
     }
     exchange_->last_request = worker_->hub_.stopped;
     worker_->refresh();
@@ -8467,7 +8481,7 @@ SSE_DECL const char* hub::why_not_ready(std::size_t own) const noexcept {
     const std::size_t besides = refusing.load(std::memory_order_relaxed) + own;
     std::size_t open = 0;
     for (const auto& w : workers) open += w->load();
-    return open >= options.max_connections + besides ? "At the limit of connections\n" : nullptr;
+    return open >= options.max_connections + besides ? "At the connection limit\n" : nullptr;
 }
 
 SSE_DECL sse::counters hub::count() const noexcept {
@@ -8773,7 +8787,7 @@ SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
         return hub_.log({.level = log_level::warning,
                          .what = "refused",
                          .client = one.peer,
-                         .detail = "over a limit of connections, and too many others are being "
+                         .detail = "over a connection limit, and too many others are being "
                                    "refused for an answer"});
     }
     w.reserve();
@@ -8816,9 +8830,9 @@ SSE_DECL int lifecycle::admit(arrival& one) {
     if (o.max_connections != 0 && open >= o.max_connections + refusing) return refuse(503);
     if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
     if (hub_.speaks_for_others(one.peer)) return 0; // counted once the head is read
-    one.counted =
-        hub_.addresses.enter(counting_prefix(one.peer), o.max_connections_per_ip, o.connect_rate_per_ip,
-                             std::chrono::steady_clock::now(), &one.too_fast);
+    one.counted = hub_.addresses.enter(counting_prefix(one.peer), o.max_connections_per_ip,
+                                       o.connect_rate_per_ip, std::chrono::steady_clock::now(),
+                                       &one.too_fast);
     return one.counted ? 0 : refuse(429);
 }
 
@@ -8922,7 +8936,7 @@ private:
     const std::string epoch_ = make_epoch();
     mutable std::mutex mutex_;
     shelf kept_;
-    shelf ephemeral_frames_;                                         // ephemeral: they displace no others
+    shelf ephemeral_frames_;                                // ephemeral: they displace no others
     std::unordered_map<std::string, std::uint64_t> newest_; // in kept_, by key
     std::uint64_t forgotten_ = 0;                           // one past the last one dropped
     std::atomic<std::uint64_t> end_{0};
@@ -9167,7 +9181,7 @@ SSE_DECL asio::awaitable<void> jobs::tell(stream& s, const detail::job_log& log,
 
 SSE_DECL asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
     if (!log) {
-        co_await s.respond(404, "text/plain; charset=utf-8", "No such job, or not any more\n");
+        co_await s.respond(404, "text/plain; charset=utf-8", "No such job, or it has expired\n");
         co_return;
     }
     const detail::viewer_count counted(log->viewers);
@@ -9424,7 +9438,7 @@ SSE_DECL sse::options server::checked(sse::options o) {
             "health is '" + o.health + "', below '" + o.prefix +
                 "', where streams are found; choose another path");
     require(o.health.empty() || o.health + "/ready" != o.prefix,
-            "prefix is '" + o.prefix + "', where readiness is told; choose another path");
+            "prefix is '" + o.prefix + "', where readiness is reported; choose another path");
     require(o.threads <= 1024, "threads must be at most 1024");
     if (o.threads == 0) o.threads = std::max(1u, std::thread::hardware_concurrency());
     require(o.heartbeat.count() >= 0, "heartbeat must not be negative; 0 turns it off");
@@ -9453,7 +9467,7 @@ SSE_DECL sse::options server::checked(sse::options o) {
     for (topic_history& each : o.histories) {
         const auto topic = detail::canonical_topic(each.topic);
         require(topic && !topic->empty(),
-                "histories: '" + each.topic + "' is no topic such as /prices");
+                "histories: '" + each.topic + "' is not a topic such as /prices");
         require(std::count(bounded.begin(), bounded.end(), *topic) == 0,
                 "histories: '" + each.topic + "' has bounds twice");
         bounded.push_back(each.topic = *topic);
@@ -9478,7 +9492,7 @@ SSE_DECL std::shared_ptr<detail::hub>
 server::make_hub(sse::options o, std::span<asio::io_context* const> contexts) {
     for (asio::io_context* const one : contexts) {
         if (one && std::count(contexts.begin(), contexts.end(), one) == 1) continue;
-        throw std::invalid_argument("sse::server: a context is null or there twice");
+        throw std::invalid_argument("sse::server: a context is null or given twice");
     }
     if (!contexts.empty()) o.threads = contexts.size();
     auto hub = std::make_shared<detail::hub>(checked(std::move(o)), contexts);
@@ -9493,7 +9507,7 @@ SSE_DECL server::server(asio::io_context& context, sse::options o)
 
 SSE_DECL server::server(std::span<asio::io_context* const> contexts, sse::options o)
     : hub_(make_hub(std::move(o), contexts)), has_threads_(contexts.empty()) {
-    if (contexts.empty()) throw std::invalid_argument("sse::server: there is no context");
+    if (contexts.empty()) throw std::invalid_argument("sse::server: no context was given");
 }
 
 SSE_DECL server::~server() {
@@ -9625,7 +9639,7 @@ SSE_DECL asio::awaitable<void> respond_file(stream& s, const std::string& path) 
         }
         known = std::ferror(in.get()) == 0; // a directory can be opened, but not read
     }
-    if (!known) text = "The server cannot read the file of this page\n";
+    if (!known) text = "The server cannot read the file for this page\n";
     std::string_view type = "text/plain; charset=utf-8";
     if (known) type = media_type(path);
     co_await s.respond(known ? 200 : 404, type, text);
@@ -9713,7 +9727,7 @@ SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s)
     const std::vector<std::string>& topics = asked.topics;
     const auto from = detail::start_of(asked);
     std::string wrong;
-    if (!from) wrong = "Start with from=oldest, from=now, last=20 or since=1764000000\n";
+    if (!from) wrong = "Use from=oldest, from=now, last=20 or since=1764000000\n";
     if (topics.size() > hub.options.max_topics) {
         wrong = "Too many topics; at most " + std::to_string(hub.options.max_topics) + "\n";
     }
@@ -9823,7 +9837,7 @@ SSE_DECL drained server::stop(const drain_options& how) {
 SSE_DECL void server::check_thread(const char* what) const {
     if (hub_->worker_here()) {
         throw std::system_error(std::make_error_code(std::errc::resource_deadlock_would_occur),
-                                std::string(what) + ": called on a thread of the server");
+                                std::string(what) + ": called on a thread of the server itself");
     }
 }
 
@@ -9955,7 +9969,7 @@ SSE_DECL std::string server::last_id() const {
 }
 
 SSE_DECL void server::run_on(std::uint64_t stream, std::function<void(sse::stream&)> what) {
-    if (!what) throw std::invalid_argument("sse::server::run_on: there is nothing to call");
+    if (!what) throw std::invalid_argument("sse::server::run_on: the function is empty");
     const auto index = static_cast<std::size_t>(stream % hub_->workers.size());
     hub_->workers[index]->run_on(stream, std::move(what));
 }
@@ -9965,7 +9979,7 @@ SSE_DECL void server::revoke(std::uint64_t stream) {
 }
 
 SSE_DECL void server::revoke_if(std::function<bool(const stream_info&)> which) {
-    if (!which) throw std::invalid_argument("sse::server::revoke_if: there is no predicate");
+    if (!which) throw std::invalid_argument("sse::server::revoke_if: the predicate is empty");
     for (auto& w : hub_->workers) w->revoke_if(which);
 }
 
@@ -10102,7 +10116,7 @@ inline http_url read_http_url(std::string_view text) {
           "has a character that must be percent-encoded");
     constexpr std::string_view scheme = "http://";
     check(!equal_ignoring_case(text.substr(0, 8), "https://"),
-          "needs TLS, which is not spoken here; connect to a local proxy that speaks it");
+          "needs TLS, which sse::client does not speak; connect through a local proxy that does");
     check(equal_ignoring_case(text.substr(0, scheme.size()), scheme),
           "must begin with http:// and be absolute");
     const auto rest = text.substr(0, text.find('#')).substr(scheme.size());
@@ -10550,7 +10564,7 @@ private:
     public:
         explicit turn(client_core& core) : core_(core) {
             if (core.busy_) {
-                throw std::logic_error("sse::client::next: another call waits still; await it "
+                throw std::logic_error("sse::client::next: another call is still waiting; await it "
                                        "first, or let one coroutine read");
             }
             core.busy_ = true;
@@ -10613,7 +10627,7 @@ private:
     std::shared_ptr<name_lookup> lookup_;                    // until its result is taken
     std::vector<asio::ip::tcp::endpoint> endpoints_;
     std::vector<asio::ip::tcp::endpoint> preferred_endpoints_; // the most recent first
-    std::vector<std::shared_ptr<link>> connecting_;   // connecting
+    std::vector<std::shared_ptr<link>> connecting_;            // connecting
     std::shared_ptr<link> link_;
 
     std::uint64_t operation_ = 0; // number of the one waited for
@@ -10638,7 +10652,7 @@ private:
     std::uint64_t connections_ = 0;
     std::size_t failures_ = 0;                        // in a row
     std::string detail_;                              // of the last failure, for its message
-    bool had_event_ = false;                             // the stream has delivered an event
+    bool had_event_ = false;                          // the stream has delivered an event
     clock::time_point opened_;                        // of the stream
     bool pausing_ = false;                            // before the next attempt
     std::chrono::milliseconds pause_{0};              // the last one; initially options_.retry
@@ -10781,7 +10795,7 @@ SSE_DECL client_options client_core::checked(client_options o) {
     };
     need(is_token(o.method), "method: '" + o.method + "' is not a method");
     need(o.method != "HEAD" && o.method != "CONNECT",
-         "method: the answer to " + o.method + " has no body; ask by GET or POST");
+         "method: the response to " + o.method + " has no body; ask by GET or POST");
     for (const auto& [name, value] : o.headers) check_header(name, value);
     need(o.last_event_id.find_first_of(std::string_view("\r\n\0", 3)) == std::string::npos,
          "last_event_id: contains CR, LF or NUL, which no id can");
@@ -10802,7 +10816,7 @@ SSE_DECL client_options client_core::checked(client_options o) {
              "retry_statuses: " + std::to_string(status) + " is not from 400 to 599");
     }
     need(o.max_event > 0, "max_event: 0 lets no event through");
-    need(o.max_head_bytes > 0, "max_head_bytes: 0 lets no answer through");
+    need(o.max_head_bytes > 0, "max_head_bytes: 0 lets no response through");
     return o;
 }
 
@@ -10822,7 +10836,7 @@ SSE_DECL void client_core::check_header(std::string_view name, std::string_view 
         throw std::invalid_argument("sse::client_options::headers: '" + std::string(name) + "' " +
                                     what);
     };
-    need(is_token(name), "is no header name; write only letters, digits and '-'");
+    need(is_token(name), "is not a header name; use only letters, digits and '-'");
     const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
     need(std::none_of(value.begin(), value.end(), control),
          "has a control character in its value, which could add headers; remove it");
@@ -11054,7 +11068,7 @@ SSE_DECL name_lookup::addresses name_lookup::known(const std::string& host) {
 }
 
 SSE_DECL bool name_lookup::notify(const void* who, const asio::any_io_executor& where,
-                                 std::function<void()> that) {
+                                  std::function<void()> that) {
     const std::lock_guard lock(mutex_);
     if (!done_) waiters_.push_back({who, where, std::move(that)});
     return !done_;
@@ -11251,7 +11265,9 @@ SSE_DECL void client_core::order_endpoints() {
 
 SSE_DECL void client_core::note_worked(const asio::ip::tcp::endpoint& where) {
     constexpr std::size_t most = 8; // redirects lead to many endpoints
-    preferred_endpoints_.erase(std::remove(preferred_endpoints_.begin(), preferred_endpoints_.end(), where), preferred_endpoints_.end());
+    preferred_endpoints_.erase(
+        std::remove(preferred_endpoints_.begin(), preferred_endpoints_.end(), where),
+        preferred_endpoints_.end());
     preferred_endpoints_.insert(preferred_endpoints_.begin(), where);
     preferred_endpoints_.resize(std::min(preferred_endpoints_.size(), most));
 }

@@ -945,7 +945,7 @@ TEST_CASE("a head of version 2 is of a kilobyte at most") {
     });
 }
 
-TEST_CASE("what is no head of the PROXY protocol is refused at its first wrong byte") {
+TEST_CASE("what is no PROXY protocol header is refused at its first wrong byte") {
     check_table({
         {"2", std::string(request_behind), refused},
         {"2", "G", refused},

@@ -296,7 +296,7 @@ TEST_SUITE("patterns") {
             connection peer(server.port());
             for (int n = 0; n < 60; ++n) {
                 const std::string path = random_path(false);
-                std::string expected = "Nothing here\n";
+                std::string expected = "Not found\n";
                 for (auto p = patterns.rbegin(); p != patterns.rend(); ++p) {
                     if (fits(*p, path)) expected = *p;
                 }
@@ -304,7 +304,7 @@ TEST_SUITE("patterns") {
                 REQUIRE(peer.request("GET", path).body == expected);
                 for (const std::string& pattern : hidden) {
                     CAPTURE(pattern);
-                    if (fits(pattern, path)) REQUIRE(expected != "Nothing here\n");
+                    if (fits(pattern, path)) REQUIRE(expected != "Not found\n");
                 }
             }
         }
