@@ -1,4 +1,4 @@
-// sse.hpp - Server-Sent Events for C++20 coroutines on standalone Asio. Version 0.1.0
+// sse.hpp - Server-Sent Events for C++20 coroutines on standalone Asio. Version 0.2.0
 //
 // SPDX-License-Identifier: MIT
 //
@@ -58,9 +58,8 @@
 // >>config ////////////////////////////////////////////////////////////////////////////////////////
 // Compiler and Asio checks. Knows nothing of the rest. The only place that defines macros.
 
-#define SSE_VERSION_MAJOR 0
-#define SSE_VERSION_MINOR 1
-#define SSE_VERSION_PATCH 0
+#define SSE_VERSION 200 // major * 10000 + minor * 100 + patch
+#define SSE_VERSION_STRING "0.2.0"
 
 // Compilers continue after #error, for a thousand lines. A missing include file stops them.
 #define SSE_STOP "sse.hpp: stopped, see the error above"
@@ -112,6 +111,20 @@
 #if !defined(ASIO_HAS_CO_AWAIT) || (!defined(ASIO_HAS_STD_COROUTINE) && ASIO_VERSION < 102600)
 #error "Asio found no coroutines: include sse.hpp before Asio, or compile with -fcoroutines"
 #include SSE_STOP
+#endif
+
+// What SSE_ENABLE_IO_URING changes has other names, so that a file which defines it and one which
+// does not cannot pass each other a server: such a program does not link.
+#if defined(SSE_ENABLE_IO_URING)
+#define SSE_BEGIN                                                                                  \
+    namespace sse {                                                                                \
+    inline namespace with_io_uring {
+#define SSE_END                                                                                    \
+    }                                                                                              \
+    }
+#else
+#define SSE_BEGIN namespace sse {
+#define SSE_END }
 #endif
 
 // Each file that includes this header compiles all of it. A program of many files may define
@@ -211,7 +224,8 @@
 #include <unistd.h>
 #endif
 
-namespace sse::detail {
+SSE_BEGIN
+namespace detail {
 
 #if defined(__GNUC__) && defined(__x86_64__)
 // The builtin fetches the line for reading, unless -march promises prefetchw. Every x86-64 executes
@@ -407,11 +421,12 @@ void probe_when_silent(Socket& socket) {
 #endif
 }
 
-} // namespace sse::detail
+} // namespace detail
+SSE_END
 
 // >>error /////////////////////////////////////////////////////////////////////////////////////////
 // Every failure by name. Needs nothing. Tests: tests/message.cpp, tests/server.cpp
-namespace sse {
+SSE_BEGIN
 
 enum class errc {
     closed = 1,     ///< The client disconnected, or its stream was ended.
@@ -441,12 +456,12 @@ enum class errc {
     over_limit          ///< The client exceeds a connection limit; it gets 503 or 429, no stream.
 };
 
-} // namespace sse
+SSE_END
 
 template <>
 struct std::is_error_code_enum<sse::errc> : std::true_type {};
 
-namespace sse {
+SSE_BEGIN
 
 inline const std::error_category& error_category() noexcept {
     class category final : public std::error_category {
@@ -11530,10 +11545,16 @@ SSE_DECL void client_core::fail(std::error_code why, const std::string& detail) 
 
 #endif // SSE_BODIES
 
-} // namespace sse
+SSE_END
 
 #if defined(SSE_SOURCE) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
 
 #endif // SSE_HPP
+#undef SSE_BEGIN
+#undef SSE_BODIES
+#undef SSE_DECL
+#undef SSE_END
+#undef SSE_STOP
+

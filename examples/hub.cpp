@@ -591,8 +591,7 @@ int main(int argc, char** argv) {
         if (chosen.help) {
             hub_options::print_help(std::cout);
         } else if (chosen.version) {
-            std::cout << "hub " << SSE_VERSION_MAJOR << '.' << SSE_VERSION_MINOR << '.'
-                      << SSE_VERSION_PATCH << '\n';
+            std::cout << "hub " SSE_VERSION_STRING "\n";
         } else {
             const std::unique_ptr<sse::server> server = make_server(chosen, out);
             run(*server, chosen, out);

@@ -13,5 +13,19 @@ expect() { # CAUSE ARGUMENT...: of a program on standard input
 expect 'compile with -std=c++20' -std=c++17 <<<'#include "sse.hpp"'
 expect 'compile without -fno-exceptions' -std=c++20 -fno-exceptions <<<'#include "sse.hpp"'
 expect 'SSE_SOURCE goes with' -std=c++20 -DSSE_SOURCE <<<'#include "sse.hpp"'
-expect 'cannot stand in one source file' -std=c++20 -DBOOST_ASIO_VERSION=101801 \
+expect 'cannot be included in one source file' -std=c++20 -DBOOST_ASIO_VERSION=101801 \
     <<<'#include "sse.hpp"'
+
+# Files that differ in what changes the header's classes.
+if [ -e /usr/include/liburing.h ]; then
+    folder=$(mktemp -d)
+    trap 'rm -r "$folder"' EXIT
+    compile() { "${CXX:-g++}" -std=c++20 -I. -DSSE_SEPARATE_COMPILATION -x c++ -c -o "$folder/$1" "${@:2}" -; }
+    compile one.o <<<'#include "sse.hpp"
+        void run(sse::server&);
+        int main() { run(*static_cast<sse::server*>(nullptr)); }'
+    compile other.o -DSSE_ENABLE_IO_URING <<<'#include "sse.hpp"
+        void run(sse::server&) {}'
+    said=$("${CXX:-g++}" "$folder"/*.o -o "$folder/all" 2>&1) && { echo 'a mix of macros links'; exit 1; }
+    grep -q 'undefined reference to .run(sse::server&)' <<<"$said" || { echo "$said"; exit 1; }
+fi

@@ -197,6 +197,16 @@ check_hub() {
     if have curl; then check "$name" run_script_starts_the_hub; else not_run "$name" "no curl"; fi
 }
 
+one_version() { # in the header, for Meson, and among the changes
+    local version
+    version=$(sed -n 's/^#define SSE_VERSION_STRING "\(.*\)"/\1/p' sse.hpp)
+    head -n 1 sse.hpp | grep -q "Version $version\$" &&
+        grep -q "^project('sse'.* version: '$version'" meson.build &&
+        grep -q "^- $version:" README.md &&
+        grep -q "^#define SSE_VERSION $(awk -F. '{ print $1 * 10000 + $2 * 100 + $3 }' \
+            <<<"$version") " sse.hpp
+}
+
 configure_quick() {
     configure build-quick "${unity[@]}" -Doptimization=0 -Ddebug=false
 }
@@ -207,6 +217,7 @@ run_quick() {
     run_doctest build-quick tests
     check "the header alone" build-quick/tests/header_alone
     check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
+    check "there is one version" one_version
     check_hub
 }
 
@@ -241,6 +252,7 @@ run_release() {
     say "running the rest"
     check "the header alone" build/tests/header_alone
     check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
+    check "there is one version" one_version
     run_readme
     check_hub
     if have valgrind; then
