@@ -441,7 +441,7 @@ enum class errc {
     ephemeral_id,   ///< The message is ephemeral and has an id, but nobody could resume after it.
     bad_key,        ///< The key of a user is empty or has a control character.
     bad_topic,      ///< An empty or dot segment, a control character, or more than 32 segments.
-    body_too_large, ///< The request body exceeds options::max_body_bytes; the client gets 413.
+    body_too_large, ///< The request body exceeds options::limits.body_bytes; the client gets 413.
     bad_body,     ///< The request body is cut short or its chunks are broken; the client gets 400.
     body_timeout, ///< The request body did not arrive in time; the client gets 408.
     not_acceptable,     ///< The client's Accept header excludes event streams; it gets 406.
@@ -484,7 +484,7 @@ inline const std::error_category& error_category() noexcept {
                 return "a stream was used on a thread other than its worker's; await blocking work "
                        "with "
                        "co_await asio::co_spawn(pool, work(), asio::use_awaitable), which comes "
-                       "back to it, or use run_on";
+                       "back to it, or use post_to";
             case errc::reserved_id:
                 return "the id begins with this server's own epoch and would be taken for one of "
                        "its own; leave it out, or put a prefix of your own before it";
@@ -500,7 +500,7 @@ inline const std::error_category& error_category() noexcept {
             case errc::bad_topic:
                 return "the topic has an empty segment, a segment '.' or '..', a control character "
                        "or more than 32 segments; write it like /prices/gold";
-            case errc::body_too_large: return "the request body is larger than max_body_bytes";
+            case errc::body_too_large: return "the request body is larger than limits.body_bytes";
             case errc::bad_body: return "the request body is cut short or its chunks are broken";
             case errc::body_timeout: return "the request body did not arrive in time";
             case errc::over_limit: return "over a connection limit";
@@ -534,6 +534,37 @@ inline const std::error_category& error_category() noexcept {
 inline std::error_code make_error_code(errc code) noexcept {
     return {static_cast<int>(code), error_category()};
 }
+
+/// Whether the error only says that the client of a stream is gone, or that its stream was ended:
+/// what a handler awaited has failed for this reason, or was cancelled for it. Nothing went wrong
+/// then, and a handler that catches exceptions has nothing to report.
+inline bool client_gone(const std::error_code& error) noexcept {
+    return error == errc::closed || error == asio::error::operation_aborted;
+}
+
+/// An option that cannot work; what() says why, and what would.
+class bad_option : public std::invalid_argument {
+public:
+    /// Begins with the member.
+    explicit bad_option(const std::string& text)
+        : std::invalid_argument("sse::options::" + text),
+          size_(std::min(text.find_first_of(" :"), text.size())) {}
+
+    /// Such as "limits.retry_after".
+    std::string_view member() const noexcept { return text().substr(0, size_); }
+    /// What follows the member.
+    std::string_view reason() const noexcept {
+        std::string_view rest = text().substr(size_);
+        rest.remove_prefix(std::min(rest.find_first_not_of(" :"), rest.size()));
+        return rest;
+    }
+
+private:
+    std::string_view text() const noexcept {
+        return std::string_view(what()).substr(std::string_view("sse::options::").size());
+    }
+    std::size_t size_;
+};
 
 // >>message ///////////////////////////////////////////////////////////////////////////////////////
 // What a program publishes, and its bytes in an event stream (WHATWG HTML 9.2.5 and 9.2.6).
@@ -2369,7 +2400,7 @@ inline std::string join(const std::vector<std::string>& list) {
 /// Throws std::invalid_argument for options that cannot work.
 inline void check_cors(const cors_options& cors) {
     const auto require = [](bool right, const std::string& what) {
-        if (!right) throw std::invalid_argument("sse::options::cors." + what);
+        if (!right) throw bad_option("cors." + what);
     };
     require(!cors.credentials || !cors.origin.matches_any(),
             "credentials cannot go to every origin: name the origins that may have them");
@@ -2468,9 +2499,8 @@ public:
             right = right && read.ec == std::errc() && read.ptr == end && bits_ <= most;
         }
         if (!right) {
-            throw std::invalid_argument(
-                "sse::options::trusted_proxies: '" + text +
-                "' is not an IP address or CIDR block; write 10.0.0.0/8 or ::1");
+            throw bad_option("proxy.trusted: '" + text +
+                             "' is not an IP address or CIDR block; write 10.0.0.0/8 or ::1");
         }
     }
 
@@ -2862,8 +2892,8 @@ private:
 /// Bounds of the history of a topic and of the topics below it.
 struct topic_history {
     std::string topic = {};               ///< "" for the server's own history.
-    std::size_t frames = 0;               ///< 0: nothing is kept.
-    std::size_t bytes = 64 * 1024 * 1024; ///< Of these frames together.
+    std::size_t messages = 0;             ///< 0: none is kept.
+    std::size_t bytes = 64 * 1024 * 1024; ///< Of these messages together.
     std::chrono::milliseconds age{0};     ///< Older ones are forgotten. 0: never by age.
 };
 
@@ -3158,7 +3188,7 @@ inline void frame_log::erase(std::uint64_t sequence) {
 }
 
 inline bool frame_log::is_over(const shelf& s) const {
-    if (s.frames > s.bounds.frames || s.bytes > s.bounds.bytes) return true;
+    if (s.frames > s.bounds.messages || s.bytes > s.bounds.bytes) return true;
     if (s.bounds.age.count() == 0) return false;
     return static_cast<std::int64_t>(clock_ - find(s.first)->time) >= s.bounds.age.count();
 }
@@ -3170,10 +3200,10 @@ void frame_log::trim(std::uint64_t keep, std::uint32_t now, Forgot&& forgot) {
         while (s.first < keep && is_over(s)) forget_first(s, forgot);
     }
     const shelf& own = shelves_.front();
-    while (unshelved_.size() > own.bounds.frames || unshelved_bytes_ > own.bounds.bytes) {
+    while (unshelved_.size() > own.bounds.messages || unshelved_bytes_ > own.bounds.bytes) {
         drop_newest(forgot);
     }
-    const std::size_t most = own.bounds.frames * window_factor;
+    const std::size_t most = own.bounds.messages * window_factor;
     while (begin_ < keep && begin_ < end()) {
         entry& oldest = window_.front();
         if (oldest.what) {
@@ -3251,7 +3281,7 @@ enum class lag_policy : std::uint8_t {
     disconnect, ///< It is disconnected; it reconnects with its last event ID and is sent the gap.
     skip,       ///< It is sent the gap and continues live.
     conflate,   ///< While it is behind, it gets only the newest message of each topic and key.
-    hold_back   ///< Publishers wait for it, at most options::stall_timeout; then disconnect.
+    hold_back   ///< Publishers wait for it, at most options::timeouts.stall; then disconnect.
 };
 
 /// Where a subscription starts.
@@ -3325,9 +3355,9 @@ using filter_function = std::function<bool(const published&)>;
 
 struct subscribe_options {
     start from = start::resume();
-    std::optional<lag_policy> lag = {}; ///< Without one: options::lag.
+    std::optional<lag_policy> lag = {}; ///< Without one: options::history.lag.
     filter_function filter = {};        ///< Without one: every message of the topic.
-    /// Fixes the position, but delivers nothing until stream::release(). Unless `from` is set, it
+    /// Fixes the position, but delivers nothing until stream::resume(). Unless `from` is set, it
     /// starts now, even for a client that reconnects: a snapshot goes first.
     bool held = false;
 };
@@ -3369,9 +3399,9 @@ enum class end_reason : std::uint8_t {
     client_left, ///< The client closed or reset the connection.
     unreachable, ///< The system gave up on the peer: no acknowledgement, or no route.
     ended,       ///< Its handler ended it, or stream::close().
-    expired,     ///< options::max_stream_age, access::valid_for, stream::end_after().
+    expired,     ///< options::timeouts.stream_age, access::valid_for, stream::end_after().
     lagged,      ///< It fell behind the history.
-    stalled,     ///< The client read nothing for options::stall_timeout.
+    stalled,     ///< The client read nothing for options::timeouts.stall.
     revoked,     ///< server::revoke().
     drained,     ///< server::drain() closed it after sending all that was due.
     cut,         ///< The window of server::drain() ended before that.
@@ -3901,7 +3931,7 @@ inline void feed::check_hold() {
         const auto lag = lag_of(*r);
         const auto& most = log_.bounds();
         const std::uint64_t part = rare.holds_back ? 4 : 2;
-        const bool over = lag.messages > most.frames / part || lag.bytes > most.bytes / part;
+        const bool over = lag.messages > most.messages / part || lag.bytes > most.bytes / part;
         if (over && !rare.holds_back) rare.behind_since = now;
         rare.holds_back = over;
         any = any || over;
@@ -4557,7 +4587,7 @@ inline bool feed::needs_id(const receiver& r) const {
     if (!settings_.heartbeat_ids || !r.follows() || r.busy_ || r.held_) return false;
     if (r.last_id_ >= fanned_) return false;
     const auto& most = log_.bounds();
-    return fanned_ - r.last_id_ > most.frames / 2 || log_.bytes_from(r.last_id_) > most.bytes / 2;
+    return fanned_ - r.last_id_ > most.messages / 2 || log_.bytes_from(r.last_id_) > most.bytes / 2;
 }
 
 inline sse::lag feed::lag_of(const receiver& r) const {
@@ -4841,21 +4871,45 @@ inline std::vector<std::string> feed::topics_of(const receiver& r) const {
 /// keeps the callable as long as it lives, so a lambda may capture.
 using handler = std::function<asio::awaitable<void>(stream&)>;
 
-/// What an authorize hook decides; by default, to let the request in.
-struct access {
-    int status = 0;        ///< 0 admits; else the status of the refusal. 204 ends it for good.
-    std::string text = {}; ///< Of the refusal.
-    std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of either response.
-    std::vector<std::string> topics = {}; ///< To follow instead of those requested.
-    std::string user = {}; ///< Also gets messages to this user. Must not come from client input.
-    std::chrono::milliseconds valid_for{0}; ///< After this the stream ends. 0: never.
+/// What an authorize hook decides. There is none by default: a hook says grant() or refuse().
+class access {
+public:
+    struct terms {
+        std::vector<std::string> topics = {}; ///< To follow instead of those requested.
+        std::string user =
+            {}; ///< Also gets messages to this user. Must not come from client input.
+        std::chrono::milliseconds valid_for{0}; ///< After this the stream ends. 0: never.
+        std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of the response.
+    };
 
-    static access refuse(int status, std::string text = {}) {
-        access a;
-        a.status = status;
-        a.text = std::move(text);
-        return a;
+    /// Lets the request in.
+    static access grant(terms t) { return {0, {}, std::move(t)}; }
+    static access grant() { return grant(terms()); }
+
+    /// Refuses it with this status, from 300 to 599, or 204, after which an EventSource does not
+    /// come back. Throws std::invalid_argument for another.
+    static access refuse(int status, std::string text = {},
+                         std::vector<std::pair<std::string, std::string>> headers = {}) {
+        if (status != 204 && (status < 300 || status > 599)) {
+            throw std::invalid_argument("sse::access::refuse: the status must be 204, or from 300 "
+                                        "to 599, not " +
+                                        std::to_string(status));
+        }
+        terms t;
+        t.headers = std::move(headers);
+        return {status, std::move(text), std::move(t)};
     }
+
+    bool granted() const noexcept { return status_ == 0; }
+
+private:
+    friend class stream;
+    access(int status, std::string text, terms t)
+        : status_(status), text_(std::move(text)), terms_(std::move(t)) {}
+
+    int status_; // 0: it is granted
+    std::string text_;
+    terms terms_;
 };
 
 enum class log_level : std::uint8_t { debug, info, warning, error };
@@ -4891,88 +4945,144 @@ enum class refusal : std::uint8_t {
     soft, ///< Clients that accept event streams get 200, a jittered retry and the end: they return.
 };
 
+/// How long the server waits. Each is more than 0 unless it says otherwise.
+struct timeout_options {
+    /// From accept, or from the first byte of a later request, to the end of the head; then 408.
+    std::chrono::milliseconds header{10'000};
+    /// For a request's body; then 408.
+    std::chrono::milliseconds body{30'000};
+    /// A connection without a further request for this long is closed.
+    std::chrono::milliseconds idle{60'000};
+    /// A client that reads nothing for this long while bytes wait for it is disconnected.
+    std::chrono::milliseconds stall{30'000};
+    /// A stream ends at this age, or up to a tenth earlier, so that clients do not all reconnect at
+    /// once. At most three weeks. 0: never.
+    std::chrono::milliseconds stream_age{0};
+    /// How long publish() and broadcast() wait for room in the ring before they throw. 0: they do
+    /// not wait.
+    std::chrono::milliseconds publish{1'000};
+    /// How long handlers may continue after stop(); then their coroutines are destroyed. From 0.
+    std::chrono::milliseconds shutdown{5'000};
+};
+
+/// What clients may use. Unless a member says otherwise, 0 means no limit.
+struct limit_options {
+    /// Open connections in total. Over it a stream gets 503; other requests are still served, one
+    /// per connection, so that subscribers lock out neither publishers nor health checks. At most
+    /// 256 connections are over a limit at a time; further ones are closed at once.
+    std::size_t connections = 10'000;
+    /// Open connections from one address, or one /64 of IPv6. Over it a stream gets 429; other
+    /// requests are served as above.
+    std::size_t connections_per_ip = 0;
+    /// New connections per second from one address, and the largest burst; over it every request
+    /// gets 429.
+    std::size_t connect_rate_per_ip = 0;
+    /// What clients over these limits get.
+    refusal over = refusal::hard;
+    /// When they may retry: Retry-After, or the shortest retry time of a soft refusal and of the
+    /// streams that stop() ends. More than 0, at most a day.
+    std::chrono::milliseconds retry_after{5'000};
+    /// A larger request head gets 431 or 414. At least 256.
+    std::size_t head_bytes = 16 * 1024;
+    /// More header field lines get 431. At least 1.
+    std::size_t header_lines = 100;
+    /// A larger request body gets 413. 0: only empty ones are accepted.
+    std::size_t body_bytes = 1024 * 1024;
+    /// Topics that one request may name; more get 400. So do topics with more than four times as
+    /// many path segments in total (or 32, if that is more): each costs memory. At least 1.
+    std::size_t topics = 128;
+    /// A client that is more than this many bytes of history behind, messages of other topics
+    /// included, is treated as one that fell behind the history.
+    std::size_t unsent_bytes = 0;
+};
+
+/// What is kept for clients that reconnect or are behind. Each worker keeps it once.
+struct history_options {
+    /// The same number again is kept of ephemeral messages, and of messages that are the newest of
+    /// their key. At least 1.
+    std::size_t messages = 16 * 1024;
+    /// Bytes of these messages, with the same rule. At least 1.
+    std::size_t bytes = 64 * 1024 * 1024;
+    /// Messages older than this are forgotten. At most three weeks. 0: never by age.
+    std::chrono::milliseconds age{0};
+    /// Topics, each with all below it, that have bounds of their own. The nearest one applies.
+    /// Fewer than 1,000.
+    std::vector<topic_history> topics = {};
+    /// What happens to a client that falls behind the history, unless its subscription decides.
+    lag_policy lag = lag_policy::disconnect;
+    /// The event that reports missed messages to a client. Not empty, without line breaks.
+    std::string gap_event = "gap";
+};
+
+/// What is true of the proxy in front, if there is one.
+struct proxy_options {
+    /// Proxies whose forwarding headers are trusted: addresses, or CIDR blocks such as 10.0.0.0/8.
+    std::vector<std::string> trusted = {};
+    /// Which header field they use.
+    forwarded_by forwarded = forwarded_by::x_forwarded_for;
+    /// Every connection begins with a PROXY protocol header, version 1 or 2. It is accepted from
+    /// `trusted`, or from every peer if that is empty: then nothing but the proxy may be able to
+    /// reach the port.
+    bool protocol = false;
+};
+
+/// What the program decides or learns. All are kept for as long as the server lives, so they may
+/// capture, and are called on the server's threads, possibly on several at once.
+struct hook_options {
+    /// Decides who may open a stream of `<prefix>`, before its head is sent. For the program's own
+    /// routes their handlers or their group's hook decide.
+    std::function<asio::awaitable<access>(const request&)> authorize = {};
+    /// Runs instead of the gap event, to send a snapshot; the topics' messages continue when it
+    /// returns.
+    std::function<asio::awaitable<void>(stream&, const gap&)> on_gap = {};
+    /// A stream has begun, or has ended; each is called once per stream, on its worker's thread. An
+    /// exception from on_connect ends the stream; on_disconnect must not throw.
+    std::function<void(stream&)> on_connect = {};
+    std::function<void(const stream_info&, end_reason)> on_disconnect = {};
+    /// Receives log entries. Must not throw or block: each of these threads serves thousands of
+    /// clients, and a pipe that nobody reads, or a slow disk, would stop them all. Pass the lines
+    /// to a thread of your own through a bounded queue; hub_log.hpp among the examples has one to
+    /// copy.
+    std::function<void(const log_entry&)> log = {};
+    /// Receives what a handler threw. Must not throw.
+    std::function<void(std::exception_ptr)> on_error = {};
+};
+
+/// Every setting. Designated initializers follow the order of declaration, here and in each group:
+///
+///     sse::server server({.threads = 2,
+///                         .limits = {.connections = 50'000},
+///                         .history = {.messages = 1'000, .age = 10min},
+///                         .hooks = {.authorize = check_token}});
+///
+/// A value out of range is refused by the server's constructor, with bad_option.
 struct options {
     /// Where streams are: `<prefix>`, `<prefix>/` and `<prefix>/<topic>`.
     std::string prefix = "/subscribe";
     /// Path of the health check: 200, with the number of open streams. With /ready appended, it
-    /// reports whether the server accepts more streams: 503 at max_connections or while it is
-    /// stopping; while draining it refuses new connections altogether. Empty: none.
+    /// reports whether the server accepts more streams: 503 at limits.connections or while it is
+    /// stopping; while draining it refuses new connections altogether. Not below the prefix. Empty:
+    /// none.
     std::string health = "/health";
-    /// Worker threads, each with its share of the clients. 0: one per core.
+    /// Worker threads, each with its share of the clients; at most 1,024. 0: one per core.
     std::size_t threads = 0;
     /// A stream that was silent for this long gets a comment line. 0: never.
     std::chrono::milliseconds heartbeat{15'000};
-    /// From accept, or from the first byte of a later request, to the end of the head; then 408.
-    std::chrono::milliseconds header_timeout{10'000};
-    /// Time for a request's body; then 408.
-    std::chrono::milliseconds body_timeout{30'000};
-    /// A connection without a further request for this long is closed.
-    std::chrono::milliseconds idle_timeout{60'000};
-    /// A client that reads nothing for this long while bytes wait for it is disconnected.
-    std::chrono::milliseconds stall_timeout{30'000};
-    /// A stream ends at this age, or up to a tenth earlier, so that clients do not all reconnect at
-    /// once. 0: never.
-    std::chrono::milliseconds max_stream_age{0};
-    /// How long a published message may wait for others, so that they share one write; the wait is
-    /// shorter under load. By default messages go out at once, along with all that were published
-    /// in the meantime.
-    std::chrono::milliseconds coalesce{0};
-    /// How long publish() and broadcast() wait for room in the ring before they throw.
-    std::chrono::milliseconds publish_timeout{1'000};
-    /// Messages for many clients go out through io_uring, if SSE_ENABLE_IO_URING is defined and the
-    /// kernel allows it; otherwise, and whenever it refuses, through one send() per client.
-    bool io_uring = true;
-    /// How long handlers may continue after stop(); then their coroutines are destroyed.
-    std::chrono::milliseconds shutdown_timeout{5'000};
-    /// Open connections in total. Over it a stream gets 503; other requests are still served, one
-    /// per connection, so that subscribers lock out neither publishers nor health checks. At most
-    /// 256 connections are over a limit at a time; further ones are closed at once. 0: no limit.
-    std::size_t max_connections = 10'000;
-    /// Open connections from one address, or one /64 of IPv6. Over it a stream gets 429; other
-    /// requests are served as above. 0: no limit.
-    std::size_t max_connections_per_ip = 0;
-    /// New connections per second from one address, and the largest burst; over it every request
-    /// gets 429. 0: no limit.
-    std::size_t connect_rate_per_ip = 0;
-    /// What clients over these limits get.
-    refusal over_limit = refusal::hard;
-    /// When they may retry: Retry-After, or the shortest retry time of a soft refusal and of the
-    /// streams that stop() ends.
-    std::chrono::milliseconds retry_after{5'000};
-    /// A larger request head gets 431 or 414.
-    std::size_t max_head_bytes = 16 * 1024;
-    /// More header field lines get 431.
-    std::size_t max_header_lines = 100;
-    /// A larger request body gets 413.
-    std::size_t max_body_bytes = 1024 * 1024;
-    /// Slots in the ring between publishers and workers; a power of two.
-    std::size_t ring_capacity = 16 * 1024;
-    /// Messages that each worker keeps for clients that reconnect or are behind. The same number
-    /// again is kept of ephemeral messages, and of messages that are the newest of their key.
-    std::size_t history = 16 * 1024;
-    /// Bytes of these messages, with the same rule.
-    std::size_t history_bytes = 64 * 1024 * 1024;
-    /// Messages older than this are forgotten. 0: never by age.
-    std::chrono::milliseconds history_age{0};
-    /// Topics, each with all below it, that have bounds of their own. The nearest one applies.
-    std::vector<topic_history> histories = {};
-    /// What happens to a client that falls behind the history, unless its subscription decides.
-    lag_policy lag = lag_policy::disconnect;
-    /// A client that is more than this many bytes of history behind, messages of other topics
-    /// included, is treated as one that fell behind the history. 0: only the history's own bounds
-    /// apply.
-    std::size_t max_unsent_bytes = 0;
-    /// The event that reports missed messages to a client.
-    std::string gap_event = "gap";
-    /// Runs instead of that event, to send a snapshot; the topics' messages continue when it
-    /// returns. Kept for as long as the server lives, so it may capture.
-    std::function<asio::awaitable<void>(stream&, const gap&)> on_gap = {};
     /// Heartbeats carry the newest id. A client that was sent nothing else then reconnects with a
     /// recent id: there is little history to search, and the history still reaches back to it.
     bool heartbeat_ids = true;
-    /// Topics that one request may name; more get 400. So do topics with more than four times as
-    /// many path segments in total (or 32, if that is more): each costs memory.
-    std::size_t max_topics = 128;
+    /// How long a published message may wait for others, so that they share one write; the wait is
+    /// shorter under load. At most a minute. 0: messages go out at once, along with all that were
+    /// published in the meantime.
+    std::chrono::milliseconds coalesce{0};
+    /// Slots in the ring between publishers and workers; a power of two from 2 to 16,777,216.
+    std::size_t ring_capacity = 16 * 1024;
+    /// Messages for many clients go out through io_uring, if SSE_ENABLE_IO_URING is defined and the
+    /// kernel allows it; otherwise, and whenever it refuses, through one send() per client.
+    bool io_uring = true;
+    timeout_options timeouts = {};
+    limit_options limits = {};
+    history_options history = {};
     /// Who may read from another origin. By default everyone.
     cors_options cors = {};
     /// Hosts that requests may name; others get 421. This keeps third-party pages whose DNS name
@@ -4980,37 +5090,16 @@ struct options {
     /// this ending, or an address; the port does not matter. The host given to start() is served
     /// too. Empty: on a loopback address localhost, names ending in .localhost, and loopback
     /// addresses; otherwise any. "*": any. X-Forwarded-Host from a trusted proxy replaces Host.
-    /// Throws std::invalid_argument for what no request could name.
     std::vector<std::string> hosts = {};
-    /// Proxies whose forwarding headers are trusted: addresses, or CIDR blocks such as 10.0.0.0/8.
-    std::vector<std::string> trusted_proxies = {};
-    /// Which header field they use.
-    forwarded_by forwarded = forwarded_by::x_forwarded_for;
-    /// Every connection begins with a PROXY protocol header, version 1 or 2. It is trusted from
-    /// trusted_proxies, or from every peer if there are none: then nothing but the proxy may be
-    /// able to reach the port.
-    bool proxy_protocol = false;
-    /// Decides who may open a stream of `<prefix>`, before its head is sent. Kept for as long as
-    /// the server lives, so it may capture. For the program's own routes their handlers decide.
-    std::function<asio::awaitable<access>(const request&)> authorize = {};
-    /// Receives log entries. Called on the server's threads, possibly on several at once; must not
-    /// throw or block: each of these threads serves thousands of clients, and a pipe that nobody
-    /// reads, or a slow disk, would stop them all. Pass the lines to a thread of your own through a
-    /// bounded queue; hub_log.hpp among the examples has one to copy.
-    std::function<void(const log_entry&)> log = {};
-    /// An event stream has begun, or has ended; each is called once per stream, on its worker's
-    /// thread. An exception from on_connect ends the stream; on_disconnect must not throw.
-    std::function<void(stream&)> on_connect = {};
-    std::function<void(const stream_info&, end_reason)> on_disconnect = {};
+    proxy_options proxy = {};
+    hook_options hooks = {};
     /// SIGINT and SIGTERM call stop(). So does SIGHUP, which is sent when a terminal is closed,
     /// unless it is ignored or the program has taken it before start(), for example to reload its
     /// settings. Off by default: a library does not take signals unasked.
     bool handle_signals = false;
     /// With handle_signals: they call drain() with this window instead, and a second SIGINT or
-    /// SIGTERM ends the program at once. 0: stop() at once.
+    /// SIGTERM ends the program at once. At most a day. 0: stop() at once.
     std::chrono::milliseconds drain_window{0};
-    /// Receives what a handler threw. Called on the worker's thread; must not throw.
-    std::function<void(std::exception_ptr)> on_error = {};
 };
 
 /// Settings for the routes of a group, and for the groups in it.
@@ -5053,12 +5142,12 @@ struct drain_options {
     std::chrono::milliseconds window{5'000}; ///< Streams end spread over it; at most a day.
     std::optional<message> farewell = {}; ///< The last message of each stream that follows topics.
     /// When clients should reconnect: after this time or up to twice as much, at most a day. Unset:
-    /// options::retry_after.
+    /// options::limits.retry_after.
     std::optional<std::chrono::milliseconds> retry = {};
 };
 
 /// What became of the streams.
-struct drained {
+struct drain_result {
     std::uint64_t closed = 0; ///< Streams that received everything, or all that their handler sent.
     std::uint64_t cut = 0;    ///< Those that had not when the window ended: no last chunk.
 };
@@ -5410,11 +5499,11 @@ struct hub {
 
     /// Whether connections of this peer are made on behalf of others.
     bool speaks_for_others(const asio::ip::address& peer) const {
-        return contained(trusted, peer) || (options.proxy_protocol && trusted.empty());
+        return contained(trusted, peer) || (options.proxy.protocol && trusted.empty());
     }
 
     void log(const log_entry& entry) const {
-        if (options.log) options.log(entry);
+        if (options.hooks.log) options.hooks.log(entry);
     }
     /// A request whose response is decided.
     void log_request(const request& r, int status) const {
@@ -5571,7 +5660,7 @@ public:
     asio::awaitable<std::string> body();
 
     /// The next piece of the body, of any size; empty at its end. For bodies that are processed as
-    /// they arrive: options::body_timeout applies to each piece. Errors: as body().
+    /// they arrive: options::timeouts.body applies to each piece. Errors: as body().
     asio::awaitable<std::string> body_some();
 
     /// Makes this an event stream now: its head is sent before the first message. Like a stream
@@ -5598,10 +5687,10 @@ public:
     ///
     ///     client.subscribe("/prices", {.held = true});
     ///     co_await client.send({.event = "snapshot", .data = read_prices()});
-    ///     client.release();
+    ///     client.resume();
     ///
     /// When the handler returns or throws, it continues on its own.
-    void release();
+    void resume();
 
     /// Makes this an event stream and sends one message to this client alone; completes when the
     /// socket has taken it. The message is encoded before the call returns.
@@ -5626,7 +5715,7 @@ public:
     /// The handler is no longer cancelled when the client disconnects: open() then returns false,
     /// and send() throws errc::closed. The end of the server still cancels it. Only while the
     /// handler runs.
-    void outlive_client();
+    void keep_running();
 
     /// Adds a header field to the response, before it begins. Throws std::invalid_argument for a
     /// name that is not a token, a value with a control character, and the fields that the server
@@ -5868,10 +5957,10 @@ struct exchange {
     bool body_taken = false;
     bool handling = false;    // a handler runs
     bool handed_over = false; // adopted; not returned to the server it came from
-    bool outlives_client = false;
+    bool keeps_running = false;
     bool cancel_is_due = false;    // memory for it was not available
     bool served = false;           // an earlier request was served
-    bool gap_hook_running = false; // options::on_gap runs
+    bool gap_hook_running = false; // options::hooks.on_gap runs
     bool resumable = false;        // the handler views a job, which its client can resume elsewhere
 };
 
@@ -6075,7 +6164,7 @@ void set_options(Socket& socket, [[maybe_unused]] const options& o) {
 #if defined(TCP_USER_TIMEOUT)
     using user_timeout = asio::detail::socket_option::integer<IPPROTO_TCP, TCP_USER_TIMEOUT>;
     // Much later than our own, since the kernel gives up without notifying the peer or us.
-    const auto time = std::clamp<std::int64_t>(2 * o.stall_timeout.count(), 10'000, 1 << 30);
+    const auto time = std::clamp<std::int64_t>(2 * o.timeouts.stall.count(), 10'000, 1 << 30);
     socket.set_option(user_timeout(static_cast<int>(time)), ignored);
 #endif
 }
@@ -6128,7 +6217,7 @@ public:
     }
     void send_away(std::shared_ptr<const farewell> how) noexcept;
     void list(std::shared_ptr<listing> all);
-    void run_on(std::uint64_t name, std::function<void(stream&)> what);
+    void post_to(std::uint64_t name, std::function<void(stream&)> what);
     void revoke_if(std::function<bool(const stream_info&)> which);
     bool has_ended() const noexcept { return ended_.load(std::memory_order_acquire); }
     std::size_t load() const noexcept { return load_.load(std::memory_order_relaxed); }
@@ -6402,12 +6491,12 @@ struct worker::input_ready {
 SSE_DECL feed::settings worker::feed_settings(hub& shared) {
     const auto& o = shared.options;
     feed::settings made;
-    made.histories.push_back({"", o.history, o.history_bytes, o.history_age});
-    made.histories.insert(made.histories.end(), o.histories.begin(), o.histories.end());
+    made.histories.push_back({"", o.history.messages, o.history.bytes, o.history.age});
+    made.histories.insert(made.histories.end(), o.history.topics.begin(), o.history.topics.end());
     made.epoch = shared.epoch;
-    made.gap_event = o.gap_event;
+    made.gap_event = o.history.gap_event;
     made.heartbeat_ids = o.heartbeat_ids;
-    made.max_unsent_bytes = o.max_unsent_bytes;
+    made.max_unsent_bytes = o.limits.unsent_bytes;
     made.hold_publishers = [&shared](bool hold) {
         if (hold) {
             shared.holding.fetch_add(1, std::memory_order_relaxed);
@@ -6489,7 +6578,7 @@ SSE_DECL void worker::run() {
         io_.run();
     });
     io_.restart();
-    const auto deadline = std::chrono::steady_clock::now() + hub_.options.shutdown_timeout;
+    const auto deadline = std::chrono::steady_clock::now() + hub_.options.timeouts.shutdown;
     guarded([&] { io_.run_until(deadline); }); // until the handlers have ended
     ended_.store(true, std::memory_order_release);
     hub_.room.notify(); // wakes callers that wait for its response
@@ -6497,8 +6586,8 @@ SSE_DECL void worker::run() {
 
 /// Reports the failure, with the request that it belongs to, if any.
 SSE_DECL void worker::report(std::exception_ptr failure, const stream* of) noexcept {
-    if (hub_.options.on_error) hub_.options.on_error(failure);
-    if (!hub_.options.log) return;
+    if (hub_.options.hooks.on_error) hub_.options.hooks.on_error(failure);
+    if (!hub_.options.hooks.log) return;
     log_entry entry{.level = log_level::error, .what = "handler failed"};
     if (of && of->exchange_ && of->exchange_->request) {
         entry.method = of->exchange_->request->method;
@@ -6527,7 +6616,7 @@ SSE_DECL void worker::shut_down() noexcept {
         } catch (...) { report(std::current_exception()); } // out of memory: end without it
         while (!connections_.empty()) close(*connections_.back(), end_reason::stopped);
         for (exchange* const state : exchanges_) {
-            if (state->outlives_client) cancel(state->owner);
+            if (state->keeps_running) cancel(state->owner);
         }
         sweep_timer_->cancel();
         look_timer_->cancel();
@@ -6547,7 +6636,8 @@ SSE_DECL void worker::dismiss() {
         stream& s = *connections_[--i];
         if (s.phase_ == stream::phase::streaming && !is_response(s)) {
             const stream_ref held(&s);
-            finish(s, end_reason::stopped, make_raw_frame(retry_after(hub_.options.retry_after)));
+            finish(s, end_reason::stopped,
+                   make_raw_frame(retry_after(hub_.options.limits.retry_after)));
         }
         i = std::min(i, connections_.size());
     }
@@ -6642,7 +6732,7 @@ SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::addr
 /// All log lines of a client name the same address. So a proxy's connection is logged under its
 /// client's address, once a request has named it.
 SSE_DECL void worker::log_client(stream& s, const asio::ip::address& client) {
-    if (!hub_.options.log || !hub_.speaks_for_others(peer_of(s))) return;
+    if (!hub_.options.hooks.log || !hub_.speaks_for_others(peer_of(s))) return;
     const bool known = s.extra_ && s.extra_->log;
     s.extra().log = {{}, client, false};
     if (!known) log_connection("connected", client);
@@ -6652,7 +6742,7 @@ SSE_DECL void worker::log_end(const stream& s) const {
     if (s.extra_ && s.extra_->log) return log_connection("disconnected", s.extra_->log->client);
     asio::ip::address peer = peer_of(s);
     if (peer.is_unspecified() && s.exchange_) {  // its client has reset it
-        if (hub_.options.proxy_protocol) return; // the exchange may have the client's address
+        if (hub_.options.proxy.protocol) return; // the exchange may have the client's address
         peer = s.exchange_->peer;
     }
     if (!hub_.speaks_for_others(peer)) log_connection("disconnected", peer);
@@ -6806,8 +6896,8 @@ SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start
         if (first == exchange::no_place) first = published;
         published = first;
     }
-    feed_.subscribe(s, topic, from, published, how.lag.value_or(hub_.options.lag), how.filter,
-                    is_private);
+    feed_.subscribe(s, topic, from, published, how.lag.value_or(hub_.options.history.lag),
+                    how.filter, is_private);
 }
 
 /// Its id in the server; assigned when first asked for, since each costs an entry. id % workers is
@@ -6911,11 +7001,11 @@ SSE_DECL void worker::on_input(stream& s) {
             const bool blank = s.phase_ == stream::phase::head && state->is_blank();
             state->input.append(scratch_->data(), n);
             if (blank && !state->is_blank()) s.stamp_ = milliseconds_now();
-            if (state->input.size() > hub_.options.max_head_bytes && !streaming) {
+            if (state->input.size() > hub_.options.limits.head_bytes && !streaming) {
                 state->paused = true;
                 return state->wake();
             }
-            if (state->input.size() > hub_.options.max_head_bytes) {
+            if (state->input.size() > hub_.options.limits.head_bytes) {
                 state->closing = true; // reading continues: it may disconnect
                 state->input.clear();
                 state->input.shrink_to_fit();
@@ -6949,7 +7039,7 @@ SSE_DECL worker::rest_of_input worker::pending_input(const stream& s) const {
         if (body.feed(left) != body_decoder::progress::complete) return rest_of_input::cut;
     }
     if (!state.request->keep_alive) return rest_of_input::nothing;
-    head_parser next(hub_.options.max_head_bytes);
+    head_parser next(hub_.options.limits.head_bytes);
     return next.feed(left) == head_parser::progress::complete ? rest_of_input::request
                                                               : rest_of_input::nothing;
 }
@@ -6975,7 +7065,7 @@ SSE_DECL void worker::poll_for_end(stream& s) {
         return;
     }
     if (!state.paused || !state.request || !has_hung_up(s.socket_)) return;
-    const std::size_t most = hub_.options.max_head_bytes + max_body_bytes(s) + max_discarded;
+    const std::size_t most = hub_.options.limits.head_bytes + max_body_bytes(s) + max_discarded;
     while (pending_input(s) != rest_of_input::request) {
         if (state.input.size() > most) return cancel(s); // the request will be refused
         asio::error_code failed;
@@ -6992,7 +7082,7 @@ SSE_DECL void worker::poll_for_end(stream& s) {
 }
 
 SSE_DECL void worker::resume_reading(stream& s) {
-    if (s.exchange_->input.size() > hub_.options.max_head_bytes) return;
+    if (s.exchange_->input.size() > hub_.options.limits.head_bytes) return;
     if (s.open_ && std::exchange(s.exchange_->paused, false)) watch(s);
 }
 
@@ -7011,18 +7101,18 @@ SSE_DECL void worker::begin_life(stream& s) {
     const auto& o = hub_.options;
     const request& r = *s.exchange_->request;
     s.began_ = now_;
-    if (o.max_stream_age.count() > 0 && s.ends_at_ == 0) {
-        std::uniform_int_distribution<std::int64_t> sooner(0, o.max_stream_age.count() / 10);
-        end_after(s, o.max_stream_age - std::chrono::milliseconds(sooner(random_)));
+    if (o.timeouts.stream_age.count() > 0 && s.ends_at_ == 0) {
+        std::uniform_int_distribution<std::int64_t> sooner(0, o.timeouts.stream_age.count() / 10);
+        end_after(s, o.timeouts.stream_age - std::chrono::milliseconds(sooner(random_)));
     } else if (s.ends_at_ != 0) {
         set_end(s, s.ends_at_);
     }
     if (farewell_) schedule_farewell(s);
     hub_.log_request(r, 200);
-    const bool told = o.log || o.on_connect || o.on_disconnect;
-    if (!told && !o.proxy_protocol && r.client == s.exchange_->peer) return;
+    const bool told = o.hooks.log || o.hooks.on_connect || o.hooks.on_disconnect;
+    if (!told && !o.proxy.protocol && r.client == s.exchange_->peer) return;
     s.extra().log = {std::string(r.target_path()), r.client, told};
-    if (o.on_connect) o.on_connect(s);
+    if (o.hooks.on_connect) o.hooks.on_connect(s);
 }
 
 SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) {
@@ -7090,7 +7180,7 @@ SSE_DECL void worker::report_end(stream& s, end_reason why) {
               .client = s.extra_->log->client,
               .duration = std::chrono::milliseconds(milliseconds_now() - s.began_),
               .detail = to_string(why)});
-    if (o.on_disconnect) o.on_disconnect(info(s), why);
+    if (o.hooks.on_disconnect) o.hooks.on_disconnect(info(s), why);
 }
 
 /// Ends a connection now. May destroy the stream unless the caller holds a reference.
@@ -7103,7 +7193,7 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     feed_.remove(s);
     enter(s, stream::phase::lingering);
     try {
-        if (hub_.options.log) log_end(s);
+        if (hub_.options.hooks.log) log_end(s);
     } catch (...) { report(std::current_exception()); }
     asio::error_code ignored; // there is nobody left to notify
     // A client that reads nothing is reset, which needs no room: a FIN after data that it has not
@@ -7138,7 +7228,7 @@ SSE_DECL void worker::cancel(stream& s) noexcept {
     try {
         asio::post(io_, [this, held = stream_ref(&s)] {
             exchange* const state = held->exchange_;
-            if (state && (!state->outlives_client || stopping_)) {
+            if (state && (!state->keeps_running || stopping_)) {
                 state->cancel.emit(asio::cancellation_type::terminal);
             }
             if (held->exchange_) {
@@ -7175,7 +7265,7 @@ SSE_DECL void worker::go_on() {
 }
 
 /// Runs for another thread what only the worker's own thread may do with a stream.
-SSE_DECL void worker::run_on(std::uint64_t name, std::function<void(stream&)> what) {
+SSE_DECL void worker::post_to(std::uint64_t name, std::function<void(stream&)> what) {
     asio::post(io_, [this, name, what = std::move(what)] {
         refresh();
         receiver* const found = feed_.find(name);
@@ -7290,8 +7380,9 @@ SSE_DECL void worker::cut_leftovers() {
 
 SSE_DECL void worker::arm_sweep() {
     const auto& o = hub_.options;
-    auto shortest = std::min({o.header_timeout, o.body_timeout, o.idle_timeout, o.stall_timeout});
-    if (o.max_stream_age.count() > 0) shortest = std::min(shortest, o.max_stream_age);
+    auto shortest =
+        std::min({o.timeouts.header, o.timeouts.body, o.timeouts.idle, o.timeouts.stall});
+    if (o.timeouts.stream_age.count() > 0) shortest = std::min(shortest, o.timeouts.stream_age);
     if (o.heartbeat.count() > 0) shortest = std::min(shortest, o.heartbeat);
     if (farewell_) shortest = std::min(shortest, farewell_->window / 8);
     auto period =
@@ -7320,7 +7411,7 @@ SSE_DECL void worker::arm_sweep() {
 /// The sweep is late when something blocked this thread. The cause cannot be seen from here, since
 /// Asio resumes the handlers. Each sweep reports it once, so less than once per second.
 SSE_DECL void worker::log_blocked_worker(std::chrono::steady_clock::duration late) {
-    if (late < std::chrono::seconds(1) || !hub_.options.log) return;
+    if (late < std::chrono::seconds(1) || !hub_.options.hooks.log) return;
     hub_.log({.level = log_level::warning,
               .what = "worker held",
               .duration = std::chrono::duration_cast<std::chrono::milliseconds>(late),
@@ -7329,7 +7420,7 @@ SSE_DECL void worker::log_blocked_worker(std::chrono::steady_clock::duration lat
 }
 
 SSE_DECL void worker::log_no_io_uring(const std::error_code& why) {
-    if (!hub_.options.log || hub_.said_no_io_uring.exchange(true)) return;
+    if (!hub_.options.hooks.log || hub_.said_no_io_uring.exchange(true)) return;
     hub_.log({.level = log_level::info, .what = "no io_uring", .detail = why.message()});
 }
 
@@ -7387,25 +7478,25 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
         note_end(s.ends_at_);
     }
     const stream_ref held(&s);
-    if (s.busy_ && over(o.stall_timeout) && s.awaits_write_) {
+    if (s.busy_ && over(o.timeouts.stall) && s.awaits_write_) {
         // The system reports room only once a third of its buffer is free; a client that reads
         // slowly but steadily has made some by now.
         feed_.flush_now(s);
-        if (s.open_ && s.busy_ && over(o.stall_timeout)) {
+        if (s.open_ && s.busy_ && over(o.timeouts.stall)) {
             if (s.phase_ == stream::phase::streaming) stalled_.add(1);
             close(s, end_reason::stalled);
         }
         return 1;
     }
-    if (feed_.give_up(s, static_cast<std::uint32_t>(o.stall_timeout.count()))) return 1;
+    if (feed_.give_up(s, static_cast<std::uint32_t>(o.timeouts.stall.count()))) return 1;
     if (s.busy_) return 0;
     switch (s.phase_) {
     case stream::phase::head:
     case stream::phase::body: {
         const bool idle = s.exchange_ && s.exchange_->served && s.exchange_->is_blank();
-        const auto limit = s.phase_ == stream::phase::body ? o.body_timeout
-                           : idle                          ? o.idle_timeout
-                                                           : o.header_timeout;
+        const auto limit = s.phase_ == stream::phase::body ? o.timeouts.body
+                           : idle                          ? o.timeouts.idle
+                                                           : o.timeouts.header;
         if (!over(limit)) return 0;
         if (!s.exchange_) { // it has not sent anything
             close(s, end_reason::ended);
@@ -7466,7 +7557,7 @@ SSE_DECL void stream::settled() {
 }
 
 SSE_DECL bool stream::run_gap_hook(const gap& g) {
-    if (!worker_->hub_.options.on_gap) return false;
+    if (!worker_->hub_.options.hooks.on_gap) return false;
     worker_->run_gap_hook(*this, g);
     return true;
 }
@@ -7517,7 +7608,7 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
     if (what.last_chunk) co_await end_chunks(*s, state);
     if (state.request) {
         again = end_request(*s, state);
-    } else if (hub_.options.proxy_protocol && !state.handed_over) {
+    } else if (hub_.options.proxy.protocol && !state.handed_over) {
         const bool understood = co_await read_proxy(*s, state);
         again = understood;
     }
@@ -7570,7 +7661,7 @@ SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, exchange& state) {
 /// client.
 SSE_DECL void worker::count_proxied_client(stream& s, const asio::ip::address& client) {
     const auto& o = hub_.options;
-    if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return;
+    if (o.limits.connections_per_ip == 0 && o.limits.connect_rate_per_ip == 0) return;
     const auto key = counting_prefix(client);
     auto& counted = s.extra().counted;
     if (counted && counted->first == key) return;
@@ -7578,7 +7669,7 @@ SSE_DECL void worker::count_proxied_client(stream& s, const asio::ip::address& c
     const auto peer = without_mapping(s.socket_.remote_endpoint(gone).address());
     if (gone || !hub_.speaks_for_others(peer)) return;
     if (counted) hub_.addresses.leave(counted);
-    counted = hub_.addresses.enter(key, o.max_connections_per_ip, o.connect_rate_per_ip,
+    counted = hub_.addresses.enter(key, o.limits.connections_per_ip, o.limits.connect_rate_per_ip,
                                    std::chrono::steady_clock::now(), &s.extra().too_fast);
     if (counted) return;
     hub_.refusing.fetch_add(1, std::memory_order_relaxed);
@@ -7613,7 +7704,7 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
 
 /// Reads the head of a request. Afterwards there is a current request, unless none came.
 SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& state) {
-    head_parser parser(hub_.options.max_head_bytes);
+    head_parser parser(hub_.options.limits.head_bytes);
     auto progress = parser.feed(state.input);
     while (progress == head_parser::progress::need_more && s.open_ && !state.end_of_input &&
            !state.timed_out) {
@@ -7633,10 +7724,10 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& s
     request::verdict verdict = {408, "the request head did not arrive in time"};
     if (!came) co_return verdict;
     if (progress == head_parser::progress::refused) co_return parser.refusal();
-    verdict = r.parse(parser.head(state.input), hub_.options.max_header_lines);
+    verdict = r.parse(parser.head(state.input), hub_.options.limits.header_lines);
     state.input.erase(0, parser.size());
     state.asked_before_end = state.served && state.end_of_input;
-    r.client = client_address(r, state.peer, hub_.trusted, hub_.options.forwarded);
+    r.client = client_address(r, state.peer, hub_.trusted, hub_.options.proxy.forwarded);
     warn_of_missing_field(r, state.peer);
     co_return verdict;
 }
@@ -7645,14 +7736,14 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& s
 /// client to name.
 SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::address& peer) const {
     const auto& o = hub_.options;
-    if (hub_.trusted.empty() || !o.log || !contained(hub_.trusted, peer)) return;
-    const std::string name(field_of(o.forwarded));
+    if (hub_.trusted.empty() || !o.hooks.log || !contained(hub_.trusted, peer)) return;
+    const std::string name(field_of(o.proxy.forwarded));
     const bool of_health = !o.health.empty() && r.path.starts_with(o.health);
     if (of_health || r.header(name) || hub_.warned_missing_client.exchange(true)) return;
     const std::string detail =
         "a request of a trusted proxy has no " + name +
         ": limits and logs count all its clients as one; have the proxy set it, or remove the "
-        "proxy out of options::trusted_proxies";
+        "proxy from options::proxy.trusted";
     hub_.log({.level = log_level::warning,
               .what = "client unknown",
               .path = r.target_path(),
@@ -7690,9 +7781,9 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     const bool event_source = !r.is_head() && accepts_some(r, [](std::string_view type) {
         return equal_ignoring_case(type, "text/event-stream");
     });
-    if (o.over_limit == refusal::soft && event_source) {
-        std::uniform_int_distribution<std::int64_t> spread(0, o.retry_after.count());
-        const std::chrono::milliseconds retry(o.retry_after.count() + spread(random_));
+    if (o.limits.over == refusal::soft && event_source) {
+        std::uniform_int_distribution<std::int64_t> spread(0, o.limits.retry_after.count());
+        const std::chrono::milliseconds retry(o.limits.retry_after.count() + spread(random_));
         s.exchange_->answered = s.exchange_->closing = true;
         const std::string bytes =
             answer_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
@@ -7703,7 +7794,7 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
         co_await sent(s, *s.exchange_);
         co_return;
     }
-    const auto seconds = std::chrono::ceil<std::chrono::seconds>(o.retry_after).count();
+    const auto seconds = std::chrono::ceil<std::chrono::seconds>(o.limits.retry_after).count();
     const std::string_view why =
         status == 429 ? "Too many connections from this address\n" : "Too many connections\n";
     co_await answer(s, status, why, "Retry-After: " + std::to_string(seconds) + "\r\n");
@@ -8012,7 +8103,8 @@ SSE_DECL io_awaitable<void> worker::linger(stream& s, exchange& state) {
     while (s.open_ && !state.end_of_input) co_await state.change<io_executor>();
 }
 
-/// Runs options::on_gap beside whatever else serves the stream, which the feed holds meanwhile.
+/// Runs options::hooks.on_gap beside whatever else serves the stream, which the feed holds
+/// meanwhile.
 SSE_DECL void worker::run_gap_hook(stream& s, gap g) {
     asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
         if (!held->open_) return;
@@ -8033,7 +8125,7 @@ SSE_DECL io_awaitable<void> worker::gap_hook_task(stream_ref s, gap g) {
     std::exception_ptr failure;
     try {
         co_await asio::co_spawn(
-            io_.get_executor(), hub_.options.on_gap(*s, g),
+            io_.get_executor(), hub_.options.hooks.on_gap(*s, g),
             asio::bind_cancellation_slot(state.cancel_gap_hook.slot(), use_io_awaitable));
     } catch (...) { failure = std::current_exception(); }
     if (failure && s->open_ && !s->is_finishing()) {
@@ -8059,14 +8151,15 @@ SSE_DECL const sse::request& stream::request() const {
 
 /// Applies the result of an authorize hook. Returns true if it refused, with the response sent.
 SSE_DECL asio::awaitable<bool> stream::refused_by(access given) {
-    for (const auto& [name, value] : given.headers) add_header(name, value);
-    if (given.status != 0) {
-        co_await respond(given.status, "text/plain; charset=utf-8", given.text);
+    access::terms& terms = given.terms_;
+    for (const auto& [name, value] : terms.headers) add_header(name, value);
+    if (!given.granted()) {
+        co_await respond(given.status_, "text/plain; charset=utf-8", given.text_);
         co_return true;
     }
-    if (given.valid_for.count() > 0) end_after(given.valid_for);
-    if (!given.user.empty()) set_user(given.user);
-    if (!given.topics.empty()) exchange_->request->topics = std::move(given.topics);
+    if (terms.valid_for.count() > 0) end_after(terms.valid_for);
+    if (!terms.user.empty()) set_user(terms.user);
+    if (!terms.topics.empty()) exchange_->request->topics = std::move(terms.topics);
     co_return false;
 }
 
@@ -8110,7 +8203,7 @@ SSE_DECL void stream::begin_streaming(bool finite) {
     const bool framed = finite || request().header("X-Varnish");
     const bool chunked = framed && request().accepts_chunked() && !request().is_head() &&
                          exchange_->may_serve_another() &&
-                         exchange_->input.size() <= worker_->hub_.options.max_head_bytes;
+                         exchange_->input.size() <= worker_->hub_.options.limits.head_bytes;
     worker_->enter(*this, phase::streaming);
     if (!chunked) exchange_->input.clear();
     if (exchange_->input.empty())
@@ -8182,7 +8275,7 @@ SSE_DECL bool stream::unsubscribe(std::string_view topic) {
     return worker_->feed_.unsubscribe(*this, detail::checked_topic(topic));
 }
 
-SSE_DECL void stream::release() {
+SSE_DECL void stream::resume() {
     check_thread();
     worker_->feed_.release(*this);
 }
@@ -8285,9 +8378,9 @@ SSE_DECL asio::awaitable<void> stream::closed() {
     return current_exchange("closed").end();
 }
 
-SSE_DECL void stream::outlive_client() {
+SSE_DECL void stream::keep_running() {
     check_thread();
-    current_exchange("outlive_client").outlives_client = true;
+    current_exchange("keep_running").keeps_running = true;
 }
 
 SSE_DECL bool stream::draining() const noexcept { return worker_->is_draining(); }
@@ -8456,12 +8549,12 @@ private:
 SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     : options(std::move(o)), ring(options.ring_capacity, options.threads),
       life(std::make_unique<lifecycle>(*this)) {
-    for (const std::string& one : options.trusted_proxies) trusted.emplace_back(one);
+    for (const std::string& one : options.proxy.trusted) trusted.emplace_back(one);
     for (const std::string& one : options.hosts) {
         const auto host = read_host(one);
         if (!host) {
-            throw std::invalid_argument(
-                "sse::options::hosts: no Host header could match '" + one +
+            throw bad_option(
+                "hosts: no Host header could match '" + one +
                 "'; write a name or an address alone, such as events.example, *.example, "
                 "127.0.0.1, [::1], or \"*\" for any");
         }
@@ -8469,7 +8562,7 @@ SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     }
     group& own = groups.emplace_back();
     own.options.cors = options.cors;
-    own.options.max_body_bytes = options.max_body_bytes;
+    own.options.max_body_bytes = options.limits.body_bytes;
     for (std::size_t i = 0; i < options.threads; ++i) {
         asio::io_context* const context = contexts.empty() ? nullptr : contexts[i];
         workers.push_back(std::make_unique<worker>(*this, i, context));
@@ -8492,11 +8585,11 @@ SSE_DECL worker* hub::worker_here() const noexcept {
 /// Returns nullptr if new streams are admitted. The asking client's `own` connections do not count.
 SSE_DECL const char* hub::why_not_ready(std::size_t own) const noexcept {
     if (stopped) return "Going down\n";
-    if (options.max_connections == 0) return nullptr;
+    if (options.limits.connections == 0) return nullptr;
     const std::size_t besides = refusing.load(std::memory_order_relaxed) + own;
     std::size_t open = 0;
     for (const auto& w : workers) open += w->load();
-    return open >= options.max_connections + besides ? "At the connection limit\n" : nullptr;
+    return open >= options.limits.connections + besides ? "At the connection limit\n" : nullptr;
 }
 
 SSE_DECL sse::counters hub::count() const noexcept {
@@ -8715,7 +8808,7 @@ SSE_DECL void lifecycle::stop() noexcept {
 }
 
 SSE_DECL std::shared_ptr<const farewell> lifecycle::checked(const drain_options& how) const {
-    const auto retry = how.retry.value_or(hub_.options.retry_after);
+    const auto retry = how.retry.value_or(hub_.options.limits.retry_after);
     if (how.window.count() < 0 || how.window > std::chrono::hours(24)) {
         throw std::invalid_argument("sse::drain_options::window must be from 0 to a day");
     }
@@ -8753,7 +8846,7 @@ SSE_DECL void lifecycle::accept() {
     asio::co_spawn(hub_.workers.front()->context(), accept_loop(),
                    [this](std::exception_ptr failed) {
                        if (!failed) return;
-                       if (hub_.options.on_error) hub_.options.on_error(failed);
+                       if (hub_.options.hooks.on_error) hub_.options.hooks.on_error(failed);
                        if (acceptor_->is_open()) accept(); // it was out of memory
                    });
 }
@@ -8803,7 +8896,7 @@ SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
                          .what = "refused",
                          .client = one.peer,
                          .detail = "over a connection limit, and too many others are being "
-                                   "refused for an answer"});
+                                   "refused for it to get a response"});
     }
     w.reserve();
     // Not at once: a client could get its response and reconnect before its old connection is
@@ -8842,12 +8935,12 @@ SSE_DECL int lifecycle::admit(arrival& one) {
         hub_.refusing.fetch_add(1, std::memory_order_relaxed);
         return status;
     };
-    if (o.max_connections != 0 && open >= o.max_connections + refusing) return refuse(503);
-    if (o.max_connections_per_ip == 0 && o.connect_rate_per_ip == 0) return 0;
+    if (o.limits.connections != 0 && open >= o.limits.connections + refusing) return refuse(503);
+    if (o.limits.connections_per_ip == 0 && o.limits.connect_rate_per_ip == 0) return 0;
     if (hub_.speaks_for_others(one.peer)) return 0; // counted once the head is read
-    one.counted = hub_.addresses.enter(counting_prefix(one.peer), o.max_connections_per_ip,
-                                       o.connect_rate_per_ip, std::chrono::steady_clock::now(),
-                                       &one.too_fast);
+    one.counted = hub_.addresses.enter(counting_prefix(one.peer), o.limits.connections_per_ip,
+                                       o.limits.connect_rate_per_ip,
+                                       std::chrono::steady_clock::now(), &one.too_fast);
     return one.counted ? 0 : refuse(429);
 }
 
@@ -9256,7 +9349,7 @@ public:
     /// Runs on contexts of the program instead of its own threads: one worker on each, whatever
     /// options::threads says. Each context must be run by one thread at a time, and must outlive
     /// the server. Its run() returns only after stop() and once all handlers have ended, whatever
-    /// options::shutdown_timeout says. Shared state lives until the contexts are destroyed.
+    /// options::timeouts.shutdown says. Shared state lives until the contexts are destroyed.
     explicit server(asio::io_context& context, sse::options o = {});
     explicit server(std::span<asio::io_context* const> contexts, sse::options o = {});
 
@@ -9320,15 +9413,14 @@ public:
     /// errc::stopped at once; what was published before is delivered. The streams end one by one,
     /// at random within the window: each gets a reconnection time with jitter and the farewell, and
     /// its handler is cancelled. After the window, the remaining ones are cut. The farewell is
-    /// encoded before the call returns. A second call waits for the first. The server must outlive
-    /// the wait. Cancellation: none.
-    asio::awaitable<drained> drain(const drain_options& how = {});
+    /// encoded first. A second call waits for the first. Blocks until all is done and joined.
+    /// Throws std::system_error (resource_deadlock_would_occur) on a thread of the server itself.
+    drain_result drain(const drain_options& how = {});
 
-    /// The same, blocking: returns when all is done and joined. Throws std::system_error
-    /// (resource_deadlock_would_occur) on a thread of the server itself.
-    drained stop(const drain_options& how);
+    /// The same for coroutines. The server must outlive the wait. Cancellation: none.
+    asio::awaitable<drain_result> async_drain(const drain_options& how = {});
 
-    /// Waits for the end, at most options::shutdown_timeout after stop(). Throws std::system_error
+    /// Waits for the end, at most options::timeouts.shutdown after stop(). Throws std::system_error
     /// (resource_deadlock_would_occur) on a thread of the server itself. Returns at once if the
     /// server has no threads of its own.
     void join();
@@ -9343,7 +9435,7 @@ public:
     /// from 1; it is also the last part of the message's id, unless the message has its own id or
     /// is ephemeral.
     ///
-    /// Waits for room at most options::publish_timeout, which happens only while a worker's thread
+    /// Waits for room at most options::timeouts.publish, which happens only while a worker's thread
     /// is blocked, or a client that follows with lag_policy::hold_back is behind. Errors, thrown as
     /// std::system_error: errc::no_room, errc::stopped, errc::bad_topic, what `check` finds; then
     /// nothing was published. What is published while another thread calls stop() may reach nobody.
@@ -9376,7 +9468,7 @@ public:
 
     /// Calls `what` soon on the stream's own thread, unless the stream is gone by then: to add
     /// topics, read its lag or close it. An exception from it ends that stream.
-    void run_on(std::uint64_t stream, std::function<void(sse::stream&)> what);
+    void post_to(std::uint64_t stream, std::function<void(sse::stream&)> what);
 
     /// Ends one stream, or all for which the predicate is true, at once. Only authorize keeps their
     /// clients from reconnecting. The predicate is called on the server's threads, several at once.
@@ -9407,8 +9499,8 @@ private:
     void launch(Where&&... where);
     void check_thread(const char* what) const;
     static asio::awaitable<void> serve_topics(detail::hub& hub, stream& s);
-    static asio::awaitable<drained> async_drain(std::shared_ptr<detail::hub> hub,
-                                                std::shared_ptr<const detail::farewell> how);
+    static asio::awaitable<drain_result>
+    wait_for_drain(std::shared_ptr<detail::hub> hub, std::shared_ptr<const detail::farewell> how);
     std::shared_ptr<detail::listing> ask_all() const;
     static bool all_answered(const detail::hub& hub, detail::listing& all);
     static asio::awaitable<std::vector<stream_info>> wait_for(std::shared_ptr<detail::hub> hub,
@@ -9436,7 +9528,7 @@ SSE_DECL handler file(std::string path);
 
 SSE_DECL sse::options server::checked(sse::options o) {
     const auto require = [](bool right, const std::string& what) {
-        if (!right) throw std::invalid_argument("sse::options::" + what);
+        if (!right) throw bad_option(what);
     };
     const auto positive = [&](std::chrono::milliseconds value, const char* name) {
         require(value.count() > 0, std::string(name) + " must be more than 0 ms");
@@ -9457,46 +9549,48 @@ SSE_DECL sse::options server::checked(sse::options o) {
     require(o.threads <= 1024, "threads must be at most 1024");
     if (o.threads == 0) o.threads = std::max(1u, std::thread::hardware_concurrency());
     require(o.heartbeat.count() >= 0, "heartbeat must not be negative; 0 turns it off");
-    positive(o.header_timeout, "header_timeout");
-    positive(o.body_timeout, "body_timeout");
-    positive(o.idle_timeout, "idle_timeout");
-    positive(o.stall_timeout, "stall_timeout");
-    positive(o.retry_after, "retry_after");
-    require(o.retry_after <= std::chrono::hours(24), "retry_after must be at most a day");
-    require(o.max_stream_age.count() >= 0 && o.max_stream_age <= std::chrono::hours(21 * 24),
-            "max_stream_age must be from 0 to three weeks");
-    require(o.max_header_lines > 0, "max_header_lines must be at least 1");
+    positive(o.timeouts.header, "timeouts.header");
+    positive(o.timeouts.body, "timeouts.body");
+    positive(o.timeouts.idle, "timeouts.idle");
+    positive(o.timeouts.stall, "timeouts.stall");
+    positive(o.limits.retry_after, "limits.retry_after");
+    require(o.limits.retry_after <= std::chrono::hours(24),
+            "limits.retry_after must be at most a day");
+    require(o.timeouts.stream_age.count() >= 0 &&
+                o.timeouts.stream_age <= std::chrono::hours(21 * 24),
+            "timeouts.stream_age must be from 0 to three weeks");
+    require(o.limits.header_lines > 0, "limits.header_lines must be at least 1");
     detail::check_cors(o.cors);
     require(o.coalesce.count() >= 0 && o.coalesce <= std::chrono::minutes(1),
             "coalesce must be from 0 to a minute");
-    require(o.publish_timeout.count() >= 0, "publish_timeout must not be negative");
-    require(o.shutdown_timeout.count() >= 0, "shutdown_timeout must not be negative");
+    require(o.timeouts.publish.count() >= 0, "timeouts.publish must not be negative");
+    require(o.timeouts.shutdown.count() >= 0, "timeouts.shutdown must not be negative");
     const std::chrono::milliseconds a_year =
         std::chrono::hours(24 * 365); // forever, without overflow
-    o.publish_timeout = std::min(o.publish_timeout, a_year);
-    o.shutdown_timeout = std::min(o.shutdown_timeout, a_year);
-    require(o.history_age.count() >= 0 && o.history_age <= std::chrono::hours(21 * 24),
-            "history_age must be from 0 to three weeks");
-    require(o.histories.size() < 1'000, "histories must be fewer than 1000");
+    o.timeouts.publish = std::min(o.timeouts.publish, a_year);
+    o.timeouts.shutdown = std::min(o.timeouts.shutdown, a_year);
+    require(o.history.age.count() >= 0 && o.history.age <= std::chrono::hours(21 * 24),
+            "history.age must be from 0 to three weeks");
+    require(o.history.topics.size() < 1'000, "history.topics must be fewer than 1000");
     std::vector<std::string> bounded;
-    for (topic_history& each : o.histories) {
+    for (topic_history& each : o.history.topics) {
         const auto topic = detail::canonical_topic(each.topic);
         require(topic && !topic->empty(),
-                "histories: '" + each.topic + "' is not a topic such as /prices");
+                "history.topics: '" + each.topic + "' is not a topic such as /prices");
         require(std::count(bounded.begin(), bounded.end(), *topic) == 0,
-                "histories: '" + each.topic + "' has bounds twice");
+                "history.topics: '" + each.topic + "' has bounds twice");
         bounded.push_back(each.topic = *topic);
         require(each.age.count() >= 0 && each.age <= std::chrono::hours(21 * 24),
-                "histories: the age must be from 0 to three weeks");
+                "history.topics: the age must be from 0 to three weeks");
     }
-    require(!o.gap_event.empty() && !check({.event = o.gap_event}),
-            "gap_event must be a name without line breaks");
-    require(o.max_topics > 0, "max_topics must be at least 1");
+    require(!o.history.gap_event.empty() && !check({.event = o.history.gap_event}),
+            "history.gap_event must be a name without line breaks");
+    require(o.limits.topics > 0, "limits.topics must be at least 1");
     require(o.drain_window.count() >= 0 && o.drain_window <= std::chrono::hours(24),
             "drain_window must be from 0 to a day");
-    require(o.max_head_bytes >= 256, "max_head_bytes must be at least 256");
-    require(o.history > 0, "history must be at least 1 frame");
-    require(o.history_bytes > 0, "history_bytes must be at least 1");
+    require(o.limits.head_bytes >= 256, "limits.head_bytes must be at least 256");
+    require(o.history.messages > 0, "history.messages must be at least 1");
+    require(o.history.bytes > 0, "history.bytes must be at least 1");
     const std::size_t ring = o.ring_capacity;
     require(ring >= 2 && ring <= (1u << 24) && (ring & (ring - 1)) == 0,
             "ring_capacity must be a power of two from 2 to 16777216, not " + std::to_string(ring));
@@ -9734,8 +9828,8 @@ SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s)
     for (const std::string& topic : detail::topics_of(asked, body)) {
         asked.topics.push_back(detail::checked_topic(topic));
     }
-    if (hub.options.authorize) {
-        const access given = co_await hub.options.authorize(asked);
+    if (hub.options.hooks.authorize) {
+        const access given = co_await hub.options.hooks.authorize(asked);
         const bool refused = co_await s.refused_by(given);
         if (refused) co_return;
     }
@@ -9743,11 +9837,11 @@ SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s)
     const auto from = detail::start_of(asked);
     std::string wrong;
     if (!from) wrong = "Use from=oldest, from=now, last=20 or since=1764000000\n";
-    if (topics.size() > hub.options.max_topics) {
-        wrong = "Too many topics; at most " + std::to_string(hub.options.max_topics) + "\n";
+    if (topics.size() > hub.options.limits.topics) {
+        wrong = "Too many topics; at most " + std::to_string(hub.options.limits.topics) + "\n";
     }
     // Each segment costs memory, whether or not anything is ever published there.
-    const std::size_t most = std::max<std::size_t>(32, hub.options.max_topics * 4);
+    const std::size_t most = std::max<std::size_t>(32, hub.options.limits.topics * 4);
     if (detail::count_segments(topics) > most) {
         wrong = "Topics too deep; at most " + std::to_string(most) + " segments in all\n";
     }
@@ -9823,25 +9917,26 @@ SSE_DECL void server::serve(asio::ip::tcp::acceptor listener) {
 
 SSE_DECL void server::stop() noexcept { hub_->life->stop(); }
 
-SSE_DECL asio::awaitable<drained> server::drain(const drain_options& how) {
-    return async_drain(hub_, hub_->life->checked(how));
+SSE_DECL asio::awaitable<drain_result> server::async_drain(const drain_options& how) {
+    return wait_for_drain(hub_, hub_->life->checked(how));
 }
 
-SSE_DECL asio::awaitable<drained> server::async_drain(std::shared_ptr<detail::hub> hub,
-                                                      std::shared_ptr<const detail::farewell> how) {
+SSE_DECL asio::awaitable<drain_result>
+server::wait_for_drain(std::shared_ptr<detail::hub> hub,
+                       std::shared_ptr<const detail::farewell> how) {
     hub->life->drain(std::move(how));
     const auto goes_on = [h = hub.get()] { return h->undrained != 0; };
     while (goes_on()) co_await hub->room.async_wait(goes_on);
-    co_return drained{hub->drained, hub->cut};
+    co_return drain_result{hub->drained, hub->cut};
 }
 
-SSE_DECL drained server::stop(const drain_options& how) {
-    check_thread("sse::server::stop");
+SSE_DECL drain_result server::drain(const drain_options& how) {
+    check_thread("sse::server::drain");
     detail::lifecycle& life = *hub_->life;
     life.drain(life.checked(how));
     life.state.lock();
     const auto deadline =
-        life.drained_by() + hub_->options.shutdown_timeout + std::chrono::seconds(1);
+        life.drained_by() + hub_->options.timeouts.shutdown + std::chrono::seconds(1);
     life.state.unlock();
     hub_->room.wait_until(deadline, [this] { return hub_->undrained == 0; });
     stop();
@@ -9899,7 +9994,7 @@ SSE_DECL std::uint64_t server::push(frame_ref f) {
     using namespace std::chrono_literals;
     std::uint64_t sequence = 0;
     std::error_code failed = try_push(*hub_, f, sequence);
-    const auto deadline = std::chrono::steady_clock::now() + hub_->options.publish_timeout;
+    const auto deadline = std::chrono::steady_clock::now() + hub_->options.timeouts.publish;
     if (!failed) return sequence;
     detail::worker* const here = hub_->worker_here();
     while (failed == errc::no_room && std::chrono::steady_clock::now() < deadline) {
@@ -9983,14 +10078,14 @@ SSE_DECL std::string server::last_id() const {
     return detail::make_id(hub_->epoch, hub_->ring.published());
 }
 
-SSE_DECL void server::run_on(std::uint64_t stream, std::function<void(sse::stream&)> what) {
-    if (!what) throw std::invalid_argument("sse::server::run_on: the function is empty");
+SSE_DECL void server::post_to(std::uint64_t stream, std::function<void(sse::stream&)> what) {
+    if (!what) throw std::invalid_argument("sse::server::post_to: the function is empty");
     const auto index = static_cast<std::size_t>(stream % hub_->workers.size());
-    hub_->workers[index]->run_on(stream, std::move(what));
+    hub_->workers[index]->post_to(stream, std::move(what));
 }
 
 SSE_DECL void server::revoke(std::uint64_t stream) {
-    run_on(stream, [](sse::stream& s) { s.end(end_reason::revoked); });
+    post_to(stream, [](sse::stream& s) { s.end(end_reason::revoked); });
 }
 
 SSE_DECL void server::revoke_if(std::function<bool(const stream_info&)> which) {
@@ -10522,7 +10617,7 @@ public:
     bool over() const noexcept { return closed_ || (over_ && !working_ && !failure_); }
 
     const received_head& head() const noexcept { return head_; }
-    const std::string& answer() const noexcept { return error_body_; }
+    const std::string& error_body() const noexcept { return error_body_; }
     const std::string& last_event_id() const noexcept { return parser_.last_event_id(); }
     const std::string& url() const noexcept { return url_; }
     std::uint64_t connections() const noexcept { return connections_; }
@@ -10768,7 +10863,7 @@ public:
     /// The status of the last response; 0 before the first.
     int status() const noexcept { return core_->head().status; }
     /// The body of a response that was not an event stream, at most 64 KiB of it.
-    const std::string& answer() const noexcept { return core_->answer(); }
+    const std::string& error_body() const noexcept { return core_->error_body(); }
     /// The first field of this name in the last response; valid until the next response.
     std::optional<std::string_view> header(std::string_view name) const noexcept {
         return core_->head().header(name);
@@ -11551,10 +11646,10 @@ SSE_END
 #pragma GCC diagnostic pop
 #endif
 
-#endif // SSE_HPP
 #undef SSE_BEGIN
 #undef SSE_BODIES
 #undef SSE_DECL
 #undef SSE_END
 #undef SSE_STOP
 
+#endif // SSE_HPP

@@ -33,11 +33,13 @@ struct settings {
 sse::options options_of(const settings& set) {
     sse::options options;
     options.threads = set.threads;
-    options.max_connections = 0;
+    options.limits.connections = 0;
     // A burst is published far faster than clients read it: what they have yet to get is kept here.
-    options.history = std::size_t{1} << 20;
-    options.history_bytes = std::size_t{512} << 20;
-    options.on_error = [](std::exception_ptr) { std::fputs("server: handler failed\n", stderr); };
+    options.history.messages = std::size_t{1} << 20;
+    options.history.bytes = std::size_t{512} << 20;
+    options.hooks.on_error = [](std::exception_ptr) {
+        std::fputs("server: handler failed\n", stderr);
+    };
     return options;
 }
 

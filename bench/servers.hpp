@@ -223,13 +223,15 @@ private:
         sse::options options;
         options.io_uring = io_uring;
         options.threads = load.threads;
-        options.max_connections = 0;
+        options.limits.connections = 0;
         options.heartbeat = std::chrono::milliseconds(0);
         // A burst is published far faster than clients read it: what they have yet to get is kept.
-        options.history = std::max<std::size_t>(options.history, load.burst * 2);
-        options.history_bytes =
-            std::max<std::size_t>(options.history_bytes, load.burst * 2 * (load.payload + 512));
-        options.on_error = [](std::exception_ptr) { std::fputs("sse: handler failed\n", stderr); };
+        options.history.messages = std::max<std::size_t>(options.history.messages, load.burst * 2);
+        options.history.bytes =
+            std::max<std::size_t>(options.history.bytes, load.burst * 2 * (load.payload + 512));
+        options.hooks.on_error = [](std::exception_ptr) {
+            std::fputs("sse: handler failed\n", stderr);
+        };
         return options;
     }
 

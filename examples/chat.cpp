@@ -64,7 +64,7 @@ asio::awaitable<void> say(sse::server& server, sse::stream& client) {
         if (is_fit(name, 40) && is_fit(text, 2000))
             line = R"({"name":)" + json::quoted(name) + R"(,"text":)" + json::quoted(text) + "}";
         else
-            wrong = R"(give {"name": "Ann", "text": "hello"})";
+            wrong = R"(send {"name": "Ann", "text": "hello"})";
     } catch (const json::error& e) { wrong = e.what(); }
     if (!wrong.empty()) co_return co_await client.respond(400, "text/plain", wrong + "\n");
     co_await server.async_publish("/room", {.event = "line", .data = line});
@@ -78,7 +78,7 @@ int main(int argc, char** argv) {
         sse::options options;
         options.handle_signals = true;
         options.cors.origin = sse::localhost_origins(); // or any site's page could post
-        options.on_disconnect = [&](const sse::stream_info& gone, sse::end_reason) {
+        options.hooks.on_disconnect = [&](const sse::stream_info& gone, sse::end_reason) {
             if (here.remove(gone.id)) tell_who_is_here(*room, here);
         };
         sse::server server(options);

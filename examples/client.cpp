@@ -79,7 +79,7 @@ int main(int argc, char** argv) {
             try {
                 if (failed) std::rethrow_exception(failed);
             } catch (const std::system_error& error) {
-                std::cerr << "client: " << error.what() << '\n' << client.answer();
+                std::cerr << "client: " << error.what() << '\n' << client.error_body();
                 const bool is_answer = error.code() == sse::errc::bad_status ||
                                        error.code() == sse::errc::bad_content_type;
                 status = is_answer ? 3 : 1;

@@ -135,7 +135,7 @@ std::vector<std::pair<std::string, std::string>> json_fields(std::string_view bo
         const bool is_text = each.name == "event" || each.name == "id" || each.name == "key";
         if (!each.is_string && is_text)
             throw bad_body("\"" + each.name + "\" is " + std::string(each.value.substr(0, 40)) +
-                           "; give a string in double quotes");
+                           "; use a string in double quotes");
         fields.emplace_back(std::move(each.name),
                             each.is_string ? std::move(each.text) : std::string(each.value));
     }
@@ -148,7 +148,7 @@ milliseconds retry_time(std::string_view text) {
     const auto [end, wrong] = std::from_chars(text.data(), text.data() + text.size(), time);
     if (wrong != std::errc() || end != text.data() + text.size() || time < 0 || time > longest)
         throw bad_body("retry is '" + std::string(text.substr(0, 40)) +
-                       "'; give milliseconds, from 0 to " + std::to_string(longest));
+                       "'; use milliseconds, from 0 to " + std::to_string(longest));
     return milliseconds(time);
 }
 
@@ -165,11 +165,11 @@ publication from_fields(std::vector<std::pair<std::string, std::string>> fields)
         if (!field)
             throw bad_body("there is no field \"" + name +
                            "\"; the fields are event, data, id, retry, key and ephemeral");
-        if (*field) throw bad_body("the field \"" + name + "\" came twice; give it once");
+        if (*field) throw bad_body("the field \"" + name + "\" came twice; send it once");
         *field = std::move(value);
     }
     if (!data)
-        throw bad_body("there is no data, and a browser drops an event without; give data, as in "
+        throw bad_body("there is no data, and a browser drops an event without; send data, such as "
                        "event=chat&data=hello");
     result.event = event.value_or("");
     result.data = *std::move(data);
@@ -177,7 +177,7 @@ publication from_fields(std::vector<std::pair<std::string, std::string>> fields)
     result.key = key.value_or("");
     result.ephemeral = ephemeral == "true";
     if (ephemeral && !result.ephemeral && ephemeral != "false")
-        throw bad_body("ephemeral is '" + *ephemeral + "'; give true or false");
+        throw bad_body("ephemeral is '" + *ephemeral + "'; use true or false");
     return result;
 }
 
@@ -332,7 +332,7 @@ std::string filled(std::string page, std::string_view place, std::string_view te
 
 std::string page_for(const settings& chosen) {
     std::string page = filled(std::string(hub_page), "{{prefix}}", chosen.options.prefix);
-    page = filled(std::move(page), "{{gap}}", chosen.options.gap_event);
+    page = filled(std::move(page), "{{gap}}", chosen.options.history.gap_event);
     return filled(std::move(page), "{{publish}}", chosen.token.empty() ? "off" : "on");
 }
 
@@ -424,45 +424,33 @@ void rethrow(std::exception_ptr failure) {
 // An EventSource cannot set a header field, so the token may also be in the query.
 asio::awaitable<sse::access> let_in(const sse::request& request, const std::string& token) {
     const std::string asked = request.query_value("token").value_or("");
-    if (holds_token(request, token) || same_secret(asked, token)) co_return sse::access{};
-    sse::access no = sse::access::refuse(401, "the token is missing or wrong\n");
-    no.headers.emplace_back("WWW-Authenticate", "Bearer");
-    co_return no;
+    if (holds_token(request, token) || same_secret(asked, token)) co_return sse::access::grant();
+    co_return sse::access::refuse(401, "the token is missing or wrong\n",
+                                  {{"WWW-Authenticate", "Bearer"}});
 }
 
 void choose_origins(settings& chosen) {
     const bool any = std::count(chosen.allowed.begin(), chosen.allowed.end(), "*") > 0;
+    if (chosen.options.cors.credentials && (any || chosen.allowed.empty())) {
+        throw usage_error("--allow-credentials needs --allow-origin, with the origins that may "
+                          "send them");
+    }
     if (!any && !chosen.allowed.empty()) chosen.options.cors.origin = sse::origins(chosen.allowed);
 }
 
-// Why the server refuses the options; empty if it accepts them.
-std::string complaint_about(settings chosen) {
-    try {
-        choose_origins(chosen);
-        const sse::server built(chosen.options);
-        return "";
-    } catch (const std::exception& refused) { return refused.what(); }
-}
-
-// Turns a complaint of the server, which names an option as in C++, sse::options::max_head_bytes,
-// into one that names a flag: the one without which the server complains differently or not at all.
-std::string as_flag(const settings& chosen, const std::string& complaint) {
-    for (const auto& suspect : chosen.given) {
-        settings others;
-        for (const auto& each : chosen.given)
-            if (&each != &suspect) each.which->set(others, each.value);
-        if (complaint_about(others) == complaint) continue;
-        const std::string_view option = "sse::options::";
-        std::string reason = complaint;
-        if (reason.starts_with(option)) { // and the name follows
-            reason.erase(0, option.size());
-            reason.erase(0, std::min(reason.find_first_of(" :"), reason.size()));
-            reason.erase(0, reason.find_first_not_of(" :"));
-        }
-        return "--" + std::string(suspect.which->name) +
-               (suspect.value.empty() ? "" : " '" + suspect.value + "'") + ": " + reason;
+// What the server says of an option, said of the flag that sets it.
+std::string as_flag(const settings& chosen, const sse::bad_option& refused) {
+    const auto& all = hub_options::flags();
+    const auto sets = [&](const hub_options::flag& f) { return f.member == refused.member(); };
+    const auto found = std::find_if(all.begin(), all.end(), sets);
+    if (found == all.end()) return refused.what();
+    std::string value; // the last one given, but of a list the one that the reason quotes
+    for (const auto& each : chosen.given) {
+        if (each.which != &*found) continue;
+        value = " '" + each.value + "'";
+        if (refused.reason().find(value.substr(1)) != std::string_view::npos) break;
     }
-    return complaint;
+    return "--" + std::string(found->name) + value + ": " + std::string(refused.reason());
 }
 
 // The hub's own routes win over the server's, which would then be unreachable.
@@ -486,19 +474,19 @@ std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
     try {
         choose_origins(chosen);
         if (chosen.log_from) {
-            chosen.options.log = [from = *chosen.log_from, &out](const sse::log_entry& entry) {
+            chosen.options.hooks.log = [from = *chosen.log_from,
+                                        &out](const sse::log_entry& entry) {
                 if (entry.level >= from) log(out, entry);
             };
         }
         if (!chosen.subscribe_token.empty()) {
-            chosen.options.authorize = [token = chosen.subscribe_token](const sse::request& r) {
+            chosen.options.hooks.authorize = [token =
+                                                  chosen.subscribe_token](const sse::request& r) {
                 return let_in(r, token);
             };
         }
         return std::make_unique<sse::server>(chosen.options);
-    } catch (const std::invalid_argument& refused) {
-        throw usage_error(as_flag(chosen, refused.what()));
-    }
+    } catch (const sse::bad_option& refused) { throw usage_error(as_flag(chosen, refused)); }
 }
 
 std::string listen_address(const settings& chosen) {
@@ -546,7 +534,7 @@ void run(sse::server& server, const settings& chosen, output& out) {
     });
     server.route("POST", "/publish/*",
                  [&](sse::stream& client) { return answer_publish(server, chosen.token, client); });
-    server.group("/hub", {.authorize = chosen.options.authorize})
+    server.group("/hub", {.authorize = chosen.options.hooks.authorize})
         .route("GET", "/stats", [&](sse::stream& client) { return send_stats(server, client); });
 
     asio::io_context io(1);
@@ -574,11 +562,13 @@ void run(sse::server& server, const settings& chosen, output& out) {
     std::signal(SIGHUP, SIG_IGN);
     const std::uint64_t clients = server.counters().streams;
     const milliseconds window = chosen.options.drain_window;
-    const sse::drained gone = window.count() > 0 ? server.stop({.window = window}) : sse::drained{};
+    const sse::drain_result gone =
+        window.count() > 0 ? server.drain({.window = window}) : sse::drain_result{};
     server.stop();
     server.join();
     out.complain(out.warnings.due(hub_log::once_a_second::clock::time_point::max()));
-    out.say("hub: let go of " + std::to_string(clients) + (clients == 1 ? " client" : " clients") +
+    out.say("hub: disconnected " + std::to_string(clients) +
+            (clients == 1 ? " client" : " clients") +
             (gone.cut > 0 ? ", " + std::to_string(gone.cut) + " of them cut off" : ""));
 }
 

@@ -62,6 +62,7 @@ struct flag {
     std::string_view argument; // empty: a switch, which takes no value
     std::string help;          // including the default
     std::function<void(settings&, std::string_view value)> set;
+    std::string_view member = {}; // of sse::options, as sse::bad_option names it
 };
 
 template <class Number>
@@ -69,7 +70,7 @@ Number whole_number(std::string_view text, Number highest = std::numeric_limits<
     Number number = 0;
     const auto [end, wrong] = std::from_chars(text.data(), text.data() + text.size(), number);
     if (wrong != std::errc() || end != text.data() + text.size() || number > highest)
-        throw usage_error("give a whole number from 0 to " + std::to_string(highest));
+        throw usage_error("use a whole number from 0 to " + std::to_string(highest));
     return number;
 }
 
@@ -81,7 +82,7 @@ inline milliseconds seconds(std::string_view text) {
     const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
     if (!fits || !std::all_of(whole.begin(), whole.end(), is_digit) ||
         !std::all_of(thousandths.begin(), thousandths.end(), is_digit))
-        throw usage_error("give seconds, with at most three decimals, as in 15 or 0.5");
+        throw usage_error("use seconds, with at most three decimals, such as 15 or 0.5");
     thousandths.resize(3, '0');
     return milliseconds(std::stoll(std::string(whole) + thousandths));
 }
@@ -97,8 +98,8 @@ inline void allow_origin(settings& chosen, std::string_view origin) {
     try {
         sse::origins({chosen.allowed.back()});
     } catch (const std::invalid_argument&) {
-        throw usage_error("give * or scheme://host or scheme://host:port, in lower case and "
-                          "without a path, as in https://app.example");
+        throw usage_error("use * or scheme://host or scheme://host:port, in lower case and "
+                          "without a path, such as https://app.example");
     }
 }
 
@@ -106,7 +107,7 @@ inline void check_token(std::string_view token) {
     // More than RFC 6750 lists is allowed, but a token with a space or a comma could never arrive.
     const auto fits = [](char c) { return c > ' ' && c < '\x7f' && c != ',' && c != '"'; };
     if (token.empty() || !std::all_of(token.begin(), token.end(), fits))
-        throw usage_error("give a secret of letters, digits and signs, without spaces, for "
+        throw usage_error("use a secret of letters, digits and punctuation, without spaces, for "
                           "example the output of: openssl rand -hex 16");
 }
 
@@ -117,51 +118,60 @@ Value one_of(std::string_view text,
     std::string known;
     for (const auto& [word, value] : words) {
         if (word == text) return value;
-        known.append(known.empty() ? "give " : " or ").append(word);
+        known.append(known.empty() ? "use " : " or ").append(word);
     }
     throw usage_error(known);
 }
 
 inline void history_for(settings& chosen, std::string_view value) {
     const std::size_t equals = value.rfind('='); // a topic may contain one, a number cannot
-    if (equals == value.npos) throw usage_error("give a topic and a number, as in /prices=1000");
+    if (equals == value.npos) throw usage_error("use a topic and a number, such as /prices=1000");
     sse::topic_history bound;
     bound.topic = value.substr(0, equals);
-    bound.frames = whole_number<std::size_t>(value.substr(equals + 1));
-    chosen.options.histories.push_back(std::move(bound));
+    bound.messages = whole_number<std::size_t>(value.substr(equals + 1));
+    chosen.options.history.topics.push_back(std::move(bound));
 }
 
-inline flag list_flag(std::string_view name, std::string_view argument, std::string help,
-                      std::vector<std::string> sse::options::*member) {
+template <class Get> // the member of an sse::options
+flag list_flag(std::string_view name, std::string_view argument, std::string help,
+               std::string_view member, Get get) {
     return {name, argument, std::move(help) + "; may be repeated",
-            [member](settings& chosen, std::string_view value) {
-                (chosen.options.*member).emplace_back(value);
-            }};
+            [get](settings& chosen, std::string_view value) {
+                get(chosen.options).emplace_back(value);
+            },
+            member};
 }
 
 // The first use replaces the default list.
-inline flag cors_flag(std::string_view name, std::string_view argument, std::string help,
-                      std::vector<std::string> sse::cors_options::*member) {
+template <class Get>
+flag cors_flag(std::string_view name, std::string_view argument, std::string help,
+               std::string_view member, Get get) {
     return {name, argument, std::move(help) + "; may be repeated",
-            [name, member](settings& chosen, std::string_view value) {
-                std::vector<std::string>& list = chosen.options.cors.*member;
+            [name, get](settings& chosen, std::string_view value) {
+                std::vector<std::string>& list = get(chosen.options);
                 if (chosen.replaced.insert(name).second) list.clear();
                 list.emplace_back(value);
-            }};
+            },
+            member};
 }
 
-inline flag time_flag(std::string_view name, std::string help, milliseconds sse::options::*member) {
-    return {name, "SECONDS", std::move(help) + " (" + in_seconds(sse::options().*member) + ")",
-            [member](settings& chosen, std::string_view value) {
-                chosen.options.*member = seconds(value);
-            }};
+template <class Get>
+flag time_flag(std::string_view name, std::string help, std::string_view member, Get get) {
+    sse::options standard;
+    return {
+        name, "SECONDS", std::move(help) + " (" + in_seconds(get(standard)) + ")",
+        [get](settings& chosen, std::string_view value) { get(chosen.options) = seconds(value); },
+        member};
 }
 
-inline flag size_flag(std::string_view name, std::string help, std::size_t sse::options::*member) {
-    return {name, "NUMBER", std::move(help) + " (" + std::to_string(sse::options().*member) + ")",
-            [member](settings& chosen, std::string_view value) {
-                chosen.options.*member = whole_number<std::size_t>(value);
-            }};
+template <class Get>
+flag size_flag(std::string_view name, std::string help, std::string_view member, Get get) {
+    sse::options standard;
+    return {name, "NUMBER", std::move(help) + " (" + std::to_string(get(standard)) + ")",
+            [get](settings& chosen, std::string_view value) {
+                get(chosen.options) = whole_number<std::size_t>(value);
+            },
+            member};
 }
 
 inline const std::vector<flag>& flags() {
@@ -169,124 +179,182 @@ inline const std::vector<flag>& flags() {
     static const std::vector<flag> table{
         {"address", "ADDRESS", "address to listen on, IPv4 or IPv6 (127.0.0.1)",
          [](settings& chosen, std::string_view value) {
-             if (value.empty()) throw usage_error("give an address; 0.0.0.0 or :: means all");
+             if (value.empty()) throw usage_error("use an address; 0.0.0.0 or :: means all");
              chosen.address = value;
          }},
         {"port", "PORT", "port to listen on; 0: any free one (8080)",
          [](settings& chosen, std::string_view value) {
              chosen.port = whole_number<std::uint16_t>(value);
          }},
-        size_flag("threads", "worker threads; 0: one for each core", &options::threads),
+        size_flag(
+            "threads", "worker threads; 0: one for each core", "threads",
+            [](sse::options & o) -> auto& { return o.threads; }),
         {"prefix", "PATH", "path that clients subscribe under (" + options().prefix + ")",
-         [](settings& chosen, std::string_view value) { chosen.options.prefix = value; }},
-        time_flag("heartbeat", "silence before a comment is sent; 0: off", &options::heartbeat),
-        {"heartbeat-ids", "on|off", "whether a heartbeat tells the newest id (on)",
+         [](settings& chosen, std::string_view value) { chosen.options.prefix = value; }, "prefix"},
+        time_flag(
+            "heartbeat", "silence before a comment is sent; 0: off", "heartbeat",
+            [](sse::options & o) -> auto& { return o.heartbeat; }),
+        {"heartbeat-ids", "on|off", "whether a heartbeat carries the newest id (on)",
          [](settings& chosen, std::string_view value) {
              chosen.options.heartbeat_ids = one_of<bool>(value, {{"on", true}, {"off", false}});
-         }},
+         },
+         "heartbeat_ids"},
         {"allow-origin", "ORIGIN",
-         "web origin whose pages may read; * for any; may be repeated (*)", allow_origin},
-        {"allow-credentials", "", "lets cookies come along from the allowed origins (off)",
-         [](settings& chosen, std::string_view) { chosen.options.cors.credentials = true; }},
-        {"strange-origins", "WHAT",
-         "refuse: 403 for other origins; omit: an answer without permission (refuse)",
+         "web origin whose pages may read; * for any; may be repeated (*)", allow_origin,
+         "cors.origin"},
+        {"allow-credentials", "", "lets the allowed origins send cookies (off)",
+         [](settings& chosen, std::string_view) { chosen.options.cors.credentials = true; },
+         "cors.credentials"},
+        {"foreign-origins", "WHAT",
+         "refuse: 403 for other origins; omit: a response without CORS headers (refuse)",
          [](settings& chosen, std::string_view value) {
              chosen.options.cors.refuse = one_of<bool>(value, {{"refuse", true}, {"omit", false}});
-         }},
-        cors_flag("allow-method", "METHOD", "method that a preflight allows (what is served)",
-                  &sse::cors_options::methods),
-        cors_flag("allow-header", "NAME",
-                  "request header that a preflight allows (Authorization, Cache-Control, "
-                  "Content-Type, Last-Event-ID)",
-                  &sse::cors_options::headers),
-        cors_flag("expose-header", "NAME", "answer header that pages may read (none)",
-                  &sse::cors_options::exposed),
-        {"preflight-age", "SECONDS", "how long a preflight holds; 0: the browser decides (7200)",
+         },
+         "cors.refuse"},
+        cors_flag(
+            "allow-method", "METHOD", "method that a preflight allows (what is served)",
+            "cors.methods", [](sse::options & o) -> auto& { return o.cors.methods; }),
+        cors_flag(
+            "allow-header", "NAME",
+            "request header that a preflight allows (Authorization, Cache-Control, "
+            "Content-Type, Last-Event-ID)",
+            "cors.headers", [](sse::options & o) -> auto& { return o.cors.headers; }),
+        cors_flag(
+            "expose-header", "NAME", "response header that pages may read (none)", "cors.exposed",
+            [](sse::options & o) -> auto& { return o.cors.exposed; }),
+        {"preflight-age", "SECONDS",
+         "how long browsers cache a preflight; 0: the browser decides (7200)",
          [](settings& chosen, std::string_view value) {
              chosen.options.cors.max_age = std::chrono::seconds(whole_number<std::uint32_t>(value));
-         }},
+         },
+         "cors.max_age"},
         {"subscribe-token", "TOKEN",
-         "lets in holders of TOKEN only, as 'Authorization: Bearer' or ?token= (anyone)",
+         "admits only holders of TOKEN, by 'Authorization: Bearer' or ?token= (anyone)",
          [](settings& chosen, std::string_view value) {
              check_token(value);
              chosen.subscribe_token = value;
          }},
-        list_flag("host", "HOST",
-                  "host that requests may name; * for any (on loopback its own names, else *)",
-                  &options::hosts),
-        list_flag("trusted-proxy", "ADDRESS",
-                  "proxy, or block as 10.0.0.0/8, that is believed on its clients (none)",
-                  &options::trusted_proxies),
+        list_flag(
+            "host", "HOST",
+            "host that requests may name; * for any (on loopback its own names, else *)", "hosts",
+            [](sse::options & o) -> auto& { return o.hosts; }),
+        list_flag(
+            "trusted-proxy", "ADDRESS",
+            "proxy, or block such as 10.0.0.0/8, whose forwarding headers are trusted (none)",
+            "proxy.trusted", [](sse::options & o) -> auto& { return o.proxy.trusted; }),
         {"forwarded", "HEADER",
-         "where it names them: x-forwarded-for, forwarded or x-real-ip (x-forwarded-for)",
+         "which of them it sets: x-forwarded-for, forwarded or x-real-ip (x-forwarded-for)",
          [](settings& chosen, std::string_view value) {
              using by = sse::forwarded_by;
-             chosen.options.forwarded = one_of<by>(value, {{"x-forwarded-for", by::x_forwarded_for},
-                                                           {"forwarded", by::forwarded},
-                                                           {"x-real-ip", by::x_real_ip}});
-         }},
-        {"proxy-protocol", "", "connections begin with the PROXY protocol's head (off)",
-         [](settings& chosen, std::string_view) { chosen.options.proxy_protocol = true; }},
-        time_flag("header-timeout", "time for the whole request head", &options::header_timeout),
-        time_flag("body-timeout", "time for a request's body", &options::body_timeout),
-        time_flag("idle-timeout", "time between two requests of a connection",
-                  &options::idle_timeout),
-        time_flag("max-stream-age", "age at which a stream ends, so that it reconnects; 0: never",
-                  &options::max_stream_age),
-        time_flag("stall-timeout", "time a client may take no byte", &options::stall_timeout),
-        time_flag("coalesce", "time a message may wait for more, to go out with them; 0: none",
-                  &options::coalesce),
-        time_flag("publish-timeout", "time a publisher may wait for room",
-                  &options::publish_timeout),
-        time_flag("shutdown-timeout", "time that a stop may take", &options::shutdown_timeout),
-        time_flag("drain-window", "time over which a stop spreads its clients' return; 0: at once",
-                  &options::drain_window),
-        size_flag("max-connections", "connections at once, then streams are refused; 0: no limit",
-                  &options::max_connections),
-        size_flag("max-connections-per-ip", "the same for one address; 0: no limit",
-                  &options::max_connections_per_ip),
-        size_flag("connect-rate-per-ip", "new connections a second of one address; 0: no limit",
-                  &options::connect_rate_per_ip),
-        {"over-limit", "KIND", "hard: 503 or 429; soft: sends EventSources away for a while (hard)",
+             chosen.options.proxy.forwarded =
+                 one_of<by>(value, {{"x-forwarded-for", by::x_forwarded_for},
+                                    {"forwarded", by::forwarded},
+                                    {"x-real-ip", by::x_real_ip}});
+         },
+         "proxy.forwarded"},
+        {"proxy-protocol", "", "connections begin with a PROXY protocol header (off)",
+         [](settings& chosen, std::string_view) { chosen.options.proxy.protocol = true; },
+         "proxy.protocol"},
+        time_flag(
+            "header-timeout", "time for the whole request head", "timeouts.header",
+            [](sse::options & o) -> auto& { return o.timeouts.header; }),
+        time_flag(
+            "body-timeout", "time for a request's body", "timeouts.body",
+            [](sse::options & o) -> auto& { return o.timeouts.body; }),
+        time_flag(
+            "idle-timeout", "time between two requests of a connection", "timeouts.idle",
+            [](sse::options & o) -> auto& { return o.timeouts.idle; }),
+        time_flag(
+            "max-stream-age", "age at which a stream ends, so that its client reconnects; 0: never",
+            "timeouts.stream_age", [](sse::options & o) -> auto& { return o.timeouts.stream_age; }),
+        time_flag(
+            "stall-timeout", "disconnect a client that reads nothing for this long",
+            "timeouts.stall", [](sse::options & o) -> auto& { return o.timeouts.stall; }),
+        time_flag(
+            "coalesce", "time a message may wait for others, to be sent with them; 0: none",
+            "coalesce", [](sse::options & o) -> auto& { return o.coalesce; }),
+        time_flag(
+            "publish-timeout", "time a publisher may wait for room", "timeouts.publish",
+            [](sse::options & o) -> auto& { return o.timeouts.publish; }),
+        time_flag(
+            "shutdown-timeout", "time that handlers have to end after a stop", "timeouts.shutdown",
+            [](sse::options & o) -> auto& { return o.timeouts.shutdown; }),
+        time_flag(
+            "drain-window", "time over which a stop disconnects the clients; 0: at once",
+            "drain_window", [](sse::options & o) -> auto& { return o.drain_window; }),
+        size_flag(
+            "max-connections", "connections at once, then streams are refused; 0: no limit",
+            "limits.connections", [](sse::options & o) -> auto& { return o.limits.connections; }),
+        size_flag(
+            "max-connections-per-ip", "the same for one address; 0: no limit",
+            "limits.connections_per_ip",
+            [](sse::options & o) -> auto& { return o.limits.connections_per_ip; }),
+        size_flag(
+            "connect-rate-per-ip", "new connections per second from one address; 0: no limit",
+            "limits.connect_rate_per_ip",
+            [](sse::options & o) -> auto& { return o.limits.connect_rate_per_ip; }),
+        {"over-limit", "KIND",
+         "hard: 503 or 429; soft: asks EventSource clients to retry later (hard)",
          [](settings& chosen, std::string_view value) {
              using kind = sse::refusal;
-             chosen.options.over_limit =
+             chosen.options.limits.over =
                  one_of<kind>(value, {{"hard", kind::hard}, {"soft", kind::soft}});
-         }},
-        time_flag("retry-after", "when a refused client may come again", &options::retry_after),
-        size_flag("max-header-lines", "lines of a request head", &options::max_header_lines),
-        size_flag("max-head-bytes", "bytes of a request head", &options::max_head_bytes),
-        size_flag("max-body-bytes", "bytes of a published body", &options::max_body_bytes),
-        size_flag("ring-capacity", "messages between publishers and workers, a power of two",
-                  &options::ring_capacity),
-        size_flag("history", "messages kept, for clients that come back or lag behind",
-                  &options::history),
-        size_flag("history-bytes", "bytes of them that are kept", &options::history_bytes),
-        time_flag("history-age", "how long a message is kept; 0: as long as there is room",
-                  &options::history_age),
+         },
+         "limits.over"},
+        time_flag(
+            "retry-after", "when a refused client may retry", "limits.retry_after",
+            [](sse::options & o) -> auto& { return o.limits.retry_after; }),
+        size_flag(
+            "max-header-lines", "lines of a request head", "limits.header_lines",
+            [](sse::options & o) -> auto& { return o.limits.header_lines; }),
+        size_flag(
+            "max-head-bytes", "bytes of a request head", "limits.head_bytes",
+            [](sse::options & o) -> auto& { return o.limits.head_bytes; }),
+        size_flag(
+            "max-body-bytes", "bytes of a published body", "limits.body_bytes",
+            [](sse::options & o) -> auto& { return o.limits.body_bytes; }),
+        size_flag(
+            "ring-capacity", "messages between publishers and workers, a power of two",
+            "ring_capacity", [](sse::options & o) -> auto& { return o.ring_capacity; }),
+        size_flag(
+            "history", "messages kept, for clients that reconnect or fall behind",
+            "history.messages", [](sse::options & o) -> auto& { return o.history.messages; }),
+        size_flag(
+            "history-bytes", "bytes of these messages", "history.bytes",
+            [](sse::options & o) -> auto& { return o.history.bytes; }),
+        time_flag(
+            "history-age", "how long a message is kept; 0: as long as there is room", "history.age",
+            [](sse::options & o) -> auto& { return o.history.age; }),
         {"history-for", "TOPIC=NUMBER",
-         "messages kept of a topic and of what is below it; may be repeated", history_for},
+         "messages kept of a topic and of what is below it; may be repeated", history_for,
+         "history.topics"},
         {"gap-event", "NAME",
-         "event that says what cannot be sent any more (" + options().gap_event + ")",
-         [](settings& chosen, std::string_view value) { chosen.options.gap_event = value; }},
+         "name of the event that reports missed messages (" + options().history.gap_event + ")",
+         [](settings& chosen, std::string_view value) { chosen.options.history.gap_event = value; },
+         "history.gap_event"},
         {"lag", "WHAT",
-         "for a client behind the history: disconnect, skip, conflate or hold-back (disconnect)",
+         "for a client that falls behind the history: disconnect, skip, conflate or hold-back "
+         "(disconnect)",
          [](settings& chosen, std::string_view value) {
              using policy = sse::lag_policy;
-             chosen.options.lag = one_of<policy>(value, {{"disconnect", policy::disconnect},
-                                                         {"skip", policy::skip},
-                                                         {"conflate", policy::conflate},
-                                                         {"hold-back", policy::hold_back}});
-         }},
-        size_flag("max-unsent-bytes", "bytes of the history that may wait for one client; 0: all",
-                  &options::max_unsent_bytes),
-        size_flag("max-topics", "topics that one stream may follow", &options::max_topics),
+             chosen.options.history.lag = one_of<policy>(value, {{"disconnect", policy::disconnect},
+                                                                 {"skip", policy::skip},
+                                                                 {"conflate", policy::conflate},
+                                                                 {"hold-back", policy::hold_back}});
+         },
+         "history.lag"},
+        size_flag(
+            "max-unsent-bytes", "bytes of history that a client may be behind; 0: all",
+            "limits.unsent_bytes", [](sse::options & o) -> auto& { return o.limits.unsent_bytes; }),
+        size_flag(
+            "max-topics", "topics that one stream may follow", "limits.topics",
+            [](sse::options & o) -> auto& { return o.limits.topics; }),
         {"health", "PATH",
-         "where the hub says that it lives, and under /ready that it takes more; '' for none "
+         "path of the health endpoint, and with /ready of the readiness one; '' for none "
          "(/health)",
-         [](settings& chosen, std::string_view value) { chosen.options.health = value; }},
+         [](settings& chosen, std::string_view value) { chosen.options.health = value; }, "health"},
         {"log", "LEVEL",
-         "prints what happens from this level on: debug, info, warning, error or off (warning)",
+         "lowest level that is logged: debug, info, warning, error or off (warning)",
          [](settings& chosen, std::string_view value) {
              using level = std::optional<sse::log_level>;
              chosen.log_from = one_of<level>(value, {{"info", sse::log_level::info},
@@ -323,28 +391,28 @@ Subscribe:
   curl -N http://localhost:8080/subscribe/           everything
   curl -N http://localhost:8080/subscribe/demo/chat  one topic and what is below it
   curl -N 'http://localhost:8080/subscribe/?topic=demo/chat&topic=demo/build'    several
-  Add ?last=20, ?from=oldest or ?since=UNIX-SECONDS for what is kept of the past. A client that
-  comes back with the header Last-Event-ID, as a browser does, goes on after that message; what
-  cannot be sent any more is announced by one event `gap`.
+  Add ?last=20, ?from=oldest or ?since=UNIX-SECONDS for messages of the past. A client that
+  reconnects with the header Last-Event-ID, as a browser does, continues after that message; one
+  event `gap` reports what is no longer kept.
 
 Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON or plain text.
   A="Authorization: Bearer $TOKEN"
   curl -H "$A" -d event=chat --data-urlencode 'data=2 + 2 = 4' http://localhost:8080/publish/room
   curl -H "$A" --json '{"event":"price","data":{"ACME":128.4}}' http://localhost:8080/publish/room
   curl -H "$A" -H 'Content-Type: text/plain' --data-binary @log http://localhost:8080/publish/room
-  Fields: data (required), event, id (the hub gives one unless you do), retry (milliseconds until a
-  client that lost its connection comes back), key (with --lag conflate a slow client gets the
+  Fields: data (required), event, id (by default the hub's own), retry (milliseconds until a
+  client that lost its connection reconnects), key (with --lag conflate a slow client gets the
   newest message of each), ephemeral (true: no id, never sent again).
-  JSON data that is no string is sent as its JSON text. Everything is UTF-8 and uncompressed.
-  Answers: 202 {"seq":N,"id":"..."}, without id if the message is ephemeral; 400 and 415 with the
-  reason, 401 for a wrong token, 404 when it is off.
+  JSON data other than a string is sent as its JSON text. Everything is UTF-8 and uncompressed.
+  Responses: 202 {"seq":N,"id":"..."}, without id if the message is ephemeral; 400 and 415 with the
+  reason, 401 for a wrong token, 404 if it is off.
 
-Ctrl-C, SIGTERM or a closed terminal (SIGHUP) lets the clients go, within --drain-window if that is
-given, and ends with status 0; a second Ctrl-C or SIGTERM does not wait for them. SIGUSR1 and SIGUSR2
-are ignored. A wrong flag ends with status 2, a failure such as a port that is taken with 1.
+Ctrl-C, SIGTERM or a closed terminal (SIGHUP) disconnects the clients, over --drain-window if that is
+given, and ends the hub with status 0; a second Ctrl-C or SIGTERM ends it at once. SIGUSR1 and SIGUSR2
+are ignored. The status is 2 after a wrong flag, and 1 after a failure such as a port in use.
 
 The log goes to stderr. Warnings and errors of one kind are printed at most once a second, with their
-number. Lines that nobody reads are dropped and counted: they hold up nothing.
+number. Lines that nobody reads are dropped and counted; they never block the hub.
 )";
 }
 
@@ -382,7 +450,8 @@ inline settings read_flags(std::span<char*> arguments) {
         const std::string_view argument = arguments[i];
         const bool asks_for_help = argument == "-h";
         if (!asks_for_help && (!argument.starts_with("--") || argument.size() == 2))
-            throw usage_error("'" + std::string(argument) + "' is not a flag; flags begin with --");
+            throw usage_error("unexpected argument '" + std::string(argument) +
+                              "'; flags begin with --");
         const std::size_t equals = argument.find('=');
         const flag& given =
             find_flag(asks_for_help ? "help" : argument.substr(0, equals).substr(2));
@@ -390,7 +459,7 @@ inline settings read_flags(std::span<char*> arguments) {
         if (equals != argument.npos) value = argument.substr(equals + 1);
         const std::string named = "--" + std::string(given.name);
         if (given.argument.empty() && value)
-            throw usage_error(named + " is a switch; give it without a value");
+            throw usage_error(named + " is a switch and takes no value");
         if (!given.argument.empty() && !value) {
             if (i + 1 == arguments.size() || std::string_view(arguments[i + 1]).starts_with("--"))
                 throw usage_error(named + " needs a value: " + named + " " +

@@ -92,7 +92,7 @@ int main(int argc, char** argv) {
     return program::run(argc, argv, "tail ADDRESS FILE", [&] {
         sse::options options;
         options.threads = 1;
-        options.history = kept_lines;
+        options.history.messages = kept_lines;
         options.handle_signals = true;
         sse::server server(options);
         server.route("GET", "/", watch);

@@ -299,7 +299,7 @@ TEST_SUITE("client: the request") {
         CHECK(s.client.last_event_id() == "1");
         CHECK(s.client.connections() == 1);
         CHECK(s.client.url() == server.url("/a/b?c=d"));
-        CHECK(s.client.answer().empty());
+        CHECK(s.client.error_body().empty());
     }
 
     TEST_CASE("method, headers and body are the program's; Accept may be replaced") {
@@ -453,7 +453,7 @@ TEST_SUITE("client: answers") {
             CHECK(s.what.find("/x") != std::string::npos);
             CHECK(s.what.find("secret") == std::string::npos);
             CHECK(s.client.status() == status);
-            CHECK(s.client.answer() == (status == 304 ? "" : "the reason"));
+            CHECK(s.client.error_body() == (status == 304 ? "" : "the reason"));
             CHECK(s.client.header("X-Why") == "because");
             CHECK(s.data() == "(over)");
             CHECK(server.connections() == 1);
@@ -492,7 +492,7 @@ TEST_SUITE("client: answers") {
             script_server server({{answer("data: a\n\n", "", type)}});
             source s(server.url());
             CHECK(s.error() == sse::errc::bad_content_type);
-            CHECK(s.client.answer() == "data: a\n\n");
+            CHECK(s.client.error_body() == "data: a\n\n");
             CHECK(s.data() == "(over)");
         }
         script_server none({{"HTTP/1.1 200 OK\r\n\r\ndata: a\n\n"}});
@@ -503,13 +503,13 @@ TEST_SUITE("client: answers") {
         script_server server({{status_answer(500, "", std::string(200'000, 'x')), then::hold}});
         source s(server.url());
         CHECK(s.error() == sse::errc::bad_status);
-        CHECK(s.client.answer() == std::string(64 * 1024, 'x'));
+        CHECK(s.client.error_body() == std::string(64 * 1024, 'x'));
         script_server slow({{"HTTP/1.1 500 Oh\r\nContent-Length: 10\r\n\r\nhalf", then::hold}});
         sse::client_options o = quick();
         o.head_timeout = 50ms;
         source t(slow.url(), o);
         CHECK(t.error() == sse::errc::bad_status);
-        CHECK(t.client.answer() == "half");
+        CHECK(t.client.error_body() == "half");
     }
 
     TEST_CASE("codings that were not asked for are thrown, and named") {
@@ -623,7 +623,7 @@ TEST_SUITE("client: answers") {
         source s(server.url(), post(std::string(20'000'000, 'x')));
         const auto error = s.error();
         // The system may drop the answer when the connection is reset on unread bytes.
-        if (error == sse::errc::bad_status) CHECK(s.client.answer() == "too large");
+        if (error == sse::errc::bad_status) CHECK(s.client.error_body() == "too large");
         CHECK(error);
     }
 }
@@ -1084,7 +1084,7 @@ TEST_SUITE("client: reconnecting") {
             CHECK(s.data() == "a");
             CHECK(s.error() == sse::errc::bad_status);
             CHECK(s.what.find("status " + std::to_string(status)) != std::string::npos);
-            CHECK(s.client.answer() == "later");
+            CHECK(s.client.error_body() == "later");
             CHECK(s.client.status() == status);
             CHECK(server.connections() == 6);
             CHECK(s.data() == "(over)");
@@ -1538,7 +1538,7 @@ TEST_SUITE("client: waits that are given up, and headers that change") {
         CHECK(s.data() == "a");
         CHECK(s.data() == "b");
         CHECK(s.error() == sse::errc::bad_status);
-        CHECK(s.client.answer() == "expired");
+        CHECK(s.client.error_body() == "expired");
         CHECK(asked == std::vector<int>{0, 401, 0, 0, 401});
         const std::string tokens[] = {"1", "2", "3", "3", "4", "5"};
         const auto requests = server.requests();

@@ -34,7 +34,7 @@ struct journal {
     };
 
     void attach(sse::options& o) {
-        o.log = [this](const sse::log_entry& e) {
+        o.hooks.log = [this](const sse::log_entry& e) {
             const std::lock_guard lock(mutex);
             lines.push_back({e.level, std::string(e.what), std::string(e.method),
                              std::string(e.path), e.client.to_string(), std::string(e.detail),
@@ -227,25 +227,19 @@ TEST_SUITE("endpoints of one's own") {
 TEST_SUITE("who may come in") {
     TEST_CASE("authorize sees the request and lets in, refuses, or names topics and a time") {
         sse::options o = with_threads(1);
-        o.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
+        o.hooks.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
             asio::steady_timer lookup(co_await asio::this_coro::executor, 1ms);
             co_await lookup.async_wait(asio::use_awaitable);
-            if (r.header("Authorization") == "Bearer staff") co_return sse::access{};
+            if (r.header("Authorization") == "Bearer staff") co_return sse::access::grant();
             if (r.header("Cookie") == "session=ann") {
-                sse::access a;
-                a.topics = {"/users/ann", "/news"};
-                a.headers = {{"X-User", "ann"}};
-                co_return a;
+                co_return sse::access::grant(
+                    {.topics = {"/users/ann", "/news"}, .headers = {{"X-User", "ann"}}});
             }
             if (r.query_value("token") == "short") {
-                sse::access a;
-                a.valid_for = 50ms;
-                co_return a;
+                co_return sse::access::grant({.valid_for = 50ms});
             }
             if (r.path == "/subscribe/over") co_return sse::access::refuse(204);
-            sse::access no = sse::access::refuse(401, "Log in first\n");
-            no.headers = {{"WWW-Authenticate", "Bearer"}};
-            co_return no;
+            co_return sse::access::refuse(401, "Log in first\n", {{"WWW-Authenticate", "Bearer"}});
         };
         running_server server(o);
         const auto refused = http_get(server.port(), "/subscribe/a");
@@ -269,13 +263,25 @@ TEST_SUITE("who may come in") {
         CHECK(brief.wait_for_close() == ending::fin);
     }
 
+    TEST_CASE("access is granted or refused in so many words") {
+        static_assert(!std::is_default_constructible_v<sse::access>);
+        static_assert(!std::is_constructible_v<sse::access, int>);
+        CHECK(sse::access::grant().granted());
+        for (const int status : {204, 300, 401, 599}) {
+            CHECK_FALSE(sse::access::refuse(status).granted());
+        }
+        for (const int status : {-1, 0, 100, 200, 203, 205, 299, 600}) {
+            CHECK_THROWS_AS(sse::access::refuse(status), std::invalid_argument);
+        }
+    }
+
     TEST_CASE("an authorize hook that throws refuses with 500 and is reported") {
         sse::options o = with_threads(1);
         journal log;
         log.attach(o);
-        o.authorize = [](const sse::request&) -> asio::awaitable<sse::access> {
+        o.hooks.authorize = [](const sse::request&) -> asio::awaitable<sse::access> {
             throw std::runtime_error("the database is away");
-            co_return sse::access{};
+            co_return sse::access::grant();
         };
         running_server server(o);
         CHECK(http_get(server.port(), "/subscribe/a").status == 500);
@@ -373,7 +379,7 @@ TEST_SUITE("who may come in") {
         };
         running_server direct(o);
         CHECK(status(direct, "events.example") == 403);
-        o.trusted_proxies = {"127.0.0.1"};
+        o.proxy.trusted = {"127.0.0.1"};
         running_server behind(o);
         CHECK(status(behind, "events.example") == 200);
         CHECK(status(behind, "evil.example, events.example") == 200);
@@ -384,8 +390,8 @@ TEST_SUITE("who may come in") {
         std::mutex mutex;
         std::vector<std::string> said;
         sse::options o = with_threads(1);
-        o.trusted_proxies = {"127.0.0.1"};
-        o.log = [&](const sse::log_entry& e) {
+        o.proxy.trusted = {"127.0.0.1"};
+        o.hooks.log = [&](const sse::log_entry& e) {
             const std::lock_guard lock(mutex);
             if (e.what == "client unknown") said.emplace_back(e.detail);
         };
@@ -413,14 +419,14 @@ TEST_SUITE("who may come in") {
         sse::options o = with_threads(1);
         running_server alone(o, asking);
         CHECK(http_get(alone.port(), "/who", forged).body == "127.0.0.1");
-        o.trusted_proxies = {"127.0.0.0/8", "9.9.9.9"};
+        o.proxy.trusted = {"127.0.0.0/8", "9.9.9.9"};
         running_server behind(o, asking);
         CHECK(http_get(behind.port(), "/who", forged).body == "6.6.6.6");
         CHECK(http_get(behind.port(), "/who").body == "127.0.0.1");
-        o.forwarded = sse::forwarded_by::x_real_ip;
+        o.proxy.forwarded = sse::forwarded_by::x_real_ip;
         running_server real(o, asking);
         CHECK(http_get(real.port(), "/who", forged).body == "7.7.7.7");
-        o.forwarded = sse::forwarded_by::forwarded;
+        o.proxy.forwarded = sse::forwarded_by::forwarded;
         running_server standard(o, asking);
         CHECK(http_get(standard.port(), "/who",
                        {{"Forwarded", "for=\"[2001:db8::1]:99\";proto=https"}})
@@ -429,7 +435,7 @@ TEST_SUITE("who may come in") {
 
     TEST_CASE("fault 17: limits by address count clients, not proxies and not what they claim") {
         sse::options o = with_threads(1);
-        o.max_connections_per_ip = 1;
+        o.limits.connections_per_ip = 1;
         running_server direct(o);
         event_client one(direct.port());
         const auto stream_status = [](std::uint16_t port, const header_list& headers) {
@@ -437,7 +443,7 @@ TEST_SUITE("who may come in") {
         };
         CHECK(stream_status(direct.port(), {{"X-Forwarded-For", "1.2.3.4"}}) == 429);
 
-        o.trusted_proxies = {"127.0.0.1"};
+        o.proxy.trusted = {"127.0.0.1"};
         running_server proxied(o);
         event_client a(proxied.port(), "/subscribe", {{"X-Forwarded-For", "1.1.1.1"}});
         event_client b(proxied.port(), "/subscribe", {{"X-Forwarded-For", "2.2.2.2"}});
@@ -451,8 +457,8 @@ TEST_SUITE("who may come in") {
 
     TEST_CASE("the PROXY protocol names the client, and a connection without it ends") {
         sse::options o = with_threads(1);
-        o.proxy_protocol = true;
-        o.trusted_proxies = {"127.0.0.1"};
+        o.proxy.protocol = true;
+        o.proxy.trusted = {"127.0.0.1"};
         running_server server(o, [](sse::server& s) {
             s.route("GET", "/who", [](sse::stream& client) -> asio::awaitable<void> {
                 const std::string who = client.request().client.to_string();
@@ -484,7 +490,7 @@ TEST_SUITE("limits") {
         for (const bool by_address : {false, true}) {
             CAPTURE(by_address);
             sse::options o = with_threads(1);
-            (by_address ? o.max_connections_per_ip : o.max_connections) = 3;
+            (by_address ? o.limits.connections_per_ip : o.limits.connections) = 3;
             std::atomic<int> told{0};
             running_server server(o, [&](sse::server& s) {
                 s.route("POST", "/publish", [&](sse::stream& client) -> asio::awaitable<void> {
@@ -528,7 +534,7 @@ TEST_SUITE("limits") {
 
     TEST_CASE("over the rate of new connections nothing is served") {
         sse::options o = with_threads(1);
-        o.connect_rate_per_ip = 2;
+        o.limits.connect_rate_per_ip = 2;
         running_server server(o);
         int refused = 0;
         for (int n = 0; n < 10; ++n) {
@@ -539,8 +545,8 @@ TEST_SUITE("limits") {
 
     TEST_CASE("a handler's own stream is refused softly too") {
         sse::options o = with_threads(1);
-        o.max_connections = 1;
-        o.over_limit = sse::refusal::soft;
+        o.limits.connections = 1;
+        o.limits.over = sse::refusal::soft;
         running_server server(o, [](sse::server& s) {
             s.route("GET", "/own", [](sse::stream& client) -> asio::awaitable<void> {
                 co_await client.send({.data = "x"});
@@ -581,9 +587,9 @@ TEST_SUITE("limits") {
 
     TEST_CASE("fault 16: a soft refusal sends an EventSource away for a while, not for good") {
         sse::options o = with_threads(1);
-        o.max_connections = 1;
-        o.over_limit = sse::refusal::soft;
-        o.retry_after = 2000ms;
+        o.limits.connections = 1;
+        o.limits.over = sse::refusal::soft;
+        o.limits.retry_after = 2000ms;
         running_server server(o);
         event_client first(server.port());
         event_client second(server.port());
@@ -600,8 +606,8 @@ TEST_SUITE("limits") {
 
     TEST_CASE("a soft refusal can be read by the pages that may read the stream, by no others") {
         sse::options o = with_threads(1);
-        o.max_connections = 1;
-        o.over_limit = sse::refusal::soft;
+        o.limits.connections = 1;
+        o.limits.over = sse::refusal::soft;
         o.cors.origin = sse::origins({"https://app.example"});
         running_server server(o);
         event_client first(server.port());
@@ -613,7 +619,7 @@ TEST_SUITE("limits") {
 
     TEST_CASE("the rate of connections from one address is limited, others get in") {
         sse::options o = with_threads(1);
-        o.connect_rate_per_ip = 5;
+        o.limits.connect_rate_per_ip = 5;
         running_server server(o);
         int served = 0, refused = 0;
         for (int i = 0; i < 30; ++i) {
@@ -628,7 +634,7 @@ TEST_SUITE("limits") {
 
     TEST_CASE("more header lines than allowed get 431") {
         sse::options o = with_threads(1);
-        o.max_header_lines = 3;
+        o.limits.header_lines = 3;
         running_server server(o);
         connection peer(server.port());
         peer.send("GET /health HTTP/1.1\r\nHost: localhost\r\nA: 1\r\nB: 2\r\nC: 3\r\n\r\n");
@@ -637,7 +643,7 @@ TEST_SUITE("limits") {
 
     TEST_CASE("an idle connection is closed, one that sends a new head in time is not") {
         sse::options o = with_threads(1);
-        o.idle_timeout = 60ms;
+        o.timeouts.idle = 60ms;
         running_server server(o);
         connection peer(server.port());
         CHECK(peer.request("GET", "/health").status == 200);
@@ -648,8 +654,8 @@ TEST_SUITE("limits") {
 
     TEST_CASE("a chunked body is read; one that is broken, too large or late gets 400, 413, 408") {
         sse::options o = with_threads(1);
-        o.max_body_bytes = 10;
-        o.body_timeout = 60ms;
+        o.limits.body_bytes = 10;
+        o.timeouts.body = 60ms;
         running_server server(o, [](sse::server& s) {
             s.route("POST", "/echo", [](sse::stream& client) -> asio::awaitable<void> {
                 const std::string text = co_await client.body();
@@ -677,8 +683,8 @@ TEST_SUITE("limits") {
 
     TEST_CASE("a client for whom too many bytes wait is cut before the history has passed it") {
         sse::options o = with_threads(1);
-        o.max_unsent_bytes = 100'000;
-        o.header_timeout = 200ms; // several sweeps a second
+        o.limits.unsent_bytes = 100'000;
+        o.timeouts.header = 200ms; // several sweeps a second
         running_server server(o);
         connection stuck(server.port(), {.receive_buffer = 4096});
         stuck.send_request("GET", "/subscribe/");
@@ -695,7 +701,7 @@ TEST_SUITE("limits") {
 
     TEST_CASE("a stream ends at its greatest age, and not all at once") {
         sse::options o = with_threads(1);
-        o.max_stream_age = 100ms;
+        o.timeouts.stream_age = 100ms;
         running_server server(o);
         event_client a(server.port()), b(server.port());
         CHECK(a.wait_for_close() == ending::fin);
@@ -774,7 +780,7 @@ TEST_SUITE("log") {
 
     TEST_CASE("behind a proxy all lines of a client in the log name its own address") {
         sse::options o = with_threads(1);
-        o.trusted_proxies = {"127.0.0.1"};
+        o.proxy.trusted = {"127.0.0.1"};
         journal log;
         log.attach(o);
         running_server server(o);
@@ -800,7 +806,7 @@ TEST_SUITE("log") {
 
     TEST_CASE("who is refused without an answer, for there are too many, is in the log") {
         sse::options o = with_threads(1);
-        o.max_connections_per_ip = 1;
+        o.limits.connections_per_ip = 1;
         journal log;
         log.attach(o);
         running_server server(o);
@@ -836,7 +842,7 @@ TEST_SUITE("log") {
 
     TEST_CASE("who is served over a limit counts as one refused only once a stream is refused") {
         sse::options o = with_threads(1);
-        o.max_connections = 1;
+        o.limits.connections = 1;
         running_server server(o);
         event_client one(server.port());
         for (int n = 0; n < 3; ++n) CHECK(http_get(server.port(), "/health").status == 200);
@@ -866,7 +872,7 @@ TEST_SUITE("under attack") {
 
     TEST_CASE("fault 18: 500 clients that never read hold back nobody and no memory") {
         sse::options o = with_threads(1);
-        o.history_bytes = 4 * 1024 * 1024;
+        o.history.bytes = 4 * 1024 * 1024;
         running_server server(o);
         std::vector<connection> stuck;
         for (int i = 0; i < 500; ++i) {

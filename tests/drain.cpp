@@ -1,4 +1,4 @@
-// The way out: drain() and stop(drain_options) send every client away with all that is its own.
+// The way out: drain() and async_drain() send every client away with all that is its own.
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 
@@ -29,25 +29,25 @@ void check_code(std::error_code expected, const std::function<void()>& call) {
     } catch (const std::system_error& e) { CHECK(e.code() == expected); }
 }
 
-/// drain() awaited on a context of the program's own.
+/// async_drain() awaited on a context of the program's own.
 class draining {
 public:
     explicit draining(sse::server& server, const sse::drain_options& how = {})
-        : result_(asio::co_spawn(io_, server.drain(how), asio::use_future)),
+        : result_(asio::co_spawn(io_, server.async_drain(how), asio::use_future)),
           thread_([this] { io_.run(); }) {}
     draining(const draining&) = delete;
     draining& operator=(const draining&) = delete;
     ~draining() { thread_.join(); }
 
     bool done() const { return result_.wait_for(0s) == std::future_status::ready; }
-    sse::drained get() {
+    sse::drain_result get() {
         REQUIRE(result_.wait_for(patience) == std::future_status::ready);
         return result_.get();
     }
 
 private:
     asio::io_context io_;
-    std::future<sse::drained> result_;
+    std::future<sse::drain_result> result_;
     std::thread thread_;
 };
 
@@ -99,10 +99,10 @@ struct held_server : running_server {
     held_server()
         : running_server([] {
               sse::options o = with_threads(1);
-              o.history = 16;
-              o.lag = sse::lag_policy::hold_back;
-              o.stall_timeout = 1h;
-              o.publish_timeout = 1h;
+              o.history.messages = 16;
+              o.history.lag = sse::lag_policy::hold_back;
+              o.timeouts.stall = 1h;
+              o.timeouts.publish = 1h;
               return o;
           }()) {
         for (int n = 0; n < 1000 && !try_publish("/t", {.data = large()}); ++n) {
@@ -126,7 +126,7 @@ TEST_SUITE("drain") {
                 clients.push_back(std::make_unique<reading>(server.port()));
             }
             server.publish("/t", {.data = "last"});
-            sse::drained result;
+            sse::drain_result result;
             {
                 std::string bye = "bye"; // the views are good for the call only
                 sse::drain_options how{.window = 400ms, .retry = 2'000ms};
@@ -160,7 +160,7 @@ TEST_SUITE("drain") {
     TEST_CASE("the same by the blocking stop, without a farewell") {
         running_server server(with_threads(2));
         reading a(server.port()), b(server.port());
-        const auto result = server.stop({.window = 200ms, .retry = 0ms});
+        const auto result = server.drain({.window = 200ms, .retry = 0ms});
         CHECK(result.closed == 2);
         CHECK(result.cut == 0);
         for (reading* client : {&a, &b}) {
@@ -176,7 +176,7 @@ TEST_SUITE("drain") {
         std::vector<std::unique_ptr<reading>> clients;
         for (int i = 0; i < 40; ++i) clients.push_back(std::make_unique<reading>(server.port()));
         const auto begin = steady::now();
-        const auto result = server.stop({.window = window});
+        const auto result = server.drain({.window = window});
         CHECK(result.closed == 40);
         int early = 0, first_half = 0;
         for (auto& client : clients) {
@@ -196,14 +196,14 @@ TEST_SUITE("drain") {
         // The workers are held up until the drain has begun, so all of it is in the ring by then.
         gate drained;
         for (const auto& one : server.streams()) {
-            server.run_on(one.id, [&](sse::stream&) { CHECK(drained.wait()); });
+            server.post_to(one.id, [&](sse::stream&) { CHECK(drained.wait()); });
         }
         const std::string pad(1'000, 'x');
         for (std::uint64_t n = 1; n <= count; ++n) {
             const std::string data = text(n) + " " + pad;
             server.publish("/t", {.data = std::string_view(data)});
         }
-        sse::drained result;
+        sse::drain_result result;
         {
             draining drain(server, {.window = 2'000ms, .farewell = sse::message{.data = "bye"}});
             CHECK(eventually(
@@ -246,7 +246,7 @@ TEST_SUITE("drain") {
     TEST_CASE("a farewell waits for what no worker has looked at yet") {
         constexpr std::size_t count = 6'000;
         sse::options o = with_threads(1);
-        o.body_timeout = 40ms; // deadlines are looked at every few milliseconds
+        o.timeouts.body = 40ms; // deadlines are looked at every few milliseconds
         running_server server(o);
         std::vector<connection> clients;
         for (int i = 0; i < 3; ++i) {
@@ -256,7 +256,7 @@ TEST_SUITE("drain") {
         }
         const auto streams = server.streams();
         gate drained;
-        server.run_on(streams.at(0).id, [&](sse::stream&) { CHECK(drained.wait()); });
+        server.post_to(streams.at(0).id, [&](sse::stream&) { CHECK(drained.wait()); });
         const std::string data(8'000, 'x');
         for (std::size_t n = 0; n < count; ++n) {
             server.publish("/t", {.data = std::string_view(data)});
@@ -266,7 +266,7 @@ TEST_SUITE("drain") {
             eventually([&] { return server.try_broadcast({.data = "x"}) == sse::errc::stopped; }));
         // Their turn comes at once, when most of it is still in the ring.
         for (const auto& one : streams) {
-            server.run_on(one.id, [](sse::stream& s) {
+            server.post_to(one.id, [](sse::stream& s) {
                 asio::post(s.get_executor(), [&s] { s.end_after(1ms); });
             });
         }
@@ -294,7 +294,7 @@ TEST_SUITE("drain") {
             reads.next();
         }
         const auto begin = steady::now();
-        const auto result = server.stop({.window = 500ms});
+        const auto result = server.drain({.window = 500ms});
         CHECK(steady::now() - begin >= 500ms);
         CHECK(result.closed == 1);
         CHECK(result.cut == 1);
@@ -312,7 +312,7 @@ TEST_SUITE("drain") {
             a.next();
             b.next();
         }
-        const auto result = server.stop({.window = 0ms, .farewell = sse::message{.data = "bye"}});
+        const auto result = server.drain({.window = 0ms, .farewell = sse::message{.data = "bye"}});
         CHECK(result.closed == 2);
         CHECK(result.cut == 1);
         for (event_client* client : {&a, &b}) {
@@ -328,7 +328,7 @@ TEST_SUITE("drain") {
             if (round % 2 == 1) leaves.emplace(server.port());
             leaves.reset();
             const auto begin = steady::now();
-            const auto result = server.stop({.window = 60s});
+            const auto result = server.drain({.window = 60s});
             CHECK(steady::now() - begin < 30s);
             CHECK(result.closed + result.cut <= 1);
         }
@@ -351,16 +351,16 @@ TEST_SUITE("drain") {
         running_server server;
         event_client client(server.port());
         const auto refused = [&](const sse::drain_options& how) {
-            CHECK_THROWS_AS(static_cast<void>(server.drain(how)), std::invalid_argument);
-            CHECK_THROWS_AS(server.stop(how), std::invalid_argument);
+            CHECK_THROWS_AS(static_cast<void>(server.async_drain(how)), std::invalid_argument);
+            CHECK_THROWS_AS(server.drain(how), std::invalid_argument);
         };
         refused({.window = -1ms});
         refused({.window = 25h});
         refused({.retry = -1ms});
         refused({.retry = 25h});
         check_code(sse::errc::bad_event,
-                   [&] { server.stop({.farewell = sse::message{.event = "a\nb", .data = "x"}}); });
-        check_code(sse::errc::empty_message, [&] { server.stop({.farewell = sse::message{}}); });
+                   [&] { server.drain({.farewell = sse::message{.event = "a\nb", .data = "x"}}); });
+        check_code(sse::errc::empty_message, [&] { server.drain({.farewell = sse::message{}}); });
         server.broadcast({.data = "goes on"});
         CHECK(client.next().data == "goes on");
     }
@@ -426,7 +426,7 @@ TEST_SUITE("drain and publishers") {
                 });
             }
             CHECK(eventually([&] { return waiting == 2 && published > 200; }));
-            const auto result = server.stop({.window = 300ms});
+            const auto result = server.drain({.window = 300ms});
             for (auto& t : publishers) t.join();
             CHECK(result.closed == 2);
             a.join();
@@ -450,7 +450,8 @@ TEST_SUITE("drain and handlers") {
         connection a(server.port()), b(server.port());
         for (connection* client : {&a, &b}) client->send_request("GET", "/route");
         CHECK(eventually([&] { return server.counters().delivered == 2; }));
-        const auto result = server.stop({.window = 200ms, .farewell = sse::message{.data = "bye"}});
+        const auto result =
+            server.drain({.window = 200ms, .farewell = sse::message{.data = "bye"}});
         CHECK(result.closed == 0);
         CHECK(result.cut == 2);
         CHECK(ended == 2);
@@ -598,7 +599,7 @@ TEST_SUITE("drain and handlers") {
         connection client(server.port());
         client.send_request("GET", "/both");
         client.read_through("hello");
-        server.stop({.window = 300ms, .farewell = sse::message{.data = "bye"}});
+        server.drain({.window = 300ms, .farewell = sse::message{.data = "bye"}});
         const std::string all = client.read_to_end();
         CHECK(all.ends_with("data: bye\n\n\r\n"));
         CHECK(ended == 1);
@@ -630,13 +631,13 @@ TEST_SUITE("drain and handlers") {
                 ++begun;
                 co_await wait_an_hour(client); // for what the snapshot is made of
                 co_await client.send({.event = "snapshot", .data = "x"});
-                client.release();
+                client.resume();
             });
         });
         reading client(server.port(), "/route");
         REQUIRE(eventually([&] { return begun == 1; }));
         server.publish("/t", {.data = "tail"});
-        server.stop({.window = 100ms});
+        server.drain({.window = 100ms});
         client.join();
         // With the id of "tail" it would come back, and never get what lies before.
         CHECK(client.events.empty());
@@ -680,13 +681,13 @@ TEST_SUITE("drain and handlers") {
             self = &s;
             s.route("GET", "/drain", [&](sse::stream& client) -> handler_result {
                 co_await client.send({.data = "begun"});
-                co_await self->drain({.window = 200ms});
+                co_await self->async_drain({.window = 200ms});
                 ++returned;
             });
             s.route("GET", "/stop", [&](sse::stream& client) -> handler_result {
                 std::string answer = "accepted";
                 try {
-                    self->stop({.window = 1ms});
+                    self->drain({.window = 1ms});
                 } catch (const std::system_error& e) { answer = e.code().message(); }
                 co_await client.respond(200, "text/plain", answer);
             });
@@ -755,7 +756,7 @@ TEST_SUITE("drain and connections") {
         running_server server(with_threads(1));
         connection idle(server.port());
         CHECK(idle.request("GET", "/health").status == 200);
-        const auto result = server.stop({.window = 300ms});
+        const auto result = server.drain({.window = 300ms});
         CHECK(result.closed == 0);
         CHECK(result.cut == 0);
         CHECK(idle.wait_for_close() == ending::fin);
@@ -777,14 +778,14 @@ TEST_SUITE("drain and connections") {
 
     TEST_CASE("a second drain waits for the first, however short its own window") {
         sse::options o = with_threads(2);
-        o.shutdown_timeout = 50ms;
+        o.timeouts.shutdown = 50ms;
         running_server server(o);
         reading a(server.port()), b(server.port());
         draining first(server, {.window = 1'500ms});
         CHECK(
             eventually([&] { return server.try_broadcast({.data = "x"}) == sse::errc::stopped; }));
         draining second(server, {.window = 0ms});
-        const auto third = server.stop({.window = 0ms});
+        const auto third = server.drain({.window = 0ms});
         CHECK(third.closed == 2);
         CHECK(third.cut == 0);
         CHECK(first.get().closed == 2);
@@ -805,19 +806,19 @@ TEST_SUITE("drain and connections") {
         }
         {
             sse::server server(with_threads(2));
-            CHECK(server.stop({.window = 60s}).closed == 0);
+            CHECK(server.drain({.window = 60s}).closed == 0);
         }
         {
             running_server server(with_threads(2));
             server.stop();
             server.join();
-            CHECK(server.stop({.window = 60s}).closed == 0);
+            CHECK(server.drain({.window = 60s}).closed == 0);
             draining drain(server, {.window = 60s});
             CHECK(drain.get().closed == 0);
         }
         {
             running_server server(with_threads(2)); // awaited by nobody: nothing happens
-            { auto unused = server.drain(); }
+            { auto unused = server.async_drain(); }
             event_client client(server.port());
             server.broadcast({.data = "on"});
             CHECK(client.next().data == "on");
@@ -832,13 +833,13 @@ TEST_SUITE("drain and connections") {
             port = server->port();
             reading a(port), b(port);
             server->broadcast({.data = "x"});
-            sse::drained result;
+            sse::drain_result result;
             if (round % 2 == 0) {
                 draining drain(*server, {.window = 50ms});
                 result = drain.get();
                 server.reset();
             } else {
-                result = server->stop({.window = 50ms});
+                result = server->drain({.window = 50ms});
                 server.reset();
             }
             CHECK(result.closed == 2);
@@ -852,7 +853,7 @@ TEST_SUITE("drain and connections") {
         sse::options o = with_threads(2);
         o.handle_signals = true;
         o.drain_window = 300ms;
-        o.retry_after = 3'000ms;
+        o.limits.retry_after = 3'000ms;
         running_server server(o);
         reading a(server.port()), b(server.port());
         server.publish("/t", {.data = "last"});

@@ -342,7 +342,7 @@ TEST_SUITE("a context of the program's own") {
         sse::drain_options how;
         how.window = 100ms;
         how.farewell = sse::message{.data = "bye"};
-        auto done = asio::co_spawn(e.io, e.server.drain(how), asio::use_future);
+        auto done = asio::co_spawn(e.io, e.server.async_drain(how), asio::use_future);
         CHECK(client.next().data == "bye");
         REQUIRE(done.wait_for(patience) == std::future_status::ready);
         const auto result = done.get();
@@ -361,7 +361,7 @@ TEST_SUITE("a context of the program's own") {
                 count += error.code() == std::errc::resource_deadlock_would_occur;
             }
             try {
-                e.server.stop(sse::drain_options{});
+                e.server.drain(sse::drain_options{});
             } catch (const std::system_error& error) {
                 count += error.code() == std::errc::resource_deadlock_would_occur;
             }
@@ -402,10 +402,10 @@ TEST_SUITE("a context of the program's own") {
         // How far it came, and what is done with the context behind it.
         for (const bool started : {false, true}) {
             for (const bool ran : {false, true}) {
-                for (const bool run_on : {false, true}) {
+                for (const bool post_to : {false, true}) {
                     CAPTURE(started);
                     CAPTURE(ran);
-                    CAPTURE(run_on);
+                    CAPTURE(post_to);
                     std::atomic<int> ended{0};
                     const std::size_t descriptors = open_descriptors();
                     {
@@ -444,8 +444,8 @@ TEST_SUITE("a context of the program's own") {
                         }
                         io->restart();
                         server.reset();
-                        if (run_on) io->run();
-                        if (run_on && started && ran) CHECK(ended == 2);
+                        if (post_to) io->run();
+                        if (post_to && started && ran) CHECK(ended == 2);
                         io.reset();
                         if (started && ran) CHECK(ended == 2);
                         for (connection& peer : peers) CHECK_NOTHROW(peer.read_to_end());
@@ -467,7 +467,7 @@ TEST_SUITE("a context of the program's own") {
         });
         server->route("GET", "/outlive", [&](sse::stream& client) -> handler_result {
             const count_end guard{ended};
-            client.outlive_client();
+            client.keep_running();
             client.begin();
             co_await client.sleep_for(1h);
         });
@@ -490,7 +490,7 @@ TEST_SUITE("a context of the program's own") {
         std::optional<sse::server> server(std::in_place, io);
         server->route("GET", "/outlive", [&](sse::stream& client) -> handler_result {
             const count_end guard{ended};
-            client.outlive_client();
+            client.keep_running();
             client.begin();
             co_await client.closed();
             co_await client.sleep_for(1h);
@@ -513,7 +513,7 @@ TEST_SUITE("a context of the program's own") {
         asio::io_context io;
         sse::options o;
         o.ring_capacity = 16;
-        o.publish_timeout = 20ms;
+        o.timeouts.publish = 20ms;
         sse::server server(io, o);
         add_routes(server);
         server.start("127.0.0.1:0");
@@ -560,7 +560,7 @@ TEST_SUITE("a context of the program's own") {
         std::atomic<int> ended{0}, begun{0};
         asio::io_context io;
         sse::options o;
-        o.shutdown_timeout = 1ms; // of the server's own threads
+        o.timeouts.shutdown = 1ms; // of the server's own threads
         sse::server server(io, o);
         server.route("GET", "/slow", [&](sse::stream& client) -> handler_result {
             const count_end guard{ended};
@@ -636,7 +636,7 @@ TEST_SUITE("adopted connections") {
     TEST_CASE("a large body is taken, partly from what was read") {
         front_door door;
         sse::options o = with_threads(1);
-        o.max_head_bytes = 1024;
+        o.limits.head_bytes = 1024;
         back_room room(o);
         const std::string body(900'000, 'x');
         const std::string head = "POST /plain HTTP/1.1\r\nHost: localhost\r\n"
@@ -730,7 +730,7 @@ TEST_SUITE("adopted connections") {
     TEST_CASE("what is no request is refused as ever, also when it comes late or never") {
         front_door door;
         sse::options o = with_threads(1);
-        o.header_timeout = 80ms;
+        o.timeouts.header = 80ms;
         back_room room(o);
         const auto status_of = [&](const std::string& read, const std::string& later) {
             connection peer(door.port());
@@ -753,7 +753,7 @@ TEST_SUITE("adopted connections") {
     TEST_CASE("adopted connections are counted for the limits") {
         front_door door;
         sse::options o = with_threads(1);
-        o.max_connections = 1;
+        o.limits.connections = 1;
         back_room room(o);
         const auto give = [&](connection& peer, const std::string& request) {
             tcp::socket socket = door.accept();

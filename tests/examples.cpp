@@ -192,7 +192,7 @@ TEST_SUITE("examples") {
                                  "--heartbeat-ids",
                                  "--allow-origin",
                                  "--allow-credentials",
-                                 "--strange-origins",
+                                 "--foreign-origins",
                                  "--allow-method",
                                  "--allow-header",
                                  "--expose-header",
@@ -248,17 +248,17 @@ TEST_SUITE("examples") {
         check_refused("--port 70000", "--port cannot be '70000'");
         check_refused("--port", "--port needs a value");
         check_refused("--ring-capacity 1000", "power of two");
-        check_refused("--preflight-age 0.5", "give a whole number"); // not 0: the browser decides
+        check_refused("--preflight-age 0.5", "use a whole number"); // not 0: the browser decides
         check_refused("--heartbeat soon", "--heartbeat cannot be 'soon'");
         check_refused("--allow-origin https://app.example/", "without a path");
-        check_refused("--over-limit medium", "give hard or soft");
-        check_refused("--heartbeat-ids maybe", "give on or off");
-        check_refused("--lag wait", "give disconnect or skip or conflate or hold-back");
-        check_refused("--history-for /prices", "give a topic and a number");
-        check_refused("--history-for /prices=many", "give a whole number");
+        check_refused("--over-limit medium", "use hard or soft");
+        check_refused("--heartbeat-ids maybe", "use on or off");
+        check_refused("--lag wait", "use disconnect or skip or conflate or hold-back");
+        check_refused("--history-for /prices", "use a topic and a number");
+        check_refused("--history-for /prices=many", "use a whole number");
         check_refused("--history-for a//b=5", "--history-for");
         check_refused("--trusted-proxy nobody", "--trusted-proxy");
-        check_refused("--allow-credentials", "name the origins");
+        check_refused("--allow-credentials", "--allow-credentials needs --allow-origin");
         check_refused("--demo=yes", "switch");
         check_refused("demo", "flags begin with --");
     }
@@ -276,7 +276,7 @@ TEST_SUITE("examples") {
         check_named("--allow-header x:", "--allow-header 'x:': ");
         check_named("--trusted-proxy ::1 --trusted-proxy nobody", "--trusted-proxy 'nobody': ");
         check_named("--history-for a//b=5", "--history-for 'a//b=5': ");
-        check_named("--allow-credentials --port 0", "--allow-credentials: cannot go to every");
+        check_named("--allow-credentials --port 0", "--allow-credentials needs --allow-origin");
         check_named("--port 0 --header-timeout 0", "--header-timeout '0': must be more than 0");
         check_named("--max-stream-age 99999999 --demo", "--max-stream-age '99999999': ");
         check_named("--prefix nothing", "--prefix 'nothing': ");
@@ -334,7 +334,7 @@ TEST_SUITE("examples") {
         CHECK(log.brings("hub: lines that could not be written and are left out: "));
         hub.fill_log(30);
         hub.signal(SIGTERM);
-        CHECK(hub.read_line() == "hub: let go of 1 client");
+        CHECK(hub.read_line() == "hub: disconnected 1 client");
         CHECK(hub.wait_for_exit().code == 0);
     }
 
@@ -388,7 +388,7 @@ TEST_SUITE("examples") {
         hub.signal(SIGHUP);
         CHECK(client.wait_for_close() == ending::fin);
         hub.signal(SIGHUP); // the shell sends one too
-        CHECK(hub.read_line() == "hub: let go of 1 client");
+        CHECK(hub.read_line() == "hub: disconnected 1 client");
         CHECK(hub.wait_for_exit().code == 0);
 
         hub_in_shell kept("", "trap '' HUP; ");
@@ -515,7 +515,7 @@ TEST_SUITE("examples") {
         CHECK(http_request(hub.port, "HEAD", "/events/x").status == 429);
         CHECK(http_get(hub.port, "/health").status == 200);
         hub.signal(SIGTERM);
-        CHECK(has(hub.read_to_end(), "let go of 3 clients"));
+        CHECK(has(hub.read_to_end(), "disconnected 3 clients"));
         CHECK(hub.wait_for_exit().code == 0);
     }
 
@@ -523,7 +523,7 @@ TEST_SUITE("examples") {
         running_hub hub({"--subscribe-token", "s3cret", "--trusted-proxy", "127.0.0.1",
                          "--allow-origin", "https://app.example", "--allow-credentials",
                          "--allow-header", "X-One", "--allow-header", "X-Two", "--preflight-age",
-                         "30", "--strange-origins", "omit", "--health", "/live",
+                         "30", "--foreign-origins", "omit", "--health", "/live",
                          "--max-header-lines", "20"});
         CHECK(http_get(hub.port, "/subscribe/").status == 401);
         CHECK(http_get(hub.port, "/subscribe/?token=wrong").status == 401);
@@ -634,7 +634,7 @@ TEST_SUITE("examples") {
         REQUIRE(retry);
         CHECK(*retry >= 1000);
         CHECK(*retry <= 2000);
-        CHECK(has(hub.read_to_end(), "let go of 1 client"));
+        CHECK(has(hub.read_to_end(), "disconnected 1 client"));
         CHECK(hub.wait_for_exit().code == 0);
     }
 
@@ -689,13 +689,13 @@ TEST_SUITE("examples") {
             CHECK(answer.status == 400);
             CHECK_MESSAGE(has(answer.body, reason), answer.body);
         };
-        check_refused(form, "data=x&ephemeral=yes", "give true or false");
+        check_refused(form, "data=x&ephemeral=yes", "use true or false");
         check_refused(form, "data=x&ephemeral=true&id=7", "ephemeral");
-        check_refused("application/json", R"({"data":"x","key":7})", "give a string");
+        check_refused("application/json", R"({"data":"x","key":7})", "use a string");
         check_refused(form, "data=x&keys=k",
                       "the fields are event, data, id, retry, key and ephemeral");
         for (const std::string retry : {"", "-1", "1s", "2147483648", "1 "})
-            check_refused(form, "data=x&retry=" + retry, "give milliseconds");
+            check_refused(form, "data=x&retry=" + retry, "use milliseconds");
         const std::vector<std::string> bad_ids{"a%0Cb", "+a", "a+", "%7f", std::string(1025, 'a')};
         for (const std::string& id : bad_ids)
             check_refused(form, "data=x&id=" + id, "the id has a control character");

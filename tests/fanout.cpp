@@ -207,7 +207,7 @@ TEST_SUITE("many clients") {
             return;
         }
         sse::options o = with_threads(2);
-        o.max_connections = 0;
+        o.limits.connections = 0;
         running_server server(o);
         const auto wave = [&](std::size_t count, std::uint64_t number) {
             swarm clients(server.port(), {.clients = count, .sources = 4});

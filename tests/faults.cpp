@@ -459,7 +459,8 @@ std::optional<int> live(bool drains) {
     CHECK(fresh.next().data == "to the fresh one too");
     CHECK(resumes.next().data == "to the fresh one too");
     if (drains) {
-        try_twice([&] { server->stop({.window = 40ms, .farewell = sse::message{.data = "bye"}}); });
+        try_twice(
+            [&] { server->drain({.window = 40ms, .farewell = sse::message{.data = "bye"}}); });
         int ended_early = 0;
         for (follower* const one : {&resumes, &by_handler, &fresh}) {
             const auto rest = one->rest();
@@ -654,8 +655,8 @@ TEST_SUITE("faults") {
             }
             server.publish("/a", {.data = "last"});
             looks = nth;
-            const sse::drained all =
-                server.stop({.window = 40ms, .farewell = sse::message{.data = "bye"}});
+            const sse::drain_result all =
+                server.drain({.window = 40ms, .farewell = sse::message{.data = "bye"}});
             CHECK(all.closed == clients.size());
             CHECK(all.cut == 0);
             for (const auto& client : clients) {
@@ -671,7 +672,7 @@ TEST_SUITE("faults") {
     TEST_CASE("a time to start from is one of the clock as it stands, wherever it has jumped to") {
         const uncounted here;
         sse::options o = with_threads(1);
-        o.history_age = 1h;
+        o.history.age = 1h;
         running_server server(o);
         event_client before(server.port(), "/subscribe/a");
         for (const long hours : {0, 30, -30, 0}) {

@@ -33,8 +33,8 @@
 
 namespace sse::detail {
 
-// An exchange gives a stream its outbox, and the stream resolves a time. Here the test does both: an
-// explicit instantiation may name what is private.
+// An exchange gives a stream its outbox, and the stream resolves a time. Here the test does both:
+// an explicit instantiation may name what is private.
 void give_outbox(receiver& r, outbox* box);
 void let_wrap(receiver& r);
 void set_age(start& from, std::chrono::milliseconds age);
@@ -2370,7 +2370,7 @@ bool world::is_gone(const office& at, const letter& l) const {
     const std::size_t mine = shelf(l);
     std::size_t behind = 0;
     for (std::size_t i = l.place + 1; i < at.f.end(); ++i) behind += shelf(letters[i]) == mine;
-    return l.place < at.f.end() && behind >= bounds_[mine % bounds_.size()].frames;
+    return l.place < at.f.end() && behind >= bounds_[mine % bounds_.size()].messages;
 }
 
 /// Whether the history has left it behind.
@@ -2594,7 +2594,7 @@ world::world(luck throws, bool loud) : dice(throws), loud_(loud) {
     heartbeat_ids = !dice.one_in(5);
     if (dice.one_in(3)) {
         crowd_ = dice.one_of(all_topics);
-        bounds_.front().frames = dice.between(1, 40);
+        bounds_.front().messages = dice.between(1, 40);
         if (!dice.one_in(3)) run_bytes_ = dice.between(60, 400);
         if (dice.one_in(2)) turn_bytes_ = dice.between(1, 400);
     }

@@ -56,7 +56,7 @@ struct error_log {
     std::vector<std::string> texts;
 
     void attach(sse::options& o) {
-        o.on_error = [this](std::exception_ptr failure) {
+        o.hooks.on_error = [this](std::exception_ptr failure) {
             const std::lock_guard lock(mutex);
             try {
                 std::rethrow_exception(failure);
@@ -227,7 +227,7 @@ TEST_SUITE("finite streams") {
     TEST_CASE("behind a stream no more waits than a head may have, and the connection ends") {
         std::atomic<bool> go{false};
         sse::options o = with_threads(1);
-        o.max_head_bytes = 512;
+        o.limits.head_bytes = 512;
         routes_server server({{"GET", "/later",
                                [&](sse::stream& client) -> handler_result {
                                    client.begin();
@@ -412,7 +412,7 @@ TEST_SUITE("finite streams") {
                       {"begin", [&] { client.begin(); }},
                       {"subscribe", [&] { client.subscribe("/a"); }},
                       {"unsubscribe", [&] { (void)client.unsubscribe("/a"); }},
-                      {"release", [&] { client.release(); }},
+                      {"release", [&] { client.resume(); }},
                       {"close", [&] { client.close(); }},
                       {"respond", [&] { (void)client.respond(200, "text/plain", "x"); }},
                       {"add_header", [&] { client.add_header("X", "y"); }},
@@ -420,7 +420,7 @@ TEST_SUITE("finite streams") {
                       {"set_user", [&] { client.set_user("ann"); }},
                       {"id", [&] { (void)client.id(); }},
                       {"closed", [&] { (void)client.closed(); }},
-                      {"outlive_client", [&] { client.outlive_client(); }}};
+                      {"keep_running", [&] { client.keep_running(); }}};
                   for (const auto& [name, call] : calls) {
                       std::string what = std::string(name) + ": ";
                       try {
@@ -450,7 +450,7 @@ TEST_SUITE("finite streams") {
         std::vector<std::string> held;
         sse::options o = with_threads(1);
         o.heartbeat = 40ms;
-        o.log = [&](const sse::log_entry& entry) {
+        o.hooks.log = [&](const sse::log_entry& entry) {
             if (entry.what != "worker held") return;
             const std::lock_guard lock(mutex);
             held.push_back(std::string(entry.detail));
@@ -497,8 +497,8 @@ TEST_SUITE("finite streams") {
         std::atomic<int> connected{0};
         std::vector<sse::end_reason> ends;
         sse::options o = with_threads(1);
-        o.on_connect = [&](sse::stream&) { ++connected; };
-        o.on_disconnect = [&](const sse::stream_info&, sse::end_reason why) {
+        o.hooks.on_connect = [&](sse::stream&) { ++connected; };
+        o.hooks.on_disconnect = [&](const sse::stream_info&, sse::end_reason why) {
             const std::lock_guard lock(mutex);
             ends.push_back(why);
         };
@@ -536,7 +536,8 @@ TEST_SUITE("finite streams") {
                                    try {
                                        client.begin();
                                    } catch (const std::system_error& e) {
-                                       told += e.code() == sse::errc::closed;
+                                       told += e.code() == sse::errc::closed &&
+                                               sse::client_gone(e.code());
                                    }
                                    co_return;
                                }},
@@ -620,7 +621,7 @@ TEST_SUITE("finite streams") {
 
     TEST_CASE("time between two streams of a connection is not of the next one's age") {
         sse::options o = with_threads(1);
-        o.max_stream_age = 150ms;
+        o.timeouts.stream_age = 150ms;
         routes_server server({{"GET", "/some",
                                [&](sse::stream& client) -> handler_result {
                                    for (int n = 0; n < 4; ++n) {
@@ -875,7 +876,7 @@ TEST_SUITE("chunks") {
 
     TEST_CASE("a chunked stream that subscribes resumes behind an id, with the gap told") {
         sse::options o = with_threads(1);
-        o.history = 4;
+        o.history.messages = 4;
         o.heartbeat = 20ms;
         std::atomic<bool> subscribed{false};
         routes_server server({{"GET", "/both",
@@ -933,7 +934,7 @@ TEST_SUITE("chunks") {
         sse::drain_options how;
         how.window = 300ms;
         how.farewell = sse::message{.event = "bye", .data = "come again"};
-        server.stop(how);
+        server.drain(how);
         for (std::size_t i = 0; i < peers.size(); ++i) {
             if (i % 2 == 0) {
                 const auto events = decode_event_stream(joined(read_chunks(peers[i])));
@@ -1049,7 +1050,7 @@ TEST_SUITE("chunks") {
             sse::drain_options how;
             how.window = 2s;
             how.farewell = sse::message{.event = "bye", .data = "bye"};
-            server.stop(how);
+            server.drain(how);
         });
         CHECK(eventually(
             [&] { return server.try_publish("/other", {.data = "x"}) == sse::errc::stopped; }));
@@ -1063,8 +1064,8 @@ TEST_SUITE("chunks") {
 
     TEST_CASE("a chunked subscription that falls behind is told the gap between whole chunks") {
         sse::options o = with_threads(1);
-        o.history_bytes = 600'000;
-        o.history = 100;
+        o.history.bytes = 600'000;
+        o.history.messages = 100;
         std::atomic<bool> subscribed{false};
         routes_server server({{"GET", "/both",
                                [&](sse::stream& client) -> handler_result {
@@ -1103,7 +1104,7 @@ TEST_SUITE("chunks") {
 
     TEST_CASE("a client that takes nothing is disconnected, in the middle of a chunk too") {
         sse::options o = with_threads(1);
-        o.stall_timeout = 100ms;
+        o.timeouts.stall = 100ms;
         std::atomic<int> ended{0};
         routes_server server({{"GET", "/much",
                                [&](sse::stream& client) -> handler_result {
@@ -1215,8 +1216,8 @@ TEST_SUITE("bodies") {
 
     TEST_CASE("a body of any length passes through pieces that are small") {
         sse::options o = with_threads(1);
-        o.max_head_bytes = 4096;
-        o.max_body_bytes = 32 * 1024 * 1024;
+        o.limits.head_bytes = 4096;
+        o.limits.body_bytes = 32 * 1024 * 1024;
         std::atomic<std::size_t> largest{0};
         routes_server server({{"POST", "/count",
                                [&](sse::stream& client) -> handler_result {
@@ -1238,8 +1239,8 @@ TEST_SUITE("bodies") {
 
     TEST_CASE("a body in pieces that is cut short, too large or too late gets 400, 413 or 408") {
         sse::options o = with_threads(1);
-        o.max_body_bytes = 10;
-        o.body_timeout = 80ms;
+        o.limits.body_bytes = 10;
+        o.timeouts.body = 80ms;
         pieces got;
         routes_server server({got.route()}, o);
         const auto status_of = [&](const std::string& rest, bool cut) {
@@ -1264,7 +1265,7 @@ TEST_SUITE("bodies") {
 
     TEST_CASE("each piece of a body has its own time, the time that the handler takes has none") {
         sse::options o = with_threads(1);
-        o.body_timeout = 200ms;
+        o.timeouts.body = 200ms;
         pieces got;
         routes_server server({got.route(),
                               {"POST", "/slow",
@@ -1528,7 +1529,7 @@ TEST_SUITE("what a handler learns") {
         routes_server server({{"GET", "/waits",
                                [&](sse::stream& client) -> handler_result {
                                    const count_end guard{ended};
-                                   client.outlive_client();
+                                   client.keep_running();
                                    client.begin();
                                    co_await client.closed();
                                    if (!client.open()) ++seen;
@@ -1537,7 +1538,7 @@ TEST_SUITE("what a handler learns") {
                                }},
                               {"GET", "/closes", [&](sse::stream& client) -> handler_result {
                                    const count_end guard{ended};
-                                   client.outlive_client();
+                                   client.keep_running();
                                    co_await client.send({.data = "x"});
                                    client.close();
                                    co_await client.closed();
@@ -1578,7 +1579,8 @@ TEST_SUITE("what a handler learns") {
                               client.get_executor(), wait(client, which),
                               asio::bind_cancellation_slot(stop.slot(), asio::use_awaitable));
                       } catch (const std::system_error& e) {
-                          cancelled += e.code() == asio::error::operation_aborted;
+                          cancelled += e.code() == asio::error::operation_aborted &&
+                                       sse::client_gone(e.code());
                       }
                   }
                   co_await client.respond(200, "text/plain", "done");
@@ -1594,7 +1596,7 @@ TEST_SUITE("what a handler learns") {
         std::atomic<int> left{0}, done{0}, ended{0};
         routes_server server({{"GET", "/race", [&](sse::stream& client) -> handler_result {
                                    const count_end guard{ended};
-                                   client.outlive_client();
+                                   client.keep_running();
                                    const auto work = [](sse::stream& c) -> handler_result {
                                        for (int n = 0; n < 5; ++n) {
                                            co_await c.send({.data = std::to_string(n)});
@@ -1625,7 +1627,7 @@ TEST_SUITE("what a handler learns") {
         std::atomic<bool> left{false};
         std::atomic<int> closed{0};
         routes_server server({{"POST", "/work", [&](sse::stream& client) -> handler_result {
-                                   client.outlive_client();
+                                   client.keep_running();
                                    const std::string first = co_await client.body_some();
                                    co_await until(client, left);
                                    for (int which = 0; which < 4; ++which) {
@@ -1656,13 +1658,13 @@ TEST_SUITE("what a handler learns") {
 
     TEST_CASE("a stream that is ended under a handler that outlives it ends in order") {
         sse::options o = with_threads(1);
-        o.max_stream_age = 60ms;
+        o.timeouts.stream_age = 60ms;
         std::atomic<bool> go{false};
         std::atomic<int> ended{0}, told{0};
         routes_server server({{"GET", "/work",
                                [&](sse::stream& client) -> handler_result {
                                    const count_end guard{ended};
-                                   client.outlive_client();
+                                   client.keep_running();
                                    co_await client.send({.data = "x"});
                                    co_await client.closed();
                                    ++told;
@@ -1684,8 +1686,8 @@ TEST_SUITE("what a handler learns") {
 
     TEST_CASE("a connection that is idle behind a stream is closed in time, not sooner") {
         sse::options o = with_threads(1);
-        o.idle_timeout = 500ms;
-        o.header_timeout = 500ms;
+        o.timeouts.idle = 500ms;
+        o.timeouts.header = 500ms;
         routes_server server({{"GET", "/long",
                                [&](sse::stream& client) -> handler_result {
                                    client.begin();
@@ -1765,7 +1767,7 @@ TEST_SUITE("what a handler learns") {
         std::atomic<bool> go{false};
         std::atomic<int> begun{0};
         routes_server server({{"GET", "/slow", [&](sse::stream& client) -> handler_result {
-                                   client.outlive_client();
+                                   client.keep_running();
                                    ++begun;
                                    co_await until(client, go);
                                    co_await client.respond(200, "text/plain", "here");
@@ -1805,7 +1807,7 @@ TEST_SUITE("what a handler learns") {
         routes_server server({{"GET", "/work",
                                [&](sse::stream& client) -> handler_result {
                                    const count_end guard{ended};
-                                   client.outlive_client();
+                                   client.keep_running();
                                    co_await client.send({.data = "begun"});
                                    co_await until(client, left);
                                    while (client.open()) co_await client.sleep_for(1ms);
@@ -1856,7 +1858,7 @@ TEST_SUITE("what a handler learns") {
             one.max_requests = 1;
             s.group("/g", one).route("GET", "/work", [&](sse::stream& client) -> handler_result {
                 const count_end guard{ended};
-                client.outlive_client();
+                client.keep_running();
                 client.begin();
                 co_await until(client, go);
             });
@@ -1880,11 +1882,11 @@ TEST_SUITE("what a handler learns") {
                 CAPTURE(client_left);
                 std::atomic<int> ended{0};
                 sse::options o = with_threads(1);
-                o.shutdown_timeout = 1h; // what is not cancelled is not destroyed either
+                o.timeouts.shutdown = 1h; // what is not cancelled is not destroyed either
                 routes_server server({{"GET", "/work",
                                        [&](sse::stream& client) -> handler_result {
                                            const count_end guard{ended};
-                                           client.outlive_client();
+                                           client.keep_running();
                                            client.begin();
                                            co_await client.sleep_for(1h);
                                        }},
@@ -1900,7 +1902,7 @@ TEST_SUITE("what a handler learns") {
                 }
                 CHECK(ended == 0);
                 if (drained) {
-                    server.stop(sse::drain_options{.window = 100ms});
+                    server.drain(sse::drain_options{.window = 100ms});
                 } else {
                     server.stop();
                 }
@@ -1913,14 +1915,14 @@ TEST_SUITE("what a handler learns") {
     TEST_CASE("a handler that nothing ends is destroyed with its server") {
         std::atomic<int> begun{0}, ended{0};
         sse::options o = with_threads(1);
-        o.shutdown_timeout = 10ms;
+        o.timeouts.shutdown = 10ms;
         {
             routes_server server({{"GET", "/work",
                                    [&](sse::stream& client) -> handler_result {
                                        const count_end guard{ended};
                                        co_await asio::this_coro::reset_cancellation_state(
                                            asio::disable_cancellation());
-                                       client.outlive_client();
+                                       client.keep_running();
                                        client.begin();
                                        ++begun;
                                        co_await client.sleep_for(1h);
@@ -1952,9 +1954,9 @@ TEST_SUITE("what a handler learns") {
         const auto ask = [&] {
             done = false;
             refused = 0;
-            server.run_on(id, [&](sse::stream& s) {
+            server.post_to(id, [&](sse::stream& s) {
                 try {
-                    s.outlive_client();
+                    s.keep_running();
                 } catch (const std::logic_error&) { ++refused; }
                 try {
                     refused += !s.try_send({.data = "x"});

@@ -69,8 +69,8 @@ void check_refused(long call) {
     std::mutex mutex;
     std::vector<std::string> told;
     sse::options o = with_threads(2);
-    o.header_timeout = 40ms; // the word comes with the sweep, which is as frequent
-    o.log = [&](const sse::log_entry& entry) {
+    o.timeouts.header = 40ms; // the word comes with the sweep, which is as frequent
+    o.hooks.log = [&](const sse::log_entry& entry) {
         const std::lock_guard lock(mutex);
         if (entry.what == "no io_uring") told.emplace_back(entry.detail);
     };
@@ -161,7 +161,7 @@ TEST_SUITE("io_uring") {
     TEST_CASE("clients that take nothing for a while get everything once and in order after it") {
         if (!kernel_allows()) return;
         sse::options o = with_threads(1);
-        o.stall_timeout = 10min; // however slow this machine is
+        o.timeouts.stall = 10min; // however slow this machine is
         running_server server(o);
         auto clients = clients_of(server, 30);
         const std::string data(100'000, 'x');

@@ -738,7 +738,7 @@ TEST_SUITE("any thread, any order") {
             sse::drain_options how;
             how.window = 50ms;
             how.farewell = sse::message{.event = "moving", .data = "x"};
-            first.stop(how);
+            first.drain(how);
             CHECK(viewer.next().type == "moving");
             CHECK(viewer.wait_for_close() != ending::reset);
             CHECK(viewer.decoder().last_event_id() == id); // the farewell has none
@@ -823,7 +823,7 @@ TEST_SUITE("any thread, any order") {
         running_server server(with_threads(1), [&](sse::server& s) {
             s.route("GET", "/jobs/{id}", views(jobs));
             s.route("POST", "/jobs/{id}", [&](sse::stream& client) -> handler_result {
-                client.outlive_client();
+                client.keep_running();
                 sse::job job = jobs.start(std::string(client.request().path_value("id")));
                 job.send({.data = "0"});
                 client.begin();

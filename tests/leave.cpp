@@ -47,15 +47,15 @@ TEST_SUITE("leave") {
         error_count errors;
         sse::options o = with_threads(1);
         errors.attach(o);
-        o.authorize = [&](const sse::request&) -> asio::awaitable<sse::access> {
+        o.hooks.authorize = [&](const sse::request&) -> asio::awaitable<sse::access> {
             const count_end guard{waits.ended};
             ++waits.begun;
             asio::steady_timer timer(co_await asio::this_coro::executor, 1h);
             co_await timer.async_wait(asio::use_awaitable);
-            co_return sse::access{};
+            co_return sse::access::grant();
         };
         sse::group_options guarded;
-        guarded.authorize = o.authorize;
+        guarded.authorize = o.hooks.authorize;
         running_server server(o, [&](sse::server& s) {
             s.route("POST", "/unread",
                     [&](sse::stream& c) -> handler_result { co_await waits(c); });
@@ -184,7 +184,7 @@ TEST_SUITE("leave") {
         std::atomic<int> begun{0};
         running_server server(with_threads(1), [&](sse::server& s) {
             s.route("POST", "/slow", [&](sse::stream& client) -> handler_result {
-                client.outlive_client();
+                client.keep_running();
                 ++begun;
                 co_await until(client, go);
                 const std::string body = co_await client.body();
@@ -203,8 +203,8 @@ TEST_SUITE("leave") {
 
     TEST_CASE("empty lines between requests leave the connection idle") {
         sse::options o = with_threads(1);
-        o.header_timeout = 40ms;
-        o.idle_timeout = 400ms;
+        o.timeouts.header = 40ms;
+        o.timeouts.idle = 400ms;
         running_server server(o, [](sse::server& s) {
             s.route("POST", "/x", [](sse::stream& client) -> handler_result {
                 const std::string body = co_await client.body();
@@ -284,8 +284,8 @@ TEST_SUITE("leave") {
 
     TEST_CASE("over a limit an EventSource is refused softly, on whatever line it says so") {
         sse::options o = with_threads(1);
-        o.max_connections = 1;
-        o.over_limit = sse::refusal::soft;
+        o.limits.connections = 1;
+        o.limits.over = sse::refusal::soft;
         running_server server(o);
         event_client one(server.port());
         connection peer(server.port());

@@ -334,7 +334,7 @@ void check_holds_numbers(const frame_log& log, std::uint64_t begin, std::uint64_
 } // namespace
 
 TEST_CASE("a new log is empty") {
-    const frame_log log(histories{{.frames = 4}});
+    const frame_log log(histories{{.messages = 4}});
     check_holds(log, 0, 0);
     CHECK(log.bytes_from(0) == 0);
     CHECK(log.first_since(7) == 0);
@@ -343,7 +343,7 @@ TEST_CASE("a new log is empty") {
 }
 
 TEST_CASE("a log numbers its frames from zero, and says how large they are") {
-    frame_log log(histories{{.frames = 10}});
+    frame_log log(histories{{.messages = 10}});
     push_numbers(log, 0, 5);
     check_holds_numbers(log, 0, 5);
     CHECK(log.push_from([] { return frame_of(17); }, 0) == 17u);
@@ -352,7 +352,7 @@ TEST_CASE("a log numbers its frames from zero, and says how large they are") {
 }
 
 TEST_CASE("a log appends nothing when there is nothing to take") {
-    frame_log log(histories{{.frames = 10}});
+    frame_log log(histories{{.messages = 10}});
     CHECK(log.push_from([] { return frame_ref(); }, 0) == std::nullopt);
     check_holds(log, 0, 0);
     push_numbers(log, 0, 2);
@@ -363,7 +363,7 @@ TEST_CASE("a log appends nothing when there is nothing to take") {
 // ---- bounds -------------------------------------------------------------------------------------
 
 TEST_CASE("a log forgets the oldest frames over its number, and the others keep theirs") {
-    frame_log log(histories{{.frames = 3}});
+    frame_log log(histories{{.messages = 3}});
     push_numbers(log, 0, 5);
     check_holds_numbers(log, 0, 5); // nothing is forgotten before it is asked
     CHECK(trim(log) == "0 anyone, 1 anyone");
@@ -374,7 +374,7 @@ TEST_CASE("a log forgets the oldest frames over its number, and the others keep 
 }
 
 TEST_CASE("a log forgets the oldest frames over its bytes") {
-    frame_log log(histories{{.frames = 1000, .bytes = 100}});
+    frame_log log(histories{{.messages = 1000, .bytes = 100}});
     for (int i = 0; i < 4; ++i) push(log, frame_of(25));
     CHECK(trim(log) == ""); // 100 bytes are within 100
     push(log, frame_of(1));
@@ -389,7 +389,7 @@ TEST_CASE("a log forgets the oldest frames over its bytes") {
 }
 
 TEST_CASE("a log counts the bytes of messages with their ids, not of names") {
-    frame_log log(histories{{.frames = 10, .bytes = 9 + 23}});
+    frame_log log(histories{{.messages = 10, .bytes = 9 + 23}});
     push(log, keyed("a key of which nothing is sent", "/" + std::string(50, 't')));
     frame_ref stamped = on("/a");
     stamped->stamp("w3xk5ab0", 123456789); // 23 bytes more
@@ -401,7 +401,7 @@ TEST_CASE("a log counts the bytes of messages with their ids, not of names") {
 }
 
 TEST_CASE("a log forgets what is too old, whether or not something comes") {
-    frame_log log(histories{{.frames = 10, .age = 100ms}});
+    frame_log log(histories{{.messages = 10, .age = 100ms}});
     push(log, frame_of(1), 1000);
     push(log, frame_of(1), 1000);
     push(log, frame_of(1), 1050);
@@ -413,7 +413,7 @@ TEST_CASE("a log forgets what is too old, whether or not something comes") {
 }
 
 TEST_CASE("a log forgets by age while its clock wraps") {
-    frame_log log(histories{{.frames = 10, .age = 100ms}});
+    frame_log log(histories{{.messages = 10, .age = 100ms}});
     const std::uint32_t start = 0u - 50; // 50 ms before the clock is 0
     push(log, frame_of(1), start);
     push(log, frame_of(1), start + 60);
@@ -423,7 +423,7 @@ TEST_CASE("a log forgets by age while its clock wraps") {
 }
 
 TEST_CASE("a log without an age never forgets by it") {
-    frame_log log(histories{{.frames = 10}});
+    frame_log log(histories{{.messages = 10}});
     push(log, frame_of(1), 0);
     CHECK(trim(log, 1, 0x7fff'ffff) == "");
     CHECK(trim(log, 1, 0xffff'ffff) == "");
@@ -431,7 +431,7 @@ TEST_CASE("a log without an age never forgets by it") {
 }
 
 TEST_CASE("a log keeps what it is asked to keep, whatever its bounds") {
-    frame_log log(histories{{.frames = 2, .bytes = 3}});
+    frame_log log(histories{{.messages = 2, .bytes = 3}});
     push_numbers(log, 0, 10);
     trim(log, 0);
     check_holds_numbers(log, 0, 10);
@@ -444,7 +444,7 @@ TEST_CASE("a log keeps what it is asked to keep, whatever its bounds") {
 }
 
 TEST_CASE("a log keeps what it is asked to keep, however old") {
-    frame_log log(histories{{.frames = 10, .age = 10ms}});
+    frame_log log(histories{{.messages = 10, .age = 10ms}});
     push_numbers(log, 0, 4);
     CHECK(trim(log, 0, 1000) == "");
     CHECK(trim(log, 2, 1000) == "0 anyone, 1 anyone");
@@ -453,14 +453,14 @@ TEST_CASE("a log keeps what it is asked to keep, however old") {
 }
 
 TEST_CASE("a log that may keep more than it is asked to keeps it") {
-    frame_log log(histories{{.frames = 5}});
+    frame_log log(histories{{.messages = 5}});
     push_numbers(log, 0, 4);
     trim(log);
     check_holds_numbers(log, 0, 4);
 }
 
 TEST_CASE("a log of no size forgets all that nobody needs") {
-    frame_log log(histories{{.frames = 0, .bytes = 0}});
+    frame_log log(histories{{.messages = 0, .bytes = 0}});
     push_numbers(log, 0, 3);
     trim(log, 2);
     check_holds_numbers(log, 2, 3);
@@ -471,7 +471,7 @@ TEST_CASE("a log of no size forgets all that nobody needs") {
 }
 
 TEST_CASE("a frame outlives its place in the log for who still refers to it") {
-    frame_log log(histories{{.frames = 1}});
+    frame_log log(histories{{.messages = 1}});
     push_numbers(log, 0, 1);
     const frame_ref half_sent = log.ref(0);
     push_numbers(log, 1, 3);
@@ -483,7 +483,7 @@ TEST_CASE("a frame outlives its place in the log for who still refers to it") {
 // ---- bounds by topic ----------------------------------------------------------------------------
 
 TEST_CASE("a topic with bounds of its own keeps more than the server does") {
-    frame_log log(histories{{.frames = 2}, {.topic = "/rare", .frames = 4}});
+    frame_log log(histories{{.messages = 2}, {.topic = "/rare", .messages = 4}});
     CHECK(log.has_bounds_by_topic());
     for (int i = 0; i < 4; ++i) push(log, on("/rare"));
     for (int i = 0; i < 100; ++i) push(log, on("/often"));
@@ -498,7 +498,7 @@ TEST_CASE("a topic with bounds of its own keeps more than the server does") {
 }
 
 TEST_CASE("a topic with bounds of its own keeps less than the server does, and takes no room") {
-    frame_log log(histories{{.frames = 3}, {.topic = "/noise", .frames = 1}});
+    frame_log log(histories{{.messages = 3}, {.topic = "/noise", .messages = 1}});
     for (int i = 0; i < 3; ++i) push(log, on("/a"));
     for (int i = 0; i < 10; ++i) push(log, on("/noise"));
     trim(log);
@@ -509,7 +509,7 @@ TEST_CASE("a topic with bounds of its own keeps less than the server does, and t
 }
 
 TEST_CASE("a topic whose bound is nothing is not kept") {
-    frame_log log(histories{{.frames = 3}, {.topic = "/noise", .frames = 0}});
+    frame_log log(histories{{.messages = 3}, {.topic = "/noise", .messages = 0}});
     push(log, on("/noise"));
     push(log, on("/a"));
     push(log, on("/noise"));
@@ -520,10 +520,10 @@ TEST_CASE("a topic whose bound is nothing is not kept") {
 }
 
 TEST_CASE("topics have bounds of bytes and of age of their own") {
-    frame_log log(histories{{.frames = 10, .age = 50ms},
-                            {.topic = "/small", .frames = 10, .bytes = 18},
-                            {.topic = "/brief", .frames = 10, .age = 10ms},
-                            {.topic = "/long", .frames = 10}});
+    frame_log log(histories{{.messages = 10, .age = 50ms},
+                            {.topic = "/small", .messages = 10, .bytes = 18},
+                            {.topic = "/brief", .messages = 10, .age = 10ms},
+                            {.topic = "/long", .messages = 10}});
     for (int i = 0; i < 3; ++i) push(log, on("/small"));
     push(log, on("/brief"));
     push(log, on("/long"));
@@ -536,10 +536,11 @@ TEST_CASE("topics have bounds of bytes and of age of their own") {
 
 TEST_CASE("of several bounds the nearest counts, by whole segments") {
     for (const bool turned : {false, true}) { // however they are ordered
-        histories all{{.frames = 1}, {.topic = "/a", .frames = 2}, {.topic = "/a/b", .frames = 3}};
+        histories all{
+            {.messages = 1}, {.topic = "/a", .messages = 2}, {.topic = "/a/b", .messages = 3}};
         if (turned) std::swap(all[1], all[2]);
         frame_log log(all);
-        CHECK(log.bounds().frames == 1);
+        CHECK(log.bounds().messages == 1);
         for (const char* const topic : {"/a", "/a/b", "/a/b/c", "/ab", "/a/bc", ""}) {
             for (int i = 0; i < 4; ++i) push(log, on(topic));
         }
@@ -550,7 +551,7 @@ TEST_CASE("of several bounds the nearest counts, by whole segments") {
 }
 
 TEST_CASE("what is not published to a topic is within the server's bounds") {
-    frame_log log(histories{{.frames = 1}, {.topic = "/a", .frames = 5}});
+    frame_log log(histories{{.messages = 1}, {.topic = "/a", .messages = 5}});
     push(log, make_frame(frame::kind::everyone, {}, {.data = "x"}));
     push(log, make_frame(frame::kind::user, user_topic("a"), {.data = "x"}));
     CHECK(trim(log) == "0 anyone");
@@ -563,7 +564,7 @@ TEST_CASE("what is not published to a topic is within the server's bounds") {
 // ---- ephemeral messages -------------------------------------------------------------------------
 
 TEST_CASE("ephemeral messages push no others out, however many they are") {
-    frame_log log(histories{{.frames = 2}, {.topic = "/a", .frames = 2}});
+    frame_log log(histories{{.messages = 2}, {.topic = "/a", .messages = 2}});
     CHECK(log.is_plain());
     push(log, on("/a"));
     push(log, on("/b"));
@@ -577,7 +578,7 @@ TEST_CASE("ephemeral messages push no others out, however many they are") {
 }
 
 TEST_CASE("ephemeral messages with keys push out none that is the newest of its key") {
-    frame_log log(histories{{.frames = 2}});
+    frame_log log(histories{{.messages = 2}});
     push(log, keyed("gold"));
     push(log, keyed("tin"));
     push(log, on("/b"));
@@ -594,7 +595,7 @@ TEST_CASE("ephemeral messages with keys push out none that is the newest of its 
 
 TEST_CASE("an ephemeral message supersedes none that may be replayed") {
     // Who comes back gets no ephemeral ones: it would have neither, and not be told.
-    frame_log log(histories{{.frames = 2}});
+    frame_log log(histories{{.messages = 2}});
     push(log, keyed("gold"));
     push(log, on("/a", {.key = "gold", .ephemeral = true}));
     CHECK(!log.superseded(0));
@@ -609,7 +610,7 @@ TEST_CASE("an ephemeral message supersedes none that may be replayed") {
 // ---- own ids ------------------------------------------------------------------------------------
 
 TEST_CASE("a log finds the message to which the program gave an id") {
-    frame_log log(histories{{.frames = 10}});
+    frame_log log(histories{{.messages = 10}});
     push(log, on("/a"));
     push(log, on("/a", {.id = "x"}));
     push(log, on("/b", {.id = "y"}));
@@ -621,7 +622,7 @@ TEST_CASE("a log finds the message to which the program gave an id") {
 }
 
 TEST_CASE("of two messages with one id the first is found, as long as it is kept") {
-    frame_log log(histories{{.frames = 2}});
+    frame_log log(histories{{.messages = 2}});
     push(log, on("/a", {.id = "x"}));
     push(log, on("/a", {.id = "x"}));
     CHECK(log.find_id("x") == 0u); // who resumes behind it misses nothing
@@ -635,7 +636,7 @@ TEST_CASE("of two messages with one id the first is found, as long as it is kept
 }
 
 TEST_CASE("an id is forgotten with its message") {
-    frame_log log(histories{{.frames = 1}, {.topic = "/long", .frames = 5}});
+    frame_log log(histories{{.messages = 1}, {.topic = "/long", .messages = 5}});
     push(log, on("/long", {.id = "stays"}));
     push(log, on("/a", {.id = "goes"}));
     push(log, on("/a", {.id = "kept for its key", .key = "k"}));
@@ -647,7 +648,7 @@ TEST_CASE("an id is forgotten with its message") {
 }
 
 TEST_CASE("ids of what is not replayed are not found") {
-    frame_log log(histories{{.frames = 5}});
+    frame_log log(histories{{.messages = 5}});
     push(log, make_frame(frame::kind::stream, {}, {.data = "x", .id = "x"}));
     CHECK(!log.find_id("x"));
     push(log, on("/a", {.id = "x"}));
@@ -657,7 +658,7 @@ TEST_CASE("ids of what is not replayed are not found") {
 // ---- keys ---------------------------------------------------------------------------------------
 
 TEST_CASE("a message is superseded by a newer one of its topic and key") {
-    frame_log log(histories{{.frames = 10}});
+    frame_log log(histories{{.messages = 10}});
     push(log, keyed("gold"));
     push(log, keyed("tin"));
     push(log, keyed("gold", "/b"));
@@ -672,7 +673,7 @@ TEST_CASE("a message is superseded by a newer one of its topic and key") {
 }
 
 TEST_CASE("a message supersedes none that others get") {
-    frame_log log(histories{{.frames = 10}});
+    frame_log log(histories{{.messages = 10}});
     push(log, make_frame(frame::kind::everyone, {}, {.data = "x", .key = "k"}));
     push(log, on("", {.key = "k"})); // the root's own subscribers get it, and no others
     CHECK(!log.superseded(0));
@@ -690,7 +691,7 @@ TEST_CASE("a message supersedes none that others get") {
 }
 
 TEST_CASE("the newest of its key stays beside the bounds, for those who want only that") {
-    frame_log log(histories{{.frames = 2}});
+    frame_log log(histories{{.messages = 2}});
     push(log, keyed("gold"));
     push(log, keyed("gold"));
     push(log, keyed("tin"));
@@ -704,7 +705,7 @@ TEST_CASE("the newest of its key stays beside the bounds, for those who want onl
 }
 
 TEST_CASE("one that was kept for its key goes when a newer one comes") {
-    frame_log log(histories{{.frames = 1}});
+    frame_log log(histories{{.messages = 1}});
     push(log, keyed("gold"));
     push(log, on("/a"));
     CHECK(trim(log) == "0 each");
@@ -722,7 +723,7 @@ TEST_CASE("one that was kept for its key goes when a newer one comes") {
 }
 
 TEST_CASE("the newest of too many keys are lost to anyone, the oldest first") {
-    frame_log log(histories{{.frames = 2}});
+    frame_log log(histories{{.messages = 2}});
     for (const char* const key : {"1", "2", "3", "4"}) push(log, keyed(key));
     CHECK(trim(log) == "0 each, 1 each");
     push(log, keyed("5"));
@@ -738,14 +739,14 @@ TEST_CASE("the newest of too many keys are lost to anyone, the oldest first") {
 }
 
 TEST_CASE("those kept for their key are as many bytes as the server keeps, too") {
-    frame_log log(histories{{.frames = 10, .bytes = 20}, {.topic = "/a", .frames = 0}});
+    frame_log log(histories{{.messages = 10, .bytes = 20}, {.topic = "/a", .messages = 0}});
     for (const char* const key : {"1", "2", "3"}) push(log, keyed(key)); // 9 bytes each
     CHECK(trim(log) == "0 each, 1 each, 2 each, 0 anyone");
     CHECK(kept_or_newest(log) == "1 2");
 }
 
 TEST_CASE("a log that shall keep more than it has keeps what it has for its key") {
-    frame_log log(histories{{.frames = 1}});
+    frame_log log(histories{{.messages = 1}});
     push(log, keyed("1"));
     push(log, keyed("2"));
     CHECK(trim(log, 2) == "0 each");
@@ -766,7 +767,7 @@ namespace {
 /// Keeps 1, 3 (for its key), 5 and 6 before its window, and 8 and 9 of 10 in it. Frame n came at
 /// 100 n and has n bytes more than 9.
 frame_log log_with_gaps() {
-    frame_log log(histories{{.frames = 1}, {.topic = "/long", .frames = 10}});
+    frame_log log(histories{{.messages = 1}, {.topic = "/long", .messages = 10}});
     for (std::size_t n = 0; n < 10; ++n) {
         const std::string data(n + 1, 'x');
         const bool stays = n == 1 || n == 5 || n == 6 || n == 8;
@@ -815,7 +816,7 @@ TEST_CASE("a log finds what came since a time") {
 }
 
 TEST_CASE("a log finds what came since a time while its clock wraps") {
-    frame_log log(histories{{.frames = 10}});
+    frame_log log(histories{{.messages = 10}});
     for (std::uint32_t n = 0; n < 4; ++n) push(log, frame_of(1), n * 100 - 150);
     CHECK(log.first_since(0u - 151) == 0);
     CHECK(log.first_since(0u - 149) == 1);
@@ -827,7 +828,7 @@ TEST_CASE("a log finds what came since a time while its clock wraps") {
 
 TEST_CASE("a log finds what came since a time also when the oldest came months ago") {
     constexpr std::uint32_t hour = 3'600'000;
-    frame_log log(histories{{.frames = 10}});
+    frame_log log(histories{{.messages = 10}});
     push(log, frame_of(1), 0);
     std::uint32_t now = 0;
     for (int hours = 0; hours < 24 * 70; ++hours) { // its owner comes by all the time
@@ -858,7 +859,7 @@ TEST_CASE("a log knows the bytes and the time of what it keeps, in either of its
 }
 
 TEST_CASE("a log that forgot everything still says when a message came, as nearly as it knows") {
-    frame_log log(histories{{.frames = 10, .age = 10ms}});
+    frame_log log(histories{{.messages = 10, .age = 10ms}});
     push(log, frame_of(1), 100);
     push(log, frame_of(1), 105);
     trim(log, 2, 500);
@@ -871,10 +872,10 @@ TEST_CASE("a log that forgot everything still says when a message came, as nearl
 }
 
 TEST_CASE("a log says before which place something for a topic is missing") {
-    frame_log log(histories{{.frames = 2},
-                            {.topic = "/a", .frames = 1},
-                            {.topic = "/a/b", .frames = 1},
-                            {.topic = "/c/d", .frames = 1}});
+    frame_log log(histories{{.messages = 2},
+                            {.topic = "/a", .messages = 1},
+                            {.topic = "/a/b", .messages = 1},
+                            {.topic = "/c/d", .messages = 1}});
     const auto missing = [&](std::string_view topic, loss kind = loss::each) {
         return log.forgotten_before(topic, kind);
     };
@@ -895,7 +896,7 @@ TEST_CASE("a log says before which place something for a topic is missing") {
 }
 
 TEST_CASE("a log says how far back who wants only the newest of each key has lost nothing") {
-    frame_log log(histories{{.frames = 2}});
+    frame_log log(histories{{.messages = 2}});
     const auto missing = [&](loss kind) { return log.forgotten_before("/a", kind); };
     for (const char* const key : {"1", "1", "2", "3", "3"}) push(log, keyed(key));
     CHECK(trim(log) == "0 each, 1 each, 2 each");
@@ -964,7 +965,7 @@ public:
                 const bool old = most.age.count() != 0 && age >= most.age.count();
                 const auto [frames, bytes] =
                     sum([&](const item& one) { return one.shelf == shelf && one.within; });
-                if (frames <= most.frames && bytes <= most.bytes && !old) break;
+                if (frames <= most.messages && bytes <= most.bytes && !old) break;
                 oldest.within = false;
                 oldest.forgotten = true;
                 oldest.for_key = has_key(oldest) && !oldest.superseded && !oldest.ephemeral;
@@ -974,7 +975,7 @@ public:
         }
         for (std::uint64_t n = 0; n < std::min<std::uint64_t>(keep, all.size()); ++n) {
             const auto [frames, bytes] = sum([](const item& one) { return one.for_key; });
-            if (frames <= bounds_[0].frames && bytes <= bounds_[0].bytes) break;
+            if (frames <= bounds_[0].messages && bytes <= bounds_[0].bytes) break;
             if (!all[n].for_key) continue;
             all[n].for_key = false;
             all[n].dropped = true;

@@ -358,9 +358,9 @@ void zero_window(two_namespaces& network, std::chrono::milliseconds stall, bool 
     constexpr int messages = 16;
     const std::string payload(1024 * 1024, 'x');
     sse::options o = with_threads(1);
-    o.stall_timeout = stall;
+    o.timeouts.stall = stall;
     std::atomic<bool> as_stalled{false};
-    o.on_disconnect = [&](const sse::stream_info&, sse::end_reason why) {
+    o.hooks.on_disconnect = [&](const sse::stream_info&, sse::end_reason why) {
         as_stalled = why == sse::end_reason::stalled;
     };
     remote_server at(network, o);

@@ -51,7 +51,8 @@ TEST_CASE("limits by address count an IPv4 address, and a /64 of IPv6") {
     CHECK(counting_prefix(at("192.0.2.1")) == at("192.0.2.1"));
     CHECK(counting_prefix(at("192.0.2.1")) != counting_prefix(at("192.0.2.2")));
     CHECK(counting_prefix(at("2001:db8:1:2::1")) == at("2001:db8:1:2::"));
-    CHECK(counting_prefix(at("2001:db8:1:2:ffff:ffff:ffff:ffff")) == counting_prefix(at("2001:db8:1:2::")));
+    CHECK(counting_prefix(at("2001:db8:1:2:ffff:ffff:ffff:ffff")) ==
+          counting_prefix(at("2001:db8:1:2::")));
     CHECK(counting_prefix(at("2001:db8:1:3::1")) != counting_prefix(at("2001:db8:1:2::1")));
     CHECK(counting_prefix(at("2001:db8:1:2:8000::")) == counting_prefix(at("2001:db8:1:2:7fff::")));
     CHECK(counting_prefix(without_mapping(at("::ffff:192.0.2.1"))) == at("192.0.2.1"));
@@ -112,7 +113,7 @@ void check_not_a_block(const std::string& text) {
         FAIL_CHECK("was taken for a block");
         return;
     }
-    CHECK(said.find("sse::options::trusted_proxies") != said.npos);
+    CHECK(said.find("sse::options::proxy.trusted") != said.npos);
     CHECK(said.find("'" + text + "'") != said.npos); // which of the list it was
     CHECK(said.find("10.0.0.0/8") != said.npos);     // what to write instead
 }
@@ -398,7 +399,7 @@ TEST_CASE("only the header that was chosen is read") {
     CHECK(client(headers, "10.0.0.1", sse::forwarded_by::x_forwarded_for) == "203.0.113.1");
     CHECK(client(headers, "10.0.0.1", sse::forwarded_by::forwarded) == "203.0.113.2");
     CHECK(client(headers, "10.0.0.1", sse::forwarded_by::x_real_ip) == "203.0.113.3");
-    CHECK(sse::options().forwarded == sse::forwarded_by::x_forwarded_for);
+    CHECK(sse::options().proxy.forwarded == sse::forwarded_by::x_forwarded_for);
 }
 
 TEST_CASE("header names have no case") {

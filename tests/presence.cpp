@@ -21,7 +21,7 @@ namespace {
 
 sse::options watchful(std::size_t threads = 1) {
     sse::options o = with_threads(threads);
-    o.body_timeout = 40ms; // deadlines are looked at every few milliseconds
+    o.timeouts.body = 40ms; // deadlines are looked at every few milliseconds
     return o;
 }
 
@@ -33,11 +33,11 @@ struct register_of_streams {
     std::vector<sse::stream_info> infos;
 
     void attach(sse::options& o) {
-        o.on_connect = [this](sse::stream& s) {
+        o.hooks.on_connect = [this](sse::stream& s) {
             const std::lock_guard lock(mutex);
             ++connected[s.id()];
         };
-        o.on_disconnect = [this](const sse::stream_info& info, sse::end_reason why) {
+        o.hooks.on_disconnect = [this](const sse::stream_info& info, sse::end_reason why) {
             const std::lock_guard lock(mutex);
             ended[info.id].push_back(why);
             infos.push_back(info);
@@ -69,10 +69,8 @@ struct register_of_streams {
 
 /// The user that the request's header names: a stand-in for a session.
 void users_by_header(sse::options& o) {
-    o.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
-        sse::access a;
-        a.user = std::string(r.header("X-User").value_or(""));
-        co_return a;
+    o.hooks.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
+        co_return sse::access::grant({.user = std::string(r.header("X-User").value_or(""))});
     };
 }
 
@@ -235,7 +233,7 @@ TEST_SUITE("streams by name") {
         REQUIRE(eventually([&] { return id != 0; }));
         CHECK(eventually([&] { return server.counters().connections == 0; }));
         std::atomic<int> calls{0};
-        server.run_on(id, [&](sse::stream& s) {
+        server.post_to(id, [&](sse::stream& s) {
             ++calls;
             s.topics();
         });
@@ -244,7 +242,7 @@ TEST_SUITE("streams by name") {
         CHECK(calls == 0);
     }
 
-    TEST_CASE("run_on runs on the stream's thread, what it throws ends that stream") {
+    TEST_CASE("post_to runs on the stream's thread, what it throws ends that stream") {
         error_count errors;
         sse::options o = with_threads(2);
         errors.attach(o);
@@ -254,7 +252,7 @@ TEST_SUITE("streams by name") {
         std::mutex mutex;
         std::set<std::thread::id> threads;
         for (const auto& one : all) {
-            server.run_on(one.id, [&](sse::stream& s) {
+            server.post_to(one.id, [&](sse::stream& s) {
                 const std::lock_guard lock(mutex);
                 threads.insert(std::this_thread::get_id());
                 CHECK(s.open());
@@ -265,14 +263,14 @@ TEST_SUITE("streams by name") {
         CHECK(threads.count(std::this_thread::get_id()) == 0);
         for (const auto& one : all) {
             if (one.topics == std::vector<std::string>{"/a"}) {
-                server.run_on(one.id, [](sse::stream&) { throw std::runtime_error("broken"); });
+                server.post_to(one.id, [](sse::stream&) { throw std::runtime_error("broken"); });
             }
         }
         CHECK_FALSE(a.next_or_end());
         CHECK(errors.count == 1);
         server.broadcast({.data = "on"});
         CHECK(b.next().data == "on");
-        CHECK_THROWS_AS(server.run_on(1, nullptr), std::invalid_argument);
+        CHECK_THROWS_AS(server.post_to(1, nullptr), std::invalid_argument);
     }
 }
 
@@ -354,7 +352,7 @@ TEST_SUITE("users") {
         const auto id = server.streams().at(0).id;
         const auto become = [&](std::string user) {
             gate done;
-            server.run_on(id, [&](sse::stream& s) {
+            server.post_to(id, [&](sse::stream& s) {
                 s.set_user(user);
                 CHECK(s.user() == user);
                 done.open();
@@ -411,7 +409,7 @@ TEST_SUITE("users") {
 TEST_SUITE("listings") {
     TEST_CASE("a listing has each open stream with what is known of it") {
         sse::options o = with_threads(2);
-        o.trusted_proxies = {"127.0.0.1"};
+        o.proxy.trusted = {"127.0.0.1"};
         users_by_header(o);
         running_server server(o);
         CHECK(server.streams().empty());
@@ -439,8 +437,8 @@ TEST_SUITE("listings") {
 
     TEST_CASE("with a hook that wants to know, the client behind a proxy is listed too") {
         sse::options o = with_threads(1);
-        o.trusted_proxies = {"127.0.0.1"};
-        o.on_disconnect = [](const sse::stream_info&, sse::end_reason) {};
+        o.proxy.trusted = {"127.0.0.1"};
+        o.hooks.on_disconnect = [](const sse::stream_info&, sse::end_reason) {};
         running_server server(o);
         event_client a(server.port(), "/subscribe/t", {{"X-Forwarded-For", "10.1.2.3"}});
         CHECK(server.streams().at(0).client.to_string() == "10.1.2.3");
@@ -626,9 +624,9 @@ TEST_SUITE("connect and disconnect") {
     TEST_CASE("lagged and stalled") {
         register_of_streams lag_seen, stall_seen;
         sse::options lags = watchful(), stalls = watchful();
-        lags.history = 16;
+        lags.history.messages = 16;
         lag_seen.attach(lags);
-        stalls.stall_timeout = 100ms;
+        stalls.timeouts.stall = 100ms;
         stall_seen.attach(stalls);
         running_server lagging(lags), stalling(stalls);
         event_client a(lagging.port(), "/subscribe/t", {}, {.receive_buffer = 4096});
@@ -657,7 +655,7 @@ TEST_SUITE("connect and disconnect") {
             server.publish("/t", {.data = large()});
             reads.next();
         }
-        const auto result = server.stop({.window = 300ms});
+        const auto result = server.drain({.window = 300ms});
         CHECK(result.closed == 1);
         CHECK(result.cut == 1);
         seen.check({sse::end_reason::revoked, drained, cut});
@@ -672,18 +670,18 @@ TEST_SUITE("connect and disconnect") {
         at_stop.check({stopped, stopped});
     }
 
-    TEST_CASE("failed: a handler, a filter, run_on, on_gap, on_connect that throw") {
+    TEST_CASE("failed: a handler, a filter, post_to, on_gap, on_connect that throw") {
         register_of_streams seen;
         error_count errors;
         sse::options o = with_threads(1);
         seen.attach(o);
         errors.attach(o);
-        const auto count = o.on_connect;
-        o.on_connect = [count](sse::stream& s) {
+        const auto count = o.hooks.on_connect;
+        o.hooks.on_connect = [count](sse::stream& s) {
             count(s);
             if (s.request().query_value("refuse")) throw std::runtime_error("on_connect");
         };
-        o.on_gap = [](sse::stream&, const sse::gap&) -> handler_result {
+        o.hooks.on_gap = [](sse::stream&, const sse::gap&) -> handler_result {
             throw std::runtime_error("on_gap");
             co_return;
         };
@@ -701,13 +699,13 @@ TEST_SUITE("connect and disconnect") {
         });
         event_client handler(server.port(), "/handler");
         event_client filter(server.port(), "/filter");
-        event_client by_run_on(server.port(), "/subscribe/run_on");
+        event_client by_run_on(server.port(), "/subscribe/post_to");
         event_client gap(server.port(), "/subscribe/gap", {{"Last-Event-ID", "garbage"}});
         event_client connect(server.port(), "/subscribe/connect?refuse=1");
         server.publish("/t", {.data = "x"});
         for (const auto& one : server.streams()) {
-            if (one.topics == std::vector<std::string>{"/run_on"}) {
-                server.run_on(one.id, [](sse::stream&) { throw std::runtime_error("run_on"); });
+            if (one.topics == std::vector<std::string>{"/post_to"}) {
+                server.post_to(one.id, [](sse::stream&) { throw std::runtime_error("post_to"); });
             }
         }
         for (event_client* client : {&handler, &filter, &by_run_on, &gap, &connect}) {
@@ -850,10 +848,10 @@ TEST_SUITE("handlers of clients that vanish") {
         std::atomic<int> begun{0}, ended{0};
         sse::server* self = nullptr;
         sse::options o = with_threads(1);
-        o.history = 16;
-        o.lag = sse::lag_policy::hold_back;
-        o.stall_timeout = 1h;
-        o.shutdown_timeout = 1s;
+        o.history.messages = 16;
+        o.history.lag = sse::lag_policy::hold_back;
+        o.timeouts.stall = 1h;
+        o.timeouts.shutdown = 1s;
         running_server server(o, [&](sse::server& s) {
             self = &s;
             s.route("GET", "/route", [&](sse::stream& client) -> handler_result {

@@ -18,7 +18,7 @@ namespace {
 /// Options with which deadlines are looked at every few milliseconds.
 sse::options watchful(std::size_t threads = 1) {
     sse::options o = with_threads(threads);
-    o.body_timeout = 40ms;
+    o.timeouts.body = 40ms;
     return o;
 }
 
@@ -167,9 +167,9 @@ constexpr std::uint64_t many = 300; // 15 MB: more than the sockets of a client 
 
 sse::options small_history(sse::lag_policy policy) {
     sse::options o = watchful();
-    o.history = 16;
-    o.lag = policy;
-    o.publish_timeout = 20s;
+    o.history.messages = 16;
+    o.history.lag = policy;
+    o.timeouts.publish = 20s;
     return o;
 }
 
@@ -527,7 +527,7 @@ TEST_SUITE("gaps") {
 
     TEST_CASE("what the history has let go of is told with its bounds and their number") {
         sse::options o = watchful(2);
-        o.history = 10;
+        o.history.messages = 10;
         running_server server(o);
         for (int n = 1; n <= 50; ++n) server.broadcast({.data = std::to_string(n)});
         server.broadcast({.data = "end"});
@@ -547,7 +547,7 @@ TEST_SUITE("gaps") {
 
     TEST_CASE("with several topics there is one word of a gap, and each message once") {
         sse::options o = watchful(2);
-        o.history = 12;
+        o.history.messages = 12;
         running_server server(o);
         const char* topics[] = {"/a", "/b", "/c", "/a/b"};
         std::string expected;
@@ -571,7 +571,7 @@ TEST_SUITE("gaps") {
 
     TEST_CASE("the gap event has the name that the options give it") {
         sse::options o = with_threads(1);
-        o.gap_event = "x-missed";
+        o.history.gap_event = "x-missed";
         running_server server(o);
         event_client client(server.port(), "/subscribe/t", resuming("garbage"));
         CHECK(client.next().type == "x-missed");
@@ -597,7 +597,7 @@ TEST_SUITE("on_gap") {
         std::atomic<int> called{0};
         std::atomic<bool> go_on{false};
         void attach(sse::options& o) {
-            o.on_gap = [this](sse::stream& client, const sse::gap& g) -> handler_result {
+            o.hooks.on_gap = [this](sse::stream& client, const sse::gap& g) -> handler_result {
                 const std::string reason(to_string(g.reason));
                 ++called;
                 co_await until(client, go_on);
@@ -683,7 +683,7 @@ TEST_SUITE("on_gap") {
         error_count errors;
         sse::options o = with_threads(1);
         errors.attach(o);
-        o.on_gap = [](sse::stream& client, const sse::gap&) -> handler_result {
+        o.hooks.on_gap = [](sse::stream& client, const sse::gap&) -> handler_result {
             co_await client.send({.data = "begun"});
             throw std::runtime_error("broken");
         };
@@ -704,7 +704,7 @@ TEST_SUITE("on_gap") {
         error_count errors;
         sse::options o = with_threads(1);
         errors.attach(o);
-        o.on_gap = [&](sse::stream& client, const sse::gap&) -> handler_result {
+        o.hooks.on_gap = [&](sse::stream& client, const sse::gap&) -> handler_result {
             struct on_end {
                 std::atomic<int>& count;
                 ~on_end() { ++count; }
@@ -732,7 +732,7 @@ TEST_SUITE("on_gap") {
         server.publish("/t", {.data = "1"});
         event_client client(server.port(), "/subscribe/t", resuming("garbage"));
         REQUIRE(eventually([&] { return program.called == 1; }));
-        server.run_on(only_stream(server), [](sse::stream& s) { s.close(); });
+        server.post_to(only_stream(server), [](sse::stream& s) { s.close(); });
         CHECK_FALSE(client.next_or_end().has_value());
         // With the id of something behind the gap it would never hear of it.
         CHECK(client.decoder().last_event_id().empty());
@@ -742,10 +742,10 @@ TEST_SUITE("on_gap") {
         std::atomic<int> called{0}, running{0}, most{0};
         std::atomic<bool> ends{false};
         sse::options o = small_history(sse::lag_policy::skip);
-        o.on_gap = [&](sse::stream& client, const sse::gap&) -> handler_result {
+        o.hooks.on_gap = [&](sse::stream& client, const sse::gap&) -> handler_result {
             ++called;
             most = std::max(most.load(), ++running);
-            client.release(); // that is for subscriptions made with `held`
+            client.resume(); // that is for subscriptions made with `held`
             co_await until(client, ends);
             --running;
             co_await client.send({.event = "done"});
@@ -777,8 +777,8 @@ TEST_SUITE("on_gap") {
 TEST_SUITE("history") {
     TEST_CASE("it is bounded by messages and by bytes, the newest stay") {
         sse::options by_count = watchful(), by_bytes = watchful();
-        by_count.history = 5;
-        by_bytes.history_bytes = 5 * 1'000 + 500;
+        by_count.history.messages = 5;
+        by_bytes.history.bytes = 5 * 1'000 + 500;
         for (const sse::options& o : {by_count, by_bytes}) {
             running_server server(o);
             const std::string pad(900, 'x'); // with the id and the rest less than 1,000
@@ -791,13 +791,13 @@ TEST_SUITE("history") {
 
     TEST_CASE("a topic with bounds of its own neither pushes others out nor is pushed out") {
         sse::options o = watchful(2);
-        o.history = 10;
+        o.history.messages = 10;
         sse::topic_history rare, deeper;
         rare.topic = "/rare";
-        rare.frames = 3;
+        rare.messages = 3;
         deeper.topic = "/rare/deeper/";
-        deeper.frames = 5;
-        o.histories = {rare, deeper};
+        deeper.messages = 5;
+        o.history.topics = {rare, deeper};
         running_server server(o);
         const auto publish = [&](const char* topic, int n) {
             server.publish(topic, {.data = std::to_string(n)});
@@ -820,7 +820,7 @@ TEST_SUITE("history") {
 
     TEST_CASE("messages over the age are forgotten, and that is told") {
         sse::options o = watchful(2);
-        o.history_age = 100ms;
+        o.history.age = 100ms;
         running_server server(o);
         server.publish("/t", {.data = "1"});
         server.publish("/t", {.data = "2"});
@@ -860,14 +860,14 @@ TEST_SUITE("history") {
 
     TEST_CASE("a quiet client is told the newest id with its heartbeat, and loses nothing") {
         sse::options o = watchful();
-        o.history = 32;
+        o.history.messages = 32;
         o.heartbeat = 10ms;
         CHECK(come_back_after_much(o).data == "at last");
     }
 
     TEST_CASE("without these it falls off the history, and is told so") {
         sse::options o = watchful();
-        o.history = 32;
+        o.history.messages = 32;
         o.heartbeat = 10ms;
         o.heartbeat_ids = false;
         const auto event = come_back_after_much(o);
@@ -877,7 +877,7 @@ TEST_SUITE("history") {
 
     TEST_CASE("between heartbeats it is told before half of the history has gone by") {
         sse::options o = watchful();
-        o.history = 64;
+        o.history.messages = 64;
         o.heartbeat = 0ms;
         running_server server(o);
         event_client quiet(server.port(), "/subscribe/quiet");
@@ -906,7 +906,7 @@ TEST_SUITE("snapshot and tail") {
                 co_await client.send({.event = "snapshot", .data = std::string_view(snapshot)});
                 co_await asio::post(client.get_executor(), asio::use_awaitable);
                 co_await client.send({.event = "more", .data = "of it"});
-                client.release();
+                client.resume();
             });
         });
         std::atomic<bool> go_on{true};
@@ -954,7 +954,7 @@ TEST_SUITE("snapshot and tail") {
                     snapshot = text(state);
                 }
                 co_await client.send({.event = "snapshot", .data = std::string_view(snapshot)});
-                client.release();
+                client.resume();
             });
         });
         std::atomic<bool> go_on{true};
@@ -981,7 +981,7 @@ TEST_SUITE("snapshot and tail") {
         for (auto& t : publishers) t.join();
     }
 
-    TEST_CASE("a handler that forgets release() lets its stream go on when it returns") {
+    TEST_CASE("a handler that forgets resume() lets its stream go on when it returns") {
         running_server server(with_threads(1), [](sse::server& s) {
             s.route("GET", "/route", [](sse::stream& client) -> handler_result {
                 client.subscribe("/t", {.held = true});
@@ -1001,7 +1001,7 @@ TEST_SUITE("snapshot and tail") {
                 client.subscribe("/b", {.from = sse::start::oldest()});
                 client.subscribe("/b/c", {.held = true});
                 co_await client.send({.data = "snapshot"});
-                client.release();
+                client.resume();
             });
         });
         for (int n = 1; n <= 8; ++n) {
@@ -1014,13 +1014,13 @@ TEST_SUITE("snapshot and tail") {
         CHECK(all_until_end(client) == "1,3,5,6,7,8,9,");
     }
 
-    TEST_CASE("another thread subscribes an open stream to more, and to less, by run_on") {
+    TEST_CASE("another thread subscribes an open stream to more, and to less, by post_to") {
         running_server server(with_threads(2));
         event_client client(server.port(), "/subscribe/a");
         const std::uint64_t id = only_stream(server);
         std::atomic<int> results{0};
         server.publish("/b", {.data = "before"});
-        server.run_on(id, [&](sse::stream& s) {
+        server.post_to(id, [&](sse::stream& s) {
             s.subscribe("/b");
             results += s.topics() == std::vector<std::string>{"/a", "/b"} ? 1 : 0;
         });
@@ -1029,7 +1029,7 @@ TEST_SUITE("snapshot and tail") {
         server.publish("/b", {.data = "2"});
         CHECK(client.next().data == "1");
         CHECK(client.next().data == "2");
-        server.run_on(id, [&](sse::stream& s) {
+        server.post_to(id, [&](sse::stream& s) {
             results += s.unsubscribe("/a") ? 10 : 0;
             results += s.unsubscribe("/a") ? 0 : 100;
         });
@@ -1037,13 +1037,13 @@ TEST_SUITE("snapshot and tail") {
         server.publish("/a", {.data = "not this"});
         server.publish("/b", {.data = "3"});
         CHECK(client.next().data == "3");
-        server.run_on(id, [](sse::stream& s) {
+        server.post_to(id, [](sse::stream& s) {
             s.subscribe("/c", {.from = sse::start::oldest(), .held = true});
         });
         server.publish("/c", {.data = "4"});
-        server.run_on(id, [](sse::stream& s) { s.release(); });
+        server.post_to(id, [](sse::stream& s) { s.resume(); });
         CHECK(client.next().data == "4");
-        server.run_on(id, [](sse::stream& s) { s.subscribe("no//topic"); }); // throws: it ends
+        server.post_to(id, [](sse::stream& s) { s.subscribe("no//topic"); }); // throws: it ends
         CHECK_FALSE(client.next_or_end());
     }
 
@@ -1153,7 +1153,7 @@ TEST_SUITE("clients that fall behind") {
 
     TEST_CASE("hold_back: publishers find no room until it reads again, and nothing is lost") {
         sse::options o = small_history(sse::lag_policy::hold_back);
-        o.stall_timeout = 60s;
+        o.timeouts.stall = 60s;
         running_server server(o);
         event_client stuck(server.port(), "/subscribe/t", {}, {.receive_buffer = 4096});
         std::uint64_t published = 0;
@@ -1186,7 +1186,7 @@ TEST_SUITE("clients that fall behind") {
 
     TEST_CASE("hold_back: one that never reads again is let go after stall_timeout") {
         sse::options o = small_history(sse::lag_policy::hold_back);
-        o.stall_timeout = 300ms;
+        o.timeouts.stall = 300ms;
         running_server server(o);
         event_client stuck(server.port(), "/subscribe/t", {}, {.receive_buffer = 4096});
         for (std::uint64_t n = 1; n <= 2 * many; ++n) server.publish("/t", {.data = large(n)});
@@ -1209,7 +1209,7 @@ TEST_SUITE("clients that fall behind") {
         REQUIRE(id != 0);
         sse::lag behind;
         gate asked;
-        server.run_on(id, [&](sse::stream& s) {
+        server.post_to(id, [&](sse::stream& s) {
             behind = s.lag();
             asked.open();
         });
@@ -1232,8 +1232,8 @@ TEST_SUITE("clients that fall behind") {
                                   sse::lag_policy::conflate, sse::lag_policy::hold_back}) {
             CAPTURE(static_cast<int>(policy));
             sse::options o = watchful();
-            o.lag = policy;
-            o.max_unsent_bytes = 1'000'000;
+            o.history.lag = policy;
+            o.limits.unsent_bytes = 1'000'000;
             lagging_server server(o);
             publish_large(server, server.reader, 1, many, 3);
             const bool stays =
@@ -1355,7 +1355,7 @@ TEST_SUITE("topics of a request") {
     TEST_CASE("one bad topic refuses all of them, and HEAD opens nothing") {
         std::atomic<int> connects{0};
         sse::options o = with_threads(1);
-        o.on_connect = [&](sse::stream&) { ++connects; };
+        o.hooks.on_connect = [&](sse::stream&) { ++connects; };
         running_server server(o);
         for (const char* bad : {"b//c", "..", "a/./b", "%01", ""}) {
             CAPTURE(bad);

@@ -417,7 +417,7 @@ TEST_SUITE("fallback") {
 
     TEST_CASE("a fallback may stream, and bounds and CORS of the server hold for it") {
         sse::options o = with_threads(1);
-        o.max_body_bytes = 4;
+        o.limits.body_bytes = 4;
         o.cors.origin = sse::origins({"https://app.example"});
         running_server server(o, [](sse::server& s) {
             s.fallback([](sse::stream& client) -> handler_result {
@@ -520,11 +520,10 @@ TEST_SUITE("groups") {
         const auto notes = [&](std::string name) {
             sse::group_options o;
             o.authorize = [&, name](const sse::request& r) -> asio::awaitable<sse::access> {
-                sse::access given;
-                given.headers.emplace_back("X-" + name, std::string(r.path_value("id")));
                 const std::lock_guard lock(mutex);
                 asked += name;
-                co_return given;
+                co_return sse::access::grant(
+                    {.headers = {{"X-" + name, std::string(r.path_value("id"))}}});
             };
             return o;
         };
@@ -561,14 +560,11 @@ TEST_SUITE("groups") {
         running_server server(with_threads(1), [&](sse::server& s) {
             sse::group_options outer;
             outer.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
-                sse::access given;
-                given.headers.emplace_back("X-Outer", "asked");
                 const std::string key(r.header("X-Key").value_or(""));
-                if (key == "good") co_return given;
-                given.status = key == "over" ? 204 : 401;
-                given.text = "Who are you?";
-                given.headers.emplace_back("WWW-Authenticate", "Key");
-                co_return given;
+                if (key == "good")
+                    co_return sse::access::grant({.headers = {{"X-Outer", "asked"}}});
+                co_return sse::access::refuse(key == "over" ? 204 : 401, "Who are you?",
+                                              {{"X-Outer", "asked"}, {"WWW-Authenticate", "Key"}});
             };
             sse::group_options within;
             within.authorize = [&](const sse::request&) -> asio::awaitable<sse::access> {
@@ -611,7 +607,7 @@ TEST_SUITE("groups") {
             sse::group_options guard;
             guard.authorize = [](const sse::request&) -> asio::awaitable<sse::access> {
                 throw std::runtime_error("no database");
-                co_return sse::access{};
+                co_return sse::access::grant();
             };
             s.group("/a", guard).route("GET", "/x", says("in"));
         });
@@ -632,7 +628,7 @@ TEST_SUITE("groups") {
                 asio::steady_timer timer(co_await asio::this_coro::executor, 1h);
                 ++waiting;
                 co_await timer.async_wait(asio::use_awaitable);
-                co_return sse::access{};
+                co_return sse::access::grant();
             };
             s.group("/a", guard).route("GET", "/x", says("in"));
         });
@@ -645,15 +641,13 @@ TEST_SUITE("groups") {
 
     TEST_CASE("user, topics and the time that authorize gives hold for the stream, and only it") {
         sse::options o = with_threads(1);
-        o.header_timeout = 100ms; // several sweeps a second
+        o.timeouts.header = 100ms; // several sweeps a second
         running_server server(o, [](sse::server& s) {
             sse::group_options guard;
             guard.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
-                sse::access given;
-                given.user = r.header("X-User").value_or("");
-                given.topics = {"/instead"};
-                if (r.header("X-Short")) given.valid_for = 150ms;
-                co_return given;
+                co_return sse::access::grant({.topics = {"/instead"},
+                                              .user = std::string(r.header("X-User").value_or("")),
+                                              .valid_for = r.header("X-Short") ? 150ms : 0ms});
             };
             sse::route_group a = s.group("/a", guard);
             a.route("GET", "/live", [](sse::stream& client) -> handler_result {
@@ -780,7 +774,7 @@ TEST_SUITE("groups") {
 
     TEST_CASE("the largest body is that of the nearest group that says") {
         sse::options o = with_threads(1);
-        o.max_body_bytes = 10;
+        o.limits.body_bytes = 10;
         sse::group_options small, large, none;
         small.max_body_bytes = 3;
         large.max_body_bytes = 100'000;
@@ -922,7 +916,7 @@ TEST_SUITE("requests at once") {
 
     TEST_CASE("one more than may be served at once gets 503, with the time to come again") {
         sse::options o = with_threads(1);
-        o.retry_after = 7000ms;
+        o.limits.retry_after = 7000ms;
         counted_server server(2, o);
         connection a(server.port()), b(server.port()), c(server.port());
         a.send_request("GET", "/g/wait");
@@ -1048,7 +1042,7 @@ TEST_SUITE("requests at once") {
     TEST_CASE("a client that leaves while its gap is mended is counted out") {
         std::atomic<int> mending{0};
         sse::options o = with_threads(1);
-        o.on_gap = [&](sse::stream& client, const sse::gap&) -> handler_result {
+        o.hooks.on_gap = [&](sse::stream& client, const sse::gap&) -> handler_result {
             ++mending;
             co_await wait_an_hour(client);
         };
@@ -1061,16 +1055,16 @@ TEST_SUITE("requests at once") {
 
     TEST_CASE("a stream that falls behind, or is too old, is counted out") {
         sse::options o = with_threads(1);
-        o.max_stream_age = 50ms;
-        o.header_timeout = 200ms; // several sweeps a second
+        o.timeouts.stream_age = 50ms;
+        o.timeouts.header = 200ms; // several sweeps a second
         counted_server server(1, o);
         {
             event_client client(server.port(), "/g/live");
             CHECK(client.wait_for_close() == ending::fin);
         }
         CHECK(comes_in(server.port(), "/g/plain"));
-        o.max_stream_age = 0ms;
-        o.history_bytes = 100'000;
+        o.timeouts.stream_age = 0ms;
+        o.history.bytes = 100'000;
         counted_server small(1, o);
         event_client stuck(small.port(), "/g/live", {}, {.receive_buffer = 4096});
         const std::string large(50'000, 'x');

@@ -175,7 +175,7 @@ run_script_starts_the_hub() {
     page=$(curl -fsS "$url")
     events=$(curl -sN --max-time 2 "$url"subscribe/ || true) # it would go on for ever
     kill -INT $pid
-    wait $pid && grep -q 'let go of' "$log" && grep -qi '<!doctype html>' <<<"$page" &&
+    wait $pid && grep -q 'disconnected' "$log" && grep -qi '<!doctype html>' <<<"$page" &&
         grep -q '^data: ' <<<"$events"
 }
 

@@ -93,17 +93,44 @@ TEST_SUITE("start and stop") {
         CHECK(has(refusal_of([](auto& o) { o.prefix = "events"; }), "prefix must be a path"));
         CHECK(has(refusal_of([](auto& o) { o.prefix = "/a//b"; }), "'/a//b'"));
         CHECK(has(refusal_of([](auto& o) { o.heartbeat = -1ms; }), "heartbeat"));
-        CHECK(has(refusal_of([](auto& o) { o.header_timeout = 0ms; }), "header_timeout"));
-        CHECK(has(refusal_of([](auto& o) { o.stall_timeout = 0ms; }), "stall_timeout"));
-        CHECK(has(refusal_of([](auto& o) { o.publish_timeout = -1ms; }), "publish_timeout"));
+        CHECK(has(refusal_of([](auto& o) { o.timeouts.header = 0ms; }), "timeouts.header "));
+        CHECK(has(refusal_of([](auto& o) { o.timeouts.stall = 0ms; }), "timeouts.stall "));
+        CHECK(has(refusal_of([](auto& o) { o.timeouts.publish = -1ms; }), "timeouts.publish "));
         CHECK(has(refusal_of([](auto& o) { o.coalesce = -1ms; }), "coalesce"));
         CHECK(has(refusal_of([](auto& o) { o.coalesce = 61s; }), "coalesce"));
-        CHECK(has(refusal_of([](auto& o) { o.shutdown_timeout = -1ms; }), "shutdown_timeout"));
-        CHECK(has(refusal_of([](auto& o) { o.max_head_bytes = 10; }), "max_head_bytes"));
-        CHECK(has(refusal_of([](auto& o) { o.history = 0; }), "history"));
-        CHECK(has(refusal_of([](auto& o) { o.history_bytes = 0; }), "history_bytes"));
+        CHECK(has(refusal_of([](auto& o) { o.timeouts.shutdown = -1ms; }), "timeouts.shutdown "));
+        CHECK(has(refusal_of([](auto& o) { o.limits.head_bytes = 10; }), "limits.head_bytes "));
+        CHECK(has(refusal_of([](auto& o) { o.history.messages = 0; }), "history.messages "));
+        CHECK(has(refusal_of([](auto& o) { o.history.bytes = 0; }), "history.bytes "));
         CHECK(has(refusal_of([](auto& o) { o.threads = 5000; }), "threads"));
         CHECK(refusal_of([](auto&) {}) == "accepted");
+    }
+
+    TEST_CASE("a refused option is named by its member, with the reason apart") {
+        const auto refused = [](auto&& change) {
+            sse::options o = with_threads(1);
+            change(o);
+            try {
+                const sse::server server(o);
+            } catch (const sse::bad_option& why) { return why; }
+            FAIL("was accepted");
+            return sse::bad_option("");
+        };
+        const auto time = refused([](auto& o) { o.limits.retry_after = 0ms; });
+        CHECK(time.member() == "limits.retry_after");
+        CHECK(time.reason() == "must be more than 0 ms");
+        CHECK(std::string(time.what()) ==
+              "sse::options::limits.retry_after must be more than 0 ms");
+        const auto list = refused([](auto& o) { o.proxy.trusted = {"::1", "nobody"}; });
+        CHECK(list.member() == "proxy.trusted");
+        CHECK(list.reason().starts_with("'nobody' is not an IP address"));
+        CHECK(refused([](auto& o) { o.hosts = {"a b"}; }).member() == "hosts");
+        CHECK(refused([](auto& o) { o.cors.methods = {"a b"}; }).member() == "cors.methods");
+        CHECK(refused([](auto& o) { o.cors.credentials = true; }).member() == "cors.credentials");
+        CHECK(refused([](auto& o) { o.history.topics = {{"a//b"}}; }).member() == "history.topics");
+        CHECK(refused([](auto& o) { o.health = o.prefix; }).member() == "health");
+        CHECK(sse::bad_option("alone").member() == "alone");
+        CHECK(sse::bad_option("alone").reason().empty());
     }
 
     TEST_CASE("port 0 takes a free port, which can be asked") {
@@ -433,7 +460,7 @@ TEST_SUITE("start and stop") {
 
     TEST_CASE("a handler that ignores its cancellation is destroyed after the shutdown time") {
         sse::options o = with_threads(1);
-        o.shutdown_timeout = 20ms;
+        o.timeouts.shutdown = 20ms;
         auto alive = std::make_shared<int>(0);
         {
             running_server server(o, [&](sse::server& s) {
@@ -810,7 +837,7 @@ TEST_SUITE("publishing") {
     TEST_CASE("fault 14: a silent stream gets heartbeats and stays open") {
         sse::options o = with_threads(1);
         o.heartbeat = 20ms;
-        o.header_timeout = 30ms;
+        o.timeouts.header = 30ms;
         running_server server(o);
         event_client client(server.port());
         for (int i = 0; i < 10; ++i) CHECK(client.next_comment().empty());
@@ -821,7 +848,7 @@ TEST_SUITE("publishing") {
     TEST_CASE("without a heartbeat nothing is sent into the silence") {
         sse::options o = with_threads(1);
         o.heartbeat = 0ms;
-        o.header_timeout = 20ms; // its 408 shows that several sweeps went by
+        o.timeouts.header = 20ms; // its 408 shows that several sweeps went by
         running_server server(o);
         connection client(server.port());
         client.send_request("GET", "/subscribe/");
@@ -837,7 +864,7 @@ TEST_SUITE("publishing") {
         "fault 19: a full ring is told to the publisher, and nothing is lost of what it took") {
         sse::options o = with_threads(1);
         o.ring_capacity = 4;
-        o.publish_timeout = 10ms;
+        o.timeouts.publish = 10ms;
         gate entered, leave;
         running_server server(o, [&](sse::server& s) {
             s.route("POST", "/block", [&](sse::stream& client) -> asio::awaitable<void> {
@@ -871,7 +898,7 @@ TEST_SUITE("publishing") {
     TEST_CASE("stop wakes those who wait for room") {
         sse::options o = with_threads(1);
         o.ring_capacity = 2;
-        o.publish_timeout = 1h;
+        o.timeouts.publish = 1h;
         sse::server server(o); // never started, so nobody makes room
         server.broadcast({.data = "0"});
         server.broadcast({.data = "1"});
@@ -933,7 +960,7 @@ TEST_SUITE("publishing") {
         // fills it must wake them, though nobody else is there to be served.
         sse::options o = with_threads(2);
         o.ring_capacity = 64;
-        o.publish_timeout = 30s;
+        o.timeouts.publish = 30s;
         running_server server(o);
         std::vector<std::thread> publishers;
         for (int p = 0; p < 8; ++p) {
@@ -969,8 +996,8 @@ TEST_SUITE("publishing") {
     TEST_CASE("the longest time that there is means: for ever") {
         sse::options o = with_threads(1);
         o.ring_capacity = 2;
-        o.publish_timeout = std::chrono::milliseconds::max();
-        o.shutdown_timeout = std::chrono::milliseconds::max();
+        o.timeouts.publish = std::chrono::milliseconds::max();
+        o.timeouts.shutdown = std::chrono::milliseconds::max();
         running_server server(o);
         for (int n = 0; n < 100; ++n) server.broadcast({.data = "x"});
         CHECK(server.counters().published == 100);
@@ -978,7 +1005,7 @@ TEST_SUITE("publishing") {
 
     TEST_CASE("a handler that publishes without a pause does not make the history grow") {
         sse::options o = with_threads(1);
-        o.history = 100;
+        o.history.messages = 100;
         running_server server(o, [](sse::server& s) {
             s.route("POST", "/flood", [&s](sse::stream& client) -> asio::awaitable<void> {
                 for (int n = 0; n < 20'000; ++n) {
@@ -1062,7 +1089,7 @@ TEST_SUITE("clients that come and go") {
     TEST_CASE(
         "a client that stops reading is cut when the history has moved past it, others are not") {
         sse::options o = with_threads(1);
-        o.history = 64;
+        o.history.messages = 64;
         running_server server(o);
         event_client good(server.port());
         connection stuck(server.port(), {.receive_buffer = 4096});
@@ -1082,7 +1109,7 @@ TEST_SUITE("clients that come and go") {
 
     TEST_CASE("a client that takes in nothing is cut after the stall time") {
         sse::options o = with_threads(1);
-        o.stall_timeout = 50ms;
+        o.timeouts.stall = 50ms;
         running_server server(o);
         connection stuck(server.port(), {.receive_buffer = 4096});
         stuck.send_request("GET", "/subscribe/");
@@ -1094,7 +1121,7 @@ TEST_SUITE("clients that come and go") {
 
     TEST_CASE("a head that does not come in time is answered with 408, silence with the end") {
         sse::options o = with_threads(1);
-        o.header_timeout = 40ms;
+        o.timeouts.header = 40ms;
         running_server server(o);
         connection half(server.port()), silent(server.port());
         half.send("GET /health HTTP/1.1\r\nHost:");
@@ -1106,7 +1133,7 @@ TEST_SUITE("clients that come and go") {
 
     TEST_CASE("over the limit of connections: 503 with Retry-After, until one leaves") {
         sse::options o = with_threads(2);
-        o.max_connections = 3;
+        o.limits.connections = 3;
         running_server server(o);
         std::vector<event_client> three;
         for (int i = 0; i < 3; ++i) three.emplace_back(server.port());
@@ -1121,8 +1148,8 @@ TEST_SUITE("clients that come and go") {
 
     TEST_CASE("who is refused for his address takes no place from others") {
         sse::options o = with_threads(1);
-        o.max_connections = 10;
-        o.max_connections_per_ip = 2;
+        o.limits.connections = 10;
+        o.limits.connections_per_ip = 2;
         running_server server(o);
         event_client a(server.port()), b(server.port());
         std::vector<connection> refused;
@@ -1146,7 +1173,7 @@ TEST_SUITE("clients that come and go") {
 
     TEST_CASE("a client that reads slowly but steadily is not taken for a stalled one") {
         sse::options o = with_threads(1);
-        o.stall_timeout = 600ms;
+        o.timeouts.stall = 600ms;
         running_server server(o);
         connection slow(server.port(), {.receive_buffer = 16 * 1024});
         slow.send_request("GET", "/subscribe/");
@@ -1169,7 +1196,7 @@ TEST_SUITE("clients that come and go") {
 
     TEST_CASE("over the limit for an address: 429, while another address gets in") {
         sse::options o = with_threads(2);
-        o.max_connections_per_ip = 2;
+        o.limits.connections_per_ip = 2;
         running_server server(o);
         event_client a(server.port()), b(server.port());
         CHECK(http_get(server.port(), "/subscribe/").status == 429);

@@ -64,7 +64,7 @@ handler_result answers_by_pieces(sse::stream& client) {
 handler_result snapshot(sse::stream& client) {
     client.subscribe("/shapes", {.held = true});
     co_await client.send({.event = "snapshot", .data = text(9)});
-    client.release();
+    client.resume();
     co_await client.closed();
 }
 
@@ -162,18 +162,16 @@ TEST_SUITE("call shapes") {
 
     TEST_CASE("authorize, an origin that is asked for, and on_gap") {
         sse::options o = with_threads(1);
-        o.history = 4;
+        o.history.messages = 4;
         o.cors.origin = [](std::string_view origin) -> asio::awaitable<bool> {
             co_return origin.size() > 20;
         };
-        o.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
+        o.hooks.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
             if (r.query_value("no")) co_return sse::access::refuse(401, text(12));
-            sse::access granted;
-            granted.topics = {"/shapes/of/a/longer/name"};
-            granted.headers = {{"X-Granted", text(13)}};
-            co_return granted;
+            co_return sse::access::grant(
+                {.topics = {"/shapes/of/a/longer/name"}, .headers = {{"X-Granted", text(13)}}});
         };
-        o.on_gap = [](sse::stream& client, const sse::gap& g) -> handler_result {
+        o.hooks.on_gap = [](sse::stream& client, const sse::gap& g) -> handler_result {
             co_await client.send({.event = "mended", .data = text(14) + g.from});
         };
         running_server server(o);
@@ -204,8 +202,8 @@ TEST_SUITE("call shapes") {
             CHECK(all == "message:" + text(7) + "\nmessage:" + text(8) + "\nmessage:" + text(9) +
                              "\ndone:" + text(20) + "\n");
         });
-        const auto drain = [](sse::server& which) -> asio::awaitable<sse::drained> {
-            co_return co_await which.drain(
+        const auto drain = [](sse::server& which) -> asio::awaitable<sse::drain_result> {
+            co_return co_await which.async_drain(
                 {.window = 50ms, .farewell = sse::message{.event = "bye", .data = text(21)}});
         };
         event_client client(server.port());

@@ -147,15 +147,15 @@ struct tales {
 
 sse::options server_options(const settings& asked, tales& told) {
     sse::options o = with_threads(2);
-    o.history = asked.history();
+    o.history.messages = asked.history();
     o.heartbeat = 100ms;
-    o.stall_timeout = 1s;
-    o.max_connections = 0;
-    o.on_connect = [&told](sse::stream&) { ++told.begun; };
-    o.on_disconnect = [&told](const sse::stream_info&, sse::end_reason why) {
+    o.timeouts.stall = 1s;
+    o.limits.connections = 0;
+    o.hooks.on_connect = [&told](sse::stream&) { ++told.begun; };
+    o.hooks.on_disconnect = [&told](const sse::stream_info&, sse::end_reason why) {
         ++told.ended[static_cast<std::size_t>(why)];
     };
-    o.on_error = [&told](std::exception_ptr) { ++told.failures; };
+    o.hooks.on_error = [&told](std::exception_ptr) { ++told.failures; };
     return o;
 }
 

@@ -172,8 +172,8 @@ void wait_for_all(const service& server, storm& clients) {
 void weather_the_storm(sse::lag_policy policy, std::uint64_t chosen_seed) {
     const std::uint64_t seed = dice(chosen_seed).seed();
     sse::options o = with_threads(2);
-    o.lag = policy;
-    o.history = messages_per_second / 2; // half a second: some come back too late
+    o.history.lag = policy;
+    o.history.messages = messages_per_second / 2; // half a second: some come back too late
     o.heartbeat = 100ms;
     service server(o, 4096);
     server.start();
@@ -207,7 +207,7 @@ void weather_the_storm(sse::lag_policy policy, std::uint64_t chosen_seed) {
     server.stop();
 
     CHECK(published.fault().empty());
-    tally sum = audit_all(clients, published, o.history, end);
+    tally sum = audit_all(clients, published, o.history.messages, end);
 
     MESSAGE(published.size() << " published, " << sum.messages << " received, of them "
                              << sum.replayed << " replayed; " << clients.connects()
@@ -540,7 +540,7 @@ TEST_SUITE("storm") {
 
         const std::string drained_epoch = server.epoch();
         std::uint64_t returned = 0; // what publish() had returned before the drain
-        sse::drained drained{};
+        sse::drain_result drained{};
         const auto window = 1500ms, retry = 200ms;
         storm::clock::time_point begin;
         restart(server, clients, [&] {
@@ -559,7 +559,7 @@ TEST_SUITE("storm") {
         CHECK_MESSAGE(caught_up, clients.describe_others(end));
 
         CHECK(published.fault().empty());
-        tally sum = audit_all(clients, published, o.history, end);
+        tally sum = audit_all(clients, published, o.history.messages, end);
         CHECK(sum.gaps["epoch"] == client_count);
         CHECK(sum.gaps.size() == 1);
         CHECK(drained.closed == client_count);

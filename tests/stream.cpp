@@ -56,7 +56,7 @@ struct error_log {
     std::vector<std::string> texts;
 
     void attach(sse::options& o) {
-        o.on_error = [this](std::exception_ptr failure) {
+        o.hooks.on_error = [this](std::exception_ptr failure) {
             const std::lock_guard lock(mutex);
             texts.push_back(code_of(failure));
         };
@@ -137,8 +137,8 @@ TEST_SUITE("routes") {
 
     TEST_CASE("a body that is too large, cut short or too late gets 413, 400 or 408") {
         sse::options o = with_threads(1);
-        o.max_body_bytes = 10;
-        o.body_timeout = 100ms;
+        o.limits.body_bytes = 10;
+        o.timeouts.body = 100ms;
         route_server server(
             [](sse::stream& client) -> handler_result {
                 const std::string text = co_await client.body();
@@ -158,8 +158,8 @@ TEST_SUITE("routes") {
 
     TEST_CASE("a connection goes on after a body of any size") {
         sse::options o = with_threads(1);
-        o.max_head_bytes = 1024;
-        o.idle_timeout = 1h;
+        o.limits.head_bytes = 1024;
+        o.timeouts.idle = 1h;
         route_server server(
             [](sse::stream& client) -> handler_result {
                 const std::string text = co_await client.body();
@@ -175,7 +175,7 @@ TEST_SUITE("routes") {
 
     TEST_CASE("an answer before the body is read ends the connection, as it says") {
         sse::options o = with_threads(1);
-        o.idle_timeout = 1h;
+        o.timeouts.idle = 1h;
         route_server server(
             [](sse::stream& client) -> handler_result {
                 co_await client.respond(200, "text/plain", "first\n");
@@ -191,8 +191,8 @@ TEST_SUITE("routes") {
 
     TEST_CASE("a head that fills its limit is refused at once") {
         sse::options o = with_threads(1);
-        o.max_head_bytes = 512;
-        o.header_timeout = 1h;
+        o.limits.head_bytes = 512;
+        o.timeouts.header = 1h;
         running_server server(o);
         connection peer(server.port());
         peer.send("GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + std::string(600, 'x'));
@@ -222,7 +222,7 @@ TEST_SUITE("routes") {
         CHECK(http_get(server.port(), "/route").status == 204);
     }
 
-    TEST_CASE("answering twice is an error of the program") {
+    TEST_CASE("responding twice is an error of the program") {
         error_log errors;
         sse::options o = with_threads(1);
         errors.attach(o);
@@ -234,7 +234,7 @@ TEST_SUITE("routes") {
             o);
         CHECK(http_get(server.port(), "/route").body == "one\n");
         REQUIRE(eventually([&] { return errors.size() == 1; }));
-        CHECK(errors.texts.front().find("answer already") != std::string::npos);
+        CHECK(errors.texts.front().find("already has its response") != std::string::npos);
     }
 }
 
@@ -532,7 +532,7 @@ TEST_SUITE("streams") {
     TEST_CASE("a deadline of a stream is kept to a fraction of a second") {
         std::atomic<std::int64_t> lasted{0};
         sse::options o = with_threads(1);
-        o.on_disconnect = [&](const sse::stream_info& info, sse::end_reason why) {
+        o.hooks.on_disconnect = [&](const sse::stream_info& info, sse::end_reason why) {
             if (why == sse::end_reason::expired) lasted = info.age.count();
         };
         route_server server(
@@ -555,7 +555,7 @@ TEST_SUITE("streams") {
             CAPTURE(by_handler);
             std::atomic<int> ended{0};
             sse::options o = with_threads(1);
-            if (!by_handler) o.max_stream_age = 100ms;
+            if (!by_handler) o.timeouts.stream_age = 100ms;
             route_server server(
                 [&](sse::stream& client) -> handler_result {
                     struct on_end {
@@ -586,7 +586,7 @@ TEST_SUITE("streams") {
 
     TEST_CASE("stop tells streams when to come back, and cuts what a handler has not finished") {
         sse::options o = with_threads(1);
-        o.retry_after = 4'000ms;
+        o.limits.retry_after = 4'000ms;
         route_server server(
             [](sse::stream& client) -> handler_result {
                 co_await client.send({.data = "part"});

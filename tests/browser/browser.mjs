@@ -559,7 +559,7 @@ async function testHub(browser) {
     await hubObeysItsFlags(browser);
     await check("hub: SIGTERM lets the clients go and ends with status 0", async () => {
         equal((await hub.end("SIGTERM")).code, 0, "exit status");
-        expect(/let go of [1-9]/.test(hub.output.join("\n")), hub.output.join(" / "));
+        expect(/disconnected [1-9]/.test(hub.output.join("\n")), hub.output.join(" / "));
     });
     await page.context().close();
 }

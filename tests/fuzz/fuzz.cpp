@@ -691,16 +691,18 @@ flag_rule word_rule(std::vector<std::string> words, Get get) {
             }};
 }
 
-flag_rule count_rule(std::size_t sse::options::*member) {
+template <class Get>
+flag_rule count_rule(Get get) {
     return {[](const std::string& text) { return slowly_counted(text, SIZE_MAX); },
-            [member](const hub_options::settings& s) {
-                return std::vector{std::to_string(s.options.*member)};
+            [get](const hub_options::settings& s) {
+                return std::vector{std::to_string(get(s.options))};
             }};
 }
 
-flag_rule time_rule(std::chrono::milliseconds sse::options::*member) {
-    return {slow_thousandths, [member](const hub_options::settings& s) {
-                return std::vector{std::to_string((s.options.*member).count())};
+template <class Get>
+flag_rule time_rule(Get get) {
+    return {slow_thousandths, [get](const hub_options::settings& s) {
+                return std::vector{std::to_string(get(s.options).count())};
             }};
 }
 
@@ -710,15 +712,15 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
     static std::map<std::string_view, flag_rule> rules{
         {"address", text_rule([](const settings& s) { return s.address; })},
         {"port", text_rule([](const settings& s) { return std::to_string(s.port); })},
-        {"threads", count_rule(&o::threads)},
+        {"threads", count_rule([](const o& of) { return of.threads; })},
         {"prefix", text_rule([](const settings& s) { return s.options.prefix; })},
-        {"heartbeat", time_rule(&o::heartbeat)},
+        {"heartbeat", time_rule([](const o& of) { return of.heartbeat; })},
         {"heartbeat-ids",
          word_rule({"off", "on"}, [](const settings& s) { return s.options.heartbeat_ids; })},
         {"allow-origin", list_rule([](const settings& s) { return s.allowed; })},
         {"allow-credentials",
          switch_rule([](const settings& s) { return s.options.cors.credentials; })},
-        {"strange-origins",
+        {"foreign-origins",
          word_rule({"omit", "refuse"}, [](const settings& s) { return s.options.cors.refuse; })},
         {"allow-method", list_rule([](const settings& s) { return s.options.cors.methods; })},
         {"allow-header", list_rule([](const settings& s) { return s.options.cors.headers; })},
@@ -728,44 +730,46 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
          })},
         {"subscribe-token", text_rule([](const settings& s) { return s.subscribe_token; })},
         {"host", list_rule([](const settings& s) { return s.options.hosts; })},
-        {"trusted-proxy", list_rule([](const settings& s) { return s.options.trusted_proxies; })},
+        {"trusted-proxy", list_rule([](const settings& s) { return s.options.proxy.trusted; })},
         {"forwarded", word_rule({"x-forwarded-for", "forwarded", "x-real-ip"},
-                                [](const settings& s) { return s.options.forwarded; })},
-        {"proxy-protocol", switch_rule([](const settings& s) { return s.options.proxy_protocol; })},
-        {"header-timeout", time_rule(&o::header_timeout)},
-        {"body-timeout", time_rule(&o::body_timeout)},
-        {"idle-timeout", time_rule(&o::idle_timeout)},
-        {"max-stream-age", time_rule(&o::max_stream_age)},
-        {"stall-timeout", time_rule(&o::stall_timeout)},
-        {"coalesce", time_rule(&o::coalesce)},
-        {"publish-timeout", time_rule(&o::publish_timeout)},
-        {"shutdown-timeout", time_rule(&o::shutdown_timeout)},
-        {"drain-window", time_rule(&o::drain_window)},
-        {"max-connections", count_rule(&o::max_connections)},
-        {"max-connections-per-ip", count_rule(&o::max_connections_per_ip)},
-        {"connect-rate-per-ip", count_rule(&o::connect_rate_per_ip)},
+                                [](const settings& s) { return s.options.proxy.forwarded; })},
+        {"proxy-protocol", switch_rule([](const settings& s) { return s.options.proxy.protocol; })},
+        {"header-timeout", time_rule([](const o& of) { return of.timeouts.header; })},
+        {"body-timeout", time_rule([](const o& of) { return of.timeouts.body; })},
+        {"idle-timeout", time_rule([](const o& of) { return of.timeouts.idle; })},
+        {"max-stream-age", time_rule([](const o& of) { return of.timeouts.stream_age; })},
+        {"stall-timeout", time_rule([](const o& of) { return of.timeouts.stall; })},
+        {"coalesce", time_rule([](const o& of) { return of.coalesce; })},
+        {"publish-timeout", time_rule([](const o& of) { return of.timeouts.publish; })},
+        {"shutdown-timeout", time_rule([](const o& of) { return of.timeouts.shutdown; })},
+        {"drain-window", time_rule([](const o& of) { return of.drain_window; })},
+        {"max-connections", count_rule([](const o& of) { return of.limits.connections; })},
+        {"max-connections-per-ip",
+         count_rule([](const o& of) { return of.limits.connections_per_ip; })},
+        {"connect-rate-per-ip",
+         count_rule([](const o& of) { return of.limits.connect_rate_per_ip; })},
         {"over-limit",
-         word_rule({"hard", "soft"}, [](const settings& s) { return s.options.over_limit; })},
-        {"retry-after", time_rule(&o::retry_after)},
-        {"max-header-lines", count_rule(&o::max_header_lines)},
-        {"max-head-bytes", count_rule(&o::max_head_bytes)},
-        {"max-body-bytes", count_rule(&o::max_body_bytes)},
-        {"ring-capacity", count_rule(&o::ring_capacity)},
-        {"history", count_rule(&o::history)},
-        {"history-bytes", count_rule(&o::history_bytes)},
-        {"history-age", time_rule(&o::history_age)},
+         word_rule({"hard", "soft"}, [](const settings& s) { return s.options.limits.over; })},
+        {"retry-after", time_rule([](const o& of) { return of.limits.retry_after; })},
+        {"max-header-lines", count_rule([](const o& of) { return of.limits.header_lines; })},
+        {"max-head-bytes", count_rule([](const o& of) { return of.limits.head_bytes; })},
+        {"max-body-bytes", count_rule([](const o& of) { return of.limits.body_bytes; })},
+        {"ring-capacity", count_rule([](const o& of) { return of.ring_capacity; })},
+        {"history", count_rule([](const o& of) { return of.history.messages; })},
+        {"history-bytes", count_rule([](const o& of) { return of.history.bytes; })},
+        {"history-age", time_rule([](const o& of) { return of.history.age; })},
         {"history-for", list_rule([](const settings& s) {
              std::vector<std::string> all;
-             for (const sse::topic_history& of : s.options.histories) {
-                 all.push_back(of.topic + "=" + std::to_string(of.frames));
+             for (const sse::topic_history& of : s.options.history.topics) {
+                 all.push_back(of.topic + "=" + std::to_string(of.messages));
              }
              return all;
          })},
-        {"gap-event", text_rule([](const settings& s) { return s.options.gap_event; })},
+        {"gap-event", text_rule([](const settings& s) { return s.options.history.gap_event; })},
         {"lag", word_rule({"disconnect", "skip", "conflate", "hold-back"},
-                          [](const settings& s) { return s.options.lag; })},
-        {"max-unsent-bytes", count_rule(&o::max_unsent_bytes)},
-        {"max-topics", count_rule(&o::max_topics)},
+                          [](const settings& s) { return s.options.history.lag; })},
+        {"max-unsent-bytes", count_rule([](const o& of) { return of.limits.unsent_bytes; })},
+        {"max-topics", count_rule([](const o& of) { return of.limits.topics; })},
         {"health", text_rule([](const settings& s) { return s.options.health; })},
         {"log", word_rule({"debug", "info", "warning", "error", "off"},
                           [](const settings& s) {
@@ -811,7 +815,7 @@ private:
             return;
         }
         if (!argument.starts_with("--") || argument == "--") {
-            fault = "'" + argument + "' is not a flag; ";
+            fault = "unexpected argument '" + argument + "'; ";
             return;
         }
         const auto rule = flag_rules().find(named.substr(2));
@@ -822,7 +826,7 @@ private:
         std::vector<std::string>& values = given[named.substr(2)];
         const bool attached = equals < argument.size();
         if (!rule->second.read) {
-            if (attached) fault = named + " is a switch; ";
+            if (attached) fault = named + " is a switch ";
             values.push_back("given");
             return;
         }
@@ -833,7 +837,7 @@ private:
         const std::string value = attached ? argument.substr(equals + 1) : *next;
         if (!attached) ++at;
         const auto read = rule->second.read(value);
-        if (!read) fault = named + " cannot be '" + value + "': give ";
+        if (!read) fault = named + " cannot be '" + value + "': use ";
         values.push_back(read.value_or(""));
     }
 };
@@ -920,9 +924,9 @@ public:
 private:
     static sse::options settings() {
         sse::options o;
-        o.max_head_bytes = 512;
-        o.max_body_bytes = 64;
-        o.on_error = [](std::exception_ptr) {}; // bodies that are refused
+        o.limits.head_bytes = 512;
+        o.limits.body_bytes = 64;
+        o.hooks.on_error = [](std::exception_ptr) {}; // bodies that are refused
         return o;
     }
     static std::string without_dates(std::string answers) {

@@ -15,7 +15,7 @@ using handler_result = asio::awaitable<void>;
 struct error_count {
     std::atomic<int> count{0};
     void attach(sse::options& o) {
-        o.on_error = [this](std::exception_ptr) { ++count; };
+        o.hooks.on_error = [this](std::exception_ptr) { ++count; };
     }
 };
 

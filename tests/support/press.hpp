@@ -121,9 +121,9 @@ public:
         server->join();
         forget(*server);
     }
-    sse::drained drain(const sse::drain_options& options) {
+    sse::drain_result drain(const sse::drain_options& options) {
         const auto server = current().server;
-        const sse::drained result = server->stop(options);
+        const sse::drain_result result = server->drain(options);
         server->join();
         forget(*server);
         return result;
@@ -148,7 +148,7 @@ public:
         return epochs_;
     }
     /// For those that start from now on.
-    void set_lag(sse::lag_policy policy) { options_.lag = policy; }
+    void set_lag(sse::lag_policy policy) { options_.history.lag = policy; }
 
     /// The highest place that a publisher of this run has been told.
     std::uint64_t returned() const { return returned_; }

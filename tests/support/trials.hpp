@@ -210,7 +210,7 @@ private:
             std::ignore = clients.back()->next();
         }
         std::thread stop([&] {
-            std::ignore = server.stop(sse::drain_options{.window = std::chrono::seconds(4)});
+            std::ignore = server.drain(sse::drain_options{.window = std::chrono::seconds(4)});
         });
         std::size_t whole = 0;
         for (auto& client : clients) {
@@ -300,7 +300,7 @@ private:
         const std::size_t clients =
             std::min<std::size_t>(3000, (raise_descriptor_limit() - 200) / 2);
         sse::options o = with_threads(1);
-        o.max_connections = 0;
+        o.limits.connections = 0;
         o.heartbeat = std::chrono::milliseconds(0); // only those who wait long would get one
         running_server server(o);
         const std::string filling = " " + std::string(94, 'x');
