@@ -1078,6 +1078,8 @@ inline void event_parser::refuse(const char* what) {
 // publication would avoid that, but double the cost of a publish. No fences: ThreadSanitizer does
 // not see them.
 
+namespace detail {
+
 inline constexpr std::size_t cache_line = 128; // twice 64: adjacent lines are fetched in pairs
 
 /// `T` is trivially copyable. `Atomic` lets a test replace the atomics to explore interleavings.
@@ -1244,6 +1246,8 @@ public:
 private:
     Atomic<bool> awake_{true};
 };
+
+} // namespace detail
 
 // >>frame /////////////////////////////////////////////////////////////////////////////////////////
 // A message as immutable bytes, encoded once, shared by all clients of all workers.
@@ -1863,6 +1867,8 @@ inline bool request::has_connection_option(std::string_view option) const noexce
     return detail::list_names(*this, "Connection", option);
 }
 
+namespace detail {
+
 /// Finds the end of a request head in bytes that arrive in any pieces. The same bytes give the same
 /// verdict however they were cut.
 class head_parser {
@@ -1924,8 +1930,6 @@ inline head_parser::progress head_parser::feed(std::string_view received) noexce
     }
     return progress::need_more;
 }
-
-namespace detail {
 
 /// What may follow the size of a chunk (RFC 9112 7.1.1):
 ///     *( BWS ";" BWS token [ BWS "=" BWS ( token / quoted-string ) ] )
@@ -5634,16 +5638,24 @@ private:
 
 } // namespace detail
 
-/// One client's connection: its request and the response, plain or an event stream. All calls
-/// belong on the stream's own thread, where its handler runs; on another thread, those that change
-/// something or send throw std::system_error with errc::wrong_thread. A handler ends up on another
-/// thread when it resumes on another executor, such as after
+/// One client's connection: its request and the response, plain or an event stream. A handler that
+/// returns after subscribe() leaves a stream that lives on without a coroutine until the client
+/// disconnects; the `stream&` is valid until the handler returns.
+///
+/// Thread safety: only the stream's own thread, where its handler runs; on another thread, calls
+/// that change something or send throw std::system_error with errc::wrong_thread. A handler ends up
+/// on another thread when it resumes on another executor, such as after
 /// `co_await asio::post(asio::bind_executor(pool, asio::use_awaitable))`. Blocking work leaves the
 /// handler on its thread in this form:
-/// `auto rows = co_await asio::co_spawn(pool, query(x), asio::use_awaitable);`. A handler that
-/// returns after subscribe() leaves a stream that lives on without a coroutine until the client
-/// disconnects; the `stream&` is valid until the handler returns. What a handler waits for belongs
-/// on get_executor(), or on a context that runs until the server has joined.
+/// `auto rows = co_await asio::co_spawn(pool, query(x), asio::use_awaitable);`. What a handler
+/// waits for belongs on get_executor(), or on a context that runs until the server has joined.
+///
+/// Cancellation: when the client disconnects, and when the server ends, the server cancels
+/// (terminal) whatever the handler awaits, which then throws operation_aborted. A program may
+/// cancel each awaited member too, terminal; what was to be sent may still be sent.
+///
+/// Errors of all members that send: errc::closed once the client has disconnected or the stream was
+/// ended.
 class stream final : private detail::receiver {
 public:
     using executor_type = detail::io_executor;
@@ -5693,9 +5705,8 @@ public:
     void resume();
 
     /// Makes this an event stream and sends one message to this client alone; completes when the
-    /// socket has taken it. The message is encoded before the call returns.
-    /// Errors: errc::closed if the client has disconnected, and those of `check`. Cancellation:
-    /// terminal; a message that was not written yet may still be written.
+    /// socket has taken it. The message is encoded before the call returns. Errors: those of
+    /// `check`.
     asio::awaitable<void> send(const message& m);
 
     /// Several messages in one write, as far as the socket takes them.
@@ -5725,7 +5736,7 @@ public:
     void add_header(std::string_view name, std::string_view value);
 
     /// Responds with a whole body instead of a stream; the connection may serve further requests.
-    /// Errors: errc::closed. After a response or a stream has begun: std::logic_error.
+    /// After a response or a stream has begun: std::logic_error.
     asio::awaitable<void> respond(int status, std::string_view content_type, std::string_view body);
 
     /// Ends the stream once the client has everything meant for it. Does not wait for that.
@@ -9339,8 +9350,12 @@ private:
     detail::group* group_;
 };
 
-/// An event-stream server with its own threads. Publishing and stop() are safe from any thread,
-/// including from handlers. A server runs once; several may run in one program.
+/// An event-stream server with its own threads. A server runs once; several may run in one program.
+///
+/// Thread safety: any thread, including handlers, unless a member says otherwise. What comes before
+/// the start, the start itself and the destructor belong to one thread.
+///
+/// Cancellation of what is awaited: terminal, unless a member says otherwise.
 class server {
 public:
     /// Throws std::invalid_argument for an option that cannot work.
@@ -9394,8 +9409,7 @@ public:
     /// rebuilt from a parsed request. The response closes the connection, since it does not return
     /// to the other server. All options apply to it, and child processes do not inherit it. Throws
     /// std::logic_error before start(), std::system_error if the socket cannot be taken over, or
-    /// with errc::stopped; a socket passed as a handle then still belongs to the caller. Thread
-    /// safety: any thread.
+    /// with errc::stopped; a socket passed as a handle then still belongs to the caller.
     void adopt(asio::ip::tcp::socket socket, std::string received);
     void adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received);
 
@@ -9405,8 +9419,7 @@ public:
 
     /// Ends the server: it accepts no more connections, writes what was published as far as the
     /// clients take it at once, cancels handlers and closes connections. Returns before that is
-    /// done; join() waits. Thread safety: any thread, any number of times; not from a signal
-    /// handler.
+    /// done; join() waits. Any number of times; not from a signal handler.
     void stop() noexcept;
 
     /// Disconnects the clients, then stops. No more connections are accepted; publishing fails with
@@ -9440,7 +9453,7 @@ public:
     /// std::system_error: errc::no_room, errc::stopped, errc::bad_topic, what `check` finds; then
     /// nothing was published. What is published while another thread calls stop() may reach nobody.
     /// A handler that publishes a lot should await async_publish: without a pause it delays the
-    /// delivery of what it publishes. Thread safety: any thread.
+    /// delivery of what it publishes.
     std::uint64_t publish(std::string_view topic, const message& m);
     std::uint64_t broadcast(const message& m);
 
@@ -9449,8 +9462,8 @@ public:
     [[nodiscard]] std::error_code try_broadcast(const message& m);
 
     /// The same for coroutines (asio::awaitable on its default executor): suspends until there is
-    /// room. The message is encoded before the call returns. Cancellation: terminal; then nothing
-    /// was published. stop() ends the wait with errc::stopped. The server may be destroyed
+    /// room. The message is encoded before the call returns. Once cancelled, nothing was published.
+    /// stop() ends the wait with errc::stopped. The server may be destroyed
     /// meanwhile; the coroutine's own context must not be.
     asio::awaitable<std::uint64_t> async_publish(std::string_view topic, const message& m);
     asio::awaitable<std::uint64_t> async_broadcast(const message& m);
@@ -9480,7 +9493,6 @@ public:
     std::vector<stream_info> streams() const;
     asio::awaitable<std::vector<stream_info>> async_streams() const;
 
-    /// Thread safety: any thread.
     sse::counters counters() const;
 
 private:

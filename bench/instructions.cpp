@@ -89,7 +89,7 @@ feed::settings feed_settings() {
 
 /// From the ring into the log, and from there to clients that keep up.
 void drain_and_deliver() {
-    sse::broadcast_ring<frame*> ring(16'384, 1);
+    sse::detail::broadcast_ring<frame*> ring(16'384, 1);
     feed feed(feed_settings());
     std::vector<std::unique_ptr<receiver>> clients;
     for (std::size_t n = 0; n < receivers; ++n) clients.push_back(std::make_unique<receiver>(feed));

@@ -1,4 +1,4 @@
-// ring.cpp - what one publish costs the publisher: sse::broadcast_ring beside a mutex with one
+// ring.cpp - what one publish costs the publisher: the broadcast ring beside a mutex with one
 // std::deque for each reader. From the folder of sse.hpp:
 //
 //   g++ -O2 -std=c++20 -pthread -I. bench/ring.cpp -o ring && ./ring
@@ -58,7 +58,7 @@ public:
     }
 
 private:
-    sse::broadcast_ring<std::uint64_t> ring_;
+    sse::detail::broadcast_ring<std::uint64_t> ring_;
 };
 
 // The rival: one lock, so that all readers see one order; bounded like the ring. A reader takes all
@@ -331,7 +331,7 @@ void write_json(const settings& set, const std::vector<bench::fact>& facts, cons
 
 settings parse(int count, char** values) {
     settings set;
-    bench::flags flags("ring", "publish cost of sse::broadcast_ring beside a mutex and deques.\n"
+    bench::flags flags("ring", "publish cost of the ring beside a mutex and deques.\n"
                                "Exits with 1 if a reader missed a value or saw a wrong order.");
     flags.number("--seconds", set.seconds, 0.1, 600.0, "for the whole run");
     flags.number<std::uint64_t>("--rounds", set.rounds, 1, 100, "of all rows, rivals in turn");

@@ -97,16 +97,16 @@ outcome outcome_of(const sse::request& r, sse::request::verdict v, std::size_t s
 /// What becomes of bytes that arrive in pieces which end at these places, the last at their end.
 /// The input lies elsewhere after each piece, as in a growing buffer.
 outcome read(std::string_view bytes, const std::vector<std::size_t>& ends, std::size_t limit) {
-    sse::head_parser parser(limit);
+    sse::detail::head_parser parser(limit);
     sse::request request;
     for (const std::size_t end : ends) {
         const auto input = std::make_unique<exact_copy>(bytes.substr(0, end));
         const auto progress = parser.feed(input->view());
-        if (progress == sse::head_parser::progress::refused) {
+        if (progress == sse::detail::head_parser::progress::refused) {
             CHECK(parser.refusal().status != 0);
             return outcome_of(request, parser.refusal(), 0);
         }
-        if (progress == sse::head_parser::progress::need_more) continue;
+        if (progress == sse::detail::head_parser::progress::need_more) continue;
         const auto head = std::make_unique<exact_copy>(parser.head(input->view()));
         CHECK(head->view().ends_with("\r\n\r\n"));
         const auto verdict = request.parse(head->view());
@@ -688,7 +688,7 @@ TEST_CASE("a request that begins with its last line has no request line") {
 }
 
 TEST_CASE("a line end that nothing stands before is refused at once") {
-    CHECK(sse::head_parser(100).feed("\n") == sse::head_parser::progress::refused);
+    CHECK(sse::detail::head_parser(100).feed("\n") == sse::detail::head_parser::progress::refused);
 }
 
 TEST_CASE("a target is checked by whoever reads a head, also for what ends a line elsewhere") {
@@ -827,23 +827,23 @@ TEST_CASE("a hundred header lines are accepted, one more gets 431") {
 }
 
 TEST_CASE("a refused head stays refused, whatever comes behind it") {
-    sse::head_parser parser(default_limit);
+    sse::detail::head_parser parser(default_limit);
     std::string bytes = "GET / HTTP/1.1\n";
-    CHECK(parser.feed(bytes) == sse::head_parser::progress::refused);
+    CHECK(parser.feed(bytes) == sse::detail::head_parser::progress::refused);
     bytes += line("GET / HTTP/1.1");
-    CHECK(parser.feed(bytes) == sse::head_parser::progress::refused);
+    CHECK(parser.feed(bytes) == sse::detail::head_parser::progress::refused);
     CHECK(parser.refusal().status == 400);
 }
 
 TEST_CASE("a parser that wants more may be fed the same bytes again") {
     const std::string bytes = line("GET / HTTP/1.1");
     const std::string_view all = bytes;
-    sse::head_parser parser(default_limit);
+    sse::detail::head_parser parser(default_limit);
     for (std::size_t size = 0; size < all.size(); ++size) {
-        CHECK(parser.feed(all.substr(0, size)) == sse::head_parser::progress::need_more);
-        CHECK(parser.feed(all.substr(0, size)) == sse::head_parser::progress::need_more);
+        CHECK(parser.feed(all.substr(0, size)) == sse::detail::head_parser::progress::need_more);
+        CHECK(parser.feed(all.substr(0, size)) == sse::detail::head_parser::progress::need_more);
     }
-    CHECK(parser.feed(all) == sse::head_parser::progress::complete);
+    CHECK(parser.feed(all) == sse::detail::head_parser::progress::complete);
     CHECK(parser.head(all) == all);
     CHECK(parser.size() == all.size());
 }

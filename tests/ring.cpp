@@ -24,7 +24,7 @@ namespace ring_test {
 
 namespace {
 
-using ring = sse::broadcast_ring<int>;
+using ring = sse::detail::broadcast_ring<int>;
 
 /// The text of the std::invalid_argument that the constructor throws.
 std::string complaint(std::size_t capacity, std::size_t readers) {
@@ -195,7 +195,7 @@ TEST_CASE("a stale value is never read a second time after a round") {
 }
 
 TEST_CASE("one publisher is told to wake a reader that sleeps, and none while it is awake") {
-    sse::sleeper<> reader;
+    sse::detail::sleeper<> reader;
     CHECK(!reader.must_wake());
     reader.prepare_to_sleep();
     CHECK(reader.must_wake());
@@ -222,7 +222,7 @@ public:
     }
 };
 
-using interrupted_ring = sse::broadcast_ring<int, interrupted>;
+using interrupted_ring = sse::detail::broadcast_ring<int, interrupted>;
 
 /// Values come and are read at once: there is never more than one in the ring.
 void pass_through(interrupted_ring& r, std::uint64_t count) {
@@ -296,7 +296,7 @@ struct recording {
 };
 
 recording run_threads(std::size_t capacity, std::uint32_t each) {
-    sse::broadcast_ring<entry> shared(capacity, readers);
+    sse::detail::broadcast_ring<entry> shared(capacity, readers);
     recording out;
     out.sequences.resize(publishers);
     out.seen.resize(readers);

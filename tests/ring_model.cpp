@@ -1132,7 +1132,7 @@ private:
     std::vector<call> calls_;          // by thread
 };
 
-using real_ring = sse::broadcast_ring<model_value, model_atomic>;
+using real_ring = sse::detail::broadcast_ring<model_value, model_atomic>;
 
 template <class Ring = real_ring>
 exploration explore_ring(const ring_plan& plan, explorer::limits bounds = {}) {
@@ -1206,7 +1206,7 @@ private:
     explorer& world_;
     const sleep_plan& plan_;
     real_ring ring_;
-    sse::sleeper<model_atomic> sleep_;
+    sse::detail::sleeper<model_atomic> sleep_;
     model_atomic<int> wakes_{0}; // handed to the reader as by asio::post
     std::size_t read_ = 0;
     bool comes_back_ = false;

@@ -138,8 +138,8 @@ std::pair<std::string, std::string> read_body(body_decoder decoder, std::string_
 
 /// The answer of a server, as the client reads it: head and body.
 void answer(std::string_view bytes) {
-    sse::head_parser delimiter(16 * 1024);
-    if (delimiter.feed(bytes) != sse::head_parser::progress::complete) return;
+    sse::detail::head_parser delimiter(16 * 1024);
+    if (delimiter.feed(bytes) != sse::detail::head_parser::progress::complete) return;
     const std::string text(delimiter.head(bytes));
     received_head head;
     if (!head.parse(text)) return;
