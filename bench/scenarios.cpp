@@ -685,7 +685,7 @@ settings parse(int count, char** values, bench::flags& flags) {
     flags.number<std::uint64_t>("--burst", set.burst, 0, 1'000'000, "0: the scenario's");
     flags.number<std::uint64_t>("--threads", set.threads, 0, 256, "0: the scenario's");
     flags.toggle("--details", set.details, true, "print every figure");
-    flags.toggle("--markdown", set.markdown, true, "print a table for a README");
+    flags.toggle("--markdown", set.markdown, true, "print a table in Markdown");
     flags.toggle("--no-pin", set.pin, false, "leave the choice of cores to the kernel");
     flags.toggle("--no-spin", set.spin, false, "the client sleeps while nothing arrives");
     flags.text("--json", set.json, "also write all rounds to this file");
