@@ -786,16 +786,16 @@ inline void append_utf8(std::string& out, std::string_view text) {
         out.append(text);
         return;
     }
-    std::size_t right = 0; // size of what is valid and not yet appended
-    while (right < text.size()) {
-        if (const std::size_t size = utf8_size(text.substr(right)); size != 0) {
-            right += size;
+    std::size_t valid = 0; // size of what is valid and not yet appended
+    while (valid < text.size()) {
+        if (const std::size_t size = utf8_size(text.substr(valid)); size != 0) {
+            valid += size;
             continue;
         }
-        const std::size_t broken = broken_utf8_size(text.substr(right));
-        out.append(text.substr(0, right)).append("\xef\xbf\xbd");
-        text.remove_prefix(right + broken);
-        right = 0;
+        const std::size_t broken = broken_utf8_size(text.substr(valid));
+        out.append(text.substr(0, valid)).append("\xef\xbf\xbd");
+        text.remove_prefix(valid + broken);
+        valid = 0;
     }
     out.append(text);
 }
@@ -1664,15 +1664,16 @@ inline request::verdict request::parse(std::string_view head, std::size_t max_fi
     const bool is_encoded = head.substr(0, end_of_target).find('%') != head.npos;
     text_.reserve(head.size() + (is_encoded ? end_of_target : 0)); // keeps views of it valid
     text_ = head;
-    std::string_view left = text_;
-    const auto lines = static_cast<std::size_t>(std::count(left.begin(), left.end(), '\n'));
+    std::string_view remaining = text_;
+    const auto lines =
+        static_cast<std::size_t>(std::count(remaining.begin(), remaining.end(), '\n'));
     fields.reserve(std::min(std::max(lines, std::size_t{2}) - 2, max_fields)); // minus first, last
     bool first = true;
     for (;;) {
-        const std::size_t end = left.find("\r\n");
-        const auto line = left.substr(0, end);
-        if (end == left.npos || line.empty()) break;
-        left.remove_prefix(end + 2);
+        const std::size_t end = remaining.find("\r\n");
+        const auto line = remaining.substr(0, end);
+        if (end == remaining.npos || line.empty()) break;
+        remaining.remove_prefix(end + 2);
         const verdict v = first ? parse_request_line(line) : parse_field(line, max_fields);
         if (v.status != 0) return v;
         first = false;
@@ -1834,10 +1835,10 @@ inline std::vector<std::string> request::query_values(std::string_view name) con
 inline std::optional<std::string_view> request::cookie(std::string_view name) const noexcept {
     for (const field& f : fields) { // HTTP/2 may have split it into lines (RFC 9113 8.2.3)
         if (!detail::equal_ignoring_case(f.name, "Cookie")) continue;
-        std::string_view left = f.value;
-        while (!left.empty()) {
-            const auto pair = left.substr(0, left.find(';'));
-            left.remove_prefix(std::min(left.size(), pair.size() + 1));
+        std::string_view remaining = f.value;
+        while (!remaining.empty()) {
+            const auto pair = remaining.substr(0, remaining.find(';'));
+            remaining.remove_prefix(std::min(remaining.size(), pair.size() + 1));
             const std::size_t equals = pair.find('=');
             if (equals == pair.npos || detail::trim(pair.substr(0, equals)) != name) continue;
             return detail::trim(pair.substr(equals + 1));
@@ -2002,7 +2003,7 @@ private:
     static constexpr std::size_t max_overhead = 16384; // all of them, plus a quarter of the body
 
     body_decoder(std::uint64_t size, part first) noexcept
-        : max_body_(size), left_(size), part_(first) {}
+        : max_body_(size), remaining_(size), part_(first) {}
     progress refuse(int status, std::string_view reason) noexcept {
         refusal_ = {status, reason};
         return progress::refused;
@@ -2011,7 +2012,7 @@ private:
     progress take_size(std::string_view line);
 
     std::uint64_t max_body_;
-    std::uint64_t left_; // remaining bytes of the current chunk, or of the whole body
+    std::uint64_t remaining_; // remaining bytes of the current chunk, or of the whole body
     std::uint64_t total_ = 0;
     std::uint64_t overhead_ = 0;
     part part_;
@@ -2021,18 +2022,18 @@ private:
 
 inline body_decoder::progress body_decoder::feed(std::string& input) {
     if (refusal_.status != 0) return progress::refused;
-    if (part_ == part::sized && left_ == 0) part_ = part::end;
+    if (part_ == part::sized && remaining_ == 0) part_ = part::end;
     std::size_t at = 0;
     progress outcome = progress::need_more;
     while (part_ != part::end && outcome == progress::need_more && at < input.size()) {
         if (part_ == part::data || part_ == part::sized) {
             const auto n =
-                static_cast<std::size_t>(std::min<std::uint64_t>(left_, input.size() - at));
+                static_cast<std::size_t>(std::min<std::uint64_t>(remaining_, input.size() - at));
             body_.append(input, at, n);
             at += n;
             total_ += n;
-            left_ -= n;
-            if (left_ == 0) part_ = part_ == part::data ? part::data_end : part::end;
+            remaining_ -= n;
+            if (remaining_ == 0) part_ = part_ == part::data ? part::data_end : part::end;
             continue;
         }
         const std::size_t limit = std::min(input.size(), at + max_line);
@@ -2090,8 +2091,8 @@ inline body_decoder::progress body_decoder::take_size(std::string_view line) {
     std::uint64_t size = 0;
     std::from_chars(digits.data(), digits.data() + digits.size(), size, 16);
     if (size > max_body_ - total_) return refuse(413, "the request body is too large");
-    left_ = size;
-    part_ = left_ == 0 ? part::trailer : part::data;
+    remaining_ = size;
+    part_ = remaining_ == 0 ? part::trailer : part::data;
     return progress::need_more;
 }
 
@@ -2156,17 +2157,17 @@ inline void chunked_encoder::assemble(portion& p, std::span<const asio::const_bu
     for (const asio::const_buffer& whole : from) {
         // One buffer may need four: the end of the passed bytes, the header, data, the chunk's end.
         if (p.count + 4 > max_buffers || p.payload == max_chunk) break;
-        asio::const_buffer left = whole + skip;
+        asio::const_buffer remaining = whole + skip;
         skip -= std::min(skip, whole.size());
-        if (left.size() == 0) continue;
+        if (remaining.size() == 0) continue;
         if (p.plain < plain_) {
-            p.add(asio::buffer(left, plain_ - p.plain));
+            p.add(asio::buffer(remaining, plain_ - p.plain));
             p.plain += p.buffers[p.count - 1].size();
-            left += p.buffers[p.count - 1].size();
+            remaining += p.buffers[p.count - 1].size();
         }
-        if (left.size() == 0) continue;
+        if (remaining.size() == 0) continue;
         if (p.payload == 0) header_at = p.count++;
-        p.add(asio::buffer(left, max_chunk - p.payload));
+        p.add(asio::buffer(remaining, max_chunk - p.payload));
         p.payload += p.buffers[p.count - 1].size();
     }
     if (p.payload == 0) return;
@@ -2182,8 +2183,8 @@ std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_bu
                                                   Write&& write) {
     std::size_t taken = 0;
     if (!rest_.empty()) {
-        const asio::const_buffer left = asio::buffer(rest_);
-        const std::optional<std::size_t> n = write(std::span(&left, 1));
+        const asio::const_buffer remaining = asio::buffer(rest_);
+        const std::optional<std::size_t> n = write(std::span(&remaining, 1));
         if (!n) return std::nullopt;
         rest_.erase(0, *n);
         if (!rest_.empty()) return 0;
@@ -2207,9 +2208,9 @@ std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_bu
 
 inline void chunked_encoder::keep_rest(const portion& p, std::size_t gone) {
     for (std::size_t i = 0; i < p.count; ++i) {
-        const asio::const_buffer left = p.buffers[i] + gone;
+        const asio::const_buffer remaining = p.buffers[i] + gone;
         gone -= std::min(gone, p.buffers[i].size());
-        rest_.append(static_cast<const char*>(left.data()), left.size());
+        rest_.append(static_cast<const char*>(remaining.data()), remaining.size());
     }
 }
 
@@ -2403,8 +2404,8 @@ inline std::string join(const std::vector<std::string>& list) {
 
 /// Throws std::invalid_argument for options that cannot work.
 inline void check_cors(const cors_options& cors) {
-    const auto require = [](bool right, const std::string& what) {
-        if (!right) throw bad_option("cors." + what);
+    const auto require = [](bool valid, const std::string& what) {
+        if (!valid) throw bad_option("cors." + what);
     };
     require(!cors.credentials || !cors.origin.matches_any(),
             "credentials cannot go to every origin: name the origins that may have them");
@@ -2495,14 +2496,14 @@ public:
         address_ = asio::ip::make_address(text.substr(0, slash), failed);
         const unsigned most = address_.is_v4() ? 32 : 128;
         bits_ = most;
-        bool right = !failed &&
+        bool valid = !failed &&
                      without_mapping(address_) == address_; // client addresses are without_mapping
         if (slash < text.size()) {
             const char* const end = text.data() + text.size();
             const auto read = std::from_chars(text.data() + slash + 1, end, bits_);
-            right = right && read.ec == std::errc() && read.ptr == end && bits_ <= most;
+            valid = valid && read.ec == std::errc() && read.ptr == end && bits_ <= most;
         }
-        if (!right) {
+        if (!valid) {
             throw bad_option("proxy.trusted: '" + text +
                              "' is not an IP address or CIDR block; write 10.0.0.0/8 or ::1");
         }
@@ -2601,8 +2602,8 @@ inline address client_address(const request& r, const address& peer,
             continue;
         }
         // Quoted text may be the client's own, such as its Host: separators in it do not count.
-        for (std::string_view left = f.value; !left.empty();) {
-            const auto element = take_unquoted(left, ',');
+        for (std::string_view remaining = f.value; !remaining.empty();) {
+            const auto element = take_unquoted(remaining, ',');
             if (!element || !trim(*element).empty()) hops.push_back(trim(element.value_or("")));
         }
     }
@@ -2642,17 +2643,17 @@ inline proxy_head read_proxy_head_v1(std::string_view received) {
     const auto read = [&](std::string_view text) { // without port or brackets
         asio::error_code failed;
         const auto a = asio::ip::make_address(std::string(text), failed);
-        const bool right = !failed && word[1] == (a.is_v6() ? "TCP6" : "TCP4");
-        return right ? read_address(text) : std::nullopt;
+        const bool valid = !failed && word[1] == (a.is_v6() ? "TCP6" : "TCP4");
+        return valid ? read_address(text) : std::nullopt;
     };
     const auto is_port = [](std::string_view text) {
         return is_digits(text) && (text[0] != '0' || text.size() == 1) &&
                (text.size() < 5 || (text.size() == 5 && text <= "65535"));
     };
     const auto from = read(word[2]);
-    const bool right = received[end - 1] != ' ' && line.empty() && from && read(word[3]) &&
+    const bool valid = received[end - 1] != ' ' && line.empty() && from && read(word[3]) &&
                        is_port(word[4]) && is_port(word[5]);
-    if (!right) return {progress::refused, 0, {}};
+    if (!valid) return {progress::refused, 0, {}};
     return {progress::complete, end + 2, from};
 }
 
@@ -3615,9 +3616,9 @@ private:
     std::uint8_t held_ = 0;        // by whom: its position is kept, but nothing of the log is sent
     bool adds_framing_ = false;    // adds framing to its bytes: only write_some() knows how
     bool wants_plain_ : 1 = false; // gets all that its one topic gets: the block of a pass fits
-    bool fresh_ : 1 = false;       // starts in the past, and has received nothing of the log yet
-    bool has_id_ : 1 = false;      // has an id to reconnect with
-    bool queued_ : 1 = false;      // waits for a turn of feed::catch_up()
+    bool starts_in_past_ : 1 = false; // starts in the past, and has received nothing of the log yet
+    bool has_id_ : 1 = false;         // has an id to reconnect with
+    bool queued_ : 1 = false;         // waits for a turn of feed::catch_up()
     std::uint32_t index_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
     frame_ref cut_;          // the frame that a short write cut
@@ -3753,7 +3754,7 @@ public:
     }
     bool heartbeat(receiver& r); ///< Returns whether one could be sent.
     bool needs_id(const receiver& r) const;
-    bool give_up(receiver& r, std::uint32_t longest_hold); ///< Only if it is too far behind.
+    bool end_if_lagged(receiver& r, std::uint32_t longest_hold); ///< Only if it is too far behind.
     /// Ends it once it has received all that came before, and then this frame unless it is null.
     void finish(receiver& r, frame_ref last);
     sse::lag lag_of(const receiver& r) const;
@@ -3821,7 +3822,7 @@ private:
     void find_due(const receiver& r);
     std::uint64_t next_for(const receiver& r, std::uint64_t from, bool newest) const;
     void deliver_block();
-    void go_on(receiver& r);
+    void continue_sending(receiver& r);
     bool is_behind(const receiver& r) const;
     void wait_for_turn(receiver& r);
     void leave_queue(receiver& r) noexcept;
@@ -4101,7 +4102,7 @@ inline bool feed::book(receiver& r, std::size_t written) {
     }
     totals_.delivered.add(block_.ends.size());
     r.next_ = planned_;
-    r.fresh_ = false;
+    r.starts_in_past_ = false;
     if (block_.last_id() != 0) r.last_id_ = block_.last_id();
     return true;
 }
@@ -4146,20 +4147,21 @@ inline bool feed::took(receiver& r, const block& from, std::size_t begin, std::s
     const auto ends_behind = [](std::size_t at, const block::end& one) { return at < one.offset; };
     const auto& ends = from.ends;
     const auto first = std::upper_bound(ends.begin(), ends.end(), begin, ends_behind);
-    const auto left = std::upper_bound(first, ends.end(), end, ends_behind);
-    if (left != first) {
-        const block::end& last = *std::prev(left);
-        totals_.delivered.add(static_cast<std::uint64_t>(left - first));
+    const auto unfinished_at = std::upper_bound(first, ends.end(), end, ends_behind);
+    if (unfinished_at != first) {
+        const block::end& last = *std::prev(unfinished_at);
+        totals_.delivered.add(static_cast<std::uint64_t>(unfinished_at - first));
         r.next_ = last.sequence + 1;
-        r.fresh_ = false;
+        r.starts_in_past_ = false;
         r.last_id_ = std::max(r.last_id_, last.last_id);
     }
-    if (left == ends.end()) return true;
-    const std::size_t cut_begin = left == ends.begin() ? 0 : std::prev(left)->offset;
+    if (unfinished_at == ends.end()) return true;
+    const std::size_t cut_begin =
+        unfinished_at == ends.begin() ? 0 : std::prev(unfinished_at)->offset;
     if (end > cut_begin) {
-        r.cut_ = log_.ref(left->sequence);
+        r.cut_ = log_.ref(unfinished_at->sequence);
         r.cut_at_ = end - cut_begin;
-        r.next_ = left->sequence + 1;
+        r.next_ = unfinished_at->sequence + 1;
     }
     return false;
 }
@@ -4365,7 +4367,7 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
     // First, after the response head, an id to reconnect with, whatever happens to the client next.
     // Also for a client that has reconnected: by HTML 9.2.6 a block without an id, such as a
     // farewell or what its handler sends, would reset the last event ID that it had.
-    const bool gap_has_it = gap_is_due && (r.fresh_ || (r.cold_ && r.cold_->pending));
+    const bool gap_has_it = gap_is_due && (r.starts_in_past_ || (r.cold_ && r.cold_->pending));
     if (goes_on && settings_.heartbeat_ids && !r.has_id_) {
         add_own(true);
         if (gap_has_it) return count;
@@ -4424,7 +4426,7 @@ inline bool feed::concerns(std::string_view topic, bool is_private, const frame&
 inline void feed::had(receiver& r, std::uint64_t sequence) {
     totals_.delivered.add(1);
     r.next_ = sequence + 1;
-    r.fresh_ = false;
+    r.starts_in_past_ = false;
     if (log_[sequence].has_id()) r.last_id_ = sequence + 1;
 }
 
@@ -4463,7 +4465,7 @@ inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
             if (std::exchange(r.cut_is_own_, false)) {
                 if (r.own_) ++r.own_->written;
             } else if (f->type() != frame::kind::raw) {
-                r.fresh_ = false;
+                r.starts_in_past_ = false;
                 if (f->has_id()) r.last_id_ = r.next_;
             }
             if (f->type() != frame::kind::raw) totals_.delivered.add(1);
@@ -4521,7 +4523,8 @@ inline bool feed::announce(receiver& r) {
     if (r.cold_ && r.cold_->said_farewell) return true;
     const bool pending = r.cold_ && r.cold_->pending;
     if (r.own_ && !r.own_->waiting.empty()) {
-        const bool brings_id = settings_.heartbeat_ids && !r.has_id_ && (r.fresh_ || pending);
+        const bool brings_id =
+            settings_.heartbeat_ids && !r.has_id_ && (r.starts_in_past_ || pending);
         if (!brings_id || r.own_->waiting.front()->type() == frame::kind::raw) return true;
     }
     const loss lost = missing(r);
@@ -4532,11 +4535,11 @@ inline bool feed::announce(receiver& r) {
         if (g.reason == gap_reason::lapped) r.next_ = log_.end();
         g.to = make_id(settings_.epoch, g.reason == gap_reason::lapped ? r.next_ : lost.before);
         r.cold().reported_before = lost.before;
-    } else if (r.fresh_ || lost.policy != lag_policy::disconnect) {
-        const bool skips = !r.fresh_ && lost.policy == lag_policy::skip;
+    } else if (r.starts_in_past_ || lost.policy != lag_policy::disconnect) {
+        const bool skips = !r.starts_in_past_ && lost.policy == lag_policy::skip;
         const std::uint64_t to = skips ? log_.end() : lost.before;
-        g = {r.fresh_ ? gap_reason::too_old : gap_reason::lapped, make_id(settings_.epoch, r.next_),
-             make_id(settings_.epoch, to)};
+        g = {r.starts_in_past_ ? gap_reason::too_old : gap_reason::lapped,
+             make_id(settings_.epoch, r.next_), make_id(settings_.epoch, to)};
         const bool all_of_it = r.wants_plain_ && r.first_.where->path.empty() && log_.is_plain() &&
                                lost.policy != lag_policy::conflate &&
                                (skips || !log_.has_bounds_by_topic());
@@ -4602,11 +4605,11 @@ inline sse::lag feed::lag_of(const receiver& r) const {
 
 /// Disconnects a client that cannot continue, without waiting until it is writable. Returns whether
 /// it did.
-inline bool feed::give_up(receiver& r, std::uint32_t longest_hold) {
+inline bool feed::end_if_lagged(receiver& r, std::uint32_t longest_hold) {
     if (!r.follows() || (!r.busy_ && !r.held_)) return false;
     const bool held_too_long =
         r.cold_ && r.cold_->holds_back && now - r.cold_->behind_since >= longest_hold;
-    const loss lost = r.held_ || r.fresh_ ? loss() : missing(r);
+    const loss lost = r.held_ || r.starts_in_past_ ? loss() : missing(r);
     const bool too_much = settings_.max_unsent_bytes != 0 && !r.held_ &&
                           log_.bytes_from(r.next_) > settings_.max_unsent_bytes;
     const lag_policy policy = lost.before != 0 ? lost.policy : r.first_.lag;
@@ -4659,11 +4662,11 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     if (first) {
         r.index_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
         r.next_ = r.last_id_ = made.since;
-        r.fresh_ = made.since < published;
+        r.starts_in_past_ = made.since < published;
     } else if (made.since < reached) { // the others have received what lies between
         r.for_each_subscription([&](subscription& one) { one.had = std::max(one.had, reached); });
         r.next_ = made.since;
-        r.fresh_ = true;
+        r.starts_in_past_ = true;
     }
     made.where = &where;
     made.index = static_cast<std::uint32_t>(where.subscribers.size() - 1);
@@ -4810,7 +4813,7 @@ inline void feed::name(receiver& r, std::uint64_t number) {
 // --- what streams ask for
 
 /// There is something for the client: it gets that now, or continues on its own if it is busy.
-inline void feed::go_on(receiver& r) {
+inline void feed::continue_sending(receiver& r) {
     if (std::exchange(r.busy_, true)) return;
     settle(r);
     flush(r);
@@ -4825,12 +4828,12 @@ inline void feed::put(receiver& r, frame_ref f) {
 
 inline void feed::enqueue(receiver& r, frame_ref f) {
     r.own_->push(std::move(f));
-    go_on(r);
+    continue_sending(r);
 }
 
 inline void feed::enqueue(receiver& r, std::vector<frame_ref> several) {
     for (frame_ref& each : several) r.own_->push(std::move(each));
-    go_on(r);
+    continue_sending(r);
 }
 
 /// As enqueue(), but others get a turn first, so that what follows goes out in the same write.
@@ -4854,7 +4857,7 @@ inline void feed::finish(receiver& r, frame_ref last) {
     if (rare.finishing) return;
     rare.finishing = true;
     rare.last = std::move(last); // what is held is not sent: the client reconnects for it
-    go_on(r);
+    continue_sending(r);
 }
 
 inline std::vector<std::string> feed::topics_of(const receiver& r) const {
@@ -5207,19 +5210,19 @@ private:
 };
 
 inline path_pattern::path_pattern(std::string text) : text_(std::move(text)) {
-    const auto require = [&](bool right) {
-        if (right) return;
+    const auto require = [&](bool valid) {
+        if (valid) return;
         throw std::invalid_argument("sse: the pattern of a route must be a path such as /news, "
                                     "/news/{id} with each name once, or end in /*, not '" +
                                     text_ + "'");
     };
     require(text_.starts_with('/'));
     std::vector<std::string_view> names;
-    std::string_view left = text_;
-    while (!left.empty()) {
-        const std::string_view segment = take_segment(left);
+    std::string_view remaining = text_;
+    while (!remaining.empty()) {
+        const std::string_view segment = take_segment(remaining);
         if (segment == "*") {
-            require(left.empty());
+            require(remaining.empty());
         } else if (is_name_of_value(segment)) {
             const auto name = segment.substr(1, segment.size() - 2);
             require(is_token(name) && name.find_first_of("{}*") == name.npos &&
@@ -5237,13 +5240,13 @@ path_pattern::matches(std::string_view path,
                       std::string_view& rest) const {
     values.clear();
     rest = {};
-    std::string_view left = text_;
-    while (!left.empty() && path.starts_with('/')) {
-        if (left == "/*") {
+    std::string_view remaining = text_;
+    while (!remaining.empty() && path.starts_with('/')) {
+        if (remaining == "/*") {
             rest = path.substr(1);
             return true;
         }
-        const std::string_view wanted = take_segment(left);
+        const std::string_view wanted = take_segment(remaining);
         const std::string_view given = take_segment(path);
         if (is_name_of_value(wanted)) {
             if (given.empty()) return false;
@@ -5252,7 +5255,7 @@ path_pattern::matches(std::string_view path,
             return false;
         }
     }
-    return left.empty() && path.empty();
+    return remaining.empty() && path.empty();
 }
 
 inline bool path_pattern::covers(const path_pattern& other) const noexcept {
@@ -6317,7 +6320,7 @@ private:
     void cancel(stream& s) noexcept;
     void resume_soon(std::unique_ptr<waiter> one) noexcept;
     void resume_soon() noexcept;
-    void go_on();
+    void resume_waiters();
     stream_info info(stream& s);
 
     // Deadlines
@@ -6406,7 +6409,7 @@ private:
     std::vector<stream*> connections_; // all; holds a reference to each
     std::unique_ptr<waiter> woken_;    // resumed in FIFO order
     waiter* last_woken_ = nullptr;
-    bool resume_posted_ = false;                           // go_on() is posted
+    bool resume_posted_ = false;                           // resume_waiters() is posted
     bool cancels_are_due_ = false;                         // for some of exchanges_
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // receives what clients send
     std::optional<steady_timer> sweep_timer_;
@@ -7044,15 +7047,15 @@ SSE_DECL void worker::cancel_if_ended(stream& s) {
 /// What follows the current request in the input received so far.
 SSE_DECL worker::rest_of_input worker::pending_input(const stream& s) const {
     const exchange& state = *s.exchange_;
-    std::string left = state.input;
+    std::string remaining = state.input;
     if (state.body_is_left()) {
         body_decoder body = state.body ? *state.body : body_decoder_for(s);
-        if (body.feed(left) != body_decoder::progress::complete) return rest_of_input::cut;
+        if (body.feed(remaining) != body_decoder::progress::complete) return rest_of_input::cut;
     }
     if (!state.request->keep_alive) return rest_of_input::nothing;
     head_parser next(hub_.options.limits.head_bytes);
-    return next.feed(left) == head_parser::progress::complete ? rest_of_input::request
-                                                              : rest_of_input::nothing;
+    return next.feed(remaining) == head_parser::progress::complete ? rest_of_input::request
+                                                                   : rest_of_input::nothing;
 }
 
 /// The limit of its group, which it has once its route is known.
@@ -7134,8 +7137,8 @@ SSE_DECL void worker::set_end(stream& s, std::uint32_t at) {
     s.ends_at_ = at == 0 ? 1 : at; // 0 means never
     if (!note_end(s.ends_at_) || sweep_at_ != 0 || !end_timer_ || stopping_) return;
     try {
-        const auto left = static_cast<std::int32_t>(s.ends_at_ - milliseconds_now());
-        end_timer_->expires_after(std::chrono::milliseconds(std::max(left, 0)));
+        const auto remaining = static_cast<std::int32_t>(s.ends_at_ - milliseconds_now());
+        end_timer_->expires_after(std::chrono::milliseconds(std::max(remaining, 0)));
         end_timer_->async_wait([this](const asio::error_code& failed) {
             if (failed || stopping_ || sweep_at_ != 0) return;
             refresh();
@@ -7262,12 +7265,12 @@ SSE_DECL void worker::resume_soon(std::unique_ptr<waiter> one) noexcept {
 
 SSE_DECL void worker::resume_soon() noexcept {
     try {
-        asio::post(io_, [this] { go_on(); });
+        asio::post(io_, [this] { resume_waiters(); });
         resume_posted_ = true;
     } catch (...) { resume_posted_ = false; } // out of memory: the next call or the sweep tries
 }
 
-SSE_DECL void worker::go_on() {
+SSE_DECL void worker::resume_waiters() {
     const std::unique_ptr<waiter> one = std::move(woken_);
     woken_ = std::move(one->next);
     resume_posted_ = false;
@@ -7399,8 +7402,8 @@ SSE_DECL void worker::arm_sweep() {
     auto period =
         std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(500));
     if (next_end_ != 0) { // not to the millisecond, so that many near ends cost few sweeps
-        const auto left = static_cast<std::int32_t>(next_end_ - milliseconds_now());
-        period = std::min(period, std::chrono::milliseconds(std::max(left, 40)));
+        const auto remaining = static_cast<std::int32_t>(next_end_ - milliseconds_now());
+        period = std::min(period, std::chrono::milliseconds(std::max(remaining, 40)));
     }
     sweep_timer_->expires_after(period);
     sweep_timer_->async_wait([this](const asio::error_code& failed) {
@@ -7499,7 +7502,7 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
         }
         return 1;
     }
-    if (feed_.give_up(s, static_cast<std::uint32_t>(o.timeouts.stall.count()))) return 1;
+    if (feed_.end_if_lagged(s, static_cast<std::uint32_t>(o.timeouts.stall.count()))) return 1;
     if (s.busy_) return 0;
     switch (s.phase_) {
     case stream::phase::head:
@@ -8001,10 +8004,10 @@ SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<exchange> owne
     exchange& state = *owned;
     state.handling = false;
     try {
-        unfinished left = after_handler(*s, state, failure);
+        unfinished remaining = after_handler(*s, state, failure);
         const bool goes_on = s->open_ && !s->follows();
-        if (goes_on || !left.nothing() || is_unsent(*s, state)) {
-            return resume_serving(s, std::move(owned), std::move(left));
+        if (goes_on || !remaining.nothing() || is_unsent(*s, state)) {
+            return resume_serving(s, std::move(owned), std::move(remaining));
         }
         end_request(*s, state);
     } catch (...) {
@@ -8511,7 +8514,7 @@ public:
     void start(const std::string& text);
     void start(asio::ip::tcp::acceptor listener);
     void start();
-    void give_up() noexcept;
+    void abandon_start() noexcept;
     bool has_started() const noexcept { return started_; }
     void require_unused(const char* what) const;
     std::chrono::steady_clock::time_point drained_by() const noexcept { return drained_by_; }
@@ -8793,7 +8796,7 @@ SSE_DECL void lifecycle::take_signals() {
 }
 
 /// Called when a thread could not be started: all threads run, or none.
-SSE_DECL void lifecycle::give_up() noexcept {
+SSE_DECL void lifecycle::abandon_start() noexcept {
     hub_.stopped = true;
     stop_begun_ = true;
     for (auto& w : hub_.workers) w->shut_down();
@@ -9250,8 +9253,8 @@ private:
 #if defined(SSE_BODIES)
 
 SSE_DECL jobs::jobs(job_options o) : options_(std::move(o)) {
-    const auto require = [](bool right, const char* what) {
-        if (!right) throw std::invalid_argument(std::string("sse::job_options::") + what);
+    const auto require = [](bool valid, const char* what) {
+        if (!valid) throw std::invalid_argument(std::string("sse::job_options::") + what);
     };
     require(options_.history > 0, "history must be at least 1 message");
     require(options_.history_bytes > 0, "history_bytes must be at least 1");
@@ -9539,8 +9542,8 @@ SSE_DECL handler file(std::string path);
 #if defined(SSE_BODIES)
 
 SSE_DECL sse::options server::checked(sse::options o) {
-    const auto require = [](bool right, const std::string& what) {
-        if (!right) throw bad_option(what);
+    const auto require = [](bool valid, const std::string& what) {
+        if (!valid) throw bad_option(what);
     };
     const auto positive = [&](std::chrono::milliseconds value, const char* name) {
         require(value.count() > 0, std::string(name) + " must be more than 0 ms");
@@ -9889,7 +9892,7 @@ void server::launch(Where&&... where) {
             threads_.emplace_back([worker = w.get()] { worker->run(); });
         }
     } catch (...) { // no more threads available
-        life.give_up();
+        life.abandon_start();
         for (std::thread& t : threads_) t.join();
         throw;
     }
@@ -10227,8 +10230,8 @@ struct http_url {
 
 /// Parses such a URL; drops a fragment. Throws std::invalid_argument if the text is not one.
 inline http_url read_http_url(std::string_view text) {
-    const auto check = [&](bool right, const char* what) {
-        if (right) return;
+    const auto check = [&](bool valid, const char* what) {
+        if (valid) return;
         std::string shown(text.substr(0, text.find('?'))); // a query may hold secrets,
         if (const auto at = shown.rfind('@'); at != shown.npos) shown.replace(0, at, "..."); // here
         throw std::invalid_argument("sse::client: the URL '" + shown + "' " + what);
@@ -10477,14 +10480,14 @@ inline bool received_head::parse_field(std::string_view line) {
 }
 
 inline bool received_head::parse_framing() {
-    bool right = true;
+    bool valid = true;
     for (const auto& [name, value] : fields) {
         if (equal_ignoring_case(name, "Transfer-Encoding")) {
             take_codings(name, value, "chunked");
         } else if (equal_ignoring_case(name, "Content-Encoding")) {
             take_codings(name, value, "identity");
         } else if (equal_ignoring_case(name, "Content-Length")) {
-            right = right && take_length(value);
+            valid = valid && take_length(value);
         }
     }
     if (chunked_ && (has_length_ || minor_version_ == 0)) return false; // RFC 9112 6.1: faulty
@@ -10496,32 +10499,32 @@ inline bool received_head::parse_framing() {
     } else {
         body = has_length_ ? framing::length : framing::until_close;
     }
-    return right;
+    return valid;
 }
 
 /// `known` is the only coding that was asked for; chunked may occur once.
 inline void received_head::take_codings(const std::string& name, const std::string& value,
                                         std::string_view known) {
     for_each_element(value, [&](std::string_view coding) {
-        const bool right = equal_ignoring_case(coding, known);
+        const bool valid = equal_ignoring_case(coding, known);
         const bool chunked = known == "chunked";
-        if (!right || (chunked && chunked_)) unknown_coding = name + ": " + value;
+        if (!valid || (chunked && chunked_)) unknown_coding = name + ": " + value;
         chunked_ = chunked_ || chunked;
     });
 }
 
 /// Some senders repeat Content-Length, even in a list; all values must be equal (RFC 9112 6.3).
 inline bool received_head::take_length(std::string_view value) {
-    bool right = !value.empty();
+    bool valid = !value.empty();
     for_each_element(value, [&](std::string_view digits) {
         std::uint64_t number = 0;
-        right = right && is_digits(digits) && digits.size() <= 18;
-        if (right) std::from_chars(digits.data(), digits.data() + digits.size(), number);
-        right = right && (!has_length_ || length == number);
+        valid = valid && is_digits(digits) && digits.size() <= 18;
+        if (valid) std::from_chars(digits.data(), digits.data() + digits.size(), number);
+        valid = valid && (!has_length_ || length == number);
         length = number;
         has_length_ = true;
     });
-    return right && has_length_;
+    return valid && has_length_;
 }
 
 inline body_decoder received_head::decoder() const noexcept {
@@ -10745,8 +10748,9 @@ private:
     std::string url_;                     // of the last response
     std::optional<timers> timers_;        // nullopt: the context is gone
     client_registry* registry_ = nullptr; // owned by the context
-    std::vector<std::pair<std::string, std::string>> fresh_; // headers of this connection
-    std::shared_ptr<name_lookup> lookup_;                    // until its result is taken
+    std::vector<std::pair<std::string, std::string>>
+        connection_headers_;              // headers of this connection
+    std::shared_ptr<name_lookup> lookup_; // until its result is taken
     std::vector<asio::ip::tcp::endpoint> endpoints_;
     std::vector<asio::ip::tcp::endpoint> preferred_endpoints_; // the most recent first
     std::vector<std::shared_ptr<link>> connecting_;            // connecting
@@ -10912,8 +10916,8 @@ SSE_DECL client_core::~client_core() {
 }
 
 SSE_DECL client_options client_core::checked(client_options o) {
-    const auto need = [](bool right, const std::string& what) {
-        if (!right) throw std::invalid_argument("sse::client_options::" + what);
+    const auto need = [](bool valid, const std::string& what) {
+        if (!valid) throw std::invalid_argument("sse::client_options::" + what);
     };
     need(is_token(o.method), "method: '" + o.method + "' is not a method");
     need(o.method != "HEAD" && o.method != "CONNECT",
@@ -10953,8 +10957,8 @@ SSE_DECL bool client_core::fits_in_field(std::string_view id) noexcept {
 
 /// Without this check, a value with a line break could add headers, or a whole request.
 SSE_DECL void client_core::check_header(std::string_view name, std::string_view value) {
-    const auto need = [&](bool right, const char* what) {
-        if (right) return;
+    const auto need = [&](bool valid, const char* what) {
+        if (valid) return;
         throw std::invalid_argument("sse::client_options::headers: '" + std::string(name) + "' " +
                                     what);
     };
@@ -11312,7 +11316,7 @@ SSE_DECL asio::awaitable<void> client_core::renew(int status) {
     auto pending = options_.fresh_headers(status);
     auto headers = co_await std::move(pending);
     for (const auto& [name, value] : headers) check_header(name, value);
-    fresh_ = std::move(headers);
+    connection_headers_ = std::move(headers);
 }
 
 /// Sends one request and reads the head of its response.
@@ -11464,12 +11468,13 @@ SSE_DECL std::string client_core::request_text(const target& what) const {
     headers.erase(std::remove_if(headers.begin(), headers.end(),
                                  [&](const auto& old) {
                                      return std::any_of(
-                                         fresh_.begin(), fresh_.end(), [&](const auto& fresh) {
+                                         connection_headers_.begin(), connection_headers_.end(),
+                                         [&](const auto& fresh) {
                                              return equal_ignoring_case(old.first, fresh.first);
                                          });
                                  }),
                   headers.end());
-    headers.insert(headers.end(), fresh_.begin(), fresh_.end());
+    headers.insert(headers.end(), connection_headers_.begin(), connection_headers_.end());
     bool accept = false;
     for (const auto& [name, value] : headers) {
         // Lists what is harmless, not what is secret: a secret may be in a field of any name.

@@ -850,7 +850,7 @@ TEST_CASE("a held subscription whose place was forgotten is let go on release, n
         f.say("/a");
         f.run();
     }
-    CHECK_FALSE(f->give_up(c, 1000));
+    CHECK_FALSE(f->end_if_lagged(c, 1000));
     CHECK(f->lag_of(c).messages == 5);
     f->release(c);
     f.run();
@@ -1139,10 +1139,10 @@ TEST_CASE("disconnect: a client that the history has left behind ends, and comes
     f.run();
     c.room = 0;
     one_by_one(f, 3, "/a");
-    CHECK_FALSE(f->give_up(c, 1000));
+    CHECK_FALSE(f->end_if_lagged(c, 1000));
     CHECK(c.open);
     one_by_one(f, 2, "/a");
-    CHECK(f->give_up(c, 1000));
+    CHECK(f->end_if_lagged(c, 1000));
     CHECK(c.ended == end_reason::lagged);
     CHECK(f->counted().lagged.get() == 1);
     CHECK(c.last_id() == id(0));
@@ -1160,7 +1160,7 @@ TEST_CASE("skip: a client that the history has left behind is told once and goes
     f.run();
     c.room = 0;
     one_by_one(f, 9, "/a");
-    CHECK_FALSE(f->give_up(c, 1000));
+    CHECK_FALSE(f->end_if_lagged(c, 1000));
     c.room = unlimited;
     f.run();
     CHECK(c.got() == "[lapped 0..9 missed 9]");
@@ -1192,9 +1192,9 @@ TEST_CASE("too much unsent: skip goes on live, disconnect ends") {
     f.run();
     skips.room = ends.room = 5;
     one_by_one(f, 8, "/a");
-    CHECK_FALSE(f->give_up(skips, 1000));
-    CHECK_FALSE(f->give_up(skips, 1000));
-    CHECK(f->give_up(ends, 1000));
+    CHECK_FALSE(f->end_if_lagged(skips, 1000));
+    CHECK_FALSE(f->end_if_lagged(skips, 1000));
+    CHECK(f->end_if_lagged(ends, 1000));
     skips.room = unlimited;
     f.run();
     CHECK(skips.got() == "1 [lapped 1..8]");
@@ -1320,9 +1320,9 @@ TEST_CASE("hold_back: one that takes nothing for too long ends, and publishers g
     one_by_one(f, 3, "/a");
     REQUIRE(f.holds() == std::vector{true});
     f->now = 999;
-    CHECK_FALSE(f->give_up(c, 1000));
+    CHECK_FALSE(f->end_if_lagged(c, 1000));
     f->now = 1000;
-    CHECK(f->give_up(c, 1000));
+    CHECK(f->end_if_lagged(c, 1000));
     CHECK(c.ended == end_reason::lagged);
     CHECK(f.holds() == std::vector{true, false});
     one_by_one(f, 9, "/a");
@@ -1451,7 +1451,7 @@ TEST_CASE("ephemeral messages from before a client came are not missing when the
     c.room = 60; // the head and the first
     f.run();
     one_by_one(f, 4, "/b", {.ephemeral = true}); // push the older ones out
-    CHECK_FALSE(f->give_up(c, 1000));
+    CHECK_FALSE(f->end_if_lagged(c, 1000));
     c.room = unlimited;
     f.run();
     CHECK_FALSE(c.ended);
@@ -1647,7 +1647,7 @@ TEST_CASE("too much unsent: the id does not move before the client is told of th
     c.subscribe("/", start::now(), {.lag = lag_policy::skip});
     f.run();
     one_by_one(f, 8, "/a");
-    f->give_up(c, 1000);
+    f->end_if_lagged(c, 1000);
     for (int i = 0; i < 400 && c.got().empty(); ++i) {
         c.room = 1;
         f.run();
@@ -2851,7 +2851,7 @@ void world::sweep(office& at) {
         c.gives_up = true;
         const bool holds = at.holds;
         const auto lag = at.f.lag_of(c);
-        const bool gone = at.f.give_up(c, 100);
+        const bool gone = at.f.end_if_lagged(c, 100);
         c.gives_up = false;
         if (gone && !holds && max_unsent_ == 0 && !may_be_cut_off(*v, c)) {
             wrong(*v,
