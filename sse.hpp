@@ -57,6 +57,7 @@
 
 // >>config ////////////////////////////////////////////////////////////////////////////////////////
 // Compiler and Asio checks. Knows nothing of the rest. The only place that defines macros.
+// Tests: tests/header_alone.cpp, tests/errors.sh
 
 #define SSE_VERSION 200 // major * 10000 + minor * 100 + patch
 #define SSE_VERSION_STRING "0.2.0"
@@ -425,7 +426,8 @@ void probe_when_silent(Socket& socket) {
 SSE_END
 
 // >>error /////////////////////////////////////////////////////////////////////////////////////////
-// Every failure by name. Needs nothing. Tests: tests/message.cpp, tests/server.cpp
+// Every failure by name. Needs nothing.
+// Tests: tests/message.cpp, tests/server.cpp
 SSE_BEGIN
 
 enum class errc {
@@ -567,8 +569,9 @@ private:
 };
 
 // >>message ///////////////////////////////////////////////////////////////////////////////////////
-// What a program publishes, and its bytes in an event stream (WHATWG HTML 9.2.5 and 9.2.6).
-// Needs >>error. Knows nothing of rings, HTTP or Asio. Tests: tests/message.cpp
+// What a program publishes, and its bytes in an event stream (WHATWG HTML 9.2.5 and 9.2.6). Needs
+// >>error. Knows nothing of rings, HTTP or Asio.
+// Tests: tests/message.cpp
 
 /// One event, or one comment. A trivially destructible aggregate of views: it is encoded before the
 /// call that takes it returns or suspends, so it may refer to temporaries, even in `co_await`
@@ -749,8 +752,9 @@ inline std::string encode(const message& m) {
 }
 
 // >>parser ////////////////////////////////////////////////////////////////////////////////////////
-// An event stream as a client reads it (WHATWG HTML 9.2.5 and 9.2.6): bytes in, events out.
-// Needs >>error. Knows nothing of HTTP or Asio. Tests: tests/parser.cpp
+// An event stream as a client reads it (WHATWG HTML 9.2.5 and 9.2.6): bytes in, events out. Needs
+// >>error. Knows nothing of HTTP or Asio.
+// Tests: tests/parser.cpp
 
 /// One event, as a client dispatches it.
 struct event {
@@ -1054,7 +1058,7 @@ inline void event_parser::refuse(const char* what) {
 // >>ring //////////////////////////////////////////////////////////////////////////////////////////
 // Broadcast ring: many publishers, every reader reads every value in one order, nothing is
 // overwritten unread. Needs nothing, knows nothing of frames, HTTP or Asio.
-// Tests: tests/ring.cpp, tests/ring_model.cpp (every interleaving). Bench: bench/ring.cpp
+// Tests: tests/ring.cpp, tests/ring_model.cpp. Bench: bench/ring.cpp
 //
 //     slot       0        1        2        3       capacity 4
 //     sequence   5        6        3        4       tail_ = 6: the next place to claim
@@ -1250,8 +1254,9 @@ private:
 } // namespace detail
 
 // >>frame /////////////////////////////////////////////////////////////////////////////////////////
-// A message as immutable bytes, encoded once, shared by all clients of all workers.
-// Needs >>message. Knows nothing of HTTP or Asio. Tests: tests/log.cpp
+// A message as immutable bytes, encoded once, shared by all clients of all workers. Needs
+// >>message. Knows nothing of HTTP or Asio.
+// Tests: tests/log.cpp
 namespace detail {
 
 /// Its names and bytes follow the object in the same allocation. The reference count is atomic
@@ -1432,7 +1437,8 @@ inline frame_ref make_raw_frame(std::string_view bytes) {
 // >>head //////////////////////////////////////////////////////////////////////////////////////////
 // HTTP/1.1 request head: bytes in, values out (RFC 9112, RFC 9110). Strict: refuses what a proxy in
 // front could read differently. Needs nothing, does no I/O (of Asio it uses only the parser of
-// addresses). Tests: tests/head.cpp, tests/body.cpp
+// addresses).
+// Tests: tests/body.cpp, tests/head.cpp
 namespace detail {
 
 inline bool is_token_char(char c) noexcept { // RFC 9110 5.6.2
@@ -2218,7 +2224,8 @@ inline void chunked_encoder::keep_rest(const portion& p, std::size_t gone) {
 
 // >>origin ////////////////////////////////////////////////////////////////////////////////////////
 // Which origins may read responses (Fetch standard 3.2). Needs >>head. No I/O of its own, but a
-// matcher may be a coroutine. Tests: tests/origin.cpp
+// matcher may be a coroutine.
+// Tests: tests/cors.cpp, tests/origin.cpp
 
 /// Decides whether pages of an origin, the value of an Origin header such as "https://app.example",
 /// may read responses. Made from any callable `(std::string_view origin)` or `(std::string_view
@@ -2456,8 +2463,9 @@ inline std::string preflight_headers(const cors_options& cors, const std::string
 } // namespace detail
 
 // >>peer //////////////////////////////////////////////////////////////////////////////////////////
-// The address of a client behind trusted proxies, and which hosts a Host header may name.
-// Text in, values out, no I/O. Needs >>head. Tests: tests/peer.cpp
+// The address of a client behind trusted proxies, and which hosts a Host header may name. Text in,
+// values out, no I/O. Needs >>head.
+// Tests: tests/authorize.cpp, tests/peer.cpp
 
 /// Where a trusted proxy writes the address of its client. Only one source is read: given several,
 /// an attacker would use one that the proxy does not overwrite.
@@ -3279,7 +3287,8 @@ class stream;
 
 // >>subscription //////////////////////////////////////////////////////////////////////////////////
 // How a stream follows topics: where it starts, what happens when it falls behind, and how it is
-// notified of what it missed. Values only. Needs >>frame. Tests: tests/feed.cpp
+// notified of what it missed. Values only. Needs >>frame.
+// Tests: tests/feed.cpp
 
 /// What happens to a client that falls so far behind that the history moves past it.
 enum class lag_policy : std::uint8_t {
@@ -3446,8 +3455,8 @@ inline std::string published::data() const {
 // >>feed //////////////////////////////////////////////////////////////////////////////////////////
 // How a worker delivers its log to its clients: which are concerned, what each has not received
 // yet, what happens to those that fall behind. No I/O, no clock, no thread: a receiver writes and
-// the caller supplies the time, so that tests need neither.
-// Needs >>topic, >>log, >>subscription. Tests: tests/feed.cpp (random schedules), tests/*.pml
+// the caller supplies the time, so that tests need neither. Needs >>topic, >>log, >>subscription.
+// Tests: tests/feed.cpp, tests/replay.cpp, tests/nothing_lost.pml
 //
 //     log      .. 40 41 42 | 43 44 45 46 | 47 48 ..
 //                    |     fanned_       planned_     the current pass covers [fanned_, planned_)
@@ -4873,6 +4882,7 @@ inline std::vector<std::string> feed::topics_of(const receiver& r) const {
 
 // >>options ///////////////////////////////////////////////////////////////////////////////////////
 // Every setting with its default, and the counters. Needs >>origin.
+// Tests: tests/server.cpp
 
 /// Serves one request of a route. Called on a worker's thread, which it must not block. The server
 /// keeps the callable as long as it lives, so a lambda may capture.
@@ -5160,7 +5170,8 @@ struct drain_result {
 };
 
 // >>hub ///////////////////////////////////////////////////////////////////////////////////////////
-// What the threads of a server share. Needs >>ring, >>frame, >>options. Tests: tests/server.cpp
+// What the threads of a server share. Needs >>ring, >>frame, >>options.
+// Tests: tests/limits.cpp, tests/routes.cpp
 namespace detail {
 
 using io_executor = asio::io_context::executor_type;
@@ -5611,7 +5622,7 @@ placed(operation_memory*, F) -> placed<F>;
 
 // >>stream ////////////////////////////////////////////////////////////////////////////////////////
 // One client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub.
-// Tests: tests/stream.cpp
+// Tests: tests/handlers.cpp, tests/presence.cpp, tests/stream.cpp
 
 struct exchange;
 
@@ -6141,7 +6152,9 @@ inline bool accepts_event_stream(const request& r) {
 // >>worker ////////////////////////////////////////////////////////////////////////////////////////
 // One thread with its io_context, its feed and its share of the streams: drains the ring, writes to
 // sockets, keeps deadlines. Nothing of it is shared, so nothing is locked. Its coroutines are
-// below, in >>connection. Needs >>feed, >>stream. Tests: tests/stream.cpp, tests/fanout.cpp
+// below, in >>connection. Needs >>feed, >>stream.
+// Tests: tests/fanout.cpp, tests/faults.cpp, tests/io_uring.cpp, tests/network.cpp, tests/soak.cpp,
+// tests/storm.cpp
 namespace detail {
 
 /// What drain() passes to the workers.
@@ -7595,7 +7608,9 @@ namespace detail {
 
 // >>connection ////////////////////////////////////////////////////////////////////////////////////
 // The worker's coroutines: one for each connection, from its first bytes to its end, or until its
-// stream lives on without one. Needs >>worker. Tests: tests/stream.cpp, tests/door.cpp
+// stream lives on without one. Needs >>worker.
+// Tests: tests/authorize.cpp, tests/cors.cpp, tests/leave.cpp, tests/logging.cpp, tests/routes.cpp,
+// tests/shapes.cpp
 
 /// Waits until all of the stream's own frames are written, or it is closed.
 SSE_DECL io_awaitable<void> worker::sent(stream& s, exchange& state) {
@@ -8502,8 +8517,9 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
 
 // >>lifecycle /////////////////////////////////////////////////////////////////////////////////////
 // The life of a server: it listens, accepts, spreads the connections over the workers, drains,
-// stops. The hub owns it, so that it exists as long as one of its operations is pending.
-// Needs >>worker. Tests: tests/server.cpp, tests/drain.cpp, tests/embed.cpp
+// stops. The hub owns it, so that it exists as long as one of its operations is pending. Needs
+// >>worker.
+// Tests: tests/drain.cpp, tests/embed.cpp, tests/server.cpp
 namespace detail {
 
 class lifecycle {
@@ -8969,7 +8985,8 @@ SSE_DECL worker& lifecycle::least_loaded() noexcept {
 
 // >>job ///////////////////////////////////////////////////////////////////////////////////////////
 // Work that continues on its own while viewers attach, leave and resume by id. Each job has its own
-// bounded log, apart from the server's ring and history. Needs >>stream. Tests: tests/jobs.cpp
+// bounded log, apart from the server's ring and history. Needs >>stream.
+// Tests: tests/jobs.cpp
 
 struct job_options {
     /// Messages kept of each job for future viewers, and their bytes. A viewer that missed one is
@@ -10155,7 +10172,8 @@ SSE_DECL sse::counters server::counters() const { return hub_->count(); }
 
 // >>client ////////////////////////////////////////////////////////////////////////////////////////
 // An event source for programs (WHATWG HTML 9.2.3, RFC 9112, RFC 9110, redirects by the Fetch
-// standard). Needs >>head, >>parser; nothing of the server. Tests: tests/client.cpp
+// standard). Needs >>head, >>parser; nothing of the server.
+// Tests: tests/client.cpp
 
 struct client_options {
     std::string method = "GET"; ///< Any but HEAD and CONNECT, whose responses have no body.

@@ -1,7 +1,7 @@
-// body.cpp - covers the rest of >>head: chunks read and written, the limit on header lines
-// and the values in a query. Each case of the tables names its rule, mostly a section of RFC 9112;
-// "ours" where the standard leaves the choice. Every chunked body is fed whole, byte by byte and
-// cut in two at every place, and must end the same: verdict, body, and what is left in the input.
+// body.cpp - covers >>head: chunks read and written, the limit on header lines and the values in a
+// query. Each case of the tables names its rule, mostly a section of RFC 9112; "ours" where the
+// standard leaves the choice. Every chunked body is fed whole, byte by byte and cut in two at every
+// place, and must end the same: verdict, body, and what is left in the input.
 #include "sse.hpp"
 
 #include "support/bytes.hpp"

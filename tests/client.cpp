@@ -1,4 +1,5 @@
-// The client: what it asks, what it makes of answers, when it comes back, how it ends.
+// client.cpp - covers >>client: what it sends, what it makes of responses, when it reconnects, how
+// it ends.
 #include "support/bytes.hpp"
 #include "support/script_server.hpp"
 #include "support/server.hpp"

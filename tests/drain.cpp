@@ -1,4 +1,5 @@
-// The way out: drain() and async_drain() send every client away with all that is its own.
+// drain.cpp - covers >>lifecycle: drain() and async_drain() disconnect every client with all that
+// is due to it.
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 

@@ -1,5 +1,5 @@
-// Embedding: a server on the program's own io_context, and connections that another server read
-// from first.
+// embed.cpp - covers >>lifecycle: a server on the program's own io_context, and connections that
+// another server read from first.
 #include "support/bytes.hpp"
 #include "support/dice.hpp"
 #include "support/handlers.hpp"

@@ -1,4 +1,5 @@
-// Many clients: every one gets every message once and in order, and leaves nothing behind.
+// fanout.cpp - covers >>worker: many clients: every one gets every message once and in order, and
+// leaves nothing behind.
 #include "support/server.hpp"
 #include "support/swarm.hpp"
 

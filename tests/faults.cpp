@@ -1,5 +1,6 @@
-// What the system may refuse is refused once, at each call in turn, as SQLite tests itself:
-// whatever call of a server it hits, at most the one client that it was for loses its connection.
+// faults.cpp - covers >>worker: What the system may refuse is refused once, at each call in turn,
+// as SQLite tests itself: whatever call of a server it hits, at most the one client that it was for
+// loses its connection.
 //
 // A program of its own: it defines functions of the C library, which must stand in nobody else's
 // way.

@@ -1,4 +1,4 @@
-// feed.cpp - covers >>subscription and >>feed: where a client starts, what it is given, what it is
+// feed.cpp - covers >>subscription, >>feed: where a client starts, what it is given, what it is
 // told of what it missed. First one case for each rule, then thousands of random schedules.
 //
 // No sockets, no clock, no threads: a receiver that takes as many bytes as it is told to, a ring

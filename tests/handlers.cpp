@@ -1,5 +1,5 @@
-// Handlers: streams that begin and end on a connection that goes on, bodies in pieces, and what a
-// handler learns of its client.
+// handlers.cpp - covers >>stream: streams that begin and end on a connection that goes on, bodies
+// in pieces, and what a handler learns of its client.
 #include "support/bytes.hpp"
 #include "support/dice.hpp"
 #include "support/handlers.hpp"

@@ -1,4 +1,4 @@
-// The header first and alone: it includes all that it needs.
+// header_alone.cpp - covers >>config: the header first and alone: it includes all that it needs.
 #include "sse.hpp"
 
 int main() {

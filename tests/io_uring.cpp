@@ -1,5 +1,6 @@
-// What many clients get goes out by io_uring, as far as the kernel allows it: the same promises.
-// Built with SSE_ENABLE_IO_URING, together with tests/fanout.cpp and tests/storm.cpp.
+// io_uring.cpp - covers >>worker: What many clients get goes out by io_uring, as far as the kernel
+// allows it: the same promises. Built with SSE_ENABLE_IO_URING, together with tests/fanout.cpp and
+// tests/storm.cpp.
 #include "support/server.hpp"
 
 #include <doctest/doctest.h>

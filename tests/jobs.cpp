@@ -1,4 +1,5 @@
-// Jobs: work that goes on by itself, and viewers that attach, leave and come back.
+// jobs.cpp - covers >>job: work that continues on its own, and viewers that attach, leave and come
+// back.
 #include "support/dice.hpp"
 #include "support/handlers.hpp"
 #include "support/server.hpp"

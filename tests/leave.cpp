@@ -1,5 +1,5 @@
-// Clients that leave while their bytes are unread, and what plain responses say about the
-// connection they come on.
+// leave.cpp - covers >>connection: clients that leave while their bytes are unread, and what plain
+// responses say about the connection they come on.
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 

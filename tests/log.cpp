@@ -1,7 +1,7 @@
-// log.cpp - covers >>frame and >>log: a message as shared immutable bytes, its names, its
-// references, and the bounded history of a worker. What the history does at random is compared with
-// a model that keeps everything and looks through all of it. Leaks, early releases and names that
-// outlive their frame are for the address sanitizer to see.
+// log.cpp - covers >>frame, >>log: a message as shared immutable bytes, its names, its references,
+// and the bounded history of a worker. What the history does at random is compared with a model
+// that keeps everything and looks through all of it. Leaks, early releases and names that outlive
+// their frame are for the address sanitizer to see.
 #include "sse.hpp"
 
 #include "support/dice.hpp"

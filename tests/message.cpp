@@ -1,7 +1,7 @@
-// message.cpp - covers >>message and >>error: the wire format to the byte, what is refused and how
-// it is explained, and that every message arrives as it was sent: a decoder along the standard
-// reads it back. Also that messages can be written straight into co_await expressions. "fault n" in
-// a name is a fault of the library that this one succeeds.
+// message.cpp - covers >>message, >>error: the wire format to the byte, what is refused and how it
+// is explained, and that every message arrives as it was sent: a decoder along the standard reads
+// it back. Also that messages can be written straight into co_await expressions. "fault n" in a
+// name is a fault of the library that this one succeeds.
 #include "sse.hpp"
 
 #include "support/dice.hpp"
@@ -142,7 +142,7 @@ TEST_CASE("the longest retry time is written in full") {
     CHECK(sse::encode({.retry = sse::message::max_retry}) == "retry: 2147483647\n\n");
 }
 
-TEST_CASE("fault 12: a leading space belongs to the data and reaches the client") {
+TEST_CASE("a leading space belongs to the data and reaches the client") {
     CHECK(sse::encode({.data = " indented"}) == "data:  indented\n\n");
     CHECK(received({.data = " indented"}).data == " indented");
     CHECK(received({.data = "  twice\n three"}).data == "  twice\n three");
@@ -178,7 +178,7 @@ TEST_CASE("every mix of text, CR and LF arrives with each line break as one LF")
     }
 }
 
-TEST_CASE("fault 11: data cannot forge a field or an event") {
+TEST_CASE("data cannot forge a field or an event") {
     for (const auto& line_break : {"\n"s, "\r"s, "\r\n"s, "\n\n"s, "\r\r"s, "\r\n\r\n"s}) {
         CAPTURE(line_break.size());
         const std::string attack = "x" + line_break + "event: evil" + line_break + "id: evil" +
@@ -206,7 +206,7 @@ TEST_CASE("data may hold any bytes, also NUL and what is no UTF-8") {
 
 // ---- refusals -----------------------------------------------------------------------------------
 
-TEST_CASE("fault 11: an event name or an id with CR, LF or NUL is refused and nothing is encoded") {
+TEST_CASE("an event name or an id with CR, LF or NUL is refused and nothing is encoded") {
     for (const char breaker : "\r\n\0"sv) {
         CAPTURE(static_cast<int>(breaker));
         const std::string alone(1, breaker);

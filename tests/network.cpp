@@ -1,5 +1,5 @@
-// What a network does that loopback never does: it goes down without a word, loses packets, delays
-// them, and clients stop reading for a minute.
+// network.cpp - covers >>worker: What a network does that loopback never does: it goes down without
+// a word, loses packets, delays them, and clients stop reading for a minute.
 //
 // A program of its own, since it takes more than a minute, in which it does nothing but wait. It
 // makes two network namespaces for its threads, which end with them, and is itself the link between

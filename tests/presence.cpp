@@ -1,4 +1,5 @@
-// Who is there: streams by name and by user, listings, revocation, and the one word of each end.
+// presence.cpp - covers >>stream: who is there: streams by id and by user, listings, revocation,
+// and the reason of each end.
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 

@@ -1,4 +1,5 @@
-// Nothing lost, from outside: ids, resuming, gaps, history, snapshots, clients that fall behind.
+// replay.cpp - covers >>feed: nothing lost, from outside: ids, resuming, gaps, history, snapshots,
+// clients that fall behind.
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 

@@ -1,4 +1,5 @@
-// ring_model.cpp - every interleaving of a tiny broadcast_ring, with the real code of the library.
+// ring_model.cpp - covers >>ring: every interleaving of a tiny broadcast_ring, with the real code
+// of the library.
 //
 // The ring takes its atomics as a template parameter. Here it gets model_atomic, whose operations
 // ask an explorer which thread goes on; the explorer runs a scenario again and again until it has

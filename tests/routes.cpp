@@ -1,4 +1,5 @@
-// Routes: which handler a path reaches, what the groups around it ask first, and who is counted.
+// routes.cpp - covers >>hub, >>connection: which handler a path reaches, what the groups around it
+// decide first, and who is counted.
 #include "support/dice.hpp"
 #include "support/handlers.hpp"
 #include "support/server.hpp"

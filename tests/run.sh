@@ -218,6 +218,7 @@ run_quick() {
     check "the header alone" build-quick/tests/header_alone
     check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
     check "there is one version" one_version
+    check "the banners of the header's sections are true" tests/banners.sh
     check_hub
 }
 
@@ -253,6 +254,7 @@ run_release() {
     check "the header alone" build/tests/header_alone
     check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
     check "there is one version" one_version
+    check "the banners of the header's sections are true" tests/banners.sh
     run_readme
     check_hub
     if have valgrind; then

@@ -1,5 +1,5 @@
-// The server from outside: start and stop, endpoints, publishing, limits. "fault N" names the fault
-// of the library that we succeed which the case keeps out.
+// server.cpp - covers >>error, >>options, >>lifecycle, >>server: the server from outside: start and
+// stop, endpoints, publishing.
 #include "support/dice.hpp"
 #include "support/handlers.hpp"
 #include "support/server.hpp"
@@ -248,7 +248,7 @@ TEST_SUITE("start and stop") {
         check_code(sse::errc::stopped, [&] { unstarted.start("127.0.0.1:0"); });
     }
 
-    TEST_CASE("fault 5: stop ends while clients connect, called twice and from several threads") {
+    TEST_CASE("stop ends while clients connect, called twice and from several threads") {
         for (int round = 0; round < 5; ++round) {
             running_server server(with_threads(2));
             const auto port = server.port();
@@ -277,7 +277,7 @@ TEST_SUITE("start and stop") {
         }
     }
 
-    TEST_CASE("fault 5: what was published before stop reaches the clients") {
+    TEST_CASE("what was published before stop reaches the clients") {
         running_server server(with_threads(2));
         std::vector<event_client> clients;
         for (int i = 0; i < 10; ++i) clients.emplace_back(server.port());
@@ -289,7 +289,7 @@ TEST_SUITE("start and stop") {
         }
     }
 
-    TEST_CASE("fault 6: after stop nothing is accepted and publishers are told at once") {
+    TEST_CASE("after stop nothing is accepted and publishers are told at once") {
         running_server server;
         const auto port = server.port();
         server.stop();
@@ -500,8 +500,7 @@ TEST_SUITE("start and stop") {
 }
 
 TEST_SUITE("endpoints") {
-    TEST_CASE(
-        "fault 24: the head of a stream keeps proxies from buffering, caching and changing it") {
+    TEST_CASE("the head of a stream keeps proxies from buffering, caching and changing it") {
         running_server server;
         event_client client(server.port(), "/subscribe/a");
         CHECK(client.head().header("Content-Type") == "text/event-stream");
@@ -540,7 +539,7 @@ TEST_SUITE("endpoints") {
         }
     }
 
-    TEST_CASE("fault 21: other methods get 405 with Allow and hold no slot; HEAD has no body") {
+    TEST_CASE("other methods get 405 with Allow and hold no slot; HEAD has no body") {
         running_server server;
         for (const char* method : {"PUT", "DELETE", "PATCH", "BREW"}) {
             CAPTURE(method);
@@ -557,7 +556,7 @@ TEST_SUITE("endpoints") {
         CHECK(eventually([&] { return server.counters().streams == 0; }));
     }
 
-    TEST_CASE("fault 21: a client whose Accept excludes event streams gets 406, others a stream") {
+    TEST_CASE("a client whose Accept excludes event streams gets 406, others a stream") {
         running_server server;
         const auto with = [&](const char* accept) {
             connection peer(server.port());
@@ -693,7 +692,7 @@ TEST_SUITE("publishing") {
         }
     }
 
-    TEST_CASE("fault 13: topics route by whole path segments and do not show on the wire") {
+    TEST_CASE("topics route by whole path segments and do not show on the wire") {
         running_server server(with_threads(2));
         event_client pets(server.port(), "/subscribe/pets");
         event_client cats(server.port(), "/subscribe/pets/cats");
@@ -768,7 +767,7 @@ TEST_SUITE("publishing") {
         }
     }
 
-    TEST_CASE("fault 1: many publishers, one order, the same for every client on every worker") {
+    TEST_CASE("many publishers, one order, the same for every client on every worker") {
         running_server server(with_threads(2));
         std::vector<event_client> clients;
         for (int i = 0; i < 6; ++i) clients.emplace_back(server.port());
@@ -796,7 +795,7 @@ TEST_SUITE("publishing") {
         }
     }
 
-    TEST_CASE("fault 2: a burst of 2000 messages loses and disconnects no client that reads") {
+    TEST_CASE("a burst of 2000 messages loses and disconnects no client that reads") {
         running_server server(with_threads(2));
         std::vector<event_client> clients;
         for (int i = 0; i < 20; ++i) clients.emplace_back(server.port());
@@ -807,7 +806,7 @@ TEST_SUITE("publishing") {
         CHECK(server.counters().lagged == 0);
     }
 
-    TEST_CASE("fault 11: a message that would forge fields is refused and nothing is sent") {
+    TEST_CASE("a message that would forge fields is refused and nothing is sent") {
         running_server server;
         event_client client(server.port());
         check_code(sse::errc::bad_event, [&] { server.broadcast({.event = "a\revent: evil"}); });
@@ -827,14 +826,14 @@ TEST_SUITE("publishing") {
         CHECK(event.id == server.last_id()); // the server's own, not the forged one
     }
 
-    TEST_CASE("fault 12: a leading space of the data arrives") {
+    TEST_CASE("a leading space of the data arrives") {
         running_server server;
         event_client client(server.port());
         server.broadcast({.data = " indented\n  more"});
         CHECK(client.next().data == " indented\n  more");
     }
 
-    TEST_CASE("fault 14: a silent stream gets heartbeats and stays open") {
+    TEST_CASE("a silent stream gets heartbeats and stays open") {
         sse::options o = with_threads(1);
         o.heartbeat = 20ms;
         o.timeouts.header = 30ms;
@@ -860,8 +859,7 @@ TEST_SUITE("publishing") {
         CHECK(without_ids(client.read_through("x\n\n")) == "data: x\n\n");
     }
 
-    TEST_CASE(
-        "fault 19: a full ring is told to the publisher, and nothing is lost of what it took") {
+    TEST_CASE("a full ring is told to the publisher, and nothing is lost of what it took") {
         sse::options o = with_threads(1);
         o.ring_capacity = 4;
         o.timeouts.publish = 10ms;
@@ -1021,7 +1019,7 @@ TEST_SUITE("publishing") {
         CHECK(flood.read_response().status == 200);
     }
 
-    TEST_CASE("fault 20: what is published once a client has its head reaches it") {
+    TEST_CASE("what is published once a client has its head reaches it") {
         running_server server(with_threads(2));
         for (int n = 0; n < 300; ++n) {
             event_client client(server.port(), "/subscribe/now");
@@ -1030,7 +1028,7 @@ TEST_SUITE("publishing") {
         }
     }
 
-    TEST_CASE("fault 22: counters are read from any thread while the server works") {
+    TEST_CASE("counters are read from any thread while the server works") {
         running_server server(with_threads(2));
         std::atomic<bool> go_on{true};
         std::thread reader([&] {
@@ -1055,7 +1053,7 @@ TEST_SUITE("publishing") {
 }
 
 TEST_SUITE("clients that come and go") {
-    TEST_CASE("faults 3 and 4: after any churn no stranger is removed and no ghost stays") {
+    TEST_CASE("after any churn no stranger is removed and no ghost stays") {
         running_server server(with_threads(2));
         event_client steady(server.port());
         for (int round = 0; round < 200; ++round) {

@@ -1,6 +1,6 @@
-// soak.cpp - a long storm: clients come and go, are cut, stall and read slowly, publishers publish
-// in bursts, and servers are started anew on the same port, while every message is accounted for
-// and nothing may grow.
+// soak.cpp - covers >>worker: a long storm: clients come and go, are cut, stall and read slowly,
+// publishers publish in bursts, and servers are started anew on the same port, while every message
+// is accounted for and nothing may grow.
 //
 // SOAK_DURATION_SEC=1800 SOAK_CLIENTS=200 SOAK_MSG_PER_SEC=300 SOAK_REPORT_SEC=10 build/tests/soak
 //

@@ -1,5 +1,6 @@
-// storm.cpp - nothing is lost: 200 clients are cut at random moments under 1,000 messages a second
-// while the server is started anew, and each one's record is compared with what was published.
+// storm.cpp - covers >>worker: nothing is lost: 200 clients are cut at random moments under 1,000
+// messages a second while the server is started anew, and each one's record is compared with what
+// was published.
 //
 // STORM_SECONDS=60 in the environment makes the storm so long, for each lag policy; without it the
 // storm is short. SSE_TEST_SEED=n throws other dice.

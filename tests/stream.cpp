@@ -1,4 +1,5 @@
-// Handlers: what a route's coroutine can do with its client, and what happens to it.
+// stream.cpp - covers >>stream: what a route's coroutine can do with its client, and what happens
+// to it.
 #include "support/server.hpp"
 
 #include <asio/detached.hpp>
@@ -415,7 +416,7 @@ TEST_SUITE("streams") {
         CHECK(errors.size() == 0);
     }
 
-    TEST_CASE("fault 23: what a handler throws ends that client only, and is reported") {
+    TEST_CASE("what a handler throws ends that client only, and is reported") {
         error_log errors;
         sse::options o = with_threads(1);
         errors.attach(o);
