@@ -207,6 +207,17 @@ one_version() { # in the header, for Meson, and among the changes
             <<<"$version") " sse.hpp
 }
 
+# The newest clang-format of each release wants its own line breaks: 14 it is.
+check_format() {
+    local name="the code is formatted as .clang-format says"
+    if have clang-format && clang-format --version | grep -q 'version 14\.'; then
+        check "$name" clang-format --dry-run -Werror sse.hpp tests/*.cpp tests/support/*.hpp \
+            tests/fuzz/*.cpp examples/*.[ch]pp bench/*.[ch]pp bench/rivals/*.cpp
+    else
+        not_run "$name" "no clang-format 14"
+    fi
+}
+
 configure_quick() {
     configure build-quick "${unity[@]}" -Doptimization=0 -Ddebug=false
 }
@@ -255,6 +266,7 @@ run_release() {
     check "the header stops a compiler that cannot have it with the cause" tests/errors.sh
     check "there is one version" one_version
     check "the banners of the header's sections are true" tests/banners.sh
+    check_format
     run_readme
     check_hub
     if have valgrind; then
@@ -312,6 +324,12 @@ run_tsan() { # g++ warns that it does not follow Asio's fences
 }
 
 run_clang() { # a second compiler's warnings and sanitizers
+    if have clang-tidy; then
+        check "names are as .clang-tidy says" clang-tidy --quiet sse.hpp -- -std=c++20 -x c++ \
+            -DSSE_SEPARATE_COMPILATION -DSSE_SOURCE
+    else
+        not_run "names are as .clang-tidy says" "no clang-tidy"
+    fi
     CXX=clang++-19 configure build-clang "${unity[@]}" -Db_sanitize=address,undefined \
         -Db_lundef=false -Doptimization=0 -Ddebug=false -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
     build build-clang examples
@@ -429,6 +447,8 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         wish curl have curl
         wish iproute2 have ip
         ;;&
+    release) wish clang-format have clang-format ;;&
+    clang) wish clang-tidy have clang-tidy ;;&
     release | scripts) wish liburing-dev test -e /usr/include/liburing.h ;;&
     asan | coverage) need liburing-dev test -e /usr/include/liburing.h ;;&
     release | scripts) wish valgrind test -e /usr/include/valgrind/callgrind.h ;;&
