@@ -5114,7 +5114,7 @@ struct options {
     /// unless it is ignored or the program has taken it before start(), for example to reload its
     /// settings. Off by default: a library does not take signals unasked.
     bool handle_signals = false;
-    /// With handle_signals: they call drain() with this window instead, and a second SIGINT or
+    /// Only with handle_signals: they call drain() with this window instead, and a second SIGINT or
     /// SIGTERM ends the program at once. At most a day. 0: stop() at once.
     std::chrono::milliseconds drain_window{0};
 };
@@ -9620,6 +9620,8 @@ SSE_DECL sse::options server::checked(sse::options o) {
     require(o.limits.topics > 0, "limits.topics must be at least 1");
     require(o.drain_window.count() >= 0 && o.drain_window <= std::chrono::hours(24),
             "drain_window must be from 0 to a day");
+    require(o.drain_window.count() == 0 || o.handle_signals,
+            "drain_window is for handle_signals, which is off; set it, or call drain() yourself");
     require(o.limits.head_bytes >= 256, "limits.head_bytes must be at least 256");
     require(o.history.messages > 0, "history.messages must be at least 1");
     require(o.history.bytes > 0, "history.bytes must be at least 1");

@@ -485,7 +485,12 @@ std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
                 return let_in(r, token);
             };
         }
-        return std::make_unique<sse::server>(chosen.options);
+        if (chosen.options.drain_window > std::chrono::hours(24)) {
+            throw sse::bad_option("drain_window must be from 0 to a day");
+        }
+        sse::options options = chosen.options;
+        options.drain_window = milliseconds(0); // the hub takes the signals itself
+        return std::make_unique<sse::server>(std::move(options));
     } catch (const sse::bad_option& refused) { throw usage_error(as_flag(chosen, refused)); }
 }
 

@@ -875,8 +875,17 @@ TEST_SUITE("drain and connections") {
         for (const auto wrong : {-1ms, std::chrono::milliseconds(25h)}) {
             sse::options o = with_threads(1);
             o.drain_window = wrong;
-            CHECK_THROWS_AS(sse::server(std::move(o)), std::invalid_argument);
+            o.handle_signals = true;
+            CHECK_THROWS_AS(sse::server(std::move(o)), sse::bad_option);
         }
+    }
+
+    TEST_CASE("a drain window that no signal would use is refused by the options") {
+        sse::options o = with_threads(1);
+        o.drain_window = 300ms;
+        CHECK_THROWS_AS(sse::server{o}, sse::bad_option);
+        o.handle_signals = true;
+        const sse::server accepted(o);
     }
 }
 

@@ -280,6 +280,7 @@ TEST_SUITE("examples") {
         check_named("--port 0 --header-timeout 0", "--header-timeout '0': must be more than 0");
         check_named("--max-stream-age 99999999 --demo", "--max-stream-age '99999999': ");
         check_named("--prefix nothing", "--prefix 'nothing': ");
+        check_named("--drain-window 86401", "--drain-window '86401': must be from 0 to a day");
     }
 
     TEST_CASE("a flag that does not exist brings a suggestion only if one is near") {
