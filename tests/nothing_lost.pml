@@ -600,7 +600,7 @@ end:
         primed = true;
         scan = 0
        }
-    // feed::give_up(): options::stall_timeout is over, or it is lapped and will be let go anyway.
+    // feed::end_if_lagged(): options::timeouts.stall is over, or it is lapped and ends anyway.
     :: d_step {
         at == w &&
         (holding[w] || (POLICY == disconnect && busy && held == 0 && !fresh && lost(w))) ->
