@@ -134,7 +134,8 @@ private:
         hub.signal(SIGHUP);
         require(clients.run_until_all_closed(std::chrono::seconds(30)),
                 "a closed terminal leaves clients of a hub without an end");
-        require(hub.read_line() == "hub: disconnected 50 clients", "a hub ends without its last word");
+        require(hub.read_line() == "hub: disconnected 50 clients",
+                "a hub ends without its last word");
         require(hub.wait_for_exit(std::chrono::seconds(30)).code == 0,
                 "a hub does not end well on SIGHUP");
         ++hubs_;
