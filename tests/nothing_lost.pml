@@ -476,7 +476,7 @@ inline subscribe(w) {
 
 #define handed_over(w) (slot[end_[w] % RING] == end_[w] + 1) // broadcast_ring::try_read()
 
-// worker::drain(), feed::pull(), frame_log::trim().
+// worker::pull(), feed::pull(), frame_log::trim().
 inline drain(w) {
     do
     :: d_step {
@@ -616,7 +616,7 @@ end:
        }
     // feed::forget(), in the sweep.
     :: d_step { AGE && begin[w] < keep(w) -> forget_first(w) }
-    // The program's coroutine: reads and sends a snapshot, then stream::release().
+    // The program's coroutine: reads and sends a snapshot, then stream::resume().
     :: d_step {
         at == w && held == 1 && !busy && room_left ->
         scan = (FAULT == snapshot_first -> asked : tail);

@@ -313,6 +313,7 @@ run_asan() {
     configure build-asan "${unity[@]}" -Db_sanitize=address -Doptimization=0 -Ddebug=false \
         -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
     local without=(--source-file-exclude='*examples.cpp') # clang's has them
+    local at_a_time=3
     run_sanitized build-asan tests_faults tests_io_uring tests
 }
 
