@@ -87,9 +87,6 @@ struct named_pipe {
             return has(seen, text);
         });
     }
-    static bool has(std::string_view text, std::string_view part) {
-        return text.find(part) != text.npos;
-    }
 
     const std::string path;
     descriptor reader;
@@ -125,8 +122,6 @@ std::pair<int, std::string> run(const std::string& command) {
     std::string text = shell.read_to_end();
     return {shell.wait_for_exit().code.value_or(-1), text};
 }
-
-bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
 
 /// What curl prints when it is given these arguments, and that it says all is well.
 std::string curl(const std::string& arguments) {

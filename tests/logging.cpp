@@ -12,12 +12,6 @@ namespace logging_test {
 using namespace std::chrono_literals;
 using namespace support;
 
-namespace {
-
-bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
-
-} // namespace
-
 TEST_SUITE("endpoints of one's own") {
     TEST_CASE("the documented mounts work: /events, /custom-sse, beside other routes") {
         for (const char* mount : {"/events", "/custom-sse"}) {

@@ -37,8 +37,6 @@ std::string refusal_of(Change&& change) {
     return "accepted";
 }
 
-bool has(const std::string& text, std::string_view part) { return text.find(part) != text.npos; }
-
 void check_code(sse::errc expected, const std::function<void()>& call) {
     try {
         call();

@@ -73,6 +73,10 @@ private:
 /// Generous: a sanitizer build on a busy machine must not fail, and what passes does not wait.
 inline constexpr std::chrono::seconds patience{30};
 
+inline bool has(std::string_view text, std::string_view part) {
+    return text.find(part) != text.npos;
+}
+
 /// Polls a condition that nothing announces, such as a counter. False: the deadline passed.
 template <class Condition>
 [[nodiscard]] bool eventually(Condition&& condition, deadline until = patience) {
