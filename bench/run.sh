@@ -6,10 +6,10 @@
 #   ./bench/run.sh --scaling           instead: more workers, clients, bytes and topics
 #   ./bench/run.sh --instructions      instead: instructions of each step, and what changed
 #   ./bench/run.sh --record            the same, and keeps them as what later runs compare with
-# What README.md here shows: ./bench/run.sh --rivals --markdown --svg bench/results.svg
+# What bench/README.md shows: ./bench/run.sh --rivals --markdown --svg bench/results.svg
 # --json FILE writes every figure of every round. --svg FILE draws the chart, --markdown prints the
-# table for README.md here. What else is given goes to build/bench/scenarios, see its --help; with --only
-# nothing else runs.
+# table. What else is given goes to build/bench/scenarios, see its --help; with --only nothing else
+# runs.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . examples/setup.sh

@@ -169,8 +169,9 @@ publication from_fields(std::vector<std::pair<std::string, std::string>> fields)
         *field = std::move(value);
     }
     if (!data)
-        throw bad_body("there is no data, and a browser drops an event without; send data, such as "
-                       "event=chat&data=hello");
+        throw bad_body(
+            "there is no data, and browsers drop an event without it; send some, such as "
+            "event=chat&data=hello");
     result.event = event.value_or("");
     result.data = *std::move(data);
     if (retry) result.retry = retry_time(*retry);
@@ -446,7 +447,7 @@ std::string as_flag(const settings& chosen, const sse::bad_option& refused) {
     if (found == all.end()) return refused.what();
     std::string value; // the last one given, but of a list the one that the reason quotes
     for (const auto& each : chosen.given) {
-        if (each.which != &*found) continue;
+        if (each.which != &*found || each.value.empty()) continue;
         value = " '" + each.value + "'";
         if (refused.reason().find(value.substr(1)) != std::string_view::npos) break;
     }

@@ -107,7 +107,7 @@ TEST_SUITE("cross-origin") {
 }
 
 TEST_SUITE("matchers that fail") {
-    TEST_CASE("a matcher that throws answers 500 and is reported; the server goes on") {
+    TEST_CASE("a matcher that throws gives 500 and is reported; the server continues") {
         sse::options o = with_threads(1);
         journal log;
         log.attach(o);

@@ -207,7 +207,7 @@ one_version() { # in the header, for Meson, and among the changes
             <<<"$version") " sse.hpp
 }
 
-# The newest clang-format of each release wants its own line breaks: 14 it is.
+# Each version of clang-format breaks lines in its own way: this is 14, of Debian 12.
 check_format() {
     local name="the code is formatted as .clang-format says"
     if have clang-format && clang-format --version | grep -q 'version 14\.'; then
