@@ -2757,7 +2757,8 @@ inline std::optional<std::string> read_host(std::string_view text) {
 } // namespace detail
 
 // >>topic /////////////////////////////////////////////////////////////////////////////////////////
-// Topic paths, and the subscribers of each. No I/O, no threads. Needs >>message.
+// Topic paths, the subscribers of each, and what of it is forgotten. No I/O, no threads. Needs
+// >>message, >>frame.
 // Tests: tests/topic.cpp
 
 namespace detail {
@@ -2815,6 +2816,39 @@ inline bool covers(std::string_view subscribed, std::string_view published) noex
            (published.size() == subscribed.size() || published[subscribed.size()] == '/');
 }
 
+/// What the log has forgotten of some messages: each mark is one past the last of its sort.
+struct horizon {
+    /// Which clients lose something when the log drops a frame.
+    enum class loss : std::uint8_t {
+        each,  ///< Those that want every message; others get or have a newer one of its key.
+        anyone ///< Also those that want only the newest message of each key.
+    };
+
+    std::uint64_t forgotten = 0; ///< Of the messages that can be replayed,
+    std::uint64_t dropped = 0;   ///< of those not even kept as the newest of their key,
+    std::uint64_t passed = 0;    ///< and of the ephemeral ones.
+
+    void raise(const frame& f, std::uint64_t sequence, loss kind) noexcept {
+        raise(f.ephemeral() ? passed : forgotten, sequence + 1);
+        if (kind == loss::anyone && !f.ephemeral()) raise(dropped, sequence + 1);
+    }
+    void raise(const horizon& other) noexcept {
+        raise(forgotten, other.forgotten);
+        raise(dropped, other.dropped);
+        raise(passed, other.passed);
+    }
+
+    /// All that is lost to such a client lies before the position returned. What is never replayed
+    /// is lost only to a client that was connected then; this one is live from that position on.
+    std::uint64_t hides(loss kind, std::uint64_t live_from) const noexcept {
+        if (kind == loss::anyone) return dropped;
+        return passed > live_from ? std::max(forgotten, passed) : forgotten;
+    }
+
+private:
+    static void raise(std::uint64_t& mark, std::uint64_t to) noexcept { mark = std::max(mark, to); }
+};
+
 /// Subscribers by topic. Ordered maps, not hash tables: clients choose the names, and could make
 /// them collide.
 template <class Subscriber>
@@ -2827,11 +2861,8 @@ public:
         std::map<std::string, std::unique_ptr<node>, std::less<>> children; ///< By segment.
         std::vector<Subscriber*> subscribers; ///< Dense: removal moves the last into its slot.
         std::vector<std::uint64_t> pending;   ///< Frames of the current pass; keep the node alive.
-        // One past the highest sequence forgotten that this node would have received:
-        std::uint64_t forgotten = 0; ///< of the frames that can be replayed,
-        std::uint64_t dropped = 0;   ///< of those not even kept as the newest of their key,
-        std::uint64_t passed = 0;    ///< and of the ephemeral ones.
-        bool is_private = false;     ///< Whether it is the topic of one user.
+        horizon gone;                         ///< Of what its subscribers would have received.
+        bool is_private = false;              ///< Whether it is the topic of one user.
     };
 
     /// The node of a canonical topic, created if there is none.
@@ -2914,11 +2945,7 @@ namespace detail {
 
 class frame_log {
 public:
-    /// Which clients lose something when the log drops a frame.
-    enum class loss : std::uint8_t {
-        each,  ///< Those that want every message; others get or have a newer one of its key.
-        anyone ///< Also those that want only the newest message of each key.
-    };
+    using loss = horizon::loss;
 
     /// The first bounds are the server's own. Topics are canonical.
     explicit frame_log(std::vector<topic_history> bounds);
@@ -2962,9 +2989,9 @@ public:
         return found->second;
     }
 
-    /// Every forgotten message for this topic, or below it, that could have been replayed lies
-    /// before the sequence returned.
-    std::uint64_t forgotten_before(std::string_view topic, loss kind) const;
+    /// What is forgotten of the messages for this topic, or below it, that could be replayed; or
+    /// of some more.
+    horizon horizon_of(std::string_view topic) const;
 
     /// Whether every message so far was for all subscribers of its topic, and none was ephemeral.
     bool is_plain() const noexcept { return plain_; }
@@ -2991,8 +3018,7 @@ private:
         std::size_t bytes = 0;
         std::uint64_t first = none;
         std::uint64_t last = none;
-        std::uint64_t forgotten = 0; ///< One past the last frame forgotten,
-        std::uint64_t dropped = 0;   ///< and past the last not even kept for its key.
+        horizon gone = {};
     };
     struct entry {
         frame_ref what = {};
@@ -3106,18 +3132,17 @@ inline std::uint64_t frame_log::first_since(std::uint32_t time) const {
     return begin_;
 }
 
-inline std::uint64_t frame_log::forgotten_before(std::string_view topic, loss kind) const {
-    std::uint64_t most = 0;
+inline horizon frame_log::horizon_of(std::string_view topic) const {
+    horizon gone;
     bool below_a_bound = false; // then the server's own bounds do not apply
     for (std::size_t i = 1; i + 1 < shelves_.size() && !below_a_bound; ++i) {
         const shelf& s = shelves_[i];
         below_a_bound = covers(s.bounds.topic, topic);
         if (!below_a_bound && !covers(topic, s.bounds.topic)) continue;
-        most = std::max(most, kind == loss::each ? s.forgotten : s.dropped);
+        gone.raise(s.gone);
     }
-    const shelf& own = shelves_.front();
-    if (!below_a_bound) most = std::max(most, kind == loss::each ? own.forgotten : own.dropped);
-    return most;
+    if (!below_a_bound) gone.raise(shelves_.front().gone);
+    return gone;
 }
 
 inline std::size_t frame_log::shelf_for(const frame& f) const {
@@ -3240,16 +3265,14 @@ void frame_log::forget_first(shelf& s, Forgot& forgot) {
     if (s.first == none) s.last = none;
     --s.frames;
     s.bytes -= f.bytes().size();
-    s.forgotten = sequence + 1;
+    const loss kind = keyed || e.superseded ? loss::each : loss::anyone;
+    s.gone.raise(f, sequence, kind);
     e.shelved = false;
     const auto known = own_ids_.find(f.own_id());
     if (known != own_ids_.end() && known->second == sequence) own_ids_.erase(known);
-    if (keyed) {
-        unshelved_bytes_ += f.bytes().size();
-        return forgot(f, sequence, loss::each);
-    }
-    if (!e.superseded) s.dropped = sequence + 1;
-    forgot(f, sequence, e.superseded ? loss::each : loss::anyone);
+    if (keyed) unshelved_bytes_ += f.bytes().size();
+    forgot(f, sequence, kind);
+    if (keyed) return;
     if (newest) forget_key(f, sequence);
     if (sequence >= begin_) {
         e.what = frame_ref();
@@ -3271,8 +3294,7 @@ void frame_log::drop_newest(Forgot& forgot) {
     const std::uint64_t sequence = unshelved_.begin()->first;
     const entry& e = *find(sequence);
     const frame& f = *e.what;
-    shelf& s = shelves_[e.shelf];
-    s.dropped = std::max(s.dropped, sequence + 1);
+    shelves_[e.shelf].gone.raise(f, sequence, loss::anyone);
     forgot(f, sequence, loss::anyone);
     forget_key(f, sequence);
     erase(sequence);
@@ -3580,7 +3602,7 @@ private:
         std::uint64_t reported_before =
             0;                       ///< What is missing before this position is already reported.
         std::uint64_t live_from = 0; ///< Before this position it gets no ephemeral messages.
-        std::uint64_t passed = 0;    ///< Forgotten messages to it alone lie before this position.
+        horizon gone;                ///< Of the messages to it alone.
         std::uint64_t conflated_before =
             0;                      ///< Messages that conflation left out are counted up to here.
         std::optional<gap> pending; ///< Still to be reported.
@@ -3821,7 +3843,7 @@ private:
     static constexpr std::size_t run_step = 32 * 1024; // little is copied if little is taken
 
     std::uint64_t keep() const;
-    void forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind);
+    void forgot(const frame& f, std::uint64_t sequence, horizon::loss kind);
     topic_tree<receiver>& tree(bool is_private) noexcept { return is_private ? users_ : topics_; }
     void plan_shares();
     void finish_share(share& s);
@@ -3868,11 +3890,9 @@ private:
     std::uint64_t behind_ = 0; // how many clients wait there
     std::uint64_t owed_ = 0;   // bytes, to all of them together
     std::unordered_map<std::uint64_t, receiver*> named_;
-    std::uint64_t fanned_ = 0;          // every frame before it went to all that were ready
-    std::uint64_t planned_ = 0;         // and the current pass covers those before this
-    std::uint64_t forgot_everyone_ = 0; // one past the last broadcast forgotten,
-    std::uint64_t drop_everyone_ = 0;   // the last not even kept for its key,
-    std::uint64_t passed_everyone_ = 0; // and the last ephemeral one
+    std::uint64_t fanned_ = 0;  // every frame before it went to all that were ready
+    std::uint64_t planned_ = 0; // and the current pass covers those before this
+    horizon broadcasts_gone_;
     bool holding_ = false;
     std::vector<std::uint64_t> broadcasts_; // of the current pass
     std::vector<receiver*> direct_;         // get a message of the current pass alone
@@ -3921,18 +3941,14 @@ inline std::uint64_t feed::keep() const {
 }
 
 /// The log drops a frame: clients that it concerns and that have not received it are sent a gap.
-inline void feed::forgot(const frame& f, std::uint64_t sequence, frame_log::loss kind) {
-    const bool for_anyone = kind == frame_log::loss::anyone;
-    const auto raise = [&](std::uint64_t& mark) { mark = std::max(mark, sequence + 1); };
+inline void feed::forgot(const frame& f, std::uint64_t sequence, horizon::loss kind) {
     if (f.type() == frame::kind::everyone) {
-        raise(f.ephemeral() ? passed_everyone_ : forgot_everyone_);
-        if (for_anyone && !f.ephemeral()) raise(drop_everyone_);
+        broadcasts_gone_.raise(f, sequence, kind);
     } else if (f.type() == frame::kind::stream) {
-        if (receiver* const r = find(f.stream())) raise(r->cold_->passed);
+        if (receiver* const r = find(f.stream())) r->cold_->gone.raise(f, sequence, kind);
     } else {
         tree(f.type() == frame::kind::user).for_each_concerned(f.topic(), [&](node& where) {
-            raise(f.ephemeral() ? where.passed : where.forgotten);
-            if (for_anyone && !f.ephemeral()) raise(where.dropped);
+            where.gone.raise(f, sequence, kind);
         });
     }
 }
@@ -4290,9 +4306,9 @@ inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
         return nullptr;
     }
     const node& where = *r.first_.where;
-    const auto forgotten =
-        std::max({where.forgotten, where.passed, forgot_everyone_, passed_everyone_});
-    if (r.next_ < forgotten || r.next_ >= log_.end()) return nullptr;
+    horizon gone = where.gone;
+    gone.raise(broadcasts_gone_);
+    if (r.next_ < gone.hides(horizon::loss::each, 0) || r.next_ >= log_.end()) return nullptr;
     const auto fits = [&](const run& one) {
         return one.begin <= r.next_ && (one.full ? r.next_ < one.end : r.next_ <= one.end) &&
                one.topic == where.path;
@@ -4508,16 +4524,14 @@ inline feed::loss feed::missing(const receiver& r) const {
     };
     r.for_each_subscription([&](const subscription& one) {
         const bool newest = one.lag == lag_policy::conflate;
-        const std::uint64_t since = std::max(one.since, one.had);
-        consider(newest ? one.where->dropped : one.where->forgotten, one, since);
-        consider(newest ? drop_everyone_ : forgot_everyone_, one, since);
-        // Only clients that were connected then miss what is not replayed.
-        const std::uint64_t passed = std::max(one.where->passed, passed_everyone_);
-        if (!newest && passed > live_from) consider(passed, one, since);
+        horizon gone = one.where->gone;
+        gone.raise(broadcasts_gone_);
+        consider(gone.hides(newest ? horizon::loss::anyone : horizon::loss::each, live_from), one,
+                 std::max(one.since, one.had));
     });
     // Broadcasts to a client without a topic, and messages to it alone, are of no subscription.
-    if (!r.first_.where) consider(std::max(forgot_everyone_, passed_everyone_), r.first_, 0);
-    if (r.cold_ && r.cold_->passed > live_from) consider(r.cold_->passed, r.first_, 0);
+    if (!r.first_.where) consider(broadcasts_gone_.hides(horizon::loss::each, 0), r.first_, 0);
+    if (r.cold_) consider(r.cold_->gone.hides(horizon::loss::each, live_from), r.first_, 0);
     return out;
 }
 
@@ -4646,9 +4660,7 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     if (known) return;
     if (where.subscribers.empty()) {
         where.is_private = is_private;
-        where.forgotten = log_.forgotten_before(topic, frame_log::loss::each);
-        where.dropped = log_.forgotten_before(topic, frame_log::loss::anyone);
-        where.passed = 0;
+        where.gone = log_.horizon_of(topic);
     }
     const std::uint64_t reached = r.busy_ || r.held_ ? r.next_ : std::max(r.next_, fanned_);
     subscription made;

@@ -338,7 +338,7 @@ TEST_CASE("a new log is empty") {
     check_holds(log, 0, 0);
     CHECK(log.bytes_from(0) == 0);
     CHECK(log.first_since(7) == 0);
-    CHECK(log.forgotten_before("", loss::each) == 0);
+    CHECK(log.horizon_of("").hides(loss::each, 0) == 0);
     CHECK(!log.find_id(""));
 }
 
@@ -573,8 +573,8 @@ TEST_CASE("ephemeral messages push no others out, however many they are") {
     CHECK(!log.is_plain());
     for (int i = 0; i < 50; ++i) push(log, make_frame(frame::kind::stream, {}, {.data = "x"}));
     trim(log);
-    CHECK(kept(log) == "0 1 100 101");                // as many again of them
-    CHECK(log.forgotten_before("", loss::each) == 0); // nothing that could be replayed
+    CHECK(kept(log) == "0 1 100 101");                   // as many again of them
+    CHECK(log.horizon_of("").hides(loss::each, 0) == 0); // nothing that could be replayed
 }
 
 TEST_CASE("ephemeral messages with keys push out none that is the newest of its key") {
@@ -590,7 +590,7 @@ TEST_CASE("ephemeral messages with keys push out none that is the newest of its 
     trim(log);
     CHECK(log.next(0, true) == 0);
     CHECK(log.next(1, true) == 1);
-    CHECK(log.forgotten_before("/a", loss::anyone) == 0);
+    CHECK(log.horizon_of("/a").hides(loss::anyone, 0) == 0);
 }
 
 TEST_CASE("an ephemeral message supersedes none that may be replayed") {
@@ -729,8 +729,8 @@ TEST_CASE("the newest of too many keys are lost to anyone, the oldest first") {
     push(log, keyed("5"));
     CHECK(trim(log) == "2 each, 0 anyone");
     CHECK(kept_or_newest(log) == "1 2 3 4");
-    CHECK(log.forgotten_before("/a", loss::each) == 3);
-    CHECK(log.forgotten_before("/a", loss::anyone) == 1);
+    CHECK(log.horizon_of("/a").hides(loss::each, 0) == 3);
+    CHECK(log.horizon_of("/a").hides(loss::anyone, 0) == 1);
     push(log, keyed("1"));
     push(log, keyed("1"));
     CHECK(log.superseded(5)); // forgotten keys may come again
@@ -877,7 +877,7 @@ TEST_CASE("a log says before which place something for a topic is missing") {
                             {.topic = "/a/b", .messages = 1},
                             {.topic = "/c/d", .messages = 1}});
     const auto missing = [&](std::string_view topic, loss kind = loss::each) {
-        return log.forgotten_before(topic, kind);
+        return log.horizon_of(topic).hides(kind, 0);
     };
     for (const char* const topic : {"/a", "/a/b", "/c/d", "/x", "/y"}) {
         for (int i = 0; i < 2; ++i) push(log, on(topic)); // 0 1, 2 3, 4 5, 6 7, 8 9
@@ -897,7 +897,7 @@ TEST_CASE("a log says before which place something for a topic is missing") {
 
 TEST_CASE("a log says how far back who wants only the newest of each key has lost nothing") {
     frame_log log(histories{{.messages = 2}});
-    const auto missing = [&](loss kind) { return log.forgotten_before("/a", kind); };
+    const auto missing = [&](loss kind) { return log.horizon_of("/a").hides(kind, 0); };
     for (const char* const key : {"1", "1", "2", "3", "3"}) push(log, keyed(key));
     CHECK(trim(log) == "0 each, 1 each, 2 each");
     CHECK(missing(loss::each) == 3);
@@ -1013,8 +1013,8 @@ public:
         }
         for (const char* const topic :
              {"", "/a", "/ab", "/a/b", "/a/b/c", "/a/b/c/d", "/c", "/c/d", "/e", "\x1fu"}) {
-            if (log.forgotten_before(topic, loss::each) != missing(topic, &item::forgotten) ||
-                log.forgotten_before(topic, loss::anyone) != missing(topic, &item::dropped)) {
+            if (log.horizon_of(topic).hides(loss::each, 0) != missing(topic, &item::forgotten) ||
+                log.horizon_of(topic).hides(loss::anyone, 0) != missing(topic, &item::dropped)) {
                 return "missing for "s + topic;
             }
         }

@@ -22,6 +22,9 @@ namespace topic_test {
 using namespace std::string_view_literals;
 using sse::detail::canonical_topic;
 using sse::detail::covers;
+using sse::detail::frame;
+using sse::detail::horizon;
+using sse::detail::make_frame;
 
 namespace {
 
@@ -373,6 +376,35 @@ TEST_CASE("random text is refused or has a canonical form that stays the same") 
         CHECK(topic->find("//") == std::string::npos);
         CHECK(("/" + text + "/").find(*topic + "/") != std::string::npos);
     }
+}
+
+TEST_CASE("what is forgotten hides more from who wants each than from who wants the newest") {
+    using loss = horizon::loss;
+    const auto replayed = make_frame(frame::kind::topic, "/a", {.data = "x"});
+    const auto ephemeral = make_frame(frame::kind::topic, "/a", {.data = "x", .ephemeral = true});
+    horizon gone;
+    CHECK(gone.hides(loss::each, 0) == 0);
+    CHECK(gone.hides(loss::anyone, 0) == 0);
+
+    gone.raise(*replayed, 4, loss::each);
+    CHECK(gone.hides(loss::each, 0) == 5);
+    CHECK(gone.hides(loss::anyone, 0) == 0);
+
+    gone.raise(*replayed, 2, loss::anyone); // no mark goes back
+    CHECK(gone.hides(loss::each, 0) == 5);
+    CHECK(gone.hides(loss::anyone, 0) == 3);
+
+    gone.raise(*ephemeral, 8, loss::anyone);
+    CHECK(gone.hides(loss::each, 8) == 9);
+    CHECK(gone.hides(loss::each, 9) == 5); // it came too late for that one
+    CHECK(gone.hides(loss::anyone, 0) == 3);
+
+    horizon both;
+    both.raise(*replayed, 6, loss::each);
+    both.raise(gone);
+    CHECK(both.hides(loss::each, 9) == 7);
+    CHECK(both.hides(loss::each, 0) == 9);
+    CHECK(both.hides(loss::anyone, 0) == 3);
 }
 
 } // namespace topic_test
