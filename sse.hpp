@@ -1462,6 +1462,17 @@ inline bool is_digits(std::string_view text) noexcept {
            std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
+/// The number that the whole text is, without a sign; nullopt for any other text, or one that is
+/// too large.
+template <class Number>
+std::optional<Number> read_number(std::string_view text, int base = 10) noexcept {
+    static_assert(std::is_unsigned_v<Number>); // from_chars takes a minus sign for others
+    Number number{};
+    const char* const end = text.data() + text.size();
+    const auto read = std::from_chars(text.data(), end, number, base);
+    return read.ec == std::errc() && read.ptr == end ? std::optional(number) : std::nullopt;
+}
+
 inline char lower(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; }
 
 inline bool equal_ignoring_case(std::string_view a, std::string_view b) noexcept {
@@ -1627,12 +1638,7 @@ public:
     }
 
     /// The value of the first field of that name, ignoring case, or nullopt.
-    std::optional<std::string_view> header(std::string_view name) const noexcept {
-        for (const field& f : fields) {
-            if (detail::equal_ignoring_case(f.name, name)) return f.value;
-        }
-        return std::nullopt;
-    }
+    std::optional<std::string_view> header(std::string_view name) const noexcept;
 
     /// The value of a cookie as sent, neither decoded nor unquoted, or nullopt. Names are
     /// case-sensitive. If several cookies have the name, the first one counts: browsers send the
@@ -1654,7 +1660,6 @@ public:
 private:
     verdict parse_request_line(std::string_view line);
     verdict parse_target();
-    verdict parse_field(std::string_view line, std::size_t max_fields);
     verdict check_single() const;
     verdict check_host();
     std::string_view authority() const noexcept; // of a target in absolute-form
@@ -1665,26 +1670,153 @@ private:
     int minor_version_ = 1;
 };
 
+namespace detail {
+
+// Both directions: the fields of a request, and those of a response.
+using field_list = std::vector<request::field>;
+
+/// Calls f with the value of each field line of this name, in order.
+template <class F>
+void for_each_value(const field_list& fields, std::string_view name, F&& f) {
+    for (const auto& [key, value] : fields) {
+        if (equal_ignoring_case(key, name)) f(value);
+    }
+}
+
+/// Calls f with each element of a list field. All its field lines are one list (RFC 9110 5.3).
+template <class F>
+void for_each_element(const field_list& fields, std::string_view name, F&& f) {
+    for_each_value(fields, name, [&](std::string_view list) { for_each_element(list, f); });
+}
+
+/// Whether a list field has this element, ignoring case.
+inline bool list_names(const field_list& fields, std::string_view name, std::string_view what) {
+    bool named = false;
+    for_each_element(fields, name, [&](std::string_view element) {
+        named = named || equal_ignoring_case(element, what);
+    });
+    return named;
+}
+
+/// The value of the first field line of this name.
+inline std::optional<std::string_view> find_value(const field_list& fields,
+                                                  std::string_view name) noexcept {
+    for (const auto& [key, value] : fields) {
+        if (equal_ignoring_case(key, name)) return value;
+    }
+    return std::nullopt;
+}
+
+/// Removes a line from the front of a head and returns it, without its CR LF.
+inline std::string_view take_line(std::string_view& head) noexcept {
+    const std::size_t end = std::min(head.find("\r\n"), head.size());
+    const auto line = head.substr(0, end < head.size() ? end : 0);
+    head.remove_prefix(std::min(end + 2, head.size()));
+    return line;
+}
+
+/// Reads field lines up to the empty line after them.
+inline request::verdict read_fields(std::string_view lines, field_list& fields,
+                                    std::size_t max_fields) {
+    const auto count = static_cast<std::size_t>(std::count(lines.begin(), lines.end(), '\n'));
+    fields.reserve(std::min(std::max(count, std::size_t{1}) - 1, max_fields)); // minus the last
+    for (auto line = take_line(lines); !line.empty(); line = take_line(lines)) {
+        const std::size_t colon = line.find(':');
+        if (colon == line.npos) return {400, "a header line has no colon"};
+        const request::field f{line.substr(0, colon), trim(line.substr(colon + 1))};
+        // Also refuses white space before the colon and folded lines (RFC 9112 5.1 and 5.2).
+        if (!is_token(f.name)) return {400, "a header name is not a token"};
+        if (fields.size() == max_fields) return {431, "too many header lines"};
+        fields.push_back(f);
+    }
+    return {};
+}
+
+/// What the fields say about where a body ends. Refuses whatever could make two parties disagree on
+/// that (RFC 9112 6).
+struct framing_fields {
+    /// What a client accepts, since servers are known to send it. A server accepts none of it: a
+    /// proxy in front could have read it differently.
+    struct leniency {
+        bool lists = false;         ///< A Content-Length that repeats one value, even in a list.
+        bool other_codings = false; ///< Transfer codings besides chunked; they are only noted.
+    };
+
+    std::optional<std::uint64_t> length;
+    bool chunked = false;
+    const request::field* other_coding = nullptr; ///< Has a coding besides one "chunked".
+
+    request::verdict read(const field_list& fields, int minor_version, leniency allowed);
+
+private:
+    request::verdict take_length(std::string_view value, leniency allowed);
+    request::verdict take_codings(const request::field& f, leniency allowed);
+};
+
+inline request::verdict framing_fields::read(const field_list& fields, int minor_version,
+                                             leniency allowed) {
+    for (const request::field& f : fields) {
+        request::verdict v;
+        if (equal_ignoring_case(f.name, "Content-Length")) v = take_length(f.value, allowed);
+        if (equal_ignoring_case(f.name, "Transfer-Encoding")) v = take_codings(f, allowed);
+        if (v.status != 0) return v;
+    }
+    if (!chunked) return {};
+    if (minor_version == 0) return {400, "HTTP/1.0 has no Transfer-Encoding"};
+    if (length) return {400, "Content-Length and Transfer-Encoding together"};
+    if (!other_coding || allowed.other_codings) return {};
+    const std::string_view codings = other_coding->value;
+    if (!equal_ignoring_case(trim(codings.substr(codings.rfind(',') + 1)), "chunked")) {
+        return {400, "the final Transfer-Encoding is not chunked"};
+    }
+    return {501, "the only Transfer-Encoding supported is chunked"};
+}
+
+inline request::verdict framing_fields::take_length(std::string_view value, leniency allowed) {
+    request::verdict v;
+    bool any = false;
+    const auto take = [&](std::string_view digits) {
+        const auto number = read_number<std::uint64_t>(digits);
+        if (!number || digits.size() > 18) {
+            v = {400, "Content-Length is not a number"};
+        } else if (length.value_or(*number) != *number) {
+            v = {400, "two Content-Lengths differ"};
+        }
+        length = number;
+        any = true;
+    };
+    allowed.lists ? for_each_element(value, take) : take(value);
+    if (!any) take({});
+    return v;
+}
+
+inline request::verdict framing_fields::take_codings(const request::field& f, leniency allowed) {
+    bool again = false;
+    const auto take = [&](std::string_view coding) {
+        again = std::exchange(chunked, true);
+        if (again || !equal_ignoring_case(coding, "chunked")) other_coding = &f;
+    };
+    allowed.lists ? for_each_element(f.value, take) : take(f.value);
+    if (again && !allowed.other_codings) return {400, "more than one Transfer-Encoding"};
+    return {};
+}
+
+} // namespace detail
+
+inline std::optional<std::string_view> request::header(std::string_view name) const noexcept {
+    return detail::find_value(fields, name);
+}
+
 inline request::verdict request::parse(std::string_view head, std::size_t max_fields) {
     const std::size_t end_of_target = std::min(head.find("\r\n"), head.size());
     const bool is_encoded = head.substr(0, end_of_target).find('%') != head.npos;
     text_.reserve(head.size() + (is_encoded ? end_of_target : 0)); // keeps views of it valid
     text_ = head;
-    std::string_view remaining = text_;
-    const auto lines =
-        static_cast<std::size_t>(std::count(remaining.begin(), remaining.end(), '\n'));
-    fields.reserve(std::min(std::max(lines, std::size_t{2}) - 2, max_fields)); // minus first, last
-    bool first = true;
-    for (;;) {
-        const std::size_t end = remaining.find("\r\n");
-        const auto line = remaining.substr(0, end);
-        if (end == remaining.npos || line.empty()) break;
-        remaining.remove_prefix(end + 2);
-        const verdict v = first ? parse_request_line(line) : parse_field(line, max_fields);
-        if (v.status != 0) return v;
-        first = false;
-    }
-    if (first) return {400, "the request line is missing"};
+    std::string_view lines = text_;
+    const std::string_view first = detail::take_line(lines);
+    if (first.empty()) return {400, "the request line is missing"};
+    if (const verdict v = parse_request_line(first); v.status != 0) return v;
+    if (const verdict v = detail::read_fields(lines, fields, max_fields); v.status != 0) return v;
     if (const verdict v = check_single(); v.status != 0) return v;
     if (const verdict v = check_host(); v.status != 0) return v;
     if (const verdict v = check_framing(); v.status != 0) return v;
@@ -1750,88 +1882,44 @@ inline std::string_view request::authority() const noexcept {
     return after.substr(0, after.find_first_of("/?#"));
 }
 
-inline request::verdict request::parse_field(std::string_view line, std::size_t max_fields) {
-    const std::size_t colon = line.find(':');
-    if (colon == line.npos) return {400, "a header line has no colon"};
-    const field f{line.substr(0, colon), detail::trim(line.substr(colon + 1))};
-    // Also refuses white space before the colon and folded lines (RFC 9112 5.1 and 5.2).
-    if (!detail::is_token(f.name)) return {400, "a header name is not a token"};
-    if (fields.size() == max_fields) return {431, "too many header lines"};
-    fields.push_back(f);
-    return {};
-}
-
 /// A field that is not a list must have one field line: of two, a proxy in front may have used the
 /// other one (RFC 9110 5.3).
 inline request::verdict request::check_single() const {
-    struct single {
-        std::string_view name;
-        std::string_view refusal;
-        bool seen = false;
-    };
-    std::array<single, 5> all{
-        {{"Origin", "more than one Origin header"},
-         {"Authorization", "more than one Authorization header"},
-         {"Content-Type", "more than one Content-Type header"},
-         {"Last-Event-ID", "more than one Last-Event-ID header"},
-         {"Access-Control-Request-Method", "more than one Access-Control-Request-Method header"}}};
-    for (const field& f : fields) {
-        for (single& one : all) {
-            if (!detail::equal_ignoring_case(f.name, one.name)) continue;
-            if (std::exchange(one.seen, true)) return {400, one.refusal};
-        }
+    constexpr std::pair<std::string_view, std::string_view> all[] = {
+        {"Origin", "more than one Origin header"},
+        {"Authorization", "more than one Authorization header"},
+        {"Content-Type", "more than one Content-Type header"},
+        {"Last-Event-ID", "more than one Last-Event-ID header"},
+        {"Access-Control-Request-Method", "more than one Access-Control-Request-Method header"},
+        {"Host", "more than one Host header"}};
+    for (const auto& [name, refusal] : all) {
+        int lines = 0;
+        detail::for_each_value(fields, name, [&](std::string_view) { ++lines; });
+        if (lines > 1) return {400, refusal};
     }
     return {};
 }
 
 inline request::verdict request::check_host() {
-    field* host = nullptr;
-    for (field& f : fields) {
-        if (!detail::equal_ignoring_case(f.name, "Host")) continue;
-        if (host) return {400, "more than one Host header"};
-        host = &f;
-    }
+    const auto host = header("Host");
     if (!host && minor_version_ == 1) return {400, "HTTP/1.1 needs a Host header"};
-    if (host && !host->value.empty() && !detail::is_host(host->value)) {
+    if (host && !host->empty() && !detail::is_host(*host)) {
         return {400, "the Host header is not valid"};
     }
     if (authority().empty()) return {};
-    if (!host) host = &fields.emplace_back(field{"Host", {}});
-    host->value = authority(); // RFC 9112 3.2.2: the target's host wins
+    if (!host) fields.push_back({"Host", {}});
+    for (field& f : fields) { // RFC 9112 3.2.2: the target's host wins
+        if (detail::equal_ignoring_case(f.name, "Host")) f.value = authority();
+    }
     return {};
 }
 
-/// RFC 9112 6: refuses whatever could make two parties disagree on where the body ends.
 inline request::verdict request::check_framing() {
-    bool has_length = false;
-    std::optional<std::string_view> coding;
-    for (const field& f : fields) {
-        if (detail::equal_ignoring_case(f.name, "Content-Length")) {
-            if (!detail::is_digits(f.value) || f.value.size() > 18) {
-                return {400, "Content-Length is not a number"};
-            }
-            std::uint64_t length = 0;
-            std::from_chars(f.value.data(), f.value.data() + f.value.size(), length);
-            if (has_length && length != content_length) return {400, "two Content-Lengths differ"};
-            has_length = true;
-            content_length = length;
-        } else if (detail::equal_ignoring_case(f.name, "Transfer-Encoding")) {
-            if (coding) return {400, "more than one Transfer-Encoding"};
-            coding = f.value;
-        }
-    }
-    if (!coding) return {};
-    if (minor_version_ == 0) return {400, "HTTP/1.0 has no Transfer-Encoding"};
-    if (has_length) return {400, "Content-Length and Transfer-Encoding together"};
-    const auto final_coding = detail::trim(coding->substr(coding->rfind(',') + 1));
-    if (!detail::equal_ignoring_case(final_coding, "chunked")) {
-        return {400, "the final Transfer-Encoding is not chunked"};
-    }
-    if (final_coding.size() != coding->size()) {
-        return {501, "the only Transfer-Encoding supported is chunked"};
-    }
-    chunked = true;
-    return {};
+    detail::framing_fields framing;
+    const verdict v = framing.read(fields, minor_version_, {});
+    content_length = framing.length.value_or(0);
+    chunked = framing.chunked;
+    return v;
 }
 
 inline std::vector<std::string> request::query_values(std::string_view name) const {
@@ -1853,25 +1941,8 @@ inline std::optional<std::string_view> request::cookie(std::string_view name) co
     return std::nullopt;
 }
 
-namespace detail {
-
-/// Whether a list field has this element, ignoring case. All its field lines are one list (RFC 9110
-/// 5.3).
-inline bool list_names(const request& r, std::string_view field, std::string_view what) noexcept {
-    bool named = false;
-    for (const request::field& f : r.fields) {
-        if (!equal_ignoring_case(f.name, field)) continue;
-        for_each_element(f.value, [&](std::string_view element) {
-            named = named || equal_ignoring_case(element, what);
-        });
-    }
-    return named;
-}
-
-} // namespace detail
-
 inline bool request::has_connection_option(std::string_view option) const noexcept {
-    return detail::list_names(*this, "Connection", option);
+    return detail::list_names(fields, "Connection", option);
 }
 
 namespace detail {
@@ -2603,18 +2674,16 @@ inline address client_address(const request& r, const address& peer,
     address nearest = without_mapping(peer);
     const std::string_view name = field_of(source);
     std::vector<std::string_view> hops;
-    for (const request::field& f : r.fields) {
-        if (!equal_ignoring_case(f.name, name)) continue;
+    for_each_value(r.fields, name, [&](std::string_view list) {
         if (source != forwarded_by::forwarded) {
-            for_each_element(f.value, [&](std::string_view hop) { hops.push_back(hop); });
-            continue;
+            for_each_element(list, [&](std::string_view hop) { hops.push_back(hop); });
         }
         // Quoted text may be the client's own, such as its Host: separators in it do not count.
-        for (std::string_view remaining = f.value; !remaining.empty();) {
-            const auto element = take_unquoted(remaining, ',');
+        while (source == forwarded_by::forwarded && !list.empty()) {
+            const auto element = take_unquoted(list, ',');
             if (!element || !trim(*element).empty()) hops.push_back(trim(element.value_or("")));
         }
-    }
+    });
     if (source == forwarded_by::x_real_ip && hops.size() > 1) return nearest;
     while (!hops.empty() && contained(trusted, nearest)) {
         const auto text =
@@ -6139,12 +6208,9 @@ inline std::string last_event_id(const request& r) {
 template <class Takes>
 bool accepts_some(const request& r, Takes&& takes) {
     bool accepted = false;
-    for (const request::field& f : r.fields) {
-        if (!equal_ignoring_case(f.name, "Accept")) continue;
-        for_each_element(f.value, [&](std::string_view range) {
-            accepted = accepted || takes(trim(range.substr(0, range.find(';'))));
-        });
-    }
+    for_each_element(r.fields, "Accept", [&](std::string_view range) {
+        accepted = accepted || takes(trim(range.substr(0, range.find(';'))));
+    });
     return accepted;
 }
 
@@ -8497,7 +8563,7 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     }
     if (!state.body) {
         state.body = std::make_unique<detail::body_decoder>(worker_->body_decoder_for(*this));
-        const bool expects = detail::list_names(request(), "Expect", "100-continue");
+        const bool expects = detail::list_names(request().fields, "Expect", "100-continue");
         if (expects && request().accepts_chunked() && state.input.empty()) { // not HTTP/1.0
             worker_->feed_.enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
             co_await written();
@@ -10354,16 +10420,14 @@ inline std::string escape_url(std::string_view text) {
 
 /// The head of a response (RFC 9112 4), as head_parser delimits it, and how the body is framed.
 struct received_head {
-    /// Where the body ends (RFC 9112 6.3).
-    enum class framing : std::uint8_t { none, length, chunked, until_close };
-
     int status = 0;
-    std::vector<std::pair<std::string, std::string>> fields;
-    framing body = framing::none;
-    std::uint64_t length = 0;
+    field_list fields;
+    framing_fields framing;
     std::string unknown_coding; ///< A Content-Encoding or Transfer-Encoding not asked for.
 
-    std::optional<std::string_view> header(std::string_view name) const noexcept;
+    std::optional<std::string_view> header(std::string_view name) const noexcept {
+        return find_value(fields, name);
+    }
     /// Type and subtype of the Content-Type; empty without a valid one.
     std::string media_type() const;
     /// How long the server asks to wait before the next request; 0 if it does not.
@@ -10371,34 +10435,24 @@ struct received_head {
     /// Returns false if it is not a head of HTTP/1.x, or one that two parties could read
     /// differently.
     bool parse(std::string_view head);
+    /// Nothing else says where the body ends (RFC 9112 6.3).
+    bool ends_with_connection() const noexcept { return !framing.chunked && !framing.length; }
     body_decoder decoder() const noexcept;
 
 private:
     bool parse_status_line(std::string_view line);
-    bool parse_field(std::string_view line);
-    bool parse_framing();
-    void take_codings(const std::string& name, const std::string& value, std::string_view known);
-    bool take_length(std::string_view value);
 
+    std::shared_ptr<const std::string> text_; // of the fields
     int minor_version_ = 1;
-    bool chunked_ = false;
-    bool has_length_ = false;
 };
-
-inline std::optional<std::string_view> received_head::header(std::string_view name) const noexcept {
-    for (const auto& [key, value] : fields) {
-        if (equal_ignoring_case(key, name)) return value;
-    }
-    return std::nullopt;
-}
 
 /// All Content-Type fields form one list, whose last valid element counts; "*/*" is not valid
 /// (Fetch standard 3.4, "extract a MIME type").
 inline std::string received_head::media_type() const {
     std::string list;
-    for (const auto& [name, value] : fields) {
-        if (equal_ignoring_case(name, "Content-Type")) list += (list.empty() ? "" : ",") + value;
-    }
+    for_each_value(fields, "Content-Type", [&](std::string_view value) {
+        list.append(list.empty() ? "" : ",").append(value);
+    });
     std::string found;
     for (std::size_t at = 0; at < list.size();) {
         std::size_t end = at;
@@ -10473,18 +10527,37 @@ inline std::chrono::milliseconds received_head::retry_after() const noexcept {
     return std::clamp<seconds>(*until - from, seconds(0), most);
 }
 
+/// Joins each folded line to the one before it (RFC 9112 5.2).
+inline std::string unfolded(std::string_view lines) {
+    std::string joined;
+    while (!lines.empty()) {
+        auto line = take_line(lines);
+        if (!joined.empty() && line.find_first_of(" \t") == 0) {
+            joined.resize(joined.find_last_not_of(" \t\r\n") + 1);
+            joined += ' ';
+            line = trim(line);
+        }
+        joined.append(line).append("\r\n");
+    }
+    return joined;
+}
+
 inline bool received_head::parse(std::string_view head) {
     *this = {};
-    const auto next_line = [&] {
-        const auto line = head.substr(0, head.find("\r\n"));
-        head.remove_prefix(std::min(head.size(), line.size() + 2));
-        return line;
-    };
-    if (!parse_status_line(next_line())) return false;
-    for (auto line = next_line(); !line.empty(); line = next_line()) {
-        if (!parse_field(line)) return false;
+    if (!parse_status_line(take_line(head))) return false;
+    text_ = std::make_shared<const std::string>(unfolded(head));
+    if (read_fields(*text_, fields, fields.max_size()).status != 0) return false;
+    const auto refusal =
+        framing.read(fields, minor_version_, {.lists = true, .other_codings = true});
+    const request::field* unknown = framing.other_coding;
+    for (const request::field& f : fields) {
+        if (!equal_ignoring_case(f.name, "Content-Encoding")) continue;
+        for_each_element(f.value, [&](std::string_view coding) {
+            if (!equal_ignoring_case(coding, "identity")) unknown = &f;
+        });
     }
-    return parse_framing();
+    if (unknown) unknown_coding.append(unknown->name).append(": ").append(unknown->value);
+    return refusal.status == 0;
 }
 
 inline bool received_head::parse_status_line(std::string_view line) {
@@ -10499,69 +10572,11 @@ inline bool received_head::parse_status_line(std::string_view line) {
     return true;
 }
 
-inline bool received_head::parse_field(std::string_view line) {
-    if (line.front() == ' ' || line.front() == '\t') { // folded: RFC 9112 5.2 says to unfold it
-        if (fields.empty()) return false;
-        fields.back().second.append(" ").append(trim(line));
-        return true;
-    }
-    const std::size_t colon = line.find(':');
-    if (colon == line.npos || !is_token(line.substr(0, colon))) return false;
-    fields.emplace_back(line.substr(0, colon), trim(line.substr(colon + 1)));
-    return true;
-}
-
-inline bool received_head::parse_framing() {
-    bool valid = true;
-    for (const auto& [name, value] : fields) {
-        if (equal_ignoring_case(name, "Transfer-Encoding")) {
-            take_codings(name, value, "chunked");
-        } else if (equal_ignoring_case(name, "Content-Encoding")) {
-            take_codings(name, value, "identity");
-        } else if (equal_ignoring_case(name, "Content-Length")) {
-            valid = valid && take_length(value);
-        }
-    }
-    if (chunked_ && (has_length_ || minor_version_ == 0)) return false; // RFC 9112 6.1: faulty
-    if (status < 200 || status == 204 || status == 304) {
-        body = framing::none; // whatever its Content-Length says
-        length = 0;
-    } else if (chunked_) {
-        body = framing::chunked;
-    } else {
-        body = has_length_ ? framing::length : framing::until_close;
-    }
-    return valid;
-}
-
-/// `known` is the only coding that was asked for; chunked may occur once.
-inline void received_head::take_codings(const std::string& name, const std::string& value,
-                                        std::string_view known) {
-    for_each_element(value, [&](std::string_view coding) {
-        const bool valid = equal_ignoring_case(coding, known);
-        const bool chunked = known == "chunked";
-        if (!valid || (chunked && chunked_)) unknown_coding = name + ": " + value;
-        chunked_ = chunked_ || chunked;
-    });
-}
-
-/// Some senders repeat Content-Length, even in a list; all values must be equal (RFC 9112 6.3).
-inline bool received_head::take_length(std::string_view value) {
-    bool valid = !value.empty();
-    for_each_element(value, [&](std::string_view digits) {
-        std::uint64_t number = 0;
-        valid = valid && is_digits(digits) && digits.size() <= 18;
-        if (valid) std::from_chars(digits.data(), digits.data() + digits.size(), number);
-        valid = valid && (!has_length_ || length == number);
-        length = number;
-        has_length_ = true;
-    });
-    return valid && has_length_;
-}
-
 inline body_decoder received_head::decoder() const noexcept {
-    if (body == framing::chunked) return body_decoder::of_chunks(body_decoder::endless);
-    return body_decoder::of_size(body == framing::until_close ? body_decoder::endless : length);
+    // These have no body, whatever their Content-Length says.
+    if (status < 200 || status == 204 || status == 304) return body_decoder::of_size(0);
+    if (framing.chunked) return body_decoder::of_chunks(body_decoder::endless);
+    return body_decoder::of_size(framing.length.value_or(body_decoder::endless));
 }
 
 /// Looks up the addresses of a host name by the system's resolver, which cannot be interrupted: on
@@ -11624,7 +11639,7 @@ SSE_DECL asio::awaitable<void> client_core::receive() {
         parser_.feed(take_body());
     } else if (failed != asio::error::eof) {
         ending_ = failed;
-    } else if (head_.body == received_head::framing::until_close) {
+    } else if (head_.ends_with_connection()) {
         ending_ = std::error_code();
     } else {
         ending_ = make_error_code(errc::bad_response); // cut short
