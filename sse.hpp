@@ -5997,6 +5997,12 @@ struct waiting_handler final : waiter {
     Handler done;
 };
 
+enum class input_state : std::uint8_t {
+    open,
+    paused, ///< There is enough of it for now.
+    ended,  ///< The client has sent FIN.
+};
+
 /// What a stream has only while one of its requests is served; whatever serves it owns this.
 struct exchange {
     explicit exchange(stream& s);
@@ -6021,7 +6027,8 @@ struct exchange {
     }
     void wake() noexcept;
 
-    bool ended() const noexcept { return !owner.open() || end_of_input; }
+    bool input_ended() const noexcept { return intake == input_state::ended; }
+    bool ended() const noexcept { return !owner.open() || input_ended(); }
     /// No request has begun: empty lines before one are skipped (RFC 9112 2.2).
     bool is_blank() const noexcept { return input.find_first_not_of("\r\n") == input.npos; }
     template <bool UntilEnd, class Handler>
@@ -6033,7 +6040,7 @@ struct exchange {
         return !body_taken && (request->content_length > 0 || request->chunked);
     }
     bool may_serve_another() const noexcept {
-        return request->keep_alive && !body_is_left() && (!end_of_input || !input.empty());
+        return request->keep_alive && !body_is_left() && (!input_ended() || !input.empty());
     }
 
     static constexpr std::uint64_t no_place = ~std::uint64_t{0};
@@ -6053,8 +6060,7 @@ struct exchange {
     asio::cancellation_signal cancel_gap_hook;
     asio::ip::address peer;  // or the address that the PROXY protocol names
     std::uint32_t index = 0; // in the worker's sessions
-    bool paused = false;     // reading stopped: there is enough input
-    bool end_of_input = false;
+    input_state intake = input_state::open;
     bool asked_before_end = false; // the current request was pipelined before a known end
     bool timed_out = false;
     bool answered = false;
@@ -6806,7 +6812,7 @@ SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
         state->peer = peer;
         state->input = received;
         state->handed_over = handed_over;
-        state->paused = true;
+        state->intake = input_state::paused;
         resume_reading(s);
         resume_serving(held, std::move(state), {});
     } catch (...) {
@@ -7094,7 +7100,7 @@ SSE_DECL void worker::on_input(stream& s) {
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
         if (would_block(failed)) break;
         if (failed == asio::error::eof && state && !streaming) {
-            state->end_of_input = true;
+            state->intake = input_state::ended;
             cancel_if_ended(s);
             return state->wake();
         }
@@ -7107,7 +7113,7 @@ SSE_DECL void worker::on_input(stream& s) {
             state->input.append(scratch_->data(), n);
             if (blank && !state->is_blank()) s.stamp_ = milliseconds_now();
             if (state->input.size() > hub_.options.limits.head_bytes && !streaming) {
-                state->paused = true;
+                state->intake = input_state::paused;
                 return state->wake();
             }
             if (state->input.size() > hub_.options.limits.head_bytes) {
@@ -7128,7 +7134,7 @@ SSE_DECL void worker::on_input(stream& s) {
 /// wants what the handler waits for.
 SSE_DECL void worker::cancel_if_ended(stream& s) {
     const exchange& state = *s.exchange_;
-    if (!state.end_of_input || !state.request || s.phase_ != stream::phase::handling) return;
+    if (!state.input_ended() || !state.request || s.phase_ != stream::phase::handling) return;
     const rest_of_input rest = pending_input(s);
     if (rest == rest_of_input::cut || (rest == rest_of_input::nothing && !state.asked_before_end)) {
         cancel(s);
@@ -7165,11 +7171,11 @@ SSE_DECL body_decoder worker::body_decoder_for(const stream& s) const {
 /// sweep asks for it. After a FIN no more comes, and what remains fits the socket's buffer.
 SSE_DECL void worker::poll_for_end(stream& s) {
     exchange& state = *s.exchange_;
-    if (state.end_of_input) { // a client that merely has no more requests still reads
+    if (state.input_ended()) { // a client that merely has no more requests still reads
         if (has_hung_up(s.socket_, true)) close(s, end_reason::client_left);
         return;
     }
-    if (!state.paused || !state.request || !has_hung_up(s.socket_)) return;
+    if (state.intake != input_state::paused || !state.request || !has_hung_up(s.socket_)) return;
     const std::size_t most = hub_.options.limits.head_bytes + max_body_bytes(s) + max_discarded;
     while (pending_input(s) != rest_of_input::request) {
         if (state.input.size() > most) return cancel(s); // the request will be refused
@@ -7178,7 +7184,7 @@ SSE_DECL void worker::poll_for_end(stream& s) {
         if (would_block(failed)) return;
         if (failed && failed != asio::error::eof) return close(s, reason_of(failed));
         if (failed) {
-            state.end_of_input = true;
+            state.intake = input_state::ended;
             cancel_if_ended(s);
             return state.wake();
         }
@@ -7187,8 +7193,11 @@ SSE_DECL void worker::poll_for_end(stream& s) {
 }
 
 SSE_DECL void worker::resume_reading(stream& s) {
-    if (s.exchange_->input.size() > hub_.options.limits.head_bytes) return;
-    if (s.open_ && std::exchange(s.exchange_->paused, false)) watch(s);
+    exchange& state = *s.exchange_;
+    if (!s.open_ || state.intake != input_state::paused) return;
+    if (state.input.size() > hub_.options.limits.head_bytes) return;
+    state.intake = input_state::open;
+    watch(s);
 }
 
 // --- phases, deadlines, end
@@ -7747,7 +7756,7 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
 SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, exchange& state) {
     enter(s, stream::phase::head);
     proxy_head head = read_proxy_head(state.input);
-    while (head.outcome == proxy_head::progress::need_more && s.open_ && !state.end_of_input &&
+    while (head.outcome == proxy_head::progress::need_more && s.open_ && !state.input_ended() &&
            !state.timed_out) {
         co_await state.change<io_executor>();
         head = read_proxy_head(state.input);
@@ -7813,7 +7822,7 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
 SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& state) {
     head_parser parser(hub_.options.limits.head_bytes);
     auto progress = parser.feed(state.input);
-    while (progress == head_parser::progress::need_more && s.open_ && !state.end_of_input &&
+    while (progress == head_parser::progress::need_more && s.open_ && !state.input_ended() &&
            !state.timed_out) {
         co_await state.change<io_executor>();
         progress = parser.feed(state.input);
@@ -7833,7 +7842,7 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& s
     if (progress == head_parser::progress::refused) co_return parser.refusal();
     verdict = r.parse(parser.head(state.input), hub_.options.limits.header_lines);
     state.input.erase(0, parser.size());
-    state.asked_before_end = state.served && state.end_of_input;
+    state.asked_before_end = state.served && state.input_ended();
     r.client = client_address(r, state.peer, hub_.trusted, hub_.options.proxy.forwarded);
     warn_of_missing_field(r, state.peer);
     co_return verdict;
@@ -7960,7 +7969,7 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, exchange& state) {
             granted = answer_of_matcher;
         }
     } catch (...) { failure = std::current_exception(); }
-    if (failure && (!s.open_ || state.end_of_input)) { // the client left: nobody awaits a response
+    if (failure && (!s.open_ || state.input_ended())) { // the client left: nobody awaits a response
         state.closing = true;
         co_return;
     }
@@ -8119,7 +8128,7 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
     const bool going_down = farewell_ && code == asio::error::operation_aborted;
     const int status = !failure ? 204 : status_of(code);
     const bool client_left = code == errc::closed || (code == asio::error::operation_aborted &&
-                                                      (!s.open() || state.end_of_input));
+                                                      (!s.open() || state.input_ended()));
     if (status == 500 && !client_left && !going_down) report(failure, &s);
     if (client_left) state.closing = true;
     if (!s.open_ || state.answered) return {};
@@ -8207,7 +8216,7 @@ SSE_DECL io_awaitable<void> worker::linger(stream& s, exchange& state) {
     s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     state.input.clear();
     resume_reading(s);
-    while (s.open_ && !state.end_of_input) co_await state.change<io_executor>();
+    while (s.open_ && !state.input_ended()) co_await state.change<io_executor>();
 }
 
 /// Runs options::hooks.on_gap beside whatever else serves the stream, which the feed holds
@@ -8290,7 +8299,7 @@ SSE_DECL void stream::check_thread() const {
 SSE_DECL bool stream::must_begin() {
     check_thread();
     const bool first = phase_ != phase::streaming;
-    if (first && exchange_ && exchange_->end_of_input) { // it has left
+    if (first && exchange_ && exchange_->input_ended()) { // it has left
         worker_->close(*this, end_reason::client_left);
     }
     if (!open()) throw std::system_error(errc::closed, "sse::stream");
@@ -8576,7 +8585,7 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
         now = state.body->feed(state.input);
         piece += state.body->take();
         if (now != progress::need_more || (!whole && !piece.empty())) break;
-        if (!open_ || state.end_of_input || state.timed_out) break;
+        if (!open_ || state.input_ended() || state.timed_out) break;
         worker_->resume_reading(*this);
         co_await state.change<asio::any_io_executor>();
     }
