@@ -6064,11 +6064,9 @@ struct exchange {
     bool asked_before_end = false; // the current request was pipelined before a known end
     bool timed_out = false;
     bool answered = false;
-    bool closing = false;      // the response said so
-    bool last_request = false; // the server is stopping
+    bool keep = true; // the connection may serve another request
     bool body_taken = false;
-    bool handling = false;    // a handler runs
-    bool handed_over = false; // adopted; not returned to the server it came from
+    bool handling = false; // a handler runs
     bool keeps_running = false;
     bool cancel_is_due = false;    // memory for it was not available
     bool served = false;           // an earlier request was served
@@ -6361,8 +6359,9 @@ private:
         std::string lines = {};
         bool refused = false; ///< By a limit.
     };
-    struct unfinished { ///< What a handler leaves to be sent.
-        int status = 0; ///< Of a response.
+    struct unfinished {          ///< What comes before the next request.
+        bool proxy_head = false; ///< The PROXY protocol's head is to be read.
+        int status = 0;          ///< Of a response that a handler leaves to be sent.
         std::string text = {};
         std::string lines = {}; ///< Of the response's head.
         bool last_chunk = false;
@@ -6439,7 +6438,7 @@ private:
     // Coroutines
     void on_first_input(stream& s, const asio::ip::address& peer);
     void begin_serving(stream& s, const asio::ip::address& peer, std::string_view received,
-                       bool handed_over);
+                       bool adopted);
     void resume_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what);
     static asio::ip::address peer_of(const stream& s);
     void log_connection(std::string_view what, const asio::ip::address& peer) const;
@@ -6468,6 +6467,8 @@ private:
     void run_handler(stream_ref s, std::unique_ptr<exchange> owned);
     void handler_ended(stream_ref s, std::unique_ptr<exchange> owned, std::exception_ptr failure);
     unfinished after_handler(stream& s, exchange& state, std::exception_ptr failure);
+    void send_answer(stream& s, int status, std::string_view type, std::string_view text,
+                     std::string_view headers = {});
     io_awaitable<void> answer(stream& s, int status, std::string_view text,
                               std::string_view headers = {});
     io_awaitable<void> end_chunks(stream& s, exchange& state);
@@ -6805,16 +6806,17 @@ SSE_DECL void worker::on_first_input(stream& s, const asio::ip::address& peer) {
 }
 
 SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
-                                    std::string_view received, bool handed_over) {
+                                    std::string_view received, bool adopted) {
     const stream_ref held(&s);
     try {
         auto state = std::make_unique<exchange>(s);
         state->peer = peer;
         state->input = received;
-        state->handed_over = handed_over;
+        state->keep = !adopted; // it is not returned to the server that it came from
         state->intake = input_state::paused;
         resume_reading(s);
-        resume_serving(held, std::move(state), {});
+        resume_serving(held, std::move(state),
+                       {.proxy_head = hub_.options.proxy.protocol && !adopted});
     } catch (...) {
         report(std::current_exception());
         close(s, end_reason::failed);
@@ -7094,7 +7096,7 @@ SSE_DECL void worker::on_input(stream& s) {
     const bool streaming = s.phase_ == stream::phase::streaming;
     // After a stream that ends with its last chunk the next request may be in the input already.
     bool keep = state && s.phase_ != stream::phase::lingering &&
-                (!streaming || (s.chunks() && !state->closing));
+                (!streaming || (s.chunks() && state->keep));
     for (std::size_t discarded = 0; discarded < max_discarded;) {
         asio::error_code failed;
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
@@ -7117,7 +7119,7 @@ SSE_DECL void worker::on_input(stream& s) {
                 return state->wake();
             }
             if (state->input.size() > hub_.options.limits.head_bytes) {
-                state->closing = true; // reading continues: it may disconnect
+                state->keep = false; // reading continues: it may disconnect
                 state->input.clear();
                 state->input.shrink_to_fit();
                 keep = false;
@@ -7724,7 +7726,7 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
     if (what.last_chunk) co_await end_chunks(*s, state);
     if (state.request) {
         again = end_request(*s, state);
-    } else if (hub_.options.proxy.protocol && !state.handed_over) {
+    } else if (what.proxy_head) {
         const bool understood = co_await read_proxy(*s, state);
         again = understood;
     }
@@ -7813,7 +7815,7 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
         co_return;
     }
     if (s.refusal() == 0) count_proxied_client(s, state.request->client);
-    if (s.refusal() != 0 || state.handed_over) state.request->keep_alive = false;
+    if (s.refusal() != 0 || !state.keep) state.request->keep_alive = false;
     resume_reading(s);
     co_await answer_request(s, state);
 }
@@ -7832,7 +7834,6 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& s
     request& r = state.request.emplace();
     r.client = state.peer;
     state.answered = false;
-    state.closing = false;
     state.body_taken = false;
     state.resumable = false;
     state.body.reset();
@@ -7872,7 +7873,7 @@ SSE_DECL bool worker::end_request(stream& s, exchange& state) {
     if (!s.follows() || !s.open_) leave_group(s); // a stream that lives on leaves it at its end
     state.served = true;
     state.request.reset();
-    return s.open_ && s.phase_ == stream::phase::handling && !state.closing;
+    return s.open_ && s.phase_ == stream::phase::handling && state.keep;
 }
 
 /// Whether a page of this server sends the request: then no permission is needed.
@@ -7900,7 +7901,8 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     if (o.limits.over == refusal::soft && event_source) {
         std::uniform_int_distribution<std::int64_t> spread(0, o.limits.retry_after.count());
         const std::chrono::milliseconds retry(o.limits.retry_after.count() + spread(random_));
-        s.exchange_->answered = s.exchange_->closing = true;
+        s.exchange_->answered = true;
+        s.exchange_->keep = false;
         const std::string bytes =
             answer_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
                              "no-transform\r\nConnection: close\r\n" +
@@ -7970,7 +7972,7 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, exchange& state) {
         }
     } catch (...) { failure = std::current_exception(); }
     if (failure && (!s.open_ || state.input_ended())) { // the client left: nobody awaits a response
-        state.closing = true;
+        state.keep = false;
         co_return;
     }
     const reply made = failure ? reply{500, "The request could not be served\n"}
@@ -8130,7 +8132,7 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
     const bool client_left = code == errc::closed || (code == asio::error::operation_aborted &&
                                                       (!s.open() || state.input_ended()));
     if (status == 500 && !client_left && !going_down) report(failure, &s);
-    if (client_left) state.closing = true;
+    if (client_left) state.keep = false;
     if (!s.open_ || state.answered) return {};
     if (s.phase_ == stream::phase::streaming) {
         if (!failure) feed_.release(s);
@@ -8175,10 +8177,10 @@ SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, exchange& state) {
     s.adds_framing_ = false;
     s.held_ = 0;
     s.has_id_ = false;
-    state.closing = state.closing || farewell_ != nullptr;
+    if (farewell_) state.keep = false;
 }
 
-SSE_DECL frame_ref make_answer(exchange& state, int status, std::string_view type,
+SSE_DECL frame_ref make_answer(const exchange& state, int status, std::string_view type,
                                std::string_view text, std::string_view headers) {
     const bool bodiless = status == 204 || status == 304 || status < 200;
     std::string lines(headers);
@@ -8187,25 +8189,32 @@ SSE_DECL frame_ref make_answer(exchange& state, int status, std::string_view typ
         lines.append(std::to_string(text.size())).append("\r\n");
     }
     lines.append("Cache-Control: no-store\r\n").append(state.answer_headers);
-    state.closing = !state.request || !state.may_serve_another() || state.last_request;
-    if (state.closing) {
+    if (!state.keep) {
         lines.append("Connection: close\r\n");
     } else if (!state.request->accepts_chunked()) { // HTTP/1.0 closes by default
         lines.append("Connection: keep-alive\r\n");
     }
     std::string bytes = answer_head(status, lines);
-    if (!bodiless && !(state.request && state.request->is_head())) bytes.append(text);
+    if (!bodiless && !state.request->is_head()) bytes.append(text);
     return make_raw_frame(bytes);
+}
+
+/// Sends a whole response to the current request, without waiting for it.
+SSE_DECL void worker::send_answer(stream& s, int status, std::string_view type,
+                                  std::string_view text, std::string_view headers) {
+    exchange& state = *s.exchange_;
+    if (hub_.stopped || !state.may_serve_another()) state.keep = false;
+    frame_ref made = make_answer(state, status, type, text, headers);
+    hub_.log_request(*state.request, status);
+    refresh();
+    feed_.enqueue(s, std::move(made));
+    state.answered = true; // not earlier: if memory runs out above, that gets a response
 }
 
 SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_view text,
                                            std::string_view headers) {
-    exchange& state = *s.exchange_;
-    state.answered = true;
-    if (state.request) hub_.log_request(*state.request, status);
-    state.last_request = hub_.stopped;
-    feed_.enqueue(s, make_answer(state, status, "text/plain; charset=utf-8", text, headers));
-    co_await sent(s, state);
+    send_answer(s, status, "text/plain; charset=utf-8", text, headers);
+    co_await sent(s, *s.exchange_);
 }
 
 /// Closes our end and awaits the client's, so that unread input does not turn the close into a
@@ -8545,11 +8554,7 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
     if (!exchange_ || exchange_->answered || phase_ == phase::streaming) {
         throw std::logic_error("sse::stream::respond: this request already has its response");
     }
-    exchange_->last_request = worker_->hub_.stopped;
-    worker_->refresh();
-    worker_->feed_.enqueue(*this, detail::make_answer(*exchange_, status, content_type, text, {}));
-    exchange_->answered = true; // not earlier: if memory runs out above, that gets a response
-    worker_->hub_.log_request(request(), status);
+    worker_->send_answer(*this, status, content_type, text);
     return written();
 }
 
