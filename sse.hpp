@@ -5936,6 +5936,7 @@ private:
         return extra_ ? extra_->chunks.get() : nullptr;
     }
     int refusal() const noexcept { return extra_ ? extra_->refusal : 0; }
+    bool is_handled() const noexcept; ///< By a handler, which has not returned.
 
     // Each waiting client costs one of these, so it has no padding.
     bool open_ = true;
@@ -6050,7 +6051,7 @@ struct exchange {
     std::unique_ptr<waiter> waiters;      // newest first
     std::string input;                    // received, not yet consumed
     std::optional<sse::request> request;  // the current one
-    const handler* run = nullptr;         // that is to serve it
+    const handler* run = nullptr;         // that serves it: is to run, or runs
     std::string answer_headers;           // from the CORS decision
     std::uint64_t begun = 0;              // box.queued once a stream's head was in it
     std::unique_ptr<body_decoder> body;   // once reading it has begun
@@ -6066,13 +6067,18 @@ struct exchange {
     bool answered = false;
     bool keep = true; // the connection may serve another request
     bool body_taken = false;
-    bool handling = false; // a handler runs
     bool keeps_running = false;
     bool cancel_is_due = false;    // memory for it was not available
     bool served = false;           // an earlier request was served
     bool gap_hook_running = false; // options::hooks.on_gap runs
     bool resumable = false;        // the handler views a job, which its client can resume elsewhere
 };
+
+} // namespace detail
+
+inline bool stream::is_handled() const noexcept { return exchange_ && exchange_->run; }
+
+namespace detail {
 
 /// Why a connection with a failed socket ended: the peer closed it, or the system gave it up.
 inline end_reason reason_of(const asio::error_code& failed) noexcept {
@@ -6538,7 +6544,7 @@ SSE_DECL exchange::exchange(stream& s) : owner(s) {
 
 SSE_DECL exchange::~exchange() {
     resume_matching([](waiter& w) { return w.cancelled = true; });
-    owner.lost_ = handling;
+    owner.lost_ = run != nullptr;
     std::vector<exchange*>& all = owner.worker_->exchanges_;
     all.back()->index = index;
     all[index] = all.back();
@@ -7263,7 +7269,7 @@ SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
     // The last chunk marks the response as complete, which only its handler can do. A handler that
     // is still running has not done so, unless by close(), and may have returned by the time a slow
     // client has read what is queued.
-    const bool cut = why != end_reason::ended && s.exchange_ && s.exchange_->handling;
+    const bool cut = why != end_reason::ended && s.is_handled();
     if (cut && s.chunks()) s.chunks()->cut_short();
     make_room(); // what was published before counts
     const stream_ref held(&s);
@@ -7280,7 +7286,7 @@ SSE_DECL void worker::depart(stream& s) {
     asio::error_code ignored; // a lost connection fails at its next read
     // If the handler is still running, the stream is cut: its client is notified now, however long
     // the handler takes.
-    const bool cut = s.exchange_ && s.exchange_->handling && s.why_ != end_reason::ended;
+    const bool cut = s.is_handled() && s.why_ != end_reason::ended;
     if (!s.exchange_ || cut) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     if (!s.exchange_) return;
     cancel(s); // its coroutine continues from here once the handler has ended
@@ -7325,7 +7331,7 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
         s.exchange_->box.waiting.clear();
         s.exchange_->wake();
     }
-    if (!s.exchange_ || !s.exchange_->handling) leave_group(s);
+    if (!s.is_handled()) leave_group(s);
     if (s.extra_ && s.extra_->counted) hub_.addresses.leave(s.extra_->counted);
     if (s.refusal() != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
@@ -7480,8 +7486,8 @@ SSE_DECL std::string worker::retry_after(std::chrono::milliseconds least) {
 
 /// Whether a running handler writes a response of its own, with an end: it follows no topic.
 SSE_DECL bool worker::is_response(const stream& s) noexcept {
-    return s.phase_ == stream::phase::streaming && s.exchange_ && s.exchange_->handling &&
-           !s.exchange_->resumable && !s.follows();
+    return s.phase_ == stream::phase::streaming && s.is_handled() && !s.exchange_->resumable &&
+           !s.follows();
 }
 
 SSE_DECL void worker::cut_leftovers() {
@@ -8081,8 +8087,7 @@ SSE_DECL asio::awaitable<void> worker::guarded(stream& s, const group& of, const
 SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<exchange> owned) {
     exchange& state = *owned;
     const group& of = hub_.groups[s->group_];
-    const handler& run = *std::exchange(state.run, nullptr);
-    state.handling = true;
+    const handler& run = *state.run;
     asio::awaitable<void> work;
     try {
         work = of.is_guarded() ? guarded(*s, of, run) : run(*s);
@@ -8106,7 +8111,7 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<exchange> owned)
 SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<exchange> owned,
                                     std::exception_ptr failure) {
     exchange& state = *owned;
-    state.handling = false;
+    state.run = nullptr;
     try {
         unfinished remaining = after_handler(*s, state, failure);
         const bool goes_on = s->open_ && !s->follows();
