@@ -605,6 +605,41 @@ TEST_SUITE("client: answers") {
         }
     }
 
+    TEST_CASE("a head is read alike in both directions, but a client accepts more") {
+        const auto read = [](const std::string& fields) {
+            sse::detail::received_head head;
+            const bool valid = head.parse("HTTP/1.1 200 OK\r\n" + fields + "\r\n");
+            sse::request request;
+            const auto refused = request.parse("GET / HTTP/1.1\r\nHost: a\r\n" + fields + "\r\n");
+            const auto value = head.header("X").value_or("(none)");
+            return std::tuple(valid, std::string(value), refused.status);
+        };
+        using result = std::tuple<bool, std::string, int>;
+        CHECK(read("x:  a b \r\n") == result(true, "a b", 0));
+        CHECK(read("X: a \t\r\n\t b\r\n c\r\nY: d\r\n") == result(true, "a b c", 400));
+        CHECK(read("X:\r\n \r\n") == result(true, "", 400));
+        CHECK(read(" a\r\nX: b\r\n") == result(false, "(none)", 400));
+        CHECK(read(" \r\n a: b\r\n") == result(false, "(none)", 400));
+        CHECK(std::get<0>(read("X : a\r\n")) == false);
+        for (const auto& [fields, valid, status] : std::vector<std::tuple<std::string, bool, int>>{
+                 {"Content-Length: 9\r\nContent-Length: 9\r\n", true, 0},
+                 {"Content-Length: 9, 9\r\n", true, 400},
+                 {"Content-Length: 9,\r\n", true, 400},
+                 {"Content-Length: ,\r\n", false, 400},
+                 {"Content-Length: 9, 8\r\n", false, 400},
+                 {"Content-Length: 9\r\nContent-Length: 8\r\n", false, 400},
+                 {"Content-Length: +9\r\n", false, 400},
+                 {"Transfer-Encoding: chunked\r\nContent-Length: 9\r\n", false, 400},
+                 {"Transfer-Encoding: gzip, chunked\r\n", true, 501},
+                 {"Transfer-Encoding: gzip\r\n", true, 400},
+                 {"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", true, 400},
+                 {"Transfer-Encoding: ,\r\n", true, 400}}) {
+            CAPTURE(fields);
+            CHECK(std::get<0>(read(fields)) == valid);
+            CHECK(std::get<2>(read(fields)) == status);
+        }
+    }
+
     TEST_CASE("a head over max_head_bytes is a bad answer") {
         const auto server_with = [](std::size_t size) {
             return answer("data: a\n\n", "X: " + std::string(size, 'x') + "\r\n");
