@@ -642,6 +642,22 @@ inline bool is_ascii(std::string_view text) noexcept {
 /// C0 controls and DEL.
 inline bool is_control(char c) noexcept { return (c >= 0 && c < ' ') || c == 0x7f; }
 
+inline bool is_digits(std::string_view text) noexcept {
+    return !text.empty() &&
+           std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+/// The number that the whole text is, without a sign; nullopt for any other text, or one that is
+/// too large.
+template <class Number>
+std::optional<Number> read_number(std::string_view text, int base = 10) noexcept {
+    static_assert(std::is_unsigned_v<Number>); // from_chars takes a minus sign for others
+    Number number{};
+    const char* const end = text.data() + text.size();
+    const auto read = std::from_chars(text.data(), end, number, base);
+    return read.ec == std::errc() && read.ptr == end ? std::optional(number) : std::nullopt;
+}
+
 /// Whether the id comes back in a client's Last-Event-ID as it was sent. With a control character
 /// the head of that request is invalid, and a browser that gets 400 closes its EventSource for
 /// good; an id that is too long for the head has the same effect. HTTP trims blanks. Browsers send
@@ -753,7 +769,7 @@ inline std::string encode(const message& m) {
 
 // >>parser ////////////////////////////////////////////////////////////////////////////////////////
 // An event stream as a client reads it (WHATWG HTML 9.2.5 and 9.2.6): bytes in, events out. Needs
-// >>error. Knows nothing of HTTP or Asio.
+// >>error, >>message. Knows nothing of HTTP or Asio.
 // Tests: tests/parser.cpp
 
 /// One event, as a client dispatches it.
@@ -1010,12 +1026,10 @@ inline void event_parser::take_data(std::string_view value) {
 }
 
 inline void event_parser::take_retry(std::string_view value) noexcept {
-    const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
-    if (value.empty() || !std::all_of(value.begin(), value.end(), is_digit)) return;
-    std::int64_t time = 0;
-    const auto result = std::from_chars(value.data(), value.data() + value.size(), time);
-    const bool fits = result.ec == std::errc{} && time < max_retry.count();
-    retry_ = fits ? std::chrono::milliseconds(time) : max_retry;
+    if (!detail::is_digits(value)) return;
+    const auto most = static_cast<std::uint64_t>(max_retry.count());
+    const auto time = detail::read_number<std::uint64_t>(value).value_or(most);
+    retry_ = std::chrono::milliseconds(std::min(time, most));
 }
 
 /// Refuses an endless line before its end would show that the event is too large.
@@ -1436,7 +1450,7 @@ inline frame_ref make_raw_frame(std::string_view bytes) {
 
 // >>head //////////////////////////////////////////////////////////////////////////////////////////
 // HTTP/1.1 request head: bytes in, values out (RFC 9112, RFC 9110). Strict: refuses what a proxy in
-// front could read differently. Needs nothing, does no I/O (of Asio it uses only the parser of
+// front could read differently. Needs >>message, does no I/O (of Asio it uses only the parser of
 // addresses).
 // Tests: tests/body.cpp, tests/head.cpp
 namespace detail {
@@ -1453,24 +1467,7 @@ inline bool is_token(std::string_view text) noexcept {
 
 /// Whether the text has a character that no field value may have (RFC 9110 5.5).
 inline bool has_control(std::string_view text) noexcept {
-    return std::any_of(text.begin(), text.end(),
-                       [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; });
-}
-
-inline bool is_digits(std::string_view text) noexcept {
-    return !text.empty() &&
-           std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
-
-/// The number that the whole text is, without a sign; nullopt for any other text, or one that is
-/// too large.
-template <class Number>
-std::optional<Number> read_number(std::string_view text, int base = 10) noexcept {
-    static_assert(std::is_unsigned_v<Number>); // from_chars takes a minus sign for others
-    Number number{};
-    const char* const end = text.data() + text.size();
-    const auto read = std::from_chars(text.data(), end, number, base);
-    return read.ec == std::errc() && read.ptr == end ? std::optional(number) : std::nullopt;
+    return std::any_of(text.begin(), text.end(), [](char c) { return is_control(c) && c != '\t'; });
 }
 
 inline char lower(char c) noexcept { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; }
@@ -1502,21 +1499,23 @@ inline int hex_digit(char c) noexcept {
     return l >= 'a' && l <= 'f' ? l - 'a' + 10 : -1;
 }
 
+/// The byte that the percent escape at this place stands for, or a negative number without one.
+inline int escaped_byte(std::string_view text, std::size_t at) noexcept {
+    if (text[at] != '%' || at + 2 >= text.size()) return -1;
+    const int high = hex_digit(text[at + 1]);
+    const int low = hex_digit(text[at + 2]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+
 /// Percent-decodes once, strictly: returns nullopt for a broken escape or a decoded NUL.
 inline std::optional<std::string> percent_decode(std::string_view text) {
     std::string out;
     out.reserve(text.size());
     for (std::size_t i = 0; i < text.size(); ++i) {
-        if (text[i] != '%') {
-            out += text[i];
-            continue;
-        }
-        if (i + 2 >= text.size()) return std::nullopt;
-        const int high = hex_digit(text[i + 1]);
-        const int low = hex_digit(text[i + 2]);
-        if (high < 0 || low < 0 || high + low == 0) return std::nullopt;
-        out += static_cast<char>(high * 16 + low);
-        i += 2;
+        const int byte = escaped_byte(text, i);
+        if (byte == 0 || (byte < 0 && text[i] == '%')) return std::nullopt;
+        out += byte < 0 ? text[i] : static_cast<char>(byte);
+        if (byte > 0) i += 2;
     }
     return out;
 }
@@ -1526,14 +1525,9 @@ inline std::string form_decode(std::string_view text) {
     std::string out;
     out.reserve(text.size());
     for (std::size_t i = 0; i < text.size(); ++i) {
-        const bool escape = text[i] == '%' && i + 2 < text.size() && hex_digit(text[i + 1]) >= 0 &&
-                            hex_digit(text[i + 2]) >= 0;
-        if (escape) {
-            out += static_cast<char>(hex_digit(text[i + 1]) * 16 + hex_digit(text[i + 2]));
-            i += 2;
-        } else {
-            out += text[i] == '+' ? ' ' : text[i];
-        }
+        const int byte = escaped_byte(text, i);
+        out += byte >= 0 ? static_cast<char>(byte) : text[i] == '+' ? ' ' : text[i];
+        if (byte >= 0) i += 2;
     }
     return out;
 }
@@ -1991,7 +1985,7 @@ inline head_parser::progress head_parser::feed(std::string_view received) noexce
             return refuse(400, "a line does not end in CR LF"); // RFC 9112 2.2: no bare CR or LF
         }
         if (c != '\n') {
-            const bool control = (c >= 0 && c < ' ' && c != '\t' && c != '\r') || c == 0x7f;
+            const bool control = is_control(c) && c != '\t' && c != '\r';
             if (control) return refuse(400, "the head contains a control character");
             continue;
         }
@@ -2137,8 +2131,7 @@ inline body_decoder::progress body_decoder::take_line(std::string_view line) {
     if (overhead_ > max_overhead + total_ / 4) {
         return refuse(400, "the chunked body is mostly framing");
     }
-    const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
-    if (std::any_of(line.begin(), line.end(), control)) {
+    if (has_control(line)) {
         return refuse(400, "the chunked body's framing contains a control character");
     }
     switch (part_) {
@@ -2161,14 +2154,13 @@ inline body_decoder::progress body_decoder::take_line(std::string_view line) {
 inline body_decoder::progress body_decoder::take_size(std::string_view line) {
     const auto digits = line.substr(0, line.find_first_not_of("0123456789abcdefABCDEF"));
     const auto extension = line.substr(digits.size());
-    if (digits.empty() || digits.size() > 15) return refuse(400, "a chunk size is not a number");
+    const auto size = read_number<std::uint64_t>(digits, 16);
+    if (!size || digits.size() > 15) return refuse(400, "a chunk size is not a number");
     if (!is_chunk_extensions(extension)) {
         return refuse(400, "a chunk size is followed by something other than a chunk extension");
     }
-    std::uint64_t size = 0;
-    std::from_chars(digits.data(), digits.data() + digits.size(), size, 16);
-    if (size > max_body_ - total_) return refuse(413, "the request body is too large");
-    remaining_ = size;
+    if (*size > max_body_ - total_) return refuse(413, "the request body is too large");
+    remaining_ = *size;
     part_ = remaining_ == 0 ? part::trailer : part::data;
     return progress::need_more;
 }
@@ -2369,8 +2361,7 @@ inline std::optional<origin_parts> split_origin(std::string_view text) {
     const origin_parts parts{scheme, host, port};
     if (port.empty()) return parts;
     const auto number = port.substr(1);
-    const bool is_port = is_digits(number) && number[0] != '0' &&
-                         (number.size() < 5 || (number.size() == 5 && number <= "65535"));
+    const bool is_port = read_number<std::uint16_t>(number) && number[0] != '0';
     const bool own = (scheme == "http" && number == "80") || (scheme == "https" && number == "443");
     return is_port && !own ? std::optional(parts) : std::nullopt;
 }
@@ -2578,9 +2569,9 @@ public:
         bool valid = !failed &&
                      without_mapping(address_) == address_; // client addresses are without_mapping
         if (slash < text.size()) {
-            const char* const end = text.data() + text.size();
-            const auto read = std::from_chars(text.data() + slash + 1, end, bits_);
-            valid = valid && read.ec == std::errc() && read.ptr == end && bits_ <= most;
+            const auto bits = read_number<unsigned>(std::string_view(text).substr(slash + 1));
+            valid = valid && bits.value_or(most + 1) <= most;
+            bits_ = bits.value_or(0);
         }
         if (!valid) {
             throw bad_option("proxy.trusted: '" + text +
@@ -2724,8 +2715,7 @@ inline proxy_head read_proxy_head_v1(std::string_view received) {
         return valid ? read_address(text) : std::nullopt;
     };
     const auto is_port = [](std::string_view text) {
-        return is_digits(text) && (text[0] != '0' || text.size() == 1) &&
-               (text.size() < 5 || (text.size() == 5 && text <= "65535"));
+        return read_number<std::uint16_t>(text) && (text[0] != '0' || text.size() == 1);
     };
     const auto from = read(word[2]);
     const bool valid = received[end - 1] != ' ' && line.empty() && from && read(word[3]) &&
@@ -3578,10 +3568,9 @@ inline std::string make_id(std::string_view epoch, std::uint64_t number) {
 inline std::optional<std::pair<std::string_view, std::uint64_t>> parse_id(std::string_view id) {
     const std::size_t dash = std::min(id.rfind('-'), id.size());
     const std::string_view digits = id.substr(std::min(dash + 1, id.size()));
-    std::uint64_t number = 0;
-    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), number);
-    if (!is_digits(digits) || parsed.ec != std::errc()) return std::nullopt;
-    return std::pair(id.substr(0, dash), number);
+    const auto number = read_number<std::uint64_t>(digits);
+    if (!number) return std::nullopt;
+    return std::pair(id.substr(0, dash), *number);
 }
 
 /// Bytes as a JSON string (RFC 8259 7), with U+FFFD for what is not UTF-8.
@@ -8820,11 +8809,10 @@ SSE_DECL void lifecycle::listen(const std::string& text) {
     const std::size_t colon = text.rfind(':');
     std::string host = text.substr(0, colon);
     if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
-    std::uint16_t port = 0;
-    const char* const end = text.data() + text.size();
-    const char* const digits = colon == text.npos ? end : text.data() + colon + 1;
-    const auto parsed = std::from_chars(digits, end, port);
-    if (digits == end || parsed.ec != std::errc() || parsed.ptr != end) {
+    const auto port = colon == text.npos
+                          ? std::nullopt
+                          : read_number<std::uint16_t>(std::string_view(text).substr(colon + 1));
+    if (!port) {
         throw std::invalid_argument("sse::server: '" + text +
                                     "' is not an address to listen on; write host:port, such as "
                                     "127.0.0.1:8080, [::1]:8080 or :8080");
@@ -8833,17 +8821,17 @@ SSE_DECL void lifecycle::listen(const std::string& text) {
     asio::ip::tcp::endpoint where;
     asio::error_code failed;
     if (host.empty()) { // every address: IPv6 accepts IPv4 too, unless this machine has no IPv6
-        where = {asio::ip::tcp::v6(), port};
+        where = {asio::ip::tcp::v6(), *port};
         open_socket(acceptor, where.protocol(), failed);
         if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
         if (failed) {
-            where = {asio::ip::tcp::v4(), port};
+            where = {asio::ip::tcp::v4(), *port};
             acceptor.close();
             open_socket(acceptor, where.protocol(), failed);
         }
     } else {
         asio::ip::tcp::resolver resolver(hub_.workers.front()->context());
-        where = *resolver.resolve(host, std::to_string(port)).begin();
+        where = *resolver.resolve(host, std::to_string(*port)).begin();
         open_socket(acceptor, where.protocol(), failed);
     }
     if (failed) throw std::system_error(failed);
@@ -9914,14 +9902,6 @@ SSE_DECL std::vector<std::string> topics_of(const request& r, std::string_view b
     return topics;
 }
 
-/// Reads a number of the query; returns nullopt if it is not one.
-SSE_DECL std::optional<std::uint64_t> whole_number(std::string_view text) {
-    std::uint64_t n = 0;
-    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), n);
-    if (!is_digits(text) || parsed.ec != std::errc()) return std::nullopt;
-    return n;
-}
-
 /// Where a request wants to start; an id that it brings wins. Returns nullopt if its query is not
 /// valid.
 SSE_DECL std::optional<start> start_of(const request& r) {
@@ -9932,13 +9912,13 @@ SSE_DECL std::optional<start> start_of(const request& r) {
         return resumes ? start::resume() : start::oldest();
     }
     if (const auto last = r.query_value("last")) {
-        const auto count = whole_number(*last);
+        const auto count = read_number<std::uint64_t>(*last);
         if (!count) return std::nullopt;
         if (resumes) return start::resume();
         return start::last(static_cast<std::size_t>(*count));
     }
     if (const auto since = r.query_value("since")) {
-        const auto seconds = whole_number(*since);
+        const auto seconds = read_number<std::uint64_t>(*since);
         if (!seconds || *seconds > 100'000'000'000) return std::nullopt;
         if (resumes) return start::resume();
         return start::since(std::chrono::system_clock::time_point(
@@ -10330,10 +10310,10 @@ namespace detail {
 /// An absolute http URL, without a fragment.
 struct http_url {
     std::string host; ///< As in a Host header: an IPv6 address is in brackets.
-    std::string port;
+    std::uint16_t port = 80;
     std::string target; ///< Path and query.
 
-    std::string authority() const { return port == "80" ? host : host + ":" + port; }
+    std::string authority() const { return port == 80 ? host : host + ":" + std::to_string(port); }
     std::string text() const { return "http://" + authority() + target; }
     /// For messages: queries may hold secrets.
     std::string without_query() const { return text().substr(0, text().find('?')); }
@@ -10368,18 +10348,11 @@ inline http_url read_http_url(std::string_view text) {
           "contains a user name; give it as a header, Authorization: Basic");
     const auto [host, colon_port] = split_port(authority);
     check(is_host_name(host) && host.find('%') == host.npos, "has no valid host");
-    auto port = colon_port.substr(std::min<std::size_t>(1, colon_port.size()));
-    port.remove_prefix(std::min(port.find_first_not_of('0'), port.size()));
-    std::uint32_t number = 80;
-    if (colon_port.size() > 1) {
-        check(is_digits(colon_port.substr(1)) && port.size() <= 5, "has no valid port");
-        number = 0;
-        std::from_chars(port.data(), port.data() + port.size(), number);
-    }
-    check(number > 0 && number <= 65535, "has no valid port");
+    const auto digits = colon_port.substr(std::min<std::size_t>(1, colon_port.size()));
     http_url url;
+    if (!digits.empty()) url.port = read_number<std::uint16_t>(digits).value_or(0);
+    check(url.port > 0, "has no valid port");
     url.host = host;
-    url.port = std::to_string(number);
     url.target = rest.substr(slash);
     if (!url.target.starts_with('/')) url.target.insert(0, "/");
     return url;
@@ -10497,7 +10470,7 @@ inline std::string received_head::media_type() const {
 /// Reads a date in any of the three formats of HTTP (RFC 9110 5.6.7).
 inline std::optional<std::chrono::sys_seconds> read_http_date(std::string_view text) noexcept {
     constexpr std::string_view months = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    std::array<int, 5> numbers{}; // day, year, hour, minute, second; or year last
+    std::array<unsigned, 5> numbers{}; // day, year, hour, minute, second; or year last
     std::size_t count = 0;
     unsigned month = 0;
     bool year_last = true;
@@ -10506,11 +10479,11 @@ inline std::optional<std::chrono::sys_seconds> read_http_date(std::string_view t
         const auto word = text.substr(0, size);
         const bool before_colon = size < text.size() && text[size] == ':';
         text.remove_prefix(std::min(size + 1, text.size()));
-        if (is_digits(word) && word.size() <= 4) {
+        const auto number = read_number<unsigned>(word);
+        if (number && word.size() <= 4) {
             if (count == numbers.size()) return std::nullopt;
-            std::from_chars(word.data(), word.data() + word.size(), numbers[count]);
             if (count == 1) year_last = before_colon; // "Nov 6 08:49:37 1994": this is the hour
-            ++count;
+            numbers[count++] = *number;
         } else if (word.size() == 3) {
             const std::size_t at = months.find(word);
             if (at != months.npos && at % 3 == 0) month = static_cast<unsigned>(at / 3 + 1);
@@ -10520,8 +10493,8 @@ inline std::optional<std::chrono::sys_seconds> read_http_date(std::string_view t
     if (year_last) std::rotate(numbers.begin() + 1, numbers.end() - 1, numbers.end());
     auto [day, year, hour, minute, second] = numbers;
     if (year < 100) year += year < 70 ? 2000 : 1900;
-    const std::chrono::year_month_day date{std::chrono::year(year), std::chrono::month(month),
-                                           std::chrono::day(static_cast<unsigned>(day))};
+    const std::chrono::year_month_day date{std::chrono::year(static_cast<int>(year)),
+                                           std::chrono::month(month), std::chrono::day(day)};
     if (day > 31 || !date.ok() || hour > 23 || minute > 59 || second > 60) return std::nullopt;
     return std::chrono::sys_days(date) + std::chrono::hours(hour) + std::chrono::minutes(minute) +
            std::chrono::seconds(second);
@@ -10534,10 +10507,8 @@ inline std::chrono::milliseconds received_head::retry_after() const noexcept {
     constexpr seconds most{1'000'000'000};
     const auto value = header("Retry-After").value_or("");
     if (is_digits(value)) {
-        std::int64_t count = 0;
-        const bool fits =
-            std::from_chars(value.data(), value.data() + value.size(), count).ec == std::errc{};
-        return fits ? std::min(seconds(count), most) : most;
+        const auto count = read_number<std::uint32_t>(value);
+        return count ? std::min(seconds(*count), most) : most;
     }
     const auto until = read_http_date(value);
     if (!until) return seconds(0);
@@ -10581,13 +10552,14 @@ inline bool received_head::parse(std::string_view head) {
 
 inline bool received_head::parse_status_line(std::string_view line) {
     const auto digits = line.substr(std::min<std::size_t>(line.size(), 9), 3);
+    const auto code = read_number<std::uint16_t>(digits);
     if (!line.starts_with("HTTP/1.") || line.size() < 12 || !is_digits(line.substr(7, 1)) ||
-        line[8] != ' ' || !is_digits(digits) || digits.front() == '0') {
+        line[8] != ' ' || code.value_or(0) < 100) {
         return false;
     }
     if (line.size() > 12 && line[12] != ' ') return false; // some omit it if no reason follows
     minor_version_ = line[7] == '0' ? 0 : 1;
-    std::from_chars(digits.data(), digits.data() + digits.size(), status);
+    status = *code;
     return true;
 }
 
@@ -11016,9 +10988,7 @@ SSE_DECL client_options client_core::checked(client_options o) {
 /// NUL; if one made the next request fail, the client would be over for good.
 SSE_DECL bool client_core::fits_in_field(std::string_view id) noexcept {
     constexpr std::size_t most = 4 * 1024; // many servers accept heads of 8 KiB
-    const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
-    return !id.empty() && id.size() <= most && trim(id) == id &&
-           std::none_of(id.begin(), id.end(), control);
+    return !id.empty() && id.size() <= most && trim(id) == id && !has_control(id);
 }
 
 /// Without this check, a value with a line break could add headers, or a whole request.
@@ -11029,8 +10999,7 @@ SSE_DECL void client_core::check_header(std::string_view name, std::string_view 
                                     what);
     };
     need(is_token(name), "is not a header name; use only letters, digits and '-'");
-    const auto control = [](char c) { return (c >= 0 && c < ' ' && c != '\t') || c == 0x7f; };
-    need(std::none_of(value.begin(), value.end(), control),
+    need(!has_control(value),
          "has a control character in its value, which could add headers; remove it");
     constexpr std::string_view own[] = {"Host",
                                         "Content-Length",
@@ -11427,9 +11396,8 @@ SSE_DECL asio::awaitable<std::error_code> client_core::resolve(const http_url& u
         lookup_.reset();
         if (failed && *failed) co_return *failed;
     }
-    const auto port = static_cast<std::uint16_t>(std::stoi(url.port));
     endpoints_.clear();
-    for (const auto& one : found) endpoints_.emplace_back(one, port);
+    for (const auto& one : found) endpoints_.emplace_back(one, url.port);
     order_endpoints();
     co_return std::error_code();
 }
