@@ -185,6 +185,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cassert>
 #include <charconv>
 #include <chrono>
 #include <cmath>
@@ -5696,6 +5697,31 @@ placed(operation_memory*, F) -> placed<F>;
 
 struct exchange;
 
+/// Where a connection stands.
+enum class phase : std::uint8_t {
+    head,      ///< A request head is awaited.
+    handling,  ///< A request is served; nothing, or a whole response, has been sent.
+    body,      ///< The same, and its handler awaits the request's body.
+    streaming, ///< The head of an event stream has been sent.
+    lingering, ///< Everything is sent; the client's FIN is awaited.
+    lost,      ///< Its handler was destroyed mid-run (out of memory): to be closed.
+    closed,    ///< It is at its end, with its socket.
+};
+
+constexpr bool may_follow(phase now, phase next) noexcept {
+    switch (next) {
+    case phase::head: return now == phase::head || now == phase::handling;
+    case phase::handling: // after a stream whose end the client can tell, too
+        return now == phase::head || now == phase::body || now == phase::streaming;
+    case phase::body: return now == phase::handling || now == phase::body;
+    case phase::streaming: return now == phase::handling || now == phase::body;
+    case phase::lingering: return now != phase::lost && now != phase::closed;
+    case phase::lost: return now != phase::head && now != phase::lost && now != phase::closed;
+    case phase::closed: return now != phase::closed;
+    }
+    return false;
+}
+
 /// Counts references within one thread.
 template <class T>
 class local_ref {
@@ -5851,7 +5877,7 @@ public:
     bool draining() const noexcept;
 
     /// False once the client has disconnected or the stream was ended.
-    bool open() const noexcept { return open_ && !is_finishing(); }
+    bool open() const noexcept { return is_connected() && !is_finishing(); }
 
     executor_type get_executor() noexcept { return socket_.get_executor(); }
 
@@ -5862,13 +5888,7 @@ private:
     friend class jobs;
     friend class server;
 
-    enum class phase : std::uint8_t {
-        head,      ///< A request head is awaited.
-        body,      ///< A request body is awaited.
-        handling,  ///< A handler runs and has sent nothing yet, or a plain response.
-        streaming, ///< The head of an event stream has been sent.
-        lingering, ///< Everything is sent; the client's FIN is awaited.
-    };
+    using phase = detail::phase;
 
     struct log_context {
         std::string path;
@@ -5925,10 +5945,12 @@ private:
         return extra_ ? extra_->chunks.get() : nullptr;
     }
     int refusal() const noexcept { return extra_ ? extra_->refusal : 0; }
-    bool is_handled() const noexcept; ///< By a handler, which has not returned.
+    bool is_connected() const noexcept { return phase_ != phase::closed; }
+    bool has_response() const noexcept; ///< A response, or a stream, has begun.
+    bool is_handled() const noexcept;   ///< By a handler, which has not returned.
 
     // Each waiting client costs one of these, so it has no padding.
-    bool open_ = true;
+    phase phase_ = phase::head;
     bool awaits_write_ = false;
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
     detail::tcp_socket socket_;
@@ -5941,8 +5963,6 @@ private:
     std::uint32_t references_ = 0;
     [[no_unique_address]] detail::operation_memory read_memory_;
     end_reason why_ = end_reason::ended;
-    phase phase_ = phase::head;
-    bool lost_ = false;             // its handler was destroyed mid-run (out of memory)
     std::uint32_t group_ = nowhere; // that counts the current request, or this open stream
 };
 
@@ -6066,6 +6086,10 @@ struct exchange {
 } // namespace detail
 
 inline bool stream::is_handled() const noexcept { return exchange_ && exchange_->run; }
+inline bool stream::has_response() const noexcept {
+    return !exchange_ || exchange_->answered || phase_ == phase::streaming ||
+           phase_ == phase::lingering;
+}
 
 namespace detail {
 
@@ -6399,7 +6423,7 @@ private:
     std::size_t max_body_bytes(const stream& s) const;
     body_decoder body_decoder_for(const stream& s) const;
     void poll_for_end(stream& s);
-    void enter(stream& s, stream::phase next) noexcept;
+    void enter(stream& s, phase next) noexcept;
     void begin_life(stream& s);
     void end_after(stream& s, std::chrono::milliseconds time);
     void set_end(stream& s, std::uint32_t at);
@@ -6533,7 +6557,7 @@ SSE_DECL exchange::exchange(stream& s) : owner(s) {
 
 SSE_DECL exchange::~exchange() {
     resume_matching([](waiter& w) { return w.cancelled = true; });
-    owner.lost_ = run != nullptr;
+    if (run) owner.worker_->enter(owner, phase::lost);
     std::vector<exchange*>& all = owner.worker_->exchanges_;
     all.back()->index = index;
     all[index] = all.back();
@@ -6585,7 +6609,7 @@ struct worker::input_ready {
     stream_ref s;
     allocator_type get_allocator() const noexcept { return allocator_type(s->read_memory_); }
     void operator()(const asio::error_code& failed) {
-        if (failed || !s->open_) return;
+        if (failed || !s->is_connected()) return;
         try {
             s->worker_->on_input(*s);
         } catch (...) {
@@ -6630,7 +6654,7 @@ SSE_DECL worker::~worker() { on_context_destroyed(); }
 /// Its context is being destroyed. Connections remain only if that comes before their end.
 SSE_DECL void worker::on_context_destroyed() noexcept {
     for (stream* const s : connections_) {
-        s->open_ = false;
+        enter(*s, phase::closed);
         feed_.remove(*s);
         s->release_reference();
     }
@@ -6741,7 +6765,7 @@ SSE_DECL void worker::shut_down() noexcept {
 SSE_DECL void worker::dismiss() {
     for (std::size_t i = connections_.size(); i > 0;) {
         stream& s = *connections_[--i];
-        if (s.phase_ == stream::phase::streaming && !is_response(s)) {
+        if (s.phase_ == phase::streaming && !is_response(s)) {
             const stream_ref held(&s);
             finish(s, end_reason::stopped,
                    make_raw_frame(retry_after(hub_.options.limits.retry_after)));
@@ -7015,7 +7039,7 @@ SSE_DECL std::uint64_t worker::name_of(stream& s) {
     const std::uint64_t n = hub_.names.fetch_add(1, std::memory_order_relaxed) + 1;
     const std::uint64_t name = n * hub_.options.threads + index_;
     s.cold().number = name;
-    if (!s.open_) return name; // closed: nobody can find it
+    if (!s.is_connected()) return name; // closed: nobody can find it
     be_woken();
     feed_.name(s, name);
     return name;
@@ -7075,7 +7099,7 @@ SSE_DECL void worker::await_writable(stream& s) {
                          [this, held = stream_ref(&s)](const asio::error_code&) {
                              held->awaits_write_ = false;
                              refresh();
-                             if (held->open_) feed_.flush(*held);
+                             if (held->is_connected()) feed_.flush(*held);
                          });
 }
 
@@ -7087,11 +7111,11 @@ SSE_DECL void worker::watch(stream& s) {
 
 SSE_DECL void worker::on_input(stream& s) {
     exchange* const state = s.exchange_;
-    if (!state && s.phase_ == stream::phase::head) return on_first_input(s, peer_of(s));
-    const bool streaming = s.phase_ == stream::phase::streaming;
+    if (!state && s.phase_ == phase::head) return on_first_input(s, peer_of(s));
+    const bool streaming = s.phase_ == phase::streaming;
     // After a stream that ends with its last chunk the next request may be in the input already.
-    bool keep = state && s.phase_ != stream::phase::lingering &&
-                (!streaming || (s.chunks() && state->keep));
+    bool keep =
+        state && s.phase_ != phase::lingering && (!streaming || (s.chunks() && state->keep));
     for (std::size_t discarded = 0; discarded < max_discarded;) {
         asio::error_code failed;
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
@@ -7106,7 +7130,7 @@ SSE_DECL void worker::on_input(stream& s) {
             discarded += n;
             if (streaming) s.extra().discarded += static_cast<std::uint32_t>(n);
         } else {
-            const bool blank = s.phase_ == stream::phase::head && state->is_blank();
+            const bool blank = s.phase_ == phase::head && state->is_blank();
             state->input.append(scratch_->data(), n);
             if (blank && !state->is_blank()) s.stamp_ = milliseconds_now();
             if (state->input.size() > hub_.options.limits.head_bytes && !streaming) {
@@ -7131,7 +7155,7 @@ SSE_DECL void worker::on_input(stream& s) {
 /// wants what the handler waits for.
 SSE_DECL void worker::cancel_if_ended(stream& s) {
     const exchange& state = *s.exchange_;
-    if (!state.input_ended() || !state.request || s.phase_ != stream::phase::handling) return;
+    if (!state.input_ended() || !state.request || s.phase_ != phase::handling) return;
     const rest_of_input rest = pending_input(s);
     if (rest == rest_of_input::cut || (rest == rest_of_input::nothing && !state.asked_before_end)) {
         cancel(s);
@@ -7191,7 +7215,7 @@ SSE_DECL void worker::poll_for_end(stream& s) {
 
 SSE_DECL void worker::resume_reading(stream& s) {
     exchange& state = *s.exchange_;
-    if (!s.open_ || state.intake != input_state::paused) return;
+    if (!s.is_connected() || state.intake != input_state::paused) return;
     if (state.input.size() > hub_.options.limits.head_bytes) return;
     state.intake = input_state::open;
     watch(s);
@@ -7199,9 +7223,11 @@ SSE_DECL void worker::resume_reading(stream& s) {
 
 // --- phases, deadlines, end
 
-SSE_DECL void worker::enter(stream& s, stream::phase next) noexcept {
-    if (next == stream::phase::streaming) streaming_.fetch_add(1, std::memory_order_relaxed);
-    if (s.phase_ == stream::phase::streaming) streaming_.fetch_sub(1, std::memory_order_relaxed);
+SSE_DECL void worker::enter(stream& s, phase next) noexcept {
+    if (!s.is_connected()) return; // whatever its coroutines still do
+    assert(may_follow(s.phase_, next));
+    if (next == phase::streaming) streaming_.fetch_add(1, std::memory_order_relaxed);
+    if (s.phase_ == phase::streaming) streaming_.fetch_sub(1, std::memory_order_relaxed);
     s.phase_ = next;
     refresh();
     s.stamp_ = now_;
@@ -7267,11 +7293,11 @@ SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
 
 /// Everything has been written.
 SSE_DECL void worker::depart(stream& s) {
-    if (s.phase_ != stream::phase::streaming) return;
+    if (s.phase_ != phase::streaming) return;
     if (s.why_ == end_reason::drained) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     report_end(s, s.why_);
     feed_.remove(s);
-    enter(s, stream::phase::lingering);
+    enter(s, phase::lingering);
     asio::error_code ignored; // a lost connection fails at its next read
     // If the handler is still running, the stream is cut: its client is notified now, however long
     // the handler takes.
@@ -7296,13 +7322,15 @@ SSE_DECL void worker::report_end(stream& s, end_reason why) {
 
 /// Ends a connection now. May destroy the stream unless the caller holds a reference.
 SSE_DECL void worker::close(stream& s, end_reason why) {
-    if (!std::exchange(s.open_, false)) return;
+    if (!s.is_connected()) return;
+    const bool streamed = s.phase_ == phase::streaming;
+    s.phase_ = phase::closed; // first: what follows calls hooks
     if (why == end_reason::unreachable) unreachable_.add(1);
     try {
         report_end(s, why);
     } catch (...) { report(std::current_exception()); } // out of memory: it ends anyway
     feed_.remove(s);
-    enter(s, stream::phase::lingering);
+    if (streamed) streaming_.fetch_sub(1, std::memory_order_relaxed);
     try {
         if (hub_.options.hooks.log) log_end(s);
     } catch (...) { report(std::current_exception()); }
@@ -7394,9 +7422,7 @@ SSE_DECL void worker::revoke_if(std::function<bool(const stream_info&)> which) {
         // From last to first: when one is removed, the last takes its place.
         for (std::size_t i = connections_.size(); i > 0;) {
             stream& s = *connections_[--i];
-            if (s.phase_ == stream::phase::streaming && which(info(s))) {
-                close(s, end_reason::revoked);
-            }
+            if (s.phase_ == phase::streaming && which(info(s))) close(s, end_reason::revoked);
             i = std::min(i, connections_.size());
         }
     });
@@ -7407,7 +7433,7 @@ SSE_DECL void worker::list(std::shared_ptr<listing> all) {
         refresh();
         std::vector<stream_info> mine;
         for (stream* const s : connections_) {
-            if (s->phase_ == stream::phase::streaming) mine.push_back(info(*s));
+            if (s->phase_ == phase::streaming) mine.push_back(info(*s));
         }
         {
             const std::lock_guard lock(all->mutex);
@@ -7450,12 +7476,12 @@ SSE_DECL void worker::schedule_farewell(stream& s) {
 SSE_DECL void worker::send_farewell(stream& s) {
     s.ends_at_ = 0;
     if (is_response(s)) return; // its handler ends it, or the end of the window
-    if (s.phase_ == stream::phase::streaming) {
+    if (s.phase_ == phase::streaming) {
         const stream_ref held(&s);
         finish(s, end_reason::drained,
                make_raw_frame(retry_after(farewell_->retry) + farewell_->bytes));
         cancel(s);
-    } else if (s.phase_ == stream::phase::head && (!s.exchange_ || s.exchange_->is_blank())) {
+    } else if (s.phase_ == phase::head && (!s.exchange_ || s.exchange_->is_blank())) {
         close(s, end_reason::drained); // idle before its first request, or between two
     } else {
         // A handler that has not responded yet has as much time as streams have; the last fifth is
@@ -7475,14 +7501,14 @@ SSE_DECL std::string worker::retry_after(std::chrono::milliseconds least) {
 
 /// Whether a running handler writes a response of its own, with an end: it follows no topic.
 SSE_DECL bool worker::is_response(const stream& s) noexcept {
-    return s.phase_ == stream::phase::streaming && s.is_handled() && !s.exchange_->resumable &&
+    return s.phase_ == phase::streaming && s.is_handled() && !s.exchange_->resumable &&
            !s.follows();
 }
 
 SSE_DECL void worker::cut_leftovers() {
     while (!connections_.empty()) {
         stream& s = *connections_.back();
-        if (s.phase_ == stream::phase::streaming) hub_.cut.fetch_add(1, std::memory_order_relaxed);
+        if (s.phase_ == phase::streaming) hub_.cut.fetch_add(1, std::memory_order_relaxed);
         close(s, end_reason::cut);
     }
 }
@@ -7570,11 +7596,11 @@ SSE_DECL void worker::sweep() {
 SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
     const auto& o = hub_.options;
-    if (s.lost_) {
+    if (s.phase_ == phase::lost) {
         close(s, end_reason::failed);
         return 1;
     }
-    const bool may_end = farewell_ || s.phase_ == stream::phase::streaming;
+    const bool may_end = farewell_ || s.phase_ == phase::streaming;
     if (may_end && s.ends_at_ != 0) {
         if (static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
             s.ends_at_ = 0;
@@ -7593,8 +7619,8 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
         // The system reports room only once a third of its buffer is free; a client that reads
         // slowly but steadily has made some by now.
         feed_.flush_now(s);
-        if (s.open_ && s.busy_ && over(o.timeouts.stall)) {
-            if (s.phase_ == stream::phase::streaming) stalled_.add(1);
+        if (s.is_connected() && s.busy_ && over(o.timeouts.stall)) {
+            if (s.phase_ == phase::streaming) stalled_.add(1);
             close(s, end_reason::stalled);
         }
         return 1;
@@ -7602,12 +7628,12 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
     if (feed_.end_if_lagged(s, static_cast<std::uint32_t>(o.timeouts.stall.count()))) return 1;
     if (s.busy_) return 0;
     switch (s.phase_) {
-    case stream::phase::head:
-    case stream::phase::body: {
+    case phase::head:
+    case phase::body: {
         const bool idle = s.exchange_ && s.exchange_->served && s.exchange_->is_blank();
-        const auto limit = s.phase_ == stream::phase::body ? o.timeouts.body
-                           : idle                          ? o.timeouts.idle
-                                                           : o.timeouts.header;
+        const auto limit = s.phase_ == phase::body ? o.timeouts.body
+                           : idle                  ? o.timeouts.idle
+                                                   : o.timeouts.header;
         if (!over(limit)) return 0;
         if (!s.exchange_) { // it has not sent anything
             close(s, end_reason::ended);
@@ -7617,13 +7643,15 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
         s.exchange_->wake();
         return 0;
     }
-    case stream::phase::handling:
+    case phase::handling:
         if (s.exchange_) poll_for_end(s);
         return 0;
-    case stream::phase::streaming: return keep_alive(s);
-    case stream::phase::lingering:
+    case phase::streaming: return keep_alive(s);
+    case phase::lingering:
         if (age(s) >= linger_ms) close(s, s.why_);
         return 0;
+    case phase::lost:
+    case phase::closed: return 0;
     }
     return 0;
 }
@@ -7650,10 +7678,10 @@ SSE_DECL std::optional<std::size_t> stream::write_some(std::span<const asio::con
 SSE_DECL void stream::await_writable() { worker_->await_writable(*this); }
 
 SSE_DECL void stream::yield() {
-    if (!open_) return;
+    if (!is_connected()) return;
     asio::post(worker_->io_, [held = detail::stream_ref(this)] {
         held->worker_->refresh();
-        if (held->open_) held->worker_->feed_.flush(*held);
+        if (held->is_connected()) held->worker_->feed_.flush(*held);
     });
 }
 
@@ -7698,13 +7726,15 @@ namespace detail {
 
 /// Waits until all of the stream's own frames are written, or it is closed.
 SSE_DECL io_awaitable<void> worker::sent(stream& s, exchange& state) {
-    while (s.open_ && state.box.written < state.box.queued) co_await state.change<io_executor>();
+    while (s.is_connected() && state.box.written < state.box.queued)
+        co_await state.change<io_executor>();
 }
 
 /// Whether something must still be sent or awaited before a stream can live on without a coroutine.
 SSE_DECL bool worker::is_unsent(const stream& s, const exchange& state) {
-    const bool leaving = s.is_finishing() && s.phase_ == stream::phase::streaming;
-    return state.gap_hook_running || (s.open_ && (leaving || state.box.written < state.box.queued));
+    const bool leaving = s.is_finishing() && s.phase_ == phase::streaming;
+    return state.gap_hook_running ||
+           (s.is_connected() && (leaving || state.box.written < state.box.queued));
 }
 
 /// Serves requests, from the first one or from where a handler has ended. Returns when the next
@@ -7740,8 +7770,8 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
     // state must end before the state does, even if the stream is closed.
     while (is_unsent(*s, state)) co_await state.change<io_executor>();
     const bool lives_on = s->follows();
-    if (s->open_ && !lives_on) {
-        const bool whole = s->phase_ == stream::phase::streaming && s->why_ == end_reason::ended;
+    if (s->is_connected() && !lives_on) {
+        const bool whole = s->phase_ == phase::streaming && s->why_ == end_reason::ended;
         if (whole && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
         report_end(*s, s->why_);
         co_await linger(*s, state);
@@ -7751,10 +7781,10 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
 
 /// Reads the head of the PROXY protocol. Returns false if there is none; the connection then ends.
 SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, exchange& state) {
-    enter(s, stream::phase::head);
+    enter(s, phase::head);
     proxy_head head = read_proxy_head(state.input);
-    while (head.outcome == proxy_head::progress::need_more && s.open_ && !state.input_ended() &&
-           !state.timed_out) {
+    while (head.outcome == proxy_head::progress::need_more && s.is_connected() &&
+           !state.input_ended() && !state.timed_out) {
         co_await state.change<io_executor>();
         head = read_proxy_head(state.input);
     }
@@ -7794,7 +7824,7 @@ SSE_DECL void worker::count_proxied_client(stream& s, const asio::ip::address& c
 
 /// Reads one request and responds to it, or chooses the handler that will.
 SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
-    enter(s, stream::phase::head);
+    enter(s, phase::head);
     if (s.cold_) { // it belongs to the previous request
         feed_.remove(s);
         s.cold_.reset();
@@ -7803,7 +7833,7 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
     const request::verdict verdict = co_await read_head(s, state);
     if (!state.request) co_return;
     log_client(s, state.request->client);
-    enter(s, stream::phase::handling);
+    enter(s, phase::handling);
     if (verdict.status != 0) {
         state.request->keep_alive = false;
         co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
@@ -7819,13 +7849,14 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
 SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& state) {
     head_parser parser(hub_.options.limits.head_bytes);
     auto progress = parser.feed(state.input);
-    while (progress == head_parser::progress::need_more && s.open_ && !state.input_ended() &&
-           !state.timed_out) {
+    while (progress == head_parser::progress::need_more && s.is_connected() &&
+           !state.input_ended() && !state.timed_out) {
         co_await state.change<io_executor>();
         progress = parser.feed(state.input);
     }
     const bool came = progress != head_parser::progress::need_more;
-    if (!s.open_ || (!came && (state.is_blank() || !state.timed_out))) co_return request::verdict();
+    if (!s.is_connected() || (!came && (state.is_blank() || !state.timed_out)))
+        co_return request::verdict();
     request& r = state.request.emplace();
     r.client = state.peer;
     state.answered = false;
@@ -7865,10 +7896,11 @@ SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::ad
 
 /// Returns whether the connection may carry another request.
 SSE_DECL bool worker::end_request(stream& s, exchange& state) {
-    if (!s.follows() || !s.open_) leave_group(s); // a stream that lives on leaves it at its end
+    if (!s.follows() || !s.is_connected())
+        leave_group(s); // a stream that lives on leaves it at its end
     state.served = true;
     state.request.reset();
-    return s.open_ && s.phase_ == stream::phase::handling && state.keep;
+    return s.is_connected() && s.phase_ == phase::handling && state.keep;
 }
 
 /// Whether a page of this server sends the request: then no permission is needed.
@@ -7921,7 +7953,7 @@ SSE_DECL io_awaitable<bool> worker::is_granted(stream& s, exchange& state,
     const bool granted = co_await asio::co_spawn(
         io_.get_executor(), matcher.ask(origin, *state.request),
         asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
-    co_return (granted && s.open_);
+    co_return (granted && s.is_connected());
 }
 
 /// Returns the route that serves the request, or nullptr, with the methods of its path in `allow`.
@@ -7966,7 +7998,8 @@ SSE_DECL io_awaitable<void> worker::answer_request(stream& s, exchange& state) {
             granted = answer_of_matcher;
         }
     } catch (...) { failure = std::current_exception(); }
-    if (failure && (!s.open_ || state.input_ended())) { // the client left: nobody awaits a response
+    if (failure &&
+        (!s.is_connected() || state.input_ended())) { // the client left: nobody awaits a response
         state.keep = false;
         co_return;
     }
@@ -8103,7 +8136,7 @@ SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<exchange> owne
     state.run = nullptr;
     try {
         unfinished remaining = after_handler(*s, state, failure);
-        const bool goes_on = s->open_ && !s->follows();
+        const bool goes_on = s->is_connected() && !s->follows();
         if (goes_on || !remaining.nothing() || is_unsent(*s, state)) {
             return resume_serving(s, std::move(owned), std::move(remaining));
         }
@@ -8127,8 +8160,8 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
                                                       (!s.open() || state.input_ended()));
     if (status == 500 && !client_left && !going_down) report(failure, &s);
     if (client_left) state.keep = false;
-    if (!s.open_ || state.answered) return {};
-    if (s.phase_ == stream::phase::streaming) {
+    if (!s.is_connected() || state.answered) return {};
+    if (s.phase_ == phase::streaming) {
         if (!failure) feed_.release(s);
         if (failure && !s.is_finishing()) {
             s.why_ = client_left ? end_reason::ended : end_reason::failed;
@@ -8141,7 +8174,7 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
         }
         return {};
     }
-    if (s.phase_ == stream::phase::lingering) return {}; // it was a stream, and had everything
+    if (s.phase_ == phase::lingering) return {}; // it was a stream, and had everything
     if (client_left && !going_down) return {};
     if (code == errc::over_limit) return {.status = s.refusal(), .refused = true};
     if (going_down) {
@@ -8158,15 +8191,15 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
 /// Ends a stream whose handler has completed it: the connection may serve another request.
 SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, exchange& state) {
     // Until nothing at all is pending: the last chunk would cut even a heartbeat in two.
-    while (s.open_ && !s.is_finishing() && s.busy_) co_await state.change<io_executor>();
-    if (!s.open_ || s.is_finishing()) co_return; // something else has ended it meanwhile
+    while (s.is_connected() && !s.is_finishing() && s.busy_) co_await state.change<io_executor>();
+    if (!s.is_connected() || s.is_finishing()) co_return; // something else has ended it meanwhile
     report_end(s, end_reason::ended);
     feed_.remove(s);
-    enter(s, stream::phase::handling); // no stream data follows
+    enter(s, phase::handling); // no stream data follows
     s.chunks()->end();
     feed_.put(s, last_chunk_frame());
-    while (s.open_ && s.busy_) co_await state.change<io_executor>();
-    if (s.open_ && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
+    while (s.is_connected() && s.busy_) co_await state.change<io_executor>();
+    if (s.is_connected() && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     s.extra().chunks.reset();
     s.adds_framing_ = false;
     s.held_ = 0;
@@ -8214,19 +8247,19 @@ SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_vi
 /// Closes our end and awaits the client's, so that unread input does not turn the close into a
 /// reset that costs the client the response (RFC 9112 9.6).
 SSE_DECL io_awaitable<void> worker::linger(stream& s, exchange& state) {
-    enter(s, stream::phase::lingering);
+    enter(s, phase::lingering);
     asio::error_code ignored; // the next read notices a lost connection
     s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
     state.input.clear();
     resume_reading(s);
-    while (s.open_ && !state.input_ended()) co_await state.change<io_executor>();
+    while (s.is_connected() && !state.input_ended()) co_await state.change<io_executor>();
 }
 
 /// Runs options::hooks.on_gap beside whatever else serves the stream, which the feed holds
 /// meanwhile.
 SSE_DECL void worker::run_gap_hook(stream& s, gap g) {
     asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
-        if (!held->open_) return;
+        if (!held->is_connected()) return;
         asio::co_spawn(io_, gap_hook_task(held, std::move(g)),
                        [this, held](std::exception_ptr failure) {
                            if (!failure) return;
@@ -8247,11 +8280,11 @@ SSE_DECL io_awaitable<void> worker::gap_hook_task(stream_ref s, gap g) {
             io_.get_executor(), hub_.options.hooks.on_gap(*s, g),
             asio::bind_cancellation_slot(state.cancel_gap_hook.slot(), use_io_awaitable));
     } catch (...) { failure = std::current_exception(); }
-    if (failure && s->open_ && !s->is_finishing()) {
+    if (failure && s->is_connected() && !s->is_finishing()) {
         report(failure, &*s);
         close(*s, end_reason::failed);
     }
-    if (s->open_) feed_.release(*s, receiver::by_gap_hook);
+    if (s->is_connected()) feed_.release(*s, receiver::by_gap_hook);
     state.gap_hook_running = false;
     state.wake();
     if (lent) co_await sent(*s, state);
@@ -8430,7 +8463,7 @@ SSE_DECL asio::awaitable<void> stream::written() {
     const std::uint64_t mine = exchange_->box.queued;
     // A handler that never has to wait would monopolize its thread.
     if (mine % 64 == 0) co_await asio::post(socket_.get_executor(), asio::use_awaitable);
-    while (open_ && exchange_->box.written < mine) {
+    while (is_connected() && exchange_->box.written < mine) {
         co_await exchange_->change<asio::any_io_executor>();
     }
     if (exchange_->box.written < mine) throw std::system_error(errc::closed, "sse::stream");
@@ -8527,7 +8560,7 @@ SSE_DECL void stream::add_header(std::string_view name, std::string_view value) 
                                     " is written by the server itself; the type of a plain "
                                     "response is an argument of respond()");
     }
-    if (!exchange_ || exchange_->answered || phase_ == phase::streaming) {
+    if (has_response()) {
         throw std::logic_error("sse::stream::add_header: the response has already begun");
     }
     exchange_->answer_headers.append(name).append(": ").append(value).append("\r\n");
@@ -8544,8 +8577,8 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
         throw std::invalid_argument(
             "sse::stream::respond: the content type has a control character");
     }
-    if (!open_) throw std::system_error(errc::closed, "sse::stream");
-    if (!exchange_ || exchange_->answered || phase_ == phase::streaming) {
+    if (!is_connected()) throw std::system_error(errc::closed, "sse::stream");
+    if (has_response()) {
         throw std::logic_error("sse::stream::respond: this request already has its response");
     }
     worker_->send_answer(*this, status, content_type, text);
@@ -8562,7 +8595,7 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
     check_thread();
     detail::exchange& state = current_exchange("body");
     if (!state.body_is_left()) co_return std::string();
-    if (phase_ == phase::streaming) {
+    if (phase_ == phase::streaming || phase_ == phase::lingering) {
         throw std::logic_error("sse::stream::body: read it before the stream begins");
     }
     const std::size_t limit = worker_->max_body_bytes(*this);
@@ -8584,13 +8617,13 @@ SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
         now = state.body->feed(state.input);
         piece += state.body->take();
         if (now != progress::need_more || (!whole && !piece.empty())) break;
-        if (!open_ || state.input_ended() || state.timed_out) break;
+        if (!is_connected() || state.input_ended() || state.timed_out) break;
         worker_->resume_reading(*this);
         co_await state.change<asio::any_io_executor>();
     }
-    if (!open_) throw std::system_error(errc::closed, "sse::stream::body");
+    if (!is_connected()) throw std::system_error(errc::closed, "sse::stream::body");
     worker_->resume_reading(*this);
-    worker_->enter(*this, phase::handling);
+    if (phase_ == phase::body) worker_->enter(*this, phase::handling);
     state.body_taken = now == progress::complete;
     worker_->cancel_if_ended(*this); // until now, the read itself would notice the end
     if (state.body_taken || (!whole && !piece.empty())) co_return piece;

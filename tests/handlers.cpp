@@ -10,6 +10,7 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cstdio>
 #include <list>
 #include <mutex>
@@ -1363,6 +1364,50 @@ TEST_SUITE("bodies") {
             CHECK(peer.read_to_end() == std::string(begin_comment) + "data: end\n\n");
         }
         CHECK(refused == 2);
+    }
+
+    TEST_CASE("nothing of a response follows a stream that its handler has closed") {
+        std::atomic<int> refused{0};
+        routes_server server({{"POST", "/once", [&](sse::stream& client) -> handler_result {
+                                   co_await client.send({.data = "all"});
+                                   client.close();
+                                   try {
+                                       co_await client.body();
+                                   } catch (const std::logic_error&) { ++refused; }
+                                   try {
+                                       client.add_header("X-Late", "1");
+                                   } catch (const std::logic_error&) { ++refused; }
+                                   try {
+                                       co_await client.respond(200, "text/plain", "more");
+                                   } catch (const std::logic_error&) { ++refused; }
+                               }}});
+        connection peer(server.port());
+        peer.send("POST /once HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n");
+        CHECK(peer.read_head().header("Connection") == "close");
+        CHECK(peer.read_to_end() == "data: all\n\n");
+        CHECK(refused == 3);
+    }
+
+    TEST_CASE("a connection takes no way back from its end, and none around its handler") {
+        using sse::detail::may_follow;
+        using sse::detail::phase;
+        constexpr std::array all{phase::head,      phase::handling, phase::body,  phase::streaming,
+                                 phase::lingering, phase::lost,     phase::closed};
+        for (const phase next : all) {
+            CAPTURE(static_cast<int>(next));
+            CHECK_FALSE(may_follow(phase::closed, next));
+            CHECK(may_follow(phase::lost, next) == (next == phase::closed));
+            const bool is_end =
+                next == phase::lingering || next == phase::lost || next == phase::closed;
+            CHECK(may_follow(phase::lingering, next) == is_end);
+            CHECK(may_follow(phase::body, next) == (next != phase::head));
+        }
+        CHECK(may_follow(phase::handling, phase::head)); // the next request
+        CHECK(may_follow(phase::streaming, phase::handling));
+        CHECK_FALSE(may_follow(phase::streaming, phase::head));
+        CHECK_FALSE(may_follow(phase::streaming, phase::body));
+        CHECK_FALSE(may_follow(phase::head, phase::streaming));
+        CHECK_FALSE(may_follow(phase::head, phase::lost)); // no handler runs
     }
 }
 
