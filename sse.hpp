@@ -6479,7 +6479,7 @@ private:
     bool is_served_here(const exchange& state) const;
     reply decide(stream& s, exchange& state, const route* found, group& of, bool granted,
                  std::string allow);
-    static asio::awaitable<void> guarded(stream& s, const group& of, const handler& run);
+    static asio::awaitable<void> authorized(stream& s, const group& of, const handler& run);
     void leave_group(stream& s) noexcept;
     io_awaitable<void> refuse(stream& s, int status);
     void count_proxied_client(stream& s, const asio::ip::address& client);
@@ -6495,6 +6495,15 @@ private:
     void run_gap_hook(stream& s, gap g);
     io_awaitable<void> gap_hook_task(stream_ref s, gap g);
     void report(std::exception_ptr failure, const stream* of = nullptr) noexcept;
+    void fail(stream& s, std::exception_ptr failure);
+    /// Whatever is thrown here ends this one stream, which the caller holds.
+    template <class F>
+    void guarded(stream& s, F&& f) {
+        try {
+            f();
+        } catch (...) { fail(s, std::current_exception()); }
+    }
+    void spawn(stream_ref s, io_awaitable<void> work);
 
     std::uint32_t milliseconds_now() const noexcept;
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
@@ -6610,12 +6619,7 @@ struct worker::input_ready {
     allocator_type get_allocator() const noexcept { return allocator_type(s->read_memory_); }
     void operator()(const asio::error_code& failed) {
         if (failed || !s->is_connected()) return;
-        try {
-            s->worker_->on_input(*s);
-        } catch (...) {
-            s->worker_->report(std::current_exception());
-            s->worker_->close(*s, end_reason::failed);
-        }
+        s->worker_->guarded(*s, [this] { s->worker_->on_input(*s); });
     }
 };
 
@@ -6736,6 +6740,11 @@ SSE_DECL void worker::report(std::exception_ptr failure, const stream* of) noexc
     } catch (...) { hub_.log(entry); }
 }
 
+SSE_DECL void worker::fail(stream& s, std::exception_ptr failure) {
+    report(failure, &s);
+    close(s, end_reason::failed);
+}
+
 /// What was published before still reaches the clients, as far as their sockets take it at once.
 SSE_DECL void worker::shut_down() noexcept {
     post_stop([this] {
@@ -6827,7 +6836,7 @@ SSE_DECL void worker::on_first_input(stream& s, const asio::ip::address& peer) {
 SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
                                     std::string_view received, bool adopted) {
     const stream_ref held(&s);
-    try {
+    guarded(s, [&] {
         auto state = std::make_unique<exchange>(s);
         state->peer = peer;
         state->input = received;
@@ -6836,20 +6845,18 @@ SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
         resume_reading(s);
         resume_serving(held, std::move(state),
                        {.proxy_head = hub_.options.proxy.protocol && !adopted});
-    } catch (...) {
-        report(std::current_exception());
-        close(s, end_reason::failed);
-    }
+    });
 }
 
 SSE_DECL void worker::resume_serving(stream_ref s, std::unique_ptr<exchange> state,
                                      unfinished what) {
-    asio::co_spawn(io_, serve(s, std::move(state), std::move(what)),
-                   [this, s](std::exception_ptr failure) {
-                       if (!failure) return;
-                       report(failure);
-                       close(*s, end_reason::failed);
-                   });
+    spawn(s, serve(s, std::move(state), std::move(what)));
+}
+
+SSE_DECL void worker::spawn(stream_ref s, io_awaitable<void> work) {
+    asio::co_spawn(io_, std::move(work), [this, s](std::exception_ptr failure) {
+        if (failure) fail(*s, failure);
+    });
 }
 
 SSE_DECL asio::ip::address worker::peer_of(const stream& s) {
@@ -7410,9 +7417,7 @@ SSE_DECL void worker::post_to(std::uint64_t name, std::function<void(stream&)> w
         receiver* const found = feed_.find(name);
         if (!found) return;
         const stream_ref held(static_cast<stream*>(found));
-        try {
-            what(*held);
-        } catch (...) { held->fail(std::current_exception()); }
+        guarded(*held, [&] { what(*held); });
     });
 }
 
@@ -7711,10 +7716,7 @@ SSE_DECL void stream::finished() {
 
 SSE_DECL void stream::end(end_reason why) { worker_->close(*this, why); }
 
-SSE_DECL void stream::fail(std::exception_ptr what) {
-    worker_->report(what, this);
-    worker_->close(*this, end_reason::failed);
-}
+SSE_DECL void stream::fail(std::exception_ptr what) { worker_->fail(*this, what); }
 
 namespace detail {
 
@@ -8093,7 +8095,7 @@ SSE_DECL int status_of(std::error_code code) noexcept {
 }
 
 /// Asks the authorize hooks of the groups around a route first, the outermost first.
-SSE_DECL asio::awaitable<void> worker::guarded(stream& s, const group& of, const handler& run) {
+SSE_DECL asio::awaitable<void> worker::authorized(stream& s, const group& of, const handler& run) {
     std::vector<const group*> groups;
     for (const group* g = &of; g; g = g->around) {
         if (g->options.authorize) groups.push_back(g);
@@ -8112,39 +8114,33 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<exchange> owned)
     const handler& run = *state.run;
     asio::awaitable<void> work;
     try {
-        work = of.is_guarded() ? guarded(*s, of, run) : run(*s);
+        work = of.is_guarded() ? authorized(*s, of, run) : run(*s);
     } catch (...) { return handler_ended(s, std::move(owned), std::current_exception()); }
     auto ended = [this, s, owned = std::move(owned)](std::exception_ptr failure) mutable {
         handler_ended(s, std::move(owned), failure);
     };
-    try {
+    guarded(*s, [&] {
         asio::co_spawn(io_.get_executor(), std::move(work),
                        asio::bind_cancellation_slot(
                            state.cancel.slot(),
                            asio::bind_executor( // otherwise a type-erased one, 48 bytes larger
                                io_.get_executor(), std::move(ended))));
         if (s->exchange_) cancel_if_ended(*s);
-    } catch (...) {
-        report(std::current_exception());
-        close(*s, end_reason::failed);
-    }
+    });
 }
 
 SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<exchange> owned,
                                     std::exception_ptr failure) {
     exchange& state = *owned;
     state.run = nullptr;
-    try {
+    guarded(*s, [&] {
         unfinished remaining = after_handler(*s, state, failure);
         const bool goes_on = s->is_connected() && !s->follows();
         if (goes_on || !remaining.nothing() || is_unsent(*s, state)) {
             return resume_serving(s, std::move(owned), std::move(remaining));
         }
         end_request(*s, state);
-    } catch (...) {
-        report(std::current_exception());
-        close(*s, end_reason::failed);
-    }
+    });
 }
 
 SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
@@ -8260,12 +8256,7 @@ SSE_DECL io_awaitable<void> worker::linger(stream& s, exchange& state) {
 SSE_DECL void worker::run_gap_hook(stream& s, gap g) {
     asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
         if (!held->is_connected()) return;
-        asio::co_spawn(io_, gap_hook_task(held, std::move(g)),
-                       [this, held](std::exception_ptr failure) {
-                           if (!failure) return;
-                           report(failure);
-                           close(*held, end_reason::failed);
-                       });
+        spawn(held, gap_hook_task(held, std::move(g)));
     });
 }
 
@@ -8280,10 +8271,7 @@ SSE_DECL io_awaitable<void> worker::gap_hook_task(stream_ref s, gap g) {
             io_.get_executor(), hub_.options.hooks.on_gap(*s, g),
             asio::bind_cancellation_slot(state.cancel_gap_hook.slot(), use_io_awaitable));
     } catch (...) { failure = std::current_exception(); }
-    if (failure && s->is_connected() && !s->is_finishing()) {
-        report(failure, &*s);
-        close(*s, end_reason::failed);
-    }
+    if (failure && s->is_connected() && !s->is_finishing()) fail(*s, failure);
     if (s->is_connected()) feed_.release(*s, receiver::by_gap_hook);
     state.gap_hook_running = false;
     state.wake();
