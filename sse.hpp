@@ -1308,6 +1308,7 @@ public:
     frame& operator=(const frame&) = delete;
 
     kind type() const noexcept { return kind_; }
+    bool is_message() const noexcept { return kind_ != kind::raw; }
     std::string_view topic() const noexcept { return {storage(), topic_size_}; }
     std::string_view key() const noexcept { return {storage() + topic_size_, key_size_}; }
     std::string_view event() const noexcept {
@@ -3647,6 +3648,13 @@ private:
     friend struct exchange;
     friend class sse::stream;
 
+    enum class origin : std::uint8_t { ///< Where bytes for it come from.
+        cut,                           ///< The rest of a frame that a short write cut.
+        control, ///< What the feed itself says: an id, a gap, a heartbeat, a farewell.
+        own,     ///< Its own frames.
+        log
+    };
+
     struct subscription {
         node* where = nullptr;
         std::uint64_t since = 0;                 ///< The position where it starts.
@@ -3711,10 +3719,10 @@ private:
     bool queued_ : 1 = false;         // waits for a turn of feed::catch_up()
     std::uint32_t index_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
-    frame_ref cut_;          // the frame that a short write cut
+    frame_ref cut_;          // the frame that a short write cut, or that comes next
     std::size_t cut_at_ = 0; // how much of it is written
     outbox* own_ = nullptr;
-    bool cut_is_own_ = false;
+    origin cut_from_ = origin::control;
 };
 
 template <class F>
@@ -3757,7 +3765,9 @@ public:
         tally delivered, lagged, gaps, conflated;
     };
 
-    explicit feed(settings s) : settings_(std::move(s)), log_(settings_.histories) {}
+    explicit feed(settings s) : settings_(std::move(s)), log_(settings_.histories) {
+        gathered_.pieces.reserve(max_buffers);
+    }
     feed(const feed&) = delete;
     feed& operator=(const feed&) = delete;
 
@@ -3852,22 +3862,37 @@ public:
 
 private:
     using node = receiver::node;
+    using origin = receiver::origin;
     using subscription = receiver::subscription;
 
-    struct block { ///< Frames for the same clients, in one piece of memory.
-        struct end {
-            std::uint64_t sequence;
-            std::size_t offset;    ///< Where the frame ends in the block.
-            std::uint64_t last_id; ///< The position that the last id so far stands for; 0: none.
+    /// What a write offers: whole frames, or the rest of one.
+    struct batch {
+        struct piece {
+            origin from;
+            std::uint64_t sequence; ///< Of a frame of the log; of an id, its position.
+            std::size_t end;        ///< In bytes of the batch.
+            std::uint64_t last_id;  ///< The position that the last id so far stands for; 0: none.
         };
-        std::string_view bytes;
-        std::vector<end> ends;
+        std::vector<piece> pieces;
+        std::size_t size = 0;
+        std::uint64_t upto = 0; ///< Where a client goes on that has taken all of it.
 
-        std::uint64_t last_id() const noexcept { return ends.empty() ? 0 : ends.back().last_id; }
+        void clear() noexcept {
+            pieces.clear();
+            size = 0;
+            upto = 0;
+        }
+        void push(origin from, std::uint64_t sequence, std::size_t bytes) {
+            size += bytes;
+            pieces.push_back({from, sequence, size, last_id()});
+        }
         void push(std::uint64_t sequence, const frame& f) {
-            const std::size_t offset = ends.empty() ? 0 : ends.back().offset;
-            ends.push_back(
-                {sequence, offset + f.bytes().size(), f.has_id() ? sequence + 1 : last_id()});
+            push(origin::log, sequence, f.bytes().size());
+            upto = sequence + 1;
+            if (f.has_id()) pieces.back().last_id = upto;
+        }
+        std::uint64_t last_id() const noexcept {
+            return pieces.empty() ? 0 : pieces.back().last_id;
         }
     };
     /// A stretch of the log, as clients that are behind get it for one topic: the first of them to
@@ -3875,20 +3900,15 @@ private:
     struct run {
         std::string topic;
         std::uint64_t begin = 0;
-        std::uint64_t end = 0;
         std::uint64_t common = 0; ///< From here on it is the same for all clients.
         bool full = false;
-        std::string joined; ///< The bytes of the block.
-        block frames;
+        std::string joined; ///< The bytes of the frames.
+        batch frames;
     };
     struct share {   ///< A block and its receivers, from the last to the first.
         node* where; ///< Null: every receiver.
         std::size_t next = 0;
         bool started = false;
-    };
-    struct piece { ///< What one buffer of a gathered write stands for.
-        enum class origin : std::uint8_t { cut, own, id, log } from;
-        std::uint64_t sequence;
     };
     struct loss {                                 ///< What can no longer be sent to a client.
         std::uint64_t before = 0;                 ///< All of it lies before this position.
@@ -3916,19 +3936,21 @@ private:
     bool is_behind(const receiver& r) const;
     void wait_for_turn(receiver& r);
     void leave_queue(receiver& r) noexcept;
-    bool book(receiver& r, std::size_t written);
-    bool took(receiver& r, const block& from, std::size_t begin, std::size_t end);
+    bool commit(receiver& r, const batch& from, std::size_t begin, std::size_t end);
+    bool commit_part(receiver& r, const batch& from, std::size_t begin, std::size_t end);
+    void pass(receiver& r, std::size_t frames, std::uint64_t next, std::uint64_t last_id);
+    void begin_frame(receiver& r, const batch::piece& p);
+    void end_frame(receiver& r);
     void settle(receiver& r) const noexcept;
+    static void say(receiver& r, frame_ref f) noexcept;
     std::uint64_t place(receiver& r, node& where, const start& from, std::uint64_t published);
     std::optional<std::uint64_t> first_kept(node& where, std::uint64_t from) const;
     std::uint64_t position_of_last(node& where, std::size_t count) const;
     std::uint64_t position_of_id(receiver& r, const std::string& id, std::uint64_t published);
     void remove_from(node& where, std::uint32_t index);
-    const run* run_for(receiver& r, std::size_t& from);
+    const batch* run_for(receiver& r, std::size_t& from);
     void extend(run& one, std::size_t size) const;
-    std::size_t gather(receiver& r, bool& looked_enough);
-    bool advance(receiver& r, std::size_t count, std::size_t written);
-    void had(receiver& r, std::uint64_t sequence);
+    void gather(receiver& r, bool& looked_enough);
     bool wants(const receiver& r, std::uint64_t sequence, bool& left_out) const;
     static bool concerns(std::string_view topic, bool is_private, const frame& f) noexcept;
     loss missing(const receiver& r) const;
@@ -3958,7 +3980,8 @@ private:
     std::vector<std::uint64_t> due_;        // frames of the current pass for due_for_,
     const receiver* due_for_ = nullptr;     // which is being written to; null: not known
     std::vector<share> shares_;             // of the current pass, done from the back
-    block block_;
+    batch block_;                           // frames for the same clients, in one piece of memory
+    std::string_view block_bytes_;
     std::string joined_;                       // the bytes of a block of several frames
     bool joins_ = false;                       // whether it was used since give_back_memory()
     std::array<receiver*, max_at_once> ready_; // for the block; empty while anything else happens
@@ -3967,7 +3990,7 @@ private:
     std::size_t oldest_run_ = 0; // once there are max_runs
     bool runs_used_ = false;     // whether any was used since give_back_memory()
     std::array<asio::const_buffer, max_buffers> buffers_;
-    std::array<piece, max_buffers> pieces_;
+    batch gathered_; // what is in buffers_
     frame_ref heartbeat_ = make_raw_frame(":\n\n");
     frame_ref id_frame_;
     std::uint64_t id_frame_place_ = 0;
@@ -4135,15 +4158,15 @@ inline void feed::assemble(const share& s) {
     }
     const auto& sequences = merged.empty() ? own : merged;
     joins_ = joins_ || sequences.size() > 1;
-    block_.ends.clear();
+    block_.clear();
     joined_.clear();
     for (const std::uint64_t sequence : sequences) {
         const frame& f = log_[sequence];
         if (sequences.size() > 1) joined_.append(f.bytes());
         block_.push(sequence, f);
     }
-    block_.bytes = joined_;
-    if (sequences.size() == 1) block_.bytes = log_[sequences.front()].bytes();
+    block_.upto = planned_;
+    block_bytes_ = sequences.size() == 1 ? log_[sequences.front()].bytes() : joined_;
 }
 
 /// One client's share of a pass: usually the block that others get too.
@@ -4158,9 +4181,12 @@ inline void feed::deliver(receiver& r) {
     }
     deliver_block(); // nothing else may happen while clients are collected, not recorded
     if (alone) return deliver_alone(r);
-    const asio::const_buffer whole = asio::buffer(block_.bytes);
+    const asio::const_buffer whole = asio::buffer(block_bytes_);
     const auto n = r.write_some({&whole, 1});
-    if (n && !book(r, *n)) r.await_writable();
+    if (!n || commit(r, block_, 0, *n)) return;
+    settle(r);
+    r.busy_ = true;
+    r.await_writable();
 }
 
 /// Writes the block to the clients collected in ready_.
@@ -4168,27 +4194,16 @@ inline void feed::deliver_block() {
     const std::size_t count = std::exchange(ready_count_, 0);
     if (count == 0) return;
     std::array<std::size_t, max_at_once> taken;
-    settings_.write_block({ready_.data(), count}, block_.bytes, {taken.data(), count});
+    settings_.write_block({ready_.data(), count}, block_bytes_, {taken.data(), count});
     std::size_t late = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        if (!book(*ready_[i], taken[i])) ready_[late++] = ready_[i];
+        receiver& r = *ready_[i];
+        if (commit(r, block_, 0, taken[i])) continue;
+        settle(r);
+        r.busy_ = true; // from here on flush() continues from the log
+        ready_[late++] = &r;
     }
     while (late > 0) ready_[--late]->await_writable(); // may throw: all are recorded by now
-}
-
-/// Records what a client took of the block. Returns false if that was not everything.
-inline bool feed::book(receiver& r, std::size_t written) {
-    if (written < block_.bytes.size()) {
-        settle(r);
-        r.busy_ = true;
-        took(r, block_, 0, written); // from here on flush() continues from the log
-        return false;
-    }
-    totals_.delivered.add(block_.ends.size());
-    r.next_ = planned_;
-    r.starts_in_past_ = false;
-    if (block_.last_id() != 0) r.last_id_ = block_.last_id();
-    return true;
 }
 
 /// For a client that has several topics or a filter, began within the pass or gets a message alone.
@@ -4226,28 +4241,82 @@ inline std::uint64_t feed::next_for(const receiver& r, std::uint64_t from, bool 
     return found == due_.end() ? log_.next(planned_, newest) : *found;
 }
 
-/// Records what a client took of a block. Returns false if something of it remains.
-inline bool feed::took(receiver& r, const block& from, std::size_t begin, std::size_t end) {
-    const auto ends_behind = [](std::size_t at, const block::end& one) { return at < one.offset; };
-    const auto& ends = from.ends;
-    const auto first = std::upper_bound(ends.begin(), ends.end(), begin, ends_behind);
-    const auto unfinished_at = std::upper_bound(first, ends.end(), end, ends_behind);
-    if (unfinished_at != first) {
-        const block::end& last = *std::prev(unfinished_at);
-        totals_.delivered.add(static_cast<std::uint64_t>(unfinished_at - first));
-        r.next_ = last.sequence + 1;
-        r.starts_in_past_ = false;
-        r.last_id_ = std::max(r.last_id_, last.last_id);
+/// Records what a client took of a batch that it was offered from `begin` on. Returns whether that
+/// was all of it.
+inline bool feed::commit(receiver& r, const batch& from, std::size_t begin, std::size_t end) {
+    const auto& all = from.pieces;
+    if (end != from.size || begin != 0 || all.front().from != origin::log) {
+        return commit_part(r, from, begin, end);
     }
-    if (unfinished_at == ends.end()) return true;
-    const std::size_t cut_begin =
-        unfinished_at == ends.begin() ? 0 : std::prev(unfinished_at)->offset;
-    if (end > cut_begin) {
-        r.cut_ = log_.ref(unfinished_at->sequence);
-        r.cut_at_ = end - cut_begin;
-        r.next_ = unfinished_at->sequence + 1;
+    pass(r, all.size(), from.upto, from.last_id()); // most often
+    return true;
+}
+
+[[gnu::noinline]] inline bool feed::commit_part(receiver& r, const batch& from, std::size_t begin,
+                                                std::size_t end) {
+    const auto ends_after = [](std::size_t size, const batch::piece& p) { return size < p.end; };
+    const auto& all = from.pieces;
+    auto at = std::upper_bound(all.begin(), all.end(), begin, ends_after);
+    const auto stop = std::upper_bound(at, all.end(), end, ends_after);
+    for (; at != stop && at->from != origin::log; ++at) {
+        begin_frame(r, *at);
+        end_frame(r);
+    }
+    if (at != stop) { // the rest is of the log
+        const batch::piece& last = *std::prev(stop);
+        const bool any_id = last.last_id > at->sequence;
+        pass(r, static_cast<std::size_t>(stop - at), last.sequence + 1, any_id ? last.last_id : 0);
+    }
+    if (stop == all.end()) {
+        r.next_ = std::max(r.next_, from.upto);
+        return true;
+    }
+    const std::size_t reached = stop == all.begin() ? 0 : std::prev(stop)->end;
+    if (end > reached) {
+        begin_frame(r, *stop);
+        r.cut_at_ += end - reached;
     }
     return false;
+}
+
+/// It has received frames of the log, and needs none of the others before `next`.
+inline void feed::pass(receiver& r, std::size_t frames, std::uint64_t next, std::uint64_t last_id) {
+    totals_.delivered.add(frames);
+    r.next_ = next;
+    r.starts_in_past_ = false;
+    if (last_id != 0) r.last_id_ = last_id;
+}
+
+/// The frame of a piece leaves its queue: nothing comes in between until it is written.
+inline void feed::begin_frame(receiver& r, const batch::piece& p) {
+    switch (p.from) {
+    case origin::cut: return; // it has begun
+    case origin::control:
+        r.cut_ = id_frame(p.sequence);
+        r.has_id_ = true;
+        break;
+    case origin::own:
+        r.cut_ = std::move(r.own_->waiting.front());
+        r.own_->waiting.erase(r.own_->waiting.begin());
+        break;
+    case origin::log:
+        r.cut_ = log_.ref(p.sequence);
+        r.next_ = p.sequence + 1;
+        break;
+    }
+    r.cut_from_ = p.from;
+    r.cut_at_ = 0;
+}
+
+inline void feed::end_frame(receiver& r) {
+    const frame_ref f = std::exchange(r.cut_, frame_ref());
+    if (f->is_message()) totals_.delivered.add(1);
+    if (r.cut_from_ == origin::own) {
+        if (r.own_) ++r.own_->written;
+    } else if (r.cut_from_ == origin::log) {
+        r.starts_in_past_ = false;
+        if (f->has_id()) r.last_id_ = r.next_;
+    }
 }
 
 /// A client that has received everything so far may have a stale next_, if nothing concerned it for
@@ -4269,21 +4338,24 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
     if (!r.busy_) return;
     for (std::size_t budget = most; budget > 0;) {
         bool looked_enough = false;
-        std::size_t count = 1;
-        const run* shared = nullptr;
+        const batch* offered = nullptr;
         std::size_t from = 0; // offset in it
         try {
             if (!announce(r)) return;
-            shared = run_for(r, from);
-            if (!shared) count = gather(r, looked_enough);
+            offered = run_for(r, from);
+            if (!offered) {
+                gather(r, looked_enough);
+                offered = &gathered_;
+            }
         } catch (...) { // a filter of the program threw, or out of memory
             return r.fail(std::current_exception());
         }
+        const std::size_t count = offered == &gathered_ ? gathered_.pieces.size() : 1;
         if (count == 0) {
             if (looked_enough) break;
             if (r.cold_ && r.cold_->holds_back) check_hold();
             if (r.cold_ && r.cold_->last) {
-                r.cut_ = std::exchange(r.cold_->last, frame_ref());
+                say(r, std::exchange(r.cold_->last, frame_ref()));
                 r.cold_->said_farewell = true;
                 continue;
             }
@@ -4293,9 +4365,7 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
         }
         const auto n = r.write_some({buffers_.data(), count});
         if (!n) return;
-        const bool whole =
-            shared ? took(r, shared->frames, from, from + *n) : advance(r, count, *n);
-        if (shared && whole) r.next_ = shared->end;
+        const bool whole = commit(r, *offered, from, from + *n);
         if (*n > 0) r.progressed();
         if (r.cold_ && r.cold_->holds_back) check_hold();
         if (!whole) return r.await_writable();
@@ -4351,13 +4421,13 @@ inline void feed::give_back_memory() {
     }
     if (!std::exchange(joins_, false) && shares_.empty()) {
         std::string().swap(joined_); // an assignment would keep its memory
-        block_ = block();
+        block_ = batch();
     }
 }
 
 /// Finds the run that holds what the client is sent next, and puts that into buffers_. Returns
 /// nullptr if something else comes first, or if the client does not get the same as others.
-inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
+inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
     const receiver::cold_state* const rare = r.cold_.get();
     if (!r.wants_plain_ || !r.follows() || r.first_.lag == lag_policy::conflate) return nullptr;
     if (r.cut_ || r.held_ || (rare && rare->said_farewell)) return nullptr;
@@ -4369,7 +4439,8 @@ inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
     gone.raise(broadcasts_gone_);
     if (r.next_ < gone.hides(horizon::loss::each, 0) || r.next_ >= log_.end()) return nullptr;
     const auto fits = [&](const run& one) {
-        return one.begin <= r.next_ && (one.full ? r.next_ < one.end : r.next_ <= one.end) &&
+        return one.begin <= r.next_ &&
+               (one.full ? r.next_ < one.frames.upto : r.next_ <= one.frames.upto) &&
                one.topic == where.path;
     };
     runs_used_ = true;
@@ -4383,69 +4454,69 @@ inline const feed::run* feed::run_for(receiver& r, std::size_t& from) {
             oldest_run_ = (oldest_run_ + 1) % max_runs;
         }
         found->joined.clear();
-        found->frames.ends.clear();
-        found->begin = found->end = r.next_;
+        found->frames.clear();
+        found->begin = found->frames.upto = r.next_;
         found->common = 0;
         found->full = false;
         found->topic = where.path;
     }
-    const auto& ends = found->frames.ends;
+    const auto& all = found->frames.pieces;
     const auto next =
-        std::lower_bound(ends.begin(), ends.end(), r.next_,
-                         [](const block::end& one, std::uint64_t at) { return one.sequence < at; });
-    from = next == ends.begin() ? 0 : std::prev(next)->offset;
-    extend(*found, from + run_step);
+        std::lower_bound(all.begin(), all.end(), r.next_,
+                         [](const batch::piece& p, std::uint64_t at) { return p.sequence < at; });
+    const std::size_t begin = next == all.begin() ? 0 : std::prev(next)->end;
+    extend(*found, begin + run_step);
     const bool is_common =
         r.next_ >= found->common || !rare || (rare->number == 0 && r.next_ >= rare->live_from);
     if (!is_common) return nullptr;
-    if (from == found->joined.size()) {
-        r.next_ = found->end;
+    if (begin == found->joined.size()) {
+        r.next_ = found->frames.upto;
         return nullptr;
     }
-    buffers_[0] = asio::buffer(found->frames.bytes.substr(from));
-    return &*found;
+    buffers_[0] = asio::buffer(std::string_view(found->joined).substr(begin));
+    from = begin;
+    return &found->frames;
 }
 
 /// Appends what is next in the log to a run until it has `size` bytes, as far as there is room.
 inline void feed::extend(run& one, std::size_t size) const {
     for (std::size_t looks = 0; one.joined.size() < size && looks < max_looks; ++looks) {
-        const std::uint64_t at = log_.next(one.end);
-        one.end = at;
-        if (at == log_.end()) break;
+        const std::uint64_t at = log_.next(one.frames.upto);
+        one.frames.upto = at;
+        if (at == log_.end()) return;
         const frame& f = log_[at];
         if (f.type() == frame::kind::stream) {
             one.common = at + 1;
         } else if (concerns(one.topic, false, f)) {
             one.full = f.bytes().size() > settings_.run_bytes - one.joined.size();
-            if (one.full) break;
+            if (one.full) return;
             if (f.ephemeral()) one.common = at + 1;
             one.frames.push(at, f);
             one.joined.append(f.bytes()); // within what was reserved
         }
-        one.end = at + 1;
+        one.frames.upto = at + 1;
     }
-    one.frames.bytes = one.joined;
 }
 
-/// Puts what the client is sent next into buffers_ and pieces_. Returns how many there are.
-inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
-    std::size_t count = 0;
-    std::size_t bytes = 0;
-    const auto add = [&](std::string_view text, piece p) {
-        buffers_[count] = asio::buffer(text);
-        pieces_[count++] = p;
-        bytes += text.size();
+/// Puts what the client is sent next into buffers_ and gathered_.
+inline void feed::gather(receiver& r, bool& looked_enough) {
+    gathered_.clear();
+    const auto add = [&](std::string_view text, origin from, std::uint64_t sequence = 0) {
+        buffers_[gathered_.pieces.size()] = asio::buffer(text);
+        gathered_.push(from, sequence, text.size());
     };
-    const auto room_left = [&] { return count < max_buffers && bytes < settings_.turn_bytes; };
+    const auto room_left = [&] {
+        return gathered_.pieces.size() < max_buffers && gathered_.size < settings_.turn_bytes;
+    };
     std::size_t own = 0;
     const auto add_own = [&](bool only_raw) {
         for (; r.own_ && own < r.own_->waiting.size() && room_left(); ++own) {
             const frame& f = *r.own_->waiting[own];
             if (only_raw && f.type() != frame::kind::raw) return;
-            add(f.bytes(), {piece::origin::own, 0});
+            add(f.bytes(), origin::own);
         }
     };
-    if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), {piece::origin::cut, 0});
+    if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), origin::cut);
     const bool goes_on = r.follows() && !r.held_ && !(r.cold_ && r.cold_->said_farewell);
     const bool gap_is_due = goes_on && is_gap_due(r);
     // First, after the response head, an id to reconnect with, whatever happens to the client next.
@@ -4454,12 +4525,11 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
     const bool gap_has_it = gap_is_due && (r.starts_in_past_ || (r.cold_ && r.cold_->pending));
     if (goes_on && settings_.heartbeat_ids && !r.has_id_) {
         add_own(true);
-        if (gap_has_it) return count;
-        if (room_left()) add(id_frame(r.next_)->bytes(), {piece::origin::id, r.next_});
+        if (gap_has_it) return;
+        if (room_left()) add(id_frame(r.next_)->bytes(), origin::control, r.next_);
     }
     add_own(false);
-    if (!goes_on) return count;
-    if (gap_is_due) return count;
+    if (!goes_on || gap_is_due) return;
     const bool newest = r.conflates();
     std::size_t looks = 0;
     std::uint64_t at = next_for(r, r.next_, newest);
@@ -4467,15 +4537,15 @@ inline std::size_t feed::gather(receiver& r, bool& looked_enough) {
         if (++looks > max_looks) break;
         bool left_out = false;
         if (wants(r, at, left_out)) {
-            add(log_[at].bytes(), {piece::origin::log, at});
+            buffers_[gathered_.pieces.size()] = asio::buffer(log_[at].bytes());
+            gathered_.push(at, log_[at]);
         } else if (left_out && at >= r.cold().conflated_before) {
             totals_.conflated.add(1);
             r.cold().conflated_before = at + 1;
         }
     }
     looked_enough = at < log_.end();
-    if (count == 0) r.next_ = std::max(r.next_, at);
-    return count;
+    if (gathered_.pieces.empty()) r.next_ = std::max(r.next_, at);
 }
 
 inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_out) const {
@@ -4504,68 +4574,6 @@ inline bool feed::concerns(std::string_view topic, bool is_private, const frame&
     if (f.type() == frame::kind::everyone) return true;
     const auto kind = is_private ? frame::kind::user : frame::kind::topic;
     return f.type() == kind && covers(topic, f.topic());
-}
-
-/// Records a frame of the log as delivered.
-inline void feed::had(receiver& r, std::uint64_t sequence) {
-    totals_.delivered.add(1);
-    r.next_ = sequence + 1;
-    r.starts_in_past_ = false;
-    if (log_[sequence].has_id()) r.last_id_ = sequence + 1;
-}
-
-/// Records what a write has taken. Returns false if that was not everything.
-inline bool feed::advance(receiver& r, std::size_t count, std::size_t written) {
-    const auto take_own = [&] {
-        frame_ref f = std::move(r.own_->waiting.front());
-        r.own_->waiting.erase(r.own_->waiting.begin());
-        return f;
-    };
-    for (std::size_t i = 0; i < count; ++i) {
-        const piece p = pieces_[i];
-        if (written < buffers_[i].size()) {
-            if (p.from == piece::origin::cut) {
-                r.cut_at_ += written;
-            } else if (written > 0) {
-                r.cut_at_ = written;
-                r.cut_is_own_ = p.from == piece::origin::own;
-                if (p.from == piece::origin::own) {
-                    r.cut_ = take_own();
-                } else if (p.from == piece::origin::id) {
-                    r.cut_ = id_frame(p.sequence);
-                    r.has_id_ = true;
-                } else {
-                    r.cut_ = log_.ref(p.sequence);
-                    r.next_ = p.sequence + 1;
-                }
-            }
-            return false;
-        }
-        written -= buffers_[i].size();
-        switch (p.from) {
-        case piece::origin::cut: {
-            const frame_ref f = std::exchange(r.cut_, frame_ref());
-            r.cut_at_ = 0;
-            if (std::exchange(r.cut_is_own_, false)) {
-                if (r.own_) ++r.own_->written;
-            } else if (f->type() != frame::kind::raw) {
-                r.starts_in_past_ = false;
-                if (f->has_id()) r.last_id_ = r.next_;
-            }
-            if (f->type() != frame::kind::raw) totals_.delivered.add(1);
-            break;
-        }
-        case piece::origin::own: {
-            const frame_ref f = take_own();
-            ++r.own_->written;
-            if (f->type() != frame::kind::raw) totals_.delivered.add(1);
-            break;
-        }
-        case piece::origin::id: r.has_id_ = true; break;
-        case piece::origin::log: had(r, p.sequence); break;
-        }
-    }
-    return true;
 }
 
 // --- what is missing
@@ -4638,7 +4646,7 @@ inline bool feed::announce(receiver& r) {
         r.held_ |= receiver::by_gap_hook;
         return true;
     }
-    r.cut_ = gap_frame(g, r.next_);
+    say(r, gap_frame(g, r.next_));
     r.has_id_ = true;
     return true;
 }
@@ -4899,10 +4907,17 @@ inline void feed::continue_sending(receiver& r) {
     flush(r);
 }
 
+/// The feed's own words come next. No frame may have begun.
+inline void feed::say(receiver& r, frame_ref f) noexcept {
+    assert(!r.cut_);
+    r.cut_ = std::move(f);
+    r.cut_from_ = origin::control;
+    r.cut_at_ = 0;
+}
+
 inline void feed::put(receiver& r, frame_ref f) {
     r.busy_ = true;
-    r.cut_ = std::move(f);
-    r.cut_at_ = 0;
+    say(r, std::move(f));
     flush(r);
 }
 
