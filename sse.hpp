@@ -3363,6 +3363,7 @@ void frame_log::drop_newest(Forgot& forgot) {
 
 class feed;
 class worker;
+struct connection;
 
 } // namespace detail
 
@@ -3419,7 +3420,7 @@ public:
 private:
     friend class detail::feed;
     friend class detail::worker;
-    friend class stream;
+    friend struct detail::connection;
     enum class kind : std::uint8_t { resume, now, oldest, last, since, after };
     explicit start(kind k) : kind_(k) {}
 
@@ -3647,6 +3648,7 @@ private:
     friend class worker;
     friend struct exchange;
     friend class sse::stream;
+    friend struct connection;
 
     enum class origin : std::uint8_t { ///< Where bytes for it come from.
         cut,                           ///< The rest of a frame that a short write cut.
@@ -5006,7 +5008,7 @@ public:
     bool granted() const noexcept { return status_ == 0; }
 
 private:
-    friend class stream;
+    friend struct detail::connection;
     access(int status, std::string text, terms t)
         : status_(status), text_(std::move(text)), terms_(std::move(t)) {}
 
@@ -5781,9 +5783,9 @@ private:
 ///
 /// Errors of all members that send: errc::closed once the client has disconnected or the stream was
 /// ended.
-class stream final : private detail::receiver {
+class stream {
 public:
-    using executor_type = detail::io_executor;
+    using executor_type = asio::io_context::executor_type;
 
     stream(const stream&) = delete;
     stream& operator=(const stream&) = delete;
@@ -5872,7 +5874,7 @@ public:
 
     /// Also delivers what server::send_to_user() sends to this user. Errors: errc::bad_key.
     void set_user(std::string_view key);
-    std::string_view user() const noexcept { return cold_ ? cold_->user : std::string_view(); }
+    std::string_view user() const noexcept;
 
     /// The topics that it is subscribed to.
     std::vector<std::string> topics() const;
@@ -5892,18 +5894,20 @@ public:
     bool draining() const noexcept;
 
     /// False once the client has disconnected or the stream was ended.
-    bool open() const noexcept { return is_connected() && !is_finishing(); }
+    bool open() const noexcept;
 
-    executor_type get_executor() noexcept { return socket_.get_executor(); }
+    executor_type get_executor() noexcept;
 
-private:
-    friend class detail::worker;
-    friend struct detail::exchange;
-    friend class detail::local_ref<stream>;
-    friend class jobs;
-    friend class server;
+protected:
+    stream() = default; // only as a detail::connection, which has all the state
+    ~stream() = default;
+};
 
-    using phase = detail::phase;
+namespace detail {
+
+/// A stream with its state: what its worker knows of it.
+struct connection final : receiver, stream {
+    using phase = phase;
 
     struct log_context {
         std::string path;
@@ -5912,17 +5916,15 @@ private:
     };
 
     struct extra_state { ///< Rarely needed, but always with limits by address or a log.
-        std::unique_ptr<detail::chunked_encoder> chunks; ///< If the body has its own end.
-        detail::address_book::place counted = nullptr;   ///< Where limits by address count it.
-        std::optional<log_context> log;                  ///< Of a stream, if it is wanted.
+        std::unique_ptr<chunked_encoder> chunks; ///< If the body has its own end.
+        address_book::place counted = nullptr;   ///< Where limits by address count it.
+        std::optional<log_context> log;          ///< Of a stream, if it is wanted.
         int refusal = 0;             ///< Status of a limit that it is over; counted separately.
         std::uint32_t discarded = 0; ///< Bytes received on the open stream.
         bool too_fast = false;       ///< It is over the rate limit: nothing is served.
     };
 
-    stream(detail::worker& w, detail::tcp_socket socket) noexcept
-        : socket_(std::move(socket)), worker_(&w) {}
-    ~stream() = default;
+    connection(worker& w, tcp_socket socket) noexcept : socket_(std::move(socket)), worker_(&w) {}
 
     void add_reference() noexcept { ++references_; }
     void release_reference() noexcept {
@@ -5942,11 +5944,11 @@ private:
     void fail(std::exception_ptr what) override;
 
     asio::awaitable<bool> refused_by(access given);
-    detail::exchange& current_exchange(const char* asked) const;
+    exchange& current_exchange(const char* asked) const;
     void check_thread() const;
     bool must_begin();
     void begin_streaming(bool finite);
-    start resolved(start from) const;
+    start resolved(const subscribe_options& how) const;
     template <class Frames>
     asio::awaitable<void> write(Frames frames);
     asio::awaitable<void> written();
@@ -5956,9 +5958,7 @@ private:
         if (!extra_) extra_ = std::make_unique<extra_state>();
         return *extra_;
     }
-    detail::chunked_encoder* chunks() const noexcept {
-        return extra_ ? extra_->chunks.get() : nullptr;
-    }
+    chunked_encoder* chunks() const noexcept { return extra_ ? extra_->chunks.get() : nullptr; }
     int refusal() const noexcept { return extra_ ? extra_->refusal : 0; }
     bool is_connected() const noexcept { return phase_ != phase::closed; }
     bool has_response() const noexcept; ///< A response, or a stream, has begun.
@@ -5968,22 +5968,25 @@ private:
     phase phase_ = phase::head;
     bool awaits_write_ = false;
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
-    detail::tcp_socket socket_;
-    detail::worker* worker_;
+    tcp_socket socket_;
+    worker* worker_;
     std::unique_ptr<extra_state> extra_;
-    detail::exchange* exchange_ = nullptr; // while a coroutine serves it
-    std::uint32_t index_ = nowhere;        // in the worker's connections
-    std::uint32_t began_ = 0;              // as a stream; worker's ms
-    std::uint32_t ends_at_ = 0;            // worker's ms; 0: never
+    exchange* exchange_ = nullptr;  // while a coroutine serves it
+    std::uint32_t index_ = nowhere; // in the worker's connections
+    std::uint32_t began_ = 0;       // as a stream; worker's ms
+    std::uint32_t ends_at_ = 0;     // worker's ms; 0: never
     std::uint32_t references_ = 0;
-    [[no_unique_address]] detail::operation_memory read_memory_;
+    [[no_unique_address]] operation_memory read_memory_;
     end_reason why_ = end_reason::ended;
     std::uint32_t group_ = nowhere; // that counts the current request, or this open stream
 };
 
-namespace detail {
+inline connection& connection_of(stream& s) noexcept { return static_cast<connection&>(s); }
+inline const connection& connection_of(const stream& s) noexcept {
+    return static_cast<const connection&>(s);
+}
 
-using stream_ref = local_ref<stream>;
+using stream_ref = local_ref<connection>;
 
 inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::last_chunk); }
 
@@ -6030,7 +6033,7 @@ enum class input_state : std::uint8_t {
 
 /// What a stream has only while one of its requests is served; whatever serves it owns this.
 struct exchange {
-    explicit exchange(stream& s);
+    explicit exchange(connection& s);
     ~exchange();
     exchange(const exchange&) = delete;
     exchange& operator=(const exchange&) = delete;
@@ -6071,7 +6074,7 @@ struct exchange {
     static constexpr std::uint64_t no_place = ~std::uint64_t{0};
 
     // Each waiting handler costs one of these, so it has no padding.
-    stream& owner;
+    connection& owner;
     std::unique_ptr<waiter> waiters;      // newest first
     std::string input;                    // received, not yet consumed
     std::optional<sse::request> request;  // the current one
@@ -6098,15 +6101,11 @@ struct exchange {
     bool resumable = false;        // the handler views a job, which its client can resume elsewhere
 };
 
-} // namespace detail
-
-inline bool stream::is_handled() const noexcept { return exchange_ && exchange_->run; }
-inline bool stream::has_response() const noexcept {
+inline bool connection::is_handled() const noexcept { return exchange_ && exchange_->run; }
+inline bool connection::has_response() const noexcept {
     return !exchange_ || exchange_->answered || phase_ == phase::streaming ||
            phase_ == phase::lingering;
 }
-
-namespace detail {
 
 /// Why a connection with a failed socket ended: the peer closed it, or the system gave it up.
 inline end_reason reason_of(const asio::error_code& failed) noexcept {
@@ -6382,6 +6381,7 @@ public:
 
 private:
     friend class sse::stream;
+    friend struct connection;
     friend struct exchange;
 
     using clock = std::chrono::steady_clock;
@@ -6422,36 +6422,37 @@ private:
     void check_ring_after(std::chrono::milliseconds delay);
 
     // One stream
-    void subscribe(stream& s, const std::string& topic, const start& from,
+    void subscribe(connection& s, const std::string& topic, const start& from,
                    const subscribe_options& how, bool is_private);
-    std::uint64_t name_of(stream& s);
-    std::optional<std::size_t> write_now(stream& s, std::span<const asio::const_buffer> buffers);
+    std::uint64_t name_of(connection& s);
+    std::optional<std::size_t> write_now(connection& s,
+                                         std::span<const asio::const_buffer> buffers);
     void write_block(std::span<receiver* const> to, std::string_view bytes,
                      std::span<std::size_t> taken);
-    void await_writable(stream& s);
-    void watch(stream& s);
-    void on_input(stream& s);
-    void resume_reading(stream& s);
+    void await_writable(connection& s);
+    void watch(connection& s);
+    void on_input(connection& s);
+    void resume_reading(connection& s);
     enum class rest_of_input : std::uint8_t { cut, nothing, request };
-    void cancel_if_ended(stream& s);
-    rest_of_input pending_input(const stream& s) const;
-    std::size_t max_body_bytes(const stream& s) const;
-    body_decoder body_decoder_for(const stream& s) const;
-    void poll_for_end(stream& s);
-    void enter(stream& s, phase next) noexcept;
-    void begin_life(stream& s);
-    void end_after(stream& s, std::chrono::milliseconds time);
-    void set_end(stream& s, std::uint32_t at);
+    void cancel_if_ended(connection& s);
+    rest_of_input pending_input(const connection& s) const;
+    std::size_t max_body_bytes(const connection& s) const;
+    body_decoder body_decoder_for(const connection& s) const;
+    void poll_for_end(connection& s);
+    void enter(connection& s, phase next) noexcept;
+    void begin_life(connection& s);
+    void end_after(connection& s, std::chrono::milliseconds time);
+    void set_end(connection& s, std::uint32_t at);
     bool note_end(std::uint32_t at) noexcept;
-    void finish(stream& s, end_reason why, frame_ref last = {});
-    void depart(stream& s);
-    void report_end(stream& s, end_reason why);
-    void close(stream& s, end_reason why);
-    void cancel(stream& s) noexcept;
+    void finish(connection& s, end_reason why, frame_ref last = {});
+    void depart(connection& s);
+    void report_end(connection& s, end_reason why);
+    void close(connection& s, end_reason why);
+    void cancel(connection& s) noexcept;
     void resume_soon(std::unique_ptr<waiter> one) noexcept;
     void resume_soon() noexcept;
     void resume_waiters();
-    stream_info info(stream& s);
+    stream_info info(connection& s);
 
     // Deadlines
     void arm_sweep();
@@ -6459,61 +6460,61 @@ private:
     void sweep();
     void log_blocked_worker(std::chrono::steady_clock::duration late);
     void log_no_io_uring(const std::error_code& why);
-    std::size_t check_deadlines(stream& s);
-    std::size_t keep_alive(stream& s);
+    std::size_t check_deadlines(connection& s);
+    std::size_t keep_alive(connection& s);
     void end_drain();
     void cut_leftovers();
     void dismiss();
-    void schedule_farewell(stream& s);
-    void send_farewell(stream& s);
+    void schedule_farewell(connection& s);
+    void send_farewell(connection& s);
     std::string retry_after(std::chrono::milliseconds least);
-    static bool is_response(const stream& s) noexcept;
+    static bool is_response(const connection& s) noexcept;
 
     // Coroutines
-    void on_first_input(stream& s, const asio::ip::address& peer);
-    void begin_serving(stream& s, const asio::ip::address& peer, std::string_view received,
+    void on_first_input(connection& s, const asio::ip::address& peer);
+    void begin_serving(connection& s, const asio::ip::address& peer, std::string_view received,
                        bool adopted);
     void resume_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what);
-    static asio::ip::address peer_of(const stream& s);
+    static asio::ip::address peer_of(const connection& s);
     void log_connection(std::string_view what, const asio::ip::address& peer) const;
-    void log_client(stream& s, const asio::ip::address& client);
-    void log_end(const stream& s) const;
+    void log_client(connection& s, const asio::ip::address& client);
+    void log_end(const connection& s) const;
     io_awaitable<void> serve(stream_ref s, std::unique_ptr<exchange> owned, unfinished what);
-    io_awaitable<void> sent(stream& s, exchange& state);
-    io_awaitable<void> serve_request(stream& s, exchange& state);
-    io_awaitable<request::verdict> read_head(stream& s, exchange& state);
-    bool end_request(stream& s, exchange& state);
-    static bool is_unsent(const stream& s, const exchange& state);
-    io_awaitable<void> answer_request(stream& s, exchange& state);
-    io_awaitable<bool> read_proxy(stream& s, exchange& state);
+    io_awaitable<void> sent(connection& s, exchange& state);
+    io_awaitable<void> serve_request(connection& s, exchange& state);
+    io_awaitable<request::verdict> read_head(connection& s, exchange& state);
+    bool end_request(connection& s, exchange& state);
+    static bool is_unsent(const connection& s, const exchange& state);
+    io_awaitable<void> answer_request(connection& s, exchange& state);
+    io_awaitable<bool> read_proxy(connection& s, exchange& state);
     const route* find_route(request& r, std::string& allow, group*& of);
-    io_awaitable<bool> is_granted(stream& s, exchange& state, const origin_matcher& matcher,
+    io_awaitable<bool> is_granted(connection& s, exchange& state, const origin_matcher& matcher,
                                   std::string_view origin);
     void warn_of_missing_field(const request& r, const asio::ip::address& peer) const;
     std::optional<std::string_view> host_of(const exchange& state) const;
     bool is_served_here(const exchange& state) const;
-    reply decide(stream& s, exchange& state, const route* found, group& of, bool granted,
+    reply decide(connection& s, exchange& state, const route* found, group& of, bool granted,
                  std::string allow);
-    static asio::awaitable<void> authorized(stream& s, const group& of, const handler& run);
-    void leave_group(stream& s) noexcept;
-    io_awaitable<void> refuse(stream& s, int status);
-    void count_proxied_client(stream& s, const asio::ip::address& client);
+    static asio::awaitable<void> authorized(connection& s, const group& of, const handler& run);
+    void leave_group(connection& s) noexcept;
+    io_awaitable<void> refuse(connection& s, int status);
+    void count_proxied_client(connection& s, const asio::ip::address& client);
     void run_handler(stream_ref s, std::unique_ptr<exchange> owned);
     void handler_ended(stream_ref s, std::unique_ptr<exchange> owned, std::exception_ptr failure);
-    unfinished after_handler(stream& s, exchange& state, std::exception_ptr failure);
-    void send_answer(stream& s, int status, std::string_view type, std::string_view text,
+    unfinished after_handler(connection& s, exchange& state, std::exception_ptr failure);
+    void send_answer(connection& s, int status, std::string_view type, std::string_view text,
                      std::string_view headers = {});
-    io_awaitable<void> answer(stream& s, int status, std::string_view text,
+    io_awaitable<void> answer(connection& s, int status, std::string_view text,
                               std::string_view headers = {});
-    io_awaitable<void> end_chunks(stream& s, exchange& state);
-    io_awaitable<void> linger(stream& s, exchange& state);
-    void run_gap_hook(stream& s, gap g);
+    io_awaitable<void> end_chunks(connection& s, exchange& state);
+    io_awaitable<void> linger(connection& s, exchange& state);
+    void run_gap_hook(connection& s, gap g);
     io_awaitable<void> gap_hook_task(stream_ref s, gap g);
-    void report(std::exception_ptr failure, const stream* of = nullptr) noexcept;
-    void fail(stream& s, std::exception_ptr failure);
+    void report(std::exception_ptr failure, const connection* of = nullptr) noexcept;
+    void fail(connection& s, std::exception_ptr failure);
     /// Whatever is thrown here ends this one stream, which the caller holds.
     template <class F>
-    void guarded(stream& s, F&& f) {
+    void guarded(connection& s, F&& f) {
         try {
             f();
         } catch (...) { fail(s, std::current_exception()); }
@@ -6522,7 +6523,7 @@ private:
 
     std::uint32_t milliseconds_now() const noexcept;
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
-    std::uint32_t age(const stream& s) const noexcept { return now_ - s.stamp_; }
+    std::uint32_t age(const connection& s) const noexcept { return now_ - s.stamp_; }
 
     std::vector<exchange*> exchanges_; // all; some end with the context
     detail::operation_memory drain_memory_;
@@ -6547,8 +6548,8 @@ private:
     clock::time_point slice_ended_{}; // of the current pass
     bool catching_up_ = false;        // catch_up() is posted
     detail::operation_memory turn_memory_;
-    std::vector<stream*> connections_; // all; holds a reference to each
-    std::unique_ptr<waiter> woken_;    // resumed in FIFO order
+    std::vector<connection*> connections_; // all; holds a reference to each
+    std::unique_ptr<waiter> woken_;        // resumed in FIFO order
     waiter* last_woken_ = nullptr;
     bool resume_posted_ = false;                           // resume_waiters() is posted
     bool cancels_are_due_ = false;                         // for some of exchanges_
@@ -6571,7 +6572,7 @@ private:
     std::atomic<bool> ended_{false}; // its thread runs nothing any more
 };
 
-SSE_DECL exchange::exchange(stream& s) : owner(s) {
+SSE_DECL exchange::exchange(connection& s) : owner(s) {
     std::vector<exchange*>& all = owner.worker_->exchanges_;
     index = static_cast<std::uint32_t>(all.size());
     all.push_back(this);
@@ -6672,7 +6673,7 @@ SSE_DECL worker::~worker() { on_context_destroyed(); }
 
 /// Its context is being destroyed. Connections remain only if that comes before their end.
 SSE_DECL void worker::on_context_destroyed() noexcept {
-    for (stream* const s : connections_) {
+    for (connection* const s : connections_) {
         enter(*s, phase::closed);
         feed_.remove(*s);
         s->release_reference();
@@ -6735,7 +6736,7 @@ SSE_DECL void worker::run() {
 }
 
 /// Reports the failure, with the request that it belongs to, if any.
-SSE_DECL void worker::report(std::exception_ptr failure, const stream* of) noexcept {
+SSE_DECL void worker::report(std::exception_ptr failure, const connection* of) noexcept {
     if (hub_.options.hooks.on_error) hub_.options.hooks.on_error(failure);
     if (!hub_.options.hooks.log) return;
     log_entry entry{.level = log_level::error, .what = "handler failed"};
@@ -6755,7 +6756,7 @@ SSE_DECL void worker::report(std::exception_ptr failure, const stream* of) noexc
     } catch (...) { hub_.log(entry); }
 }
 
-SSE_DECL void worker::fail(stream& s, std::exception_ptr failure) {
+SSE_DECL void worker::fail(connection& s, std::exception_ptr failure) {
     report(failure, &s);
     close(s, end_reason::failed);
 }
@@ -6788,7 +6789,7 @@ SSE_DECL void worker::shut_down() noexcept {
 /// for good: its first attempt should come after a usual restart.
 SSE_DECL void worker::dismiss() {
     for (std::size_t i = connections_.size(); i > 0;) {
-        stream& s = *connections_[--i];
+        connection& s = *connections_[--i];
         if (s.phase_ == phase::streaming && !is_response(s)) {
             const stream_ref held(&s);
             finish(s, end_reason::stopped,
@@ -6801,12 +6802,12 @@ SSE_DECL void worker::dismiss() {
 /// Takes over a connection that reserve() has counted, and that admit() may have counted too.
 SSE_DECL void worker::adopt(arrival one) {
     refresh();
-    stream* s = nullptr;
+    connection* s = nullptr;
     try {
         if (connections_.size() == connections_.capacity()) {
             connections_.reserve(connections_.size() * 2 + 16);
         }
-        s = new stream(*this, std::move(one.socket));
+        s = new connection(*this, std::move(one.socket));
         if (one.counted || one.refusal != 0) {
             s->extra().counted = one.counted;
             s->extra().refusal = one.refusal;
@@ -6840,7 +6841,7 @@ SSE_DECL void worker::give_back(const arrival& one) noexcept {
 
 /// Nothing is prepared for a client that has not sent anything yet: its first bytes start the
 /// coroutine. Often they have arrived before it is accepted.
-SSE_DECL void worker::on_first_input(stream& s, const asio::ip::address& peer) {
+SSE_DECL void worker::on_first_input(connection& s, const asio::ip::address& peer) {
     asio::error_code failed;
     const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
     if (would_block(failed)) return watch(s);
@@ -6848,7 +6849,7 @@ SSE_DECL void worker::on_first_input(stream& s, const asio::ip::address& peer) {
     begin_serving(s, peer, {scratch_->data(), n}, false);
 }
 
-SSE_DECL void worker::begin_serving(stream& s, const asio::ip::address& peer,
+SSE_DECL void worker::begin_serving(connection& s, const asio::ip::address& peer,
                                     std::string_view received, bool adopted) {
     const stream_ref held(&s);
     guarded(s, [&] {
@@ -6874,7 +6875,7 @@ SSE_DECL void worker::spawn(stream_ref s, io_awaitable<void> work) {
     });
 }
 
-SSE_DECL asio::ip::address worker::peer_of(const stream& s) {
+SSE_DECL asio::ip::address worker::peer_of(const connection& s) {
     asio::error_code gone; // a lost connection fails at its next read
     return without_mapping(s.socket_.remote_endpoint(gone).address());
 }
@@ -6885,14 +6886,14 @@ SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::addr
 
 /// All log lines of a client name the same address. So a proxy's connection is logged under its
 /// client's address, once a request has named it.
-SSE_DECL void worker::log_client(stream& s, const asio::ip::address& client) {
+SSE_DECL void worker::log_client(connection& s, const asio::ip::address& client) {
     if (!hub_.options.hooks.log || !hub_.speaks_for_others(peer_of(s))) return;
     const bool known = s.extra_ && s.extra_->log;
     s.extra().log = {{}, client, false};
     if (!known) log_connection("connected", client);
 }
 
-SSE_DECL void worker::log_end(const stream& s) const {
+SSE_DECL void worker::log_end(const connection& s) const {
     if (s.extra_ && s.extra_->log) return log_connection("disconnected", s.extra_->log->client);
     asio::ip::address peer = peer_of(s);
     if (peer.is_unspecified() && s.exchange_) {  // its client has reset it
@@ -7039,7 +7040,7 @@ SSE_DECL void worker::check_ring_after(std::chrono::milliseconds delay) {
 
 // --- one stream
 
-SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start& from,
+SSE_DECL void worker::subscribe(connection& s, const std::string& topic, const start& from,
                                 const subscribe_options& how, bool is_private) {
     refresh();
     be_woken();
@@ -7056,7 +7057,7 @@ SSE_DECL void worker::subscribe(stream& s, const std::string& topic, const start
 
 /// Its id in the server; assigned when first asked for, since each costs an entry. id % workers is
 /// the owning worker.
-SSE_DECL std::uint64_t worker::name_of(stream& s) {
+SSE_DECL std::uint64_t worker::name_of(connection& s) {
     if (s.cold_ && s.cold_->number != 0) return s.cold_->number;
     const std::uint64_t n = hub_.names.fetch_add(1, std::memory_order_relaxed) + 1;
     const std::uint64_t name = n * hub_.options.threads + index_;
@@ -7067,7 +7068,7 @@ SSE_DECL std::uint64_t worker::name_of(stream& s) {
     return name;
 }
 
-SSE_DECL stream_info worker::info(stream& s) {
+SSE_DECL stream_info worker::info(connection& s) {
     stream_info made;
     made.id = name_of(s);
     made.user = s.user();
@@ -7080,7 +7081,7 @@ SSE_DECL stream_info worker::info(stream& s) {
 
 /// Writes what the socket takes at once, and returns how much. If the socket is broken, closes the
 /// connection and returns nullopt.
-SSE_DECL std::optional<std::size_t> worker::write_now(stream& s,
+SSE_DECL std::optional<std::size_t> worker::write_now(connection& s,
                                                       std::span<const asio::const_buffer> buffers) {
     asio::error_code failed;
     const std::size_t n = buffers.size() == 1 ? s.socket_.write_some(buffers.front(), failed)
@@ -7097,7 +7098,7 @@ SSE_DECL std::optional<std::size_t> worker::write_now(stream& s,
 /// Writes the same bytes to several streams.
 SSE_DECL void worker::write_block(std::span<receiver* const> to, std::string_view bytes,
                                   std::span<std::size_t> taken) {
-    const auto of = [&](std::size_t i) -> stream& { return static_cast<stream&>(*to[i]); };
+    const auto of = [&](std::size_t i) -> connection& { return static_cast<connection&>(*to[i]); };
     if (sends_.is_open() && to.size() > 1) { // a single one is cheaper without it
         std::array<send_ring::handle, feed::max_at_once> sockets;
         for (std::size_t i = 0; i < to.size(); ++i) sockets[i] = of(i).socket_.native_handle();
@@ -7114,7 +7115,7 @@ SSE_DECL void worker::write_block(std::span<receiver* const> to, std::string_vie
     }
 }
 
-SSE_DECL void worker::await_writable(stream& s) {
+SSE_DECL void worker::await_writable(connection& s) {
     if (std::exchange(s.awaits_write_, true)) return;
     s.stamp_ = now_; // stalled from now on
     s.socket_.async_wait(tcp_socket::wait_write,
@@ -7127,11 +7128,11 @@ SSE_DECL void worker::await_writable(stream& s) {
 
 // --- one stream's input: a wait is always pending, the only prompt sign of a disconnect
 
-SSE_DECL void worker::watch(stream& s) {
+SSE_DECL void worker::watch(connection& s) {
     s.socket_.async_wait(tcp_socket::wait_read, input_ready{stream_ref(&s)});
 }
 
-SSE_DECL void worker::on_input(stream& s) {
+SSE_DECL void worker::on_input(connection& s) {
     exchange* const state = s.exchange_;
     if (!state && s.phase_ == phase::head) return on_first_input(s, peer_of(s));
     const bool streaming = s.phase_ == phase::streaming;
@@ -7175,7 +7176,7 @@ SSE_DECL void worker::on_input(stream& s) {
 
 /// The client has sent FIN. Complete requests that came before are still served; otherwise nobody
 /// wants what the handler waits for.
-SSE_DECL void worker::cancel_if_ended(stream& s) {
+SSE_DECL void worker::cancel_if_ended(connection& s) {
     const exchange& state = *s.exchange_;
     if (!state.input_ended() || !state.request || s.phase_ != phase::handling) return;
     const rest_of_input rest = pending_input(s);
@@ -7185,7 +7186,7 @@ SSE_DECL void worker::cancel_if_ended(stream& s) {
 }
 
 /// What follows the current request in the input received so far.
-SSE_DECL worker::rest_of_input worker::pending_input(const stream& s) const {
+SSE_DECL worker::rest_of_input worker::pending_input(const connection& s) const {
     const exchange& state = *s.exchange_;
     std::string remaining = state.input;
     if (state.body_is_left()) {
@@ -7199,12 +7200,12 @@ SSE_DECL worker::rest_of_input worker::pending_input(const stream& s) const {
 }
 
 /// The limit of its group, which it has once its route is known.
-SSE_DECL std::size_t worker::max_body_bytes(const stream& s) const {
-    const bool known = s.group_ != stream::nowhere;
+SSE_DECL std::size_t worker::max_body_bytes(const connection& s) const {
+    const bool known = s.group_ != receiver::nowhere;
     return (known ? hub_.groups[s.group_] : hub_.groups.front()).max_body_bytes();
 }
 
-SSE_DECL body_decoder worker::body_decoder_for(const stream& s) const {
+SSE_DECL body_decoder worker::body_decoder_for(const connection& s) const {
     const request& r = *s.exchange_->request;
     return r.chunked ? body_decoder::of_chunks(max_body_bytes(s))
                      : body_decoder::of_size(r.content_length);
@@ -7212,7 +7213,7 @@ SSE_DECL body_decoder worker::body_decoder_for(const stream& s) const {
 
 /// While a handler leaves its client's input unread, the FIN after it is not read either, so the
 /// sweep asks for it. After a FIN no more comes, and what remains fits the socket's buffer.
-SSE_DECL void worker::poll_for_end(stream& s) {
+SSE_DECL void worker::poll_for_end(connection& s) {
     exchange& state = *s.exchange_;
     if (state.input_ended()) { // a client that merely has no more requests still reads
         if (has_hung_up(s.socket_, true)) close(s, end_reason::client_left);
@@ -7235,7 +7236,7 @@ SSE_DECL void worker::poll_for_end(stream& s) {
     }
 }
 
-SSE_DECL void worker::resume_reading(stream& s) {
+SSE_DECL void worker::resume_reading(connection& s) {
     exchange& state = *s.exchange_;
     if (!s.is_connected() || state.intake != input_state::paused) return;
     if (state.input.size() > hub_.options.limits.head_bytes) return;
@@ -7245,7 +7246,7 @@ SSE_DECL void worker::resume_reading(stream& s) {
 
 // --- phases, deadlines, end
 
-SSE_DECL void worker::enter(stream& s, phase next) noexcept {
+SSE_DECL void worker::enter(connection& s, phase next) noexcept {
     if (!s.is_connected()) return; // whatever its coroutines still do
     assert(may_follow(s.phase_, next));
     if (next == phase::streaming) streaming_.fetch_add(1, std::memory_order_relaxed);
@@ -7256,7 +7257,7 @@ SSE_DECL void worker::enter(stream& s, phase next) noexcept {
 }
 
 /// Sets what applies while a stream is open: its maximum age, and how its end is reported.
-SSE_DECL void worker::begin_life(stream& s) {
+SSE_DECL void worker::begin_life(connection& s) {
     const auto& o = hub_.options;
     const request& r = *s.exchange_->request;
     s.began_ = now_;
@@ -7274,11 +7275,11 @@ SSE_DECL void worker::begin_life(stream& s) {
     if (o.hooks.on_connect) o.hooks.on_connect(s);
 }
 
-SSE_DECL void worker::end_after(stream& s, std::chrono::milliseconds time) {
+SSE_DECL void worker::end_after(connection& s, std::chrono::milliseconds time) {
     set_end(s, milliseconds_now() + static_cast<std::uint32_t>(time.count()));
 }
 
-SSE_DECL void worker::set_end(stream& s, std::uint32_t at) {
+SSE_DECL void worker::set_end(connection& s, std::uint32_t at) {
     s.ends_at_ = at == 0 ? 1 : at; // 0 means never
     if (!note_end(s.ends_at_) || sweep_at_ != 0 || !end_timer_ || stopping_) return;
     try {
@@ -7300,7 +7301,7 @@ SSE_DECL bool worker::note_end(std::uint32_t at) noexcept {
 }
 
 /// Ends the stream once its client has everything meant for it, and this frame after that.
-SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
+SSE_DECL void worker::finish(connection& s, end_reason why, frame_ref last) {
     if (s.is_finishing()) return;
     s.why_ = why;
     // The last chunk marks the response as complete, which only its handler can do. A handler that
@@ -7314,7 +7315,7 @@ SSE_DECL void worker::finish(stream& s, end_reason why, frame_ref last) {
 }
 
 /// Everything has been written.
-SSE_DECL void worker::depart(stream& s) {
+SSE_DECL void worker::depart(connection& s) {
     if (s.phase_ != phase::streaming) return;
     if (s.why_ == end_reason::drained) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     report_end(s, s.why_);
@@ -7330,7 +7331,7 @@ SSE_DECL void worker::depart(stream& s) {
     s.exchange_->wake();
 }
 
-SSE_DECL void worker::report_end(stream& s, end_reason why) {
+SSE_DECL void worker::report_end(connection& s, end_reason why) {
     if (!s.extra_ || !s.extra_->log || !std::exchange(s.extra_->log->reports_end, false)) return;
     const auto& o = hub_.options;
     hub_.log({.level = log_level::info,
@@ -7343,7 +7344,7 @@ SSE_DECL void worker::report_end(stream& s, end_reason why) {
 }
 
 /// Ends a connection now. May destroy the stream unless the caller holds a reference.
-SSE_DECL void worker::close(stream& s, end_reason why) {
+SSE_DECL void worker::close(connection& s, end_reason why) {
     if (!s.is_connected()) return;
     const bool streamed = s.phase_ == phase::streaming;
     s.phase_ = phase::closed; // first: what follows calls hooks
@@ -7374,7 +7375,7 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
     if (s.extra_ && s.extra_->counted) hub_.addresses.leave(s.extra_->counted);
     if (s.refusal() != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
-    stream* const last = connections_.back();
+    connection* const last = connections_.back();
     last->index_ = s.index_;
     connections_[s.index_] = last;
     connections_.pop_back();
@@ -7384,7 +7385,7 @@ SSE_DECL void worker::close(stream& s, end_reason why) {
 }
 
 /// Cancels what the handler waits for. Posted, since the caller may be that handler.
-SSE_DECL void worker::cancel(stream& s) noexcept {
+SSE_DECL void worker::cancel(connection& s) noexcept {
     if (!s.exchange_) return;
     try {
         asio::post(io_, [this, held = stream_ref(&s)] {
@@ -7431,7 +7432,7 @@ SSE_DECL void worker::post_to(std::uint64_t name, std::function<void(stream&)> w
         refresh();
         receiver* const found = feed_.find(name);
         if (!found) return;
-        const stream_ref held(static_cast<stream*>(found));
+        const stream_ref held(static_cast<connection*>(found));
         guarded(*held, [&] { what(*held); });
     });
 }
@@ -7441,7 +7442,7 @@ SSE_DECL void worker::revoke_if(std::function<bool(const stream_info&)> which) {
         refresh();
         // From last to first: when one is removed, the last takes its place.
         for (std::size_t i = connections_.size(); i > 0;) {
-            stream& s = *connections_[--i];
+            connection& s = *connections_[--i];
             if (s.phase_ == phase::streaming && which(info(s))) close(s, end_reason::revoked);
             i = std::min(i, connections_.size());
         }
@@ -7452,7 +7453,7 @@ SSE_DECL void worker::list(std::shared_ptr<listing> all) {
     asio::post(io_, [this, all] {
         refresh();
         std::vector<stream_info> mine;
-        for (stream* const s : connections_) {
+        for (connection* const s : connections_) {
             if (s->phase_ == phase::streaming) mine.push_back(info(*s));
         }
         {
@@ -7474,7 +7475,7 @@ SSE_DECL void worker::send_away(std::shared_ptr<const farewell> how) noexcept {
         refresh();
         farewell_ = how;
         cut_at_ = now_ + static_cast<std::uint32_t>(how->window.count());
-        for (stream* const s : connections_) schedule_farewell(*s);
+        for (connection* const s : connections_) schedule_farewell(*s);
         arm_sweep();
     });
 }
@@ -7487,13 +7488,13 @@ SSE_DECL void worker::end_drain() {
 
 /// At a random time, so that clients do not all reconnect at once. The last fifth of the window is
 /// for receiving what remains.
-SSE_DECL void worker::schedule_farewell(stream& s) {
+SSE_DECL void worker::schedule_farewell(connection& s) {
     const auto window = static_cast<std::uint32_t>(farewell_->window.count());
     std::uniform_int_distribution<std::uint32_t> least(window / 5, window);
     set_end(s, cut_at_ - least(random_)); // by the end, however late this thread gets to run
 }
 
-SSE_DECL void worker::send_farewell(stream& s) {
+SSE_DECL void worker::send_farewell(connection& s) {
     s.ends_at_ = 0;
     if (is_response(s)) return; // its handler ends it, or the end of the window
     if (s.phase_ == phase::streaming) {
@@ -7520,14 +7521,14 @@ SSE_DECL std::string worker::retry_after(std::chrono::milliseconds least) {
 }
 
 /// Whether a running handler writes a response of its own, with an end: it follows no topic.
-SSE_DECL bool worker::is_response(const stream& s) noexcept {
+SSE_DECL bool worker::is_response(const connection& s) noexcept {
     return s.phase_ == phase::streaming && s.is_handled() && !s.exchange_->resumable &&
            !s.follows();
 }
 
 SSE_DECL void worker::cut_leftovers() {
     while (!connections_.empty()) {
-        stream& s = *connections_.back();
+        connection& s = *connections_.back();
         if (s.phase_ == phase::streaming) hub_.cut.fetch_add(1, std::memory_order_relaxed);
         close(s, end_reason::cut);
     }
@@ -7613,7 +7614,7 @@ SSE_DECL void worker::sweep() {
 }
 
 /// Does what is due for a connection. Returns how many writes that took.
-SSE_DECL std::size_t worker::check_deadlines(stream& s) {
+SSE_DECL std::size_t worker::check_deadlines(connection& s) {
     const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
     const auto& o = hub_.options;
     if (s.phase_ == phase::lost) {
@@ -7677,63 +7678,60 @@ SSE_DECL std::size_t worker::check_deadlines(stream& s) {
 }
 
 /// Sends a sign of life on a silent stream. Returns how many writes that took.
-SSE_DECL std::size_t worker::keep_alive(stream& s) {
+SSE_DECL std::size_t worker::keep_alive(connection& s) {
     const auto silence = hub_.options.heartbeat.count();
     const bool silent = silence != 0 && age(s) >= silence;
     if (!silent && !feed_.needs_id(s)) return 0;
     return feed_.heartbeat(s) ? 1 : 0;
 }
 
-// --- what the feed asks of a stream
+// --- what the feed asks of a connection
 
-} // namespace detail
-
-SSE_DECL std::optional<std::size_t> stream::write_some(std::span<const asio::const_buffer> bytes) {
+SSE_DECL std::optional<std::size_t>
+connection::write_some(std::span<const asio::const_buffer> bytes) {
     if (!chunks()) return worker_->write_now(*this, bytes);
     return chunks()->write(bytes, [this](std::span<const asio::const_buffer> framed) {
         return worker_->write_now(*this, framed);
     });
 }
 
-SSE_DECL void stream::await_writable() { worker_->await_writable(*this); }
+SSE_DECL void connection::await_writable() { worker_->await_writable(*this); }
 
-SSE_DECL void stream::yield() {
+SSE_DECL void connection::yield() {
     if (!is_connected()) return;
-    asio::post(worker_->io_, [held = detail::stream_ref(this)] {
+    asio::post(worker_->io_, [held = stream_ref(this)] {
         held->worker_->refresh();
         if (held->is_connected()) held->worker_->feed_.flush(*held);
     });
 }
 
-SSE_DECL void stream::progressed() {
+SSE_DECL void connection::progressed() {
     if (!exchange_) return;
-    exchange_->first_place = detail::exchange::no_place;
+    exchange_->first_place = exchange::no_place;
     exchange_->wake();
 }
 
-SSE_DECL void stream::settled() {
+SSE_DECL void connection::settled() {
     if (exchange_) exchange_->wake();
 }
 
-SSE_DECL bool stream::run_gap_hook(const gap& g) {
+SSE_DECL bool connection::run_gap_hook(const gap& g) {
     if (!worker_->hub_.options.hooks.on_gap) return false;
     worker_->run_gap_hook(*this, g);
     return true;
 }
 
-SSE_DECL void stream::finished() {
+SSE_DECL void connection::finished() {
     if (phase_ == phase::streaming && chunks() && chunks()->end()) {
         cold_->said_farewell = true;
-        return worker_->feed_.put(*this, detail::last_chunk_frame()); // then this is called again
+        return worker_->feed_.put(*this, last_chunk_frame()); // then this is called again
     }
     worker_->depart(*this);
 }
 
-SSE_DECL void stream::end(end_reason why) { worker_->close(*this, why); }
+SSE_DECL void connection::end(end_reason why) { worker_->close(*this, why); }
 
-SSE_DECL void stream::fail(std::exception_ptr what) { worker_->fail(*this, what); }
-
-namespace detail {
+SSE_DECL void connection::fail(std::exception_ptr what) { worker_->fail(*this, what); }
 
 // >>connection ////////////////////////////////////////////////////////////////////////////////////
 // The worker's coroutines: one for each connection, from its first bytes to its end, or until its
@@ -7742,13 +7740,13 @@ namespace detail {
 // tests/shapes.cpp
 
 /// Waits until all of the stream's own frames are written, or it is closed.
-SSE_DECL io_awaitable<void> worker::sent(stream& s, exchange& state) {
+SSE_DECL io_awaitable<void> worker::sent(connection& s, exchange& state) {
     while (s.is_connected() && state.box.written < state.box.queued)
         co_await state.change<io_executor>();
 }
 
 /// Whether something must still be sent or awaited before a stream can live on without a coroutine.
-SSE_DECL bool worker::is_unsent(const stream& s, const exchange& state) {
+SSE_DECL bool worker::is_unsent(const connection& s, const exchange& state) {
     const bool leaving = s.is_finishing() && s.phase_ == phase::streaming;
     return state.gap_hook_running ||
            (s.is_connected() && (leaving || state.box.written < state.box.queued));
@@ -7797,7 +7795,7 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
 }
 
 /// Reads the head of the PROXY protocol. Returns false if there is none; the connection then ends.
-SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, exchange& state) {
+SSE_DECL io_awaitable<bool> worker::read_proxy(connection& s, exchange& state) {
     enter(s, phase::head);
     proxy_head head = read_proxy_head(state.input);
     while (head.outcome == proxy_head::progress::need_more && s.is_connected() &&
@@ -7819,7 +7817,7 @@ SSE_DECL io_awaitable<bool> worker::read_proxy(stream& s, exchange& state) {
 
 /// Counts the connection for its client if the peer speaks for others: accept could not know the
 /// client.
-SSE_DECL void worker::count_proxied_client(stream& s, const asio::ip::address& client) {
+SSE_DECL void worker::count_proxied_client(connection& s, const asio::ip::address& client) {
     const auto& o = hub_.options;
     if (o.limits.connections_per_ip == 0 && o.limits.connect_rate_per_ip == 0) return;
     const auto key = counting_prefix(client);
@@ -7840,7 +7838,7 @@ SSE_DECL void worker::count_proxied_client(stream& s, const asio::ip::address& c
 // that lives as long as its handler would keep a large block.
 
 /// Reads one request and responds to it, or chooses the handler that will.
-SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
+SSE_DECL io_awaitable<void> worker::serve_request(connection& s, exchange& state) {
     enter(s, phase::head);
     if (s.cold_) { // it belongs to the previous request
         feed_.remove(s);
@@ -7863,7 +7861,7 @@ SSE_DECL io_awaitable<void> worker::serve_request(stream& s, exchange& state) {
 }
 
 /// Reads the head of a request. Afterwards there is a current request, unless none came.
-SSE_DECL io_awaitable<request::verdict> worker::read_head(stream& s, exchange& state) {
+SSE_DECL io_awaitable<request::verdict> worker::read_head(connection& s, exchange& state) {
     head_parser parser(hub_.options.limits.head_bytes);
     auto progress = parser.feed(state.input);
     while (progress == head_parser::progress::need_more && s.is_connected() &&
@@ -7912,7 +7910,7 @@ SSE_DECL void worker::warn_of_missing_field(const request& r, const asio::ip::ad
 }
 
 /// Returns whether the connection may carry another request.
-SSE_DECL bool worker::end_request(stream& s, exchange& state) {
+SSE_DECL bool worker::end_request(connection& s, exchange& state) {
     if (!s.follows() || !s.is_connected())
         leave_group(s); // a stream that lives on leaves it at its end
     state.served = true;
@@ -7928,7 +7926,7 @@ SSE_DECL bool is_same_origin(const std::optional<std::string_view>& host,
 }
 
 /// Responds to a request that is over a limit.
-SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
+SSE_DECL io_awaitable<void> worker::refuse(connection& s, int status) {
     const auto& o = hub_.options;
     const request& r = *s.exchange_->request;
     hub_.refused.fetch_add(1, std::memory_order_relaxed);
@@ -7962,7 +7960,7 @@ SSE_DECL io_awaitable<void> worker::refuse(stream& s, int status) {
     co_await answer(s, status, why, "Retry-After: " + std::to_string(seconds) + "\r\n");
 }
 
-SSE_DECL io_awaitable<bool> worker::is_granted(stream& s, exchange& state,
+SSE_DECL io_awaitable<bool> worker::is_granted(connection& s, exchange& state,
                                                const origin_matcher& matcher,
                                                std::string_view origin) {
     if (!matcher.is_coroutine()) co_return matcher.test(origin, *state.request);
@@ -8001,7 +7999,7 @@ SSE_DECL const route* worker::find_route(request& r, std::string& allow, group*&
     return nullptr;
 }
 
-SSE_DECL io_awaitable<void> worker::answer_request(stream& s, exchange& state) {
+SSE_DECL io_awaitable<void> worker::answer_request(connection& s, exchange& state) {
     std::string allow;
     group* of = &hub_.groups.front();
     const route* const found = find_route(*state.request, allow, of);
@@ -8054,7 +8052,7 @@ SSE_DECL std::string quoted(std::string_view text) {
 }
 
 /// Decides the response, unless a handler is to give it.
-SSE_DECL worker::reply worker::decide(stream& s, exchange& state, const route* found, group& of,
+SSE_DECL worker::reply worker::decide(connection& s, exchange& state, const route* found, group& of,
                                       bool granted, std::string allow) {
     const request& r = *state.request;
     const auto host = host_of(state);
@@ -8094,9 +8092,9 @@ SSE_DECL worker::reply worker::decide(stream& s, exchange& state, const route* f
     return {};
 }
 
-SSE_DECL void worker::leave_group(stream& s) noexcept {
-    const std::uint32_t of = std::exchange(s.group_, stream::nowhere);
-    if (of != stream::nowhere) hub_.groups[of].leave();
+SSE_DECL void worker::leave_group(connection& s) noexcept {
+    const std::uint32_t of = std::exchange(s.group_, receiver::nowhere);
+    if (of != receiver::nowhere) hub_.groups[of].leave();
 }
 
 /// The status of the response after a handler threw.
@@ -8110,7 +8108,8 @@ SSE_DECL int status_of(std::error_code code) noexcept {
 }
 
 /// Asks the authorize hooks of the groups around a route first, the outermost first.
-SSE_DECL asio::awaitable<void> worker::authorized(stream& s, const group& of, const handler& run) {
+SSE_DECL asio::awaitable<void> worker::authorized(connection& s, const group& of,
+                                                  const handler& run) {
     std::vector<const group*> groups;
     for (const group* g = &of; g; g = g->around) {
         if (g->options.authorize) groups.push_back(g);
@@ -8158,7 +8157,7 @@ SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<exchange> owne
     });
 }
 
-SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
+SSE_DECL worker::unfinished worker::after_handler(connection& s, exchange& state,
                                                   std::exception_ptr failure) {
     std::error_code code;
     try {
@@ -8200,7 +8199,7 @@ SSE_DECL worker::unfinished worker::after_handler(stream& s, exchange& state,
 }
 
 /// Ends a stream whose handler has completed it: the connection may serve another request.
-SSE_DECL io_awaitable<void> worker::end_chunks(stream& s, exchange& state) {
+SSE_DECL io_awaitable<void> worker::end_chunks(connection& s, exchange& state) {
     // Until nothing at all is pending: the last chunk would cut even a heartbeat in two.
     while (s.is_connected() && !s.is_finishing() && s.busy_) co_await state.change<io_executor>();
     if (!s.is_connected() || s.is_finishing()) co_return; // something else has ended it meanwhile
@@ -8238,7 +8237,7 @@ SSE_DECL frame_ref make_answer(const exchange& state, int status, std::string_vi
 }
 
 /// Sends a whole response to the current request, without waiting for it.
-SSE_DECL void worker::send_answer(stream& s, int status, std::string_view type,
+SSE_DECL void worker::send_answer(connection& s, int status, std::string_view type,
                                   std::string_view text, std::string_view headers) {
     exchange& state = *s.exchange_;
     if (hub_.stopped || !state.may_serve_another()) state.keep = false;
@@ -8249,7 +8248,7 @@ SSE_DECL void worker::send_answer(stream& s, int status, std::string_view type,
     state.answered = true; // not earlier: if memory runs out above, that gets a response
 }
 
-SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_view text,
+SSE_DECL io_awaitable<void> worker::answer(connection& s, int status, std::string_view text,
                                            std::string_view headers) {
     send_answer(s, status, "text/plain; charset=utf-8", text, headers);
     co_await sent(s, *s.exchange_);
@@ -8257,7 +8256,7 @@ SSE_DECL io_awaitable<void> worker::answer(stream& s, int status, std::string_vi
 
 /// Closes our end and awaits the client's, so that unread input does not turn the close into a
 /// reset that costs the client the response (RFC 9112 9.6).
-SSE_DECL io_awaitable<void> worker::linger(stream& s, exchange& state) {
+SSE_DECL io_awaitable<void> worker::linger(connection& s, exchange& state) {
     enter(s, phase::lingering);
     asio::error_code ignored; // the next read notices a lost connection
     s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
@@ -8268,7 +8267,7 @@ SSE_DECL io_awaitable<void> worker::linger(stream& s, exchange& state) {
 
 /// Runs options::hooks.on_gap beside whatever else serves the stream, which the feed holds
 /// meanwhile.
-SSE_DECL void worker::run_gap_hook(stream& s, gap g) {
+SSE_DECL void worker::run_gap_hook(connection& s, gap g) {
     asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
         if (!held->is_connected()) return;
         spawn(held, gap_hook_task(held, std::move(g)));
@@ -8298,14 +8297,15 @@ SSE_DECL io_awaitable<void> worker::gap_hook_task(stream_ref s, gap g) {
 // --- what handlers call
 
 SSE_DECL const sse::request& stream::request() const {
-    if (!exchange_ || !exchange_->request) {
+    auto& self = detail::connection_of(*this);
+    if (!self.exchange_ || !self.exchange_->request) {
         throw std::logic_error("sse::stream::request: only while the handler runs");
     }
-    return *exchange_->request;
+    return *self.exchange_->request;
 }
 
 /// Applies the result of an authorize hook. Returns true if it refused, with the response sent.
-SSE_DECL asio::awaitable<bool> stream::refused_by(access given) {
+SSE_DECL asio::awaitable<bool> detail::connection::refused_by(access given) {
     access::terms& terms = given.terms_;
     for (const auto& [name, value] : terms.headers) add_header(name, value);
     if (!given.granted()) {
@@ -8318,7 +8318,7 @@ SSE_DECL asio::awaitable<bool> stream::refused_by(access given) {
     co_return false;
 }
 
-SSE_DECL detail::exchange& stream::current_exchange(const char* asked) const {
+SSE_DECL detail::exchange& detail::connection::current_exchange(const char* asked) const {
     if (!exchange_) {
         throw std::logic_error(std::string("sse::stream::") + asked +
                                ": only while the handler runs");
@@ -8328,14 +8328,14 @@ SSE_DECL detail::exchange& stream::current_exchange(const char* asked) const {
 
 /// A worker has no locks. Once its context has stopped there is nothing to race with, and what the
 /// program destroys then may still call.
-SSE_DECL void stream::check_thread() const {
+SSE_DECL void detail::connection::check_thread() const {
     if (!worker_->runs_here() && !worker_->context().stopped()) {
         throw std::system_error(errc::wrong_thread, "sse::stream");
     }
 }
 
 /// Whether the head of an event stream is still to be sent. Throws if there can be no stream.
-SSE_DECL bool stream::must_begin() {
+SSE_DECL bool detail::connection::must_begin() {
     check_thread();
     const bool first = phase_ != phase::streaming;
     if (first && exchange_ && exchange_->input_ended()) { // it has left
@@ -8352,7 +8352,7 @@ SSE_DECL bool stream::must_begin() {
 /// Sends the head of an event stream. Its subscription is in effect already, so what is published
 /// once the client sees the head reaches it. The head goes out on the next loop iteration, so that
 /// replayed messages share its write.
-SSE_DECL void stream::begin_streaming(bool finite) {
+SSE_DECL void detail::connection::begin_streaming(bool finite) {
     using detail::chunked_encoder;
     // If the end of the connection ends the body, Varnish holds back what comes with the head.
     const bool framed = finite || request().header("X-Varnish");
@@ -8389,14 +8389,17 @@ SSE_DECL void stream::begin_streaming(bool finite) {
 }
 
 /// Resolves `since` and `resume`, which depend on the time and on the request.
-SSE_DECL start stream::resolved(start from) const {
+SSE_DECL start detail::connection::resolved(const subscribe_options& how) const {
     using namespace std::chrono;
+    start from = how.from;
     if (from.kind_ == start::kind::since) {
         const auto age = system_clock::now() - from.time_;
         const milliseconds most(std::numeric_limits<std::int32_t>::max()); // 24 days
         from.age_ = age > most ? most : ceil<milliseconds>(age);
     }
     const bool resumes = from.kind_ == start::kind::resume;
+    // A held subscription follows a snapshot, which makes earlier messages useless.
+    if (resumes && how.held) return start::now();
     if ((!resumes && !from.or_resume_) || !exchange_ || !exchange_->request) return from;
     std::string id = detail::last_event_id(*exchange_->request);
     if (!id.empty()) return start::after(std::move(id));
@@ -8404,65 +8407,92 @@ SSE_DECL start stream::resolved(start from) const {
 }
 
 SSE_DECL void stream::subscribe(std::string_view topic, subscribe_options how) {
+    auto& self = detail::connection_of(*this);
     const std::string canonical = detail::checked_topic(topic);
-    const bool first = must_begin();
+    const bool first = self.must_begin();
     if (first && !detail::accepts_event_stream(request())) {
         throw std::system_error(errc::not_acceptable, "sse::stream");
     }
     const bool head_only = first && request().is_head();
     if (!head_only) {
-        // A held subscription follows a snapshot, which makes earlier messages useless.
-        const bool anew = how.held && how.from.kind_ == start::kind::resume;
-        const start from = anew ? start::now() : resolved(how.from);
-        if (!follows() && !user().empty()) {
+        const start from = self.resolved(how);
+        if (!self.follows() && !user().empty()) {
             subscribe_options own; // no filter: it applies to the topic
             own.lag = how.lag;
-            worker_->subscribe(*this, detail::user_topic(cold_->user), from, own, true);
+            self.worker_->subscribe(self, detail::user_topic(self.cold_->user), from, own, true);
         }
-        worker_->subscribe(*this, canonical, from, how, false);
-        if (how.held) worker_->feed_.hold(*this);
+        self.worker_->subscribe(self, canonical, from, how, false);
+        if (how.held) self.worker_->feed_.hold(self);
     }
-    if (first) begin_streaming(false);
+    if (first) self.begin_streaming(false);
+}
+
+SSE_DECL bool stream::open() const noexcept {
+    auto& self = detail::connection_of(*this);
+    return self.is_connected() && !self.is_finishing();
+}
+
+SSE_DECL std::string_view stream::user() const noexcept {
+    auto& self = detail::connection_of(*this);
+    return self.cold_ ? self.cold_->user : std::string_view();
+}
+
+SSE_DECL stream::executor_type stream::get_executor() noexcept {
+    return detail::connection_of(*this).socket_.get_executor();
 }
 
 SSE_DECL bool stream::unsubscribe(std::string_view topic) {
-    check_thread();
-    return worker_->feed_.unsubscribe(*this, detail::checked_topic(topic));
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
+    return self.worker_->feed_.unsubscribe(self, detail::checked_topic(topic));
 }
 
 SSE_DECL void stream::resume() {
-    check_thread();
-    worker_->feed_.release(*this);
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
+    self.worker_->feed_.release(self);
 }
 
 SSE_DECL void stream::close() {
-    check_thread();
-    if (phase_ == phase::streaming) worker_->finish(*this, end_reason::ended);
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
+    if (self.phase_ == detail::phase::streaming) self.worker_->finish(self, end_reason::ended);
 }
 
 SSE_DECL std::uint64_t stream::id() {
-    check_thread();
-    return worker_->name_of(*this);
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
+    return self.worker_->name_of(self);
 }
 
 SSE_DECL void stream::set_user(std::string_view key) {
-    check_thread();
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
     const std::string topic = detail::user_topic(key);
     if (user() == key) return;
-    const std::string old = std::exchange(cold().user, std::string(key));
-    if (!follows()) return; // subscribe() will
-    if (!old.empty()) worker_->feed_.unsubscribe(*this, detail::user_topic(old), true);
-    worker_->subscribe(*this, topic, start::now(), {}, true);
+    const std::string old = std::exchange(self.cold().user, std::string(key));
+    if (!self.follows()) return; // subscribe() will
+    if (!old.empty()) self.worker_->feed_.unsubscribe(self, detail::user_topic(old), true);
+    self.worker_->subscribe(self, topic, start::now(), {}, true);
 }
 
-SSE_DECL std::vector<std::string> stream::topics() const { return worker_->feed_.topics_of(*this); }
+SSE_DECL std::vector<std::string> stream::topics() const {
+    auto& self = detail::connection_of(*this);
+    return self.worker_->feed_.topics_of(self);
+}
 
-SSE_DECL sse::lag stream::lag() const { return worker_->feed_.lag_of(*this); }
+SSE_DECL sse::lag stream::lag() const {
+    auto& self = detail::connection_of(*this);
+    return self.worker_->feed_.lag_of(self);
+}
 
-SSE_DECL stream_info stream::info() { return worker_->info(*this); }
+SSE_DECL stream_info stream::info() {
+    auto& self = detail::connection_of(*this);
+    return self.worker_->info(self);
+}
 
 /// Suspends until everything now in the box is written.
-SSE_DECL asio::awaitable<void> stream::written() {
+SSE_DECL asio::awaitable<void> detail::connection::written() {
     const std::uint64_t mine = exchange_->box.queued;
     // A handler that never has to wait would monopolize its thread.
     if (mine % 64 == 0) co_await asio::post(socket_.get_executor(), asio::use_awaitable);
@@ -8474,7 +8504,7 @@ SSE_DECL asio::awaitable<void> stream::written() {
 
 /// One frame, or several.
 template <class Frames>
-asio::awaitable<void> stream::write(Frames frames) {
+asio::awaitable<void> detail::connection::write(Frames frames) {
     if (!open()) throw std::system_error(errc::closed, "sse::stream");
     current_exchange("send");
     worker_->refresh();
@@ -8483,74 +8513,86 @@ asio::awaitable<void> stream::write(Frames frames) {
 }
 
 SSE_DECL void stream::begin() {
-    if (!must_begin()) return;
-    begin_streaming(true);
+    auto& self = detail::connection_of(*this);
+    if (!self.must_begin()) return;
+    self.begin_streaming(true);
     // Some proxies hold back a head until the first byte of its body.
-    worker_->feed_.enqueue_later(*this, detail::make_raw_frame(":\n"));
-    exchange_->begun = exchange_->box.queued;
+    self.worker_->feed_.enqueue_later(self, detail::make_raw_frame(":\n"));
+    self.exchange_->begun = self.exchange_->box.queued;
 }
 
 SSE_DECL asio::awaitable<void> stream::send(const message& m) {
+    auto& self = detail::connection_of(*this);
     detail::frame_ref f = detail::make_frame(detail::frame::kind::stream, {}, m);
-    if (must_begin()) begin_streaming(true);
-    return write(std::move(f));
+    if (self.must_begin()) self.begin_streaming(true);
+    return self.write(std::move(f));
 }
 
 SSE_DECL asio::awaitable<void> stream::send(std::span<const message> several) {
+    auto& self = detail::connection_of(*this);
     std::vector<detail::frame_ref> frames;
     for (const message& m : several) {
         frames.push_back(detail::make_frame(detail::frame::kind::stream, {}, m));
     }
-    if (must_begin()) begin_streaming(true);
-    return write(std::move(frames));
+    if (self.must_begin()) self.begin_streaming(true);
+    return self.write(std::move(frames));
 }
 
 SSE_DECL bool stream::try_send(const message& m) {
-    check_thread();
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
     detail::frame_ref f = detail::make_frame(detail::frame::kind::stream, {}, m);
-    if (!open() || !exchange_) return false;
+    if (!open() || !self.exchange_) return false;
     try {
-        if (must_begin()) begin_streaming(true);
+        if (self.must_begin()) self.begin_streaming(true);
     } catch (const std::system_error& e) {
         if (e.code() == errc::closed) return false;
         throw;
     }
-    const detail::outbox& box = exchange_->box;
-    if (box.written < box.queued && box.queued > exchange_->begun) return false;
-    worker_->refresh();
-    worker_->feed_.enqueue(*this, std::move(f));
+    const detail::outbox& box = self.exchange_->box;
+    if (box.written < box.queued && box.queued > self.exchange_->begun) return false;
+    self.worker_->refresh();
+    self.worker_->feed_.enqueue(self, std::move(f));
     return true;
 }
 
 SSE_DECL asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) {
-    check_thread();
-    detail::steady_timer timer(socket_.get_executor(), time);
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
+    detail::steady_timer timer(self.socket_.get_executor(), time);
     co_await timer.async_wait(asio::use_awaitable);
 }
 
 SSE_DECL asio::awaitable<void> stream::closed() {
-    check_thread();
-    return current_exchange("closed").end();
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
+    return self.current_exchange("closed").end();
 }
 
 SSE_DECL void stream::keep_running() {
-    check_thread();
-    current_exchange("keep_running").keeps_running = true;
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
+    self.current_exchange("keep_running").keeps_running = true;
 }
 
-SSE_DECL bool stream::draining() const noexcept { return worker_->is_draining(); }
+SSE_DECL bool stream::draining() const noexcept {
+    auto& self = detail::connection_of(*this);
+    return self.worker_->is_draining();
+}
 
 SSE_DECL void stream::end_after(std::chrono::milliseconds time) {
-    check_thread();
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
     if (time.count() <= 0 || time > std::chrono::hours(21 * 24)) {
         throw std::invalid_argument("sse::stream::end_after: the time must be more than 0 and at "
                                     "most three weeks");
     }
-    worker_->end_after(*this, time);
+    self.worker_->end_after(self, time);
 }
 
 SSE_DECL void stream::add_header(std::string_view name, std::string_view value) {
-    check_thread();
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
     if (!detail::is_token(name) || detail::has_control(value)) {
         throw std::invalid_argument("sse::stream::add_header: '" + std::string(name) +
                                     "' is not a header name, or its value has a control character");
@@ -8563,15 +8605,16 @@ SSE_DECL void stream::add_header(std::string_view name, std::string_view value) 
                                     " is written by the server itself; the type of a plain "
                                     "response is an argument of respond()");
     }
-    if (has_response()) {
+    if (self.has_response()) {
         throw std::logic_error("sse::stream::add_header: the response has already begun");
     }
-    exchange_->answer_headers.append(name).append(": ").append(value).append("\r\n");
+    self.exchange_->answer_headers.append(name).append(": ").append(value).append("\r\n");
 }
 
 SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view content_type,
                                                std::string_view text) {
-    check_thread();
+    auto& self = detail::connection_of(*this);
+    self.check_thread();
     if (status < 200 || status > 599) {
         throw std::invalid_argument("sse::stream::respond: status must be 200 to 599, not " +
                                     std::to_string(status));
@@ -8580,20 +8623,26 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
         throw std::invalid_argument(
             "sse::stream::respond: the content type has a control character");
     }
-    if (!is_connected()) throw std::system_error(errc::closed, "sse::stream");
-    if (has_response()) {
+    if (!self.is_connected()) throw std::system_error(errc::closed, "sse::stream");
+    if (self.has_response()) {
         throw std::logic_error("sse::stream::respond: this request already has its response");
     }
-    worker_->send_answer(*this, status, content_type, text);
-    return written();
+    self.worker_->send_answer(self, status, content_type, text);
+    return self.written();
 }
 
-SSE_DECL asio::awaitable<std::string> stream::body() { return read_body(true); }
+SSE_DECL asio::awaitable<std::string> stream::body() {
+    auto& self = detail::connection_of(*this);
+    return self.read_body(true);
+}
 
-SSE_DECL asio::awaitable<std::string> stream::body_some() { return read_body(false); }
+SSE_DECL asio::awaitable<std::string> stream::body_some() {
+    auto& self = detail::connection_of(*this);
+    return self.read_body(false);
+}
 
 /// The whole body, or what has arrived of it.
-SSE_DECL asio::awaitable<std::string> stream::read_body(bool whole) {
+SSE_DECL asio::awaitable<std::string> detail::connection::read_body(bool whole) {
     using progress = detail::body_decoder::progress;
     check_thread();
     detail::exchange& state = current_exchange("body");
@@ -9453,13 +9502,13 @@ SSE_DECL asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
         co_return;
     }
     s.begin();
-    s.exchange_->resumable = true;
+    detail::connection_of(s).exchange_->resumable = true;
     if (begin.missed) co_await tell(s, *log, *begin.missed, next);
     const auto has_all = [&next, l = log.get()] { return l->end() == next; };
     for (;;) {
         detail::job_log::batch found = log->read(next, begin.live_from);
         if (found.lost) co_await tell(s, *log, *found.lost, found.from);
-        if (!found.frames.empty()) co_await s.write(std::move(found.frames));
+        if (!found.frames.empty()) co_await detail::connection_of(s).write(std::move(found.frames));
         next = found.next;
         if (found.ends) co_return;
         co_await log->changed.async_wait(has_all);
@@ -9860,7 +9909,8 @@ SSE_DECL void server::add_builtin_routes() {
             return s.respond(200, "text/plain; charset=utf-8", text);
         });
         add("GET", hub_->options.health + "/ready", [&hub](stream& s) {
-            const char* const why = hub.why_not_ready(s.refusal() != 0 ? 0 : 1);
+            const char* const why =
+                hub.why_not_ready(detail::connection_of(s).refusal() != 0 ? 0 : 1);
             return s.respond(why ? 503 : 200, "text/plain; charset=utf-8", why ? why : "Ready\n");
         });
     }
@@ -9968,7 +10018,7 @@ SSE_DECL std::optional<start> start_of(const request& r) {
 /// The built-in route. An EventSource reconnects with the same target, so an id wins over any other
 /// start that the target names.
 SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s) {
-    sse::request& asked = *s.exchange_->request;
+    sse::request& asked = *detail::connection_of(s).exchange_->request;
     std::string body;
     if (asked.method == "POST") body = co_await s.body();
     if (!detail::is_plain_text(asked)) asked.form_event_id = detail::last_event_id_in(body);
@@ -9977,7 +10027,7 @@ SSE_DECL asio::awaitable<void> server::serve_topics(detail::hub& hub, stream& s)
     }
     if (hub.options.hooks.authorize) {
         const access given = co_await hub.options.hooks.authorize(asked);
-        const bool refused = co_await s.refused_by(given);
+        const bool refused = co_await detail::connection_of(s).refused_by(given);
         if (refused) co_return;
     }
     const std::vector<std::string>& topics = asked.topics;
@@ -10232,7 +10282,7 @@ SSE_DECL void server::post_to(std::uint64_t stream, std::function<void(sse::stre
 }
 
 SSE_DECL void server::revoke(std::uint64_t stream) {
-    post_to(stream, [](sse::stream& s) { s.end(end_reason::revoked); });
+    post_to(stream, [](sse::stream& s) { detail::connection_of(s).end(end_reason::revoked); });
 }
 
 SSE_DECL void server::revoke_if(std::function<bool(const stream_info&)> which) {
