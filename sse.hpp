@@ -5417,6 +5417,14 @@ struct route {
     }
 };
 
+/// The limit that a connection is over: it is refused what that limit is about.
+enum class limit_reached : std::uint8_t {
+    none,
+    connections,
+    per_address, ///< Connections.
+    rate,        ///< Of connecting, per address: nothing is served.
+};
+
 /// Connections by address, for the limits on them.
 class address_book {
 public:
@@ -5429,10 +5437,10 @@ public:
     using place = std::map<asio::ip::address, entry>::value_type*;
 
     /// Counts a connection and returns its entry. Returns nullptr if the address has `limit`
-    /// connections open, or opened too many just now, which sets `too_fast`. A limit or rate of 0:
+    /// connections open, or opened too many just now; `over` says which. A limit or rate of 0:
     /// none.
     place enter(const asio::ip::address& who, std::size_t limit, std::size_t rate,
-                clock::time_point now, bool* too_fast = nullptr) {
+                clock::time_point now, limit_reached* over = nullptr) {
         const std::lock_guard lock(mutex_);
         if (entries_.size() >= next_clean_up_) clean_up(rate, now);
         const place here = &*entries_.try_emplace(who).first;
@@ -5445,12 +5453,15 @@ public:
                            : std::min(most, e.tokens + since.count() * most);
             e.refilled = now;
             if (e.tokens < 1) {
-                if (too_fast) *too_fast = true;
+                if (over) *over = limit_reached::rate;
                 return nullptr;
             }
             e.tokens -= 1;
         }
-        if (limit != 0 && e.open >= limit) return nullptr;
+        if (limit != 0 && e.open >= limit) {
+            if (over) *over = limit_reached::per_address;
+            return nullptr;
+        }
         ++e.open;
         return here;
     }
@@ -5916,12 +5927,11 @@ struct connection final : receiver, stream {
     };
 
     struct extra_state { ///< Rarely needed, but always with limits by address or a log.
-        std::unique_ptr<chunked_encoder> chunks; ///< If the body has its own end.
-        address_book::place counted = nullptr;   ///< Where limits by address count it.
-        std::optional<log_context> log;          ///< Of a stream, if it is wanted.
-        int refusal = 0;             ///< Status of a limit that it is over; counted separately.
-        std::uint32_t discarded = 0; ///< Bytes received on the open stream.
-        bool too_fast = false;       ///< It is over the rate limit: nothing is served.
+        std::unique_ptr<chunked_encoder> chunks;  ///< If the body has its own end.
+        address_book::place counted = nullptr;    ///< Where limits by address count it.
+        std::optional<log_context> log;           ///< Of a stream, if it is wanted.
+        limit_reached over = limit_reached::none; ///< Then counted separately.
+        std::uint32_t discarded = 0;              ///< Bytes received on the open stream.
     };
 
     connection(worker& w, tcp_socket socket) noexcept : socket_(std::move(socket)), worker_(&w) {}
@@ -5959,7 +5969,8 @@ struct connection final : receiver, stream {
         return *extra_;
     }
     chunked_encoder* chunks() const noexcept { return extra_ ? extra_->chunks.get() : nullptr; }
-    int refusal() const noexcept { return extra_ ? extra_->refusal : 0; }
+    limit_reached over() const noexcept { return extra_ ? extra_->over : limit_reached::none; }
+    bool is_over_limit() const noexcept { return over() != limit_reached::none; }
     bool is_connected() const noexcept { return phase_ != phase::closed; }
     bool has_response() const noexcept; ///< A response, or a stream, has begun.
     bool is_handled() const noexcept;   ///< By a handler, which has not returned.
@@ -6290,10 +6301,9 @@ struct listing {
 struct arrival {
     tcp_socket socket;
     asio::ip::address peer;
-    int refusal = 0;                          ///< Status of a limit that it is over.
+    limit_reached over = limit_reached::none;
     address_book::place counted = nullptr;    ///< Where the limits by address count it.
     std::optional<std::string> received = {}; ///< Adopted: read by the server that it came from.
-    bool too_fast = false;                    ///< The limit is the connection rate.
 };
 
 /// Sets a connection's socket options. A peer that vanished silently is found by probes while
@@ -6808,10 +6818,9 @@ SSE_DECL void worker::adopt(arrival one) {
             connections_.reserve(connections_.size() * 2 + 16);
         }
         s = new connection(*this, std::move(one.socket));
-        if (one.counted || one.refusal != 0) {
+        if (one.counted || one.over != limit_reached::none) {
             s->extra().counted = one.counted;
-            s->extra().refusal = one.refusal;
-            s->extra().too_fast = one.too_fast;
+            s->extra().over = one.over;
         }
     } catch (...) { // out of memory: the connection ends and is no longer counted
         delete s;
@@ -6835,7 +6844,7 @@ SSE_DECL void worker::adopt(arrival one) {
 /// Uncounts a connection that has not become a stream. Any thread.
 SSE_DECL void worker::give_back(const arrival& one) noexcept {
     if (one.counted) hub_.addresses.leave(one.counted);
-    if (one.refusal != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
+    if (one.over != limit_reached::none) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
 }
 
@@ -7373,7 +7382,7 @@ SSE_DECL void worker::close(connection& s, end_reason why) {
     }
     if (!s.is_handled()) leave_group(s);
     if (s.extra_ && s.extra_->counted) hub_.addresses.leave(s.extra_->counted);
-    if (s.refusal() != 0) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
+    if (s.is_over_limit()) hub_.refusing.fetch_sub(1, std::memory_order_relaxed);
     load_.fetch_sub(1, std::memory_order_relaxed);
     connection* const last = connections_.back();
     last->index_ = s.index_;
@@ -7828,10 +7837,9 @@ SSE_DECL void worker::count_proxied_client(connection& s, const asio::ip::addres
     if (gone || !hub_.speaks_for_others(peer)) return;
     if (counted) hub_.addresses.leave(counted);
     counted = hub_.addresses.enter(key, o.limits.connections_per_ip, o.limits.connect_rate_per_ip,
-                                   std::chrono::steady_clock::now(), &s.extra().too_fast);
+                                   std::chrono::steady_clock::now(), &s.extra().over);
     if (counted) return;
     hub_.refusing.fetch_add(1, std::memory_order_relaxed);
-    s.extra().refusal = 429;
 }
 
 // Coroutines with small frames: Asio gives the memory of ended frames to new ones, and a new one
@@ -7854,8 +7862,8 @@ SSE_DECL io_awaitable<void> worker::serve_request(connection& s, exchange& state
         co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
         co_return;
     }
-    if (s.refusal() == 0) count_proxied_client(s, state.request->client);
-    if (s.refusal() != 0 || !state.keep) state.request->keep_alive = false;
+    if (!s.is_over_limit()) count_proxied_client(s, state.request->client);
+    if (s.is_over_limit() || !state.keep) state.request->keep_alive = false;
     resume_reading(s);
     co_await answer_request(s, state);
 }
@@ -7923,6 +7931,11 @@ SSE_DECL bool is_same_origin(const std::optional<std::string_view>& host,
                              std::string_view origin) noexcept {
     const std::size_t scheme = origin.find("://");
     return host && scheme != origin.npos && equal_ignoring_case(origin.substr(scheme + 3), *host);
+}
+
+/// The status of a refusal for this limit, or for one that counts connections or requests.
+SSE_DECL int status_of(limit_reached over) noexcept {
+    return over == limit_reached::per_address || over == limit_reached::rate ? 429 : 503;
 }
 
 /// Responds to a request that is over a limit.
@@ -8073,8 +8086,8 @@ SSE_DECL worker::reply worker::decide(connection& s, exchange& state, const rout
     }
     // Not earlier, since a page must be allowed to read a soft refusal. Requests other than streams
     // are served: subscribers must lock out neither publishers nor health checks.
-    if (s.refusal() != 0 && (s.extra_->too_fast || (found && found->streams))) {
-        return {.status = s.refusal(), .refused = true};
+    if (s.over() == limit_reached::rate || (s.is_over_limit() && found && found->streams)) {
+        return {.status = status_of(s.over()), .refused = true};
     }
     if (!found && r.method == "OPTIONS" && (!allow.empty() || r.target == "*")) {
         allow += "OPTIONS";
@@ -8186,7 +8199,7 @@ SSE_DECL worker::unfinished worker::after_handler(connection& s, exchange& state
     }
     if (s.phase_ == phase::lingering) return {}; // it was a stream, and had everything
     if (client_left && !going_down) return {};
-    if (code == errc::over_limit) return {.status = s.refusal(), .refused = true};
+    if (code == errc::over_limit) return {.status = status_of(s.over()), .refused = true};
     if (going_down) {
         const auto wait = std::chrono::ceil<std::chrono::seconds>(farewell_->retry).count();
         return {.status = 503,
@@ -8345,7 +8358,7 @@ SSE_DECL bool detail::connection::must_begin() {
     if (first && (!exchange_ || exchange_->answered)) {
         throw std::logic_error("sse::stream: this request already has its response");
     }
-    if (first && refusal() != 0) throw std::system_error(errc::over_limit, "sse::stream");
+    if (first && is_over_limit()) throw std::system_error(errc::over_limit, "sse::stream");
     return first;
 }
 
@@ -8733,7 +8746,7 @@ private:
     io_awaitable<void> accept_loop();
     asio::error_code accept_one();
     void take_in(worker& w, arrival one);
-    int admit(arrival& one);
+    bool admit(arrival& one);
     worker& least_loaded() noexcept;
 
     hub& hub_;
@@ -9089,8 +9102,7 @@ SSE_DECL asio::error_code lifecycle::accept_one() {
 /// Gives a connection to its worker, or closes it at once.
 SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
     hub_.accepted.fetch_add(1, std::memory_order_relaxed);
-    one.refusal = admit(one);
-    if (one.refusal < 0) {
+    if (!admit(one)) {
         hub_.refused.fetch_add(1, std::memory_order_relaxed);
         return hub_.log({.level = log_level::warning,
                          .what = "refused",
@@ -9120,28 +9132,30 @@ SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::strin
     close_on_exec(handle);                      // it now belongs to the library
     asio::error_code gone;                      // the first read shows it
     const auto peer = without_mapping(socket.remote_endpoint(gone).address());
-    take_in(w, {std::move(socket), peer, 0, nullptr, std::move(received)});
+    take_in(w, {std::move(socket), peer, limit_reached::none, nullptr, std::move(received)});
 }
 
-/// Returns 0 to admit, the status of the refusal, or -1 to close at once: too many are refused.
-SSE_DECL int lifecycle::admit(arrival& one) {
+/// Notes the limit that the connection is over, if any. Returns false if it is to be closed at
+/// once: too many others are being refused.
+SSE_DECL bool lifecycle::admit(arrival& one) {
     const auto& o = hub_.options;
     // Refused connections do not use up the limit. Read before the loads, which include them.
     const std::size_t refusing = hub_.refusing.load(std::memory_order_relaxed);
     std::size_t open = 0;
     for (const auto& w : hub_.workers) open += w->load();
-    const auto refuse = [&](int status) {
-        if (refusing >= max_refusing) return -1;
-        hub_.refusing.fetch_add(1, std::memory_order_relaxed);
-        return status;
-    };
-    if (o.limits.connections != 0 && open >= o.limits.connections + refusing) return refuse(503);
-    if (o.limits.connections_per_ip == 0 && o.limits.connect_rate_per_ip == 0) return 0;
-    if (hub_.speaks_for_others(one.peer)) return 0; // counted once the head is read
-    one.counted = hub_.addresses.enter(counting_prefix(one.peer), o.limits.connections_per_ip,
-                                       o.limits.connect_rate_per_ip,
-                                       std::chrono::steady_clock::now(), &one.too_fast);
-    return one.counted ? 0 : refuse(429);
+    if (o.limits.connections != 0 && open >= o.limits.connections + refusing) {
+        one.over = limit_reached::connections;
+    } else if (o.limits.connections_per_ip == 0 && o.limits.connect_rate_per_ip == 0) {
+        return true;
+    } else if (!hub_.speaks_for_others(one.peer)) { // otherwise counted once the head is read
+        one.counted = hub_.addresses.enter(counting_prefix(one.peer), o.limits.connections_per_ip,
+                                           o.limits.connect_rate_per_ip,
+                                           std::chrono::steady_clock::now(), &one.over);
+    }
+    if (one.over == limit_reached::none) return true;
+    if (refusing >= max_refusing) return false;
+    hub_.refusing.fetch_add(1, std::memory_order_relaxed);
+    return true;
 }
 
 SSE_DECL worker& lifecycle::least_loaded() noexcept {
@@ -9910,7 +9924,7 @@ SSE_DECL void server::add_builtin_routes() {
         });
         add("GET", hub_->options.health + "/ready", [&hub](stream& s) {
             const char* const why =
-                hub.why_not_ready(detail::connection_of(s).refusal() != 0 ? 0 : 1);
+                hub.why_not_ready(detail::connection_of(s).is_over_limit() ? 0 : 1);
             return s.respond(why ? 503 : 200, "text/plain; charset=utf-8", why ? why : "Ready\n");
         });
     }
