@@ -5601,7 +5601,55 @@ inline std::string make_epoch() {
     return epoch;
 }
 
-struct hub {
+/// A response that the server makes itself.
+struct own_response {
+    int status;
+    std::string text = {};
+    std::string lines = {};  ///< Whole field lines of its head.
+    bool over_limit = false; ///< Counted; some clients get a stream that sends them away instead.
+};
+
+/// What a server serves, and to whom: decides what a request gets. Fixed once the server runs.
+struct site {
+    explicit site(sse::options o);
+
+    /// Where a request belongs.
+    struct target {
+        group* of;                    ///< Of its route, or else of the first for its path.
+        const handler* run = nullptr; ///< Null: nothing serves it.
+        bool streams = false;         ///< It is known to serve streams only.
+        std::string methods = {};     ///< Without a route: those of its path, each with ", ".
+    };
+    /// For a preflight, the group is that of the first route that serves the method it asks for.
+    target find(request& r);
+
+    /// The host that the client asked for. A trusted proxy reports it in a field of its own.
+    std::optional<std::string_view> host_of(const request& r, const asio::ip::address& peer) const;
+    bool serves_host(std::optional<std::string_view> host) const;
+
+    /// The server's own response, unless there is none: then the target serves the request, which
+    /// its group counts.
+    std::optional<own_response> decide(const request& r, const asio::ip::address& peer,
+                                       const target& to, bool granted, limit_reached over) const;
+    own_response refusal_for(limit_reached over) const;
+    /// To a request whose handler responded nothing: it returned, or threw this.
+    static own_response response_after(bool threw, std::error_code code);
+
+    /// Whether connections of this peer are made on behalf of others.
+    bool speaks_for_others(const asio::ip::address& peer) const {
+        return contained(trusted, peer) || (options.proxy.protocol && trusted.empty());
+    }
+
+    sse::options options;
+    std::vector<address_block> trusted;
+    std::deque<group> groups; ///< The server's own first.
+    std::vector<route> routes;
+    handler fallback;               ///< For paths that match no route.
+    std::vector<std::string> hosts; ///< Those served; empty: any.
+    bool serves_loopback = false;   ///< Names of loopback addresses as well.
+};
+
+struct hub : site {
     hub(sse::options o, std::span<asio::io_context* const> contexts);
     ~hub();
 
@@ -5613,11 +5661,6 @@ struct hub {
     void drop_waiters(const asio::execution_context& context) noexcept; ///< Context shuts down.
 
     const char* why_not_ready(std::size_t own) const noexcept;
-
-    /// Whether connections of this peer are made on behalf of others.
-    bool speaks_for_others(const asio::ip::address& peer) const {
-        return contained(trusted, peer) || (options.proxy.protocol && trusted.empty());
-    }
 
     void log(const log_entry& entry) const {
         if (options.hooks.log) options.hooks.log(entry);
@@ -5632,13 +5675,6 @@ struct hub {
              .client = r.client});
     }
 
-    sse::options options;
-    std::vector<address_block> trusted;
-    std::deque<group> groups;               ///< The server's own first; fixed once it runs.
-    std::vector<route> routes;              ///< Likewise.
-    handler fallback;                       ///< For paths that match no route. Likewise.
-    std::vector<std::string> hosts;         ///< Those served; empty: any. Likewise.
-    bool serves_loopback = false;           ///< Names of loopback addresses as well.
     const std::string epoch = make_epoch(); ///< The first part of ids.
     broadcast_ring<frame*> ring;
     detail::room room;
@@ -5719,9 +5755,143 @@ struct placed {
 template <class F>
 placed(operation_memory*, F) -> placed<F>;
 
-// >>stream ////////////////////////////////////////////////////////////////////////////////////////
-// One client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub.
-// Tests: tests/handlers.cpp, tests/presence.cpp, tests/stream.cpp
+#if defined(SSE_BODIES)
+
+SSE_DECL site::site(sse::options o) : options(std::move(o)) {
+    for (const std::string& one : options.proxy.trusted) trusted.emplace_back(one);
+    for (const std::string& one : options.hosts) {
+        const auto host = read_host(one);
+        if (!host) {
+            throw bad_option(
+                "hosts: no Host header could match '" + one +
+                "'; write a name or an address alone, such as events.example, *.example, "
+                "127.0.0.1, [::1], or \"*\" for any");
+        }
+        hosts.push_back(*host);
+    }
+    group& own = groups.emplace_back();
+    own.options.cors = options.cors;
+    own.options.max_body_bytes = options.limits.body_bytes;
+}
+
+SSE_DECL site::target site::find(request& r) {
+    const std::string_view asked = r.method == "OPTIONS" && r.header("Origin")
+                                       ? r.header("Access-Control-Request-Method").value_or("")
+                                       : std::string_view();
+    target to{&groups.front()};
+    bool is_of_asked = false;
+    for (const route& one : routes) {
+        if (!one.pattern.matches(r.path, r.path_values, r.rest)) continue;
+        const bool serves_asked = !is_of_asked && one.serves(asked);
+        if (to.methods.empty() || serves_asked) to.of = one.of;
+        is_of_asked = is_of_asked || serves_asked;
+        if (one.serves(r.method)) return {one.of, &one.run, one.streams};
+        const auto add = [&](const std::string& method) {
+            if ((", " + to.methods).find(", " + method + ", ") == std::string::npos) {
+                to.methods += method + ", ";
+            }
+        };
+        add(one.method);
+        if (one.method == "GET") add("HEAD");
+    }
+    r.path_values.clear();
+    r.rest = {};
+    const bool of_server = r.method == "OPTIONS" && r.target == "*";
+    if (to.methods.empty() && !of_server && fallback) to.run = &fallback;
+    return to;
+}
+
+SSE_DECL std::optional<std::string_view> site::host_of(const request& r,
+                                                       const asio::ip::address& peer) const {
+    const auto host = r.header("Host");
+    if (trusted.empty() || !contained(trusted, peer)) return host;
+    const auto passed = r.header("X-Forwarded-Host");
+    if (!passed) return host;
+    std::string_view last; // added by the nearest proxy
+    for_each_element(*passed, [&](std::string_view one) { last = one; });
+    return last.empty() ? host : last;
+}
+
+SSE_DECL bool site::serves_host(std::optional<std::string_view> host) const {
+    return hosts.empty() || !host || is_one_of_hosts(hosts, *host) ||
+           (serves_loopback && is_loopback_host(*host));
+}
+
+/// Whether a page of this server sends the request: then no permission is needed.
+SSE_DECL bool is_same_origin(const std::optional<std::string_view>& host,
+                             std::string_view origin) noexcept {
+    const std::size_t scheme = origin.find("://");
+    return host && scheme != origin.npos && equal_ignoring_case(origin.substr(scheme + 3), *host);
+}
+
+/// What a client sent, for a message that helps to find the cause.
+SSE_DECL std::string quoted(std::string_view text) {
+    return '"' + std::string(text.substr(0, 100)) + (text.size() > 100 ? "...\"" : "\"");
+}
+
+SSE_DECL std::optional<own_response> site::decide(const request& r, const asio::ip::address& peer,
+                                                  const target& to, bool granted,
+                                                  limit_reached over) const {
+    const auto host = host_of(r, peer);
+    if (!serves_host(host)) {
+        return own_response{
+            421,
+            "Host " + quoted(*host) +
+                " is unknown here: add it to the server's options::hosts if it should be served\n"};
+    }
+    const cors_options& cors = to.of->cors();
+    const auto origin = r.header("Origin");
+    if (!granted && cors.refuse && !is_same_origin(host, *origin)) {
+        return own_response{
+            403, "Origin " + quoted(*origin) + " is not allowed here, at host " +
+                     quoted(host.value_or("")) +
+                     ": whoever runs this server can allow the origin, or, where a proxy "
+                     "changed the host, have that pass it on\n"};
+    }
+    // Not earlier, since a page must be allowed to read a soft refusal. Requests other than streams
+    // are served: subscribers must lock out neither publishers nor health checks.
+    if (over == limit_reached::rate || (over != limit_reached::none && to.streams)) {
+        return refusal_for(over);
+    }
+    if (!to.run && r.method == "OPTIONS" && (!to.methods.empty() || r.target == "*")) {
+        const std::string allow = to.methods + "OPTIONS";
+        const bool preflight = origin && r.header("Access-Control-Request-Method");
+        if (!preflight) return own_response{204, {}, "Allow: " + allow + "\r\n"};
+        return own_response{204, {}, granted ? preflight_headers(cors, allow) : ""}; // Fetch 4.8
+    }
+    if (!to.run && !to.methods.empty()) {
+        return own_response{405, "Method not allowed here\n",
+                            "Allow: " + to.methods + "OPTIONS\r\n"};
+    }
+    if (!to.run) return own_response{404, "Not found\n"};
+    if (!to.of->enter()) return refusal_for(limit_reached::connections);
+    return std::nullopt;
+}
+
+SSE_DECL own_response site::refusal_for(limit_reached over) const {
+    const bool of_address = over == limit_reached::per_address || over == limit_reached::rate;
+    const auto wait = std::chrono::ceil<std::chrono::seconds>(options.limits.retry_after).count();
+    return {of_address ? 429 : 503,
+            of_address ? "Too many connections from this address\n" : "Too many connections\n",
+            "Retry-After: " + std::to_string(wait) + "\r\n", true};
+}
+
+SSE_DECL own_response site::response_after(bool threw, std::error_code code) {
+    if (!threw) return {204}; // tells an EventSource to stop reconnecting (HTML 9.2.3)
+    int status = 500;
+    if (code == errc::bad_body || code == errc::bad_topic) status = 400;
+    if (code == errc::not_acceptable) status = 406;
+    if (code == errc::body_timeout) status = 408;
+    if (code == errc::body_too_large) status = 413;
+    return {status, (status == 500 ? "The request could not be served" : code.message()) + "\n"};
+}
+
+#endif // SSE_BODIES
+
+// >>stream
+// //////////////////////////////////////////////////////////////////////////////////////// One
+// client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub. Tests:
+// tests/handlers.cpp, tests/presence.cpp, tests/stream.cpp
 
 struct exchange;
 
@@ -6397,20 +6567,10 @@ private:
     using clock = std::chrono::steady_clock;
 
     struct input_ready;
-    struct reply { ///< What the server responds on its own. Status 0: nothing.
-        int status = 0;
-        std::string text = {};
-        std::string lines = {};
-        bool refused = false; ///< By a limit.
-    };
     struct unfinished {          ///< What comes before the next request.
         bool proxy_head = false; ///< The PROXY protocol's head is to be read.
-        int status = 0;          ///< Of a response that a handler leaves to be sent.
-        std::string text = {};
-        std::string lines = {}; ///< Of the response's head.
+        std::optional<own_response> response = {};
         bool last_chunk = false;
-        bool refused = false; ///< It began a stream although over a limit.
-        bool nothing() const noexcept { return status == 0 && !last_chunk; }
     };
 
     static constexpr std::size_t slice_writes = 64;     // then other work runs
@@ -6492,30 +6652,26 @@ private:
     io_awaitable<void> serve(stream_ref s, std::unique_ptr<exchange> owned, unfinished what);
     io_awaitable<void> sent(connection& s, exchange& state);
     io_awaitable<void> serve_request(connection& s, exchange& state);
-    io_awaitable<request::verdict> read_head(connection& s, exchange& state);
+    io_awaitable<std::optional<own_response>> read_head(connection& s, exchange& state);
     bool end_request(connection& s, exchange& state);
     static bool is_unsent(const connection& s, const exchange& state);
     io_awaitable<void> answer_request(connection& s, exchange& state);
     io_awaitable<bool> read_proxy(connection& s, exchange& state);
-    const route* find_route(request& r, std::string& allow, group*& of);
     io_awaitable<bool> is_granted(connection& s, exchange& state, const origin_matcher& matcher,
                                   std::string_view origin);
     void warn_of_missing_field(const request& r, const asio::ip::address& peer) const;
-    std::optional<std::string_view> host_of(const exchange& state) const;
-    bool is_served_here(const exchange& state) const;
-    reply decide(connection& s, exchange& state, const route* found, group& of, bool granted,
-                 std::string allow);
     static asio::awaitable<void> authorized(connection& s, const group& of, const handler& run);
     void leave_group(connection& s) noexcept;
-    io_awaitable<void> refuse(connection& s, int status);
+    void note_refusal(const request& r, int status);
+    bool is_refused_softly(const request& r) const;
+    void refuse_softly(connection& s);
     void count_proxied_client(connection& s, const asio::ip::address& client);
     void run_handler(stream_ref s, std::unique_ptr<exchange> owned);
     void handler_ended(stream_ref s, std::unique_ptr<exchange> owned, std::exception_ptr failure);
     unfinished after_handler(connection& s, exchange& state, std::exception_ptr failure);
     void send_answer(connection& s, int status, std::string_view type, std::string_view text,
                      std::string_view headers = {});
-    io_awaitable<void> answer(connection& s, int status, std::string_view text,
-                              std::string_view headers = {});
+    io_awaitable<void> answer(connection& s, const own_response& made);
     io_awaitable<void> end_chunks(connection& s, exchange& state);
     io_awaitable<void> linger(connection& s, exchange& state);
     void run_gap_hook(connection& s, gap g);
@@ -7767,11 +7923,7 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
                                           unfinished what) {
     exchange& state = *owned;
     bool again = true;
-    if (what.refused) {
-        co_await refuse(*s, what.status);
-    } else if (what.status != 0) {
-        co_await answer(*s, what.status, what.text, what.lines);
-    }
+    if (what.response) co_await answer(*s, *what.response);
     if (what.last_chunk) co_await end_chunks(*s, state);
     if (state.request) {
         again = end_request(*s, state);
@@ -7853,13 +8005,13 @@ SSE_DECL io_awaitable<void> worker::serve_request(connection& s, exchange& state
         s.cold_.reset();
     }
     if (!farewell_) s.ends_at_ = 0;
-    const request::verdict verdict = co_await read_head(s, state);
+    const std::optional<own_response> refused = co_await read_head(s, state);
     if (!state.request) co_return;
     log_client(s, state.request->client);
     enter(s, phase::handling);
-    if (verdict.status != 0) {
+    if (refused) {
         state.request->keep_alive = false;
-        co_await answer(s, verdict.status, std::string(verdict.reason) + "\n");
+        co_await answer(s, *refused);
         co_return;
     }
     if (!s.is_over_limit()) count_proxied_client(s, state.request->client);
@@ -7868,8 +8020,15 @@ SSE_DECL io_awaitable<void> worker::serve_request(connection& s, exchange& state
     co_await answer_request(s, state);
 }
 
-/// Reads the head of a request. Afterwards there is a current request, unless none came.
-SSE_DECL io_awaitable<request::verdict> worker::read_head(connection& s, exchange& state) {
+SSE_DECL std::optional<own_response> response_of(const request::verdict& found) {
+    if (found.status == 0) return std::nullopt;
+    return own_response{found.status, std::string(found.reason) + "\n"};
+}
+
+/// Reads the head of a request. Afterwards there is a current request, unless none came. Returns
+/// the response if the head is refused.
+SSE_DECL io_awaitable<std::optional<own_response>> worker::read_head(connection& s,
+                                                                     exchange& state) {
     head_parser parser(hub_.options.limits.head_bytes);
     auto progress = parser.feed(state.input);
     while (progress == head_parser::progress::need_more && s.is_connected() &&
@@ -7879,7 +8038,7 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(connection& s, exchang
     }
     const bool came = progress != head_parser::progress::need_more;
     if (!s.is_connected() || (!came && (state.is_blank() || !state.timed_out)))
-        co_return request::verdict();
+        co_return std::nullopt;
     request& r = state.request.emplace();
     r.client = state.peer;
     state.answered = false;
@@ -7887,15 +8046,16 @@ SSE_DECL io_awaitable<request::verdict> worker::read_head(connection& s, exchang
     state.resumable = false;
     state.body.reset();
     state.answer_headers.clear();
-    request::verdict verdict = {408, "the request head did not arrive in time"};
-    if (!came) co_return verdict;
-    if (progress == head_parser::progress::refused) co_return parser.refusal();
+    request::verdict verdict;
+    if (!came) verdict = {408, "the request head did not arrive in time"};
+    if (progress == head_parser::progress::refused) verdict = parser.refusal();
+    if (verdict.status != 0) co_return response_of(verdict);
     verdict = r.parse(parser.head(state.input), hub_.options.limits.header_lines);
     state.input.erase(0, parser.size());
     state.asked_before_end = state.served && state.input_ended();
     r.client = client_address(r, state.peer, hub_.trusted, hub_.options.proxy.forwarded);
     warn_of_missing_field(r, state.peer);
-    co_return verdict;
+    co_return response_of(verdict);
 }
 
 /// Warns once about a trusted proxy that does not name its clients. Its own health checks have no
@@ -7926,22 +8086,7 @@ SSE_DECL bool worker::end_request(connection& s, exchange& state) {
     return s.is_connected() && s.phase_ == phase::handling && state.keep;
 }
 
-/// Whether a page of this server sends the request: then no permission is needed.
-SSE_DECL bool is_same_origin(const std::optional<std::string_view>& host,
-                             std::string_view origin) noexcept {
-    const std::size_t scheme = origin.find("://");
-    return host && scheme != origin.npos && equal_ignoring_case(origin.substr(scheme + 3), *host);
-}
-
-/// The status of a refusal for this limit, or for one that counts connections or requests.
-SSE_DECL int status_of(limit_reached over) noexcept {
-    return over == limit_reached::per_address || over == limit_reached::rate ? 429 : 503;
-}
-
-/// Responds to a request that is over a limit.
-SSE_DECL io_awaitable<void> worker::refuse(connection& s, int status) {
-    const auto& o = hub_.options;
-    const request& r = *s.exchange_->request;
+SSE_DECL void worker::note_refusal(const request& r, int status) {
     hub_.refused.fetch_add(1, std::memory_order_relaxed);
     hub_.log({.level = log_level::warning,
               .what = "refused",
@@ -7950,27 +8095,26 @@ SSE_DECL io_awaitable<void> worker::refuse(connection& s, int status) {
               .status = status,
               .client = r.client,
               .detail = "over a connection limit"});
+}
+
+/// Whether a client that is over a limit gets a stream that tells it when to come back.
+SSE_DECL bool worker::is_refused_softly(const request& r) const {
     const bool event_source = !r.is_head() && accepts_some(r, [](std::string_view type) {
         return equal_ignoring_case(type, "text/event-stream");
     });
-    if (o.limits.over == refusal::soft && event_source) {
-        std::uniform_int_distribution<std::int64_t> spread(0, o.limits.retry_after.count());
-        const std::chrono::milliseconds retry(o.limits.retry_after.count() + spread(random_));
-        s.exchange_->answered = true;
-        s.exchange_->keep = false;
-        const std::string bytes =
-            answer_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
-                             "no-transform\r\nConnection: close\r\n" +
-                                 s.exchange_->answer_headers) +
-            encode({.retry = retry});
-        feed_.enqueue(s, make_raw_frame(bytes));
-        co_await sent(s, *s.exchange_);
-        co_return;
-    }
-    const auto seconds = std::chrono::ceil<std::chrono::seconds>(o.limits.retry_after).count();
-    const std::string_view why =
-        status == 429 ? "Too many connections from this address\n" : "Too many connections\n";
-    co_await answer(s, status, why, "Retry-After: " + std::to_string(seconds) + "\r\n");
+    return hub_.options.limits.over == refusal::soft && event_source;
+}
+
+SSE_DECL void worker::refuse_softly(connection& s) {
+    exchange& state = *s.exchange_;
+    state.answered = true;
+    state.keep = false;
+    const std::string bytes =
+        answer_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
+                         "no-transform\r\nConnection: close\r\n" +
+                             state.answer_headers) +
+        retry_after(hub_.options.limits.retry_after);
+    feed_.enqueue(s, make_raw_frame(bytes));
 }
 
 SSE_DECL io_awaitable<bool> worker::is_granted(connection& s, exchange& state,
@@ -7984,140 +8128,42 @@ SSE_DECL io_awaitable<bool> worker::is_granted(connection& s, exchange& state,
     co_return (granted && s.is_connected());
 }
 
-/// Returns the route that serves the request, or nullptr, with the methods of its path in `allow`.
-/// The group is that of the route, or else of the first route for this path; for a preflight, of
-/// the first that serves the method it asks for.
-SSE_DECL const route* worker::find_route(request& r, std::string& allow, group*& of) {
-    const std::string_view asked = r.method == "OPTIONS" && r.header("Origin")
-                                       ? r.header("Access-Control-Request-Method").value_or("")
-                                       : std::string_view();
-    bool is_of_asked = false;
-    for (const route& one : hub_.routes) {
-        if (!one.pattern.matches(r.path, r.path_values, r.rest)) continue;
-        const bool serves_asked = !is_of_asked && one.serves(asked);
-        if (allow.empty() || serves_asked) of = one.of;
-        is_of_asked = is_of_asked || serves_asked;
-        if (one.serves(r.method)) {
-            of = one.of;
-            return &one;
-        }
-        const auto add = [&](const std::string& method) {
-            if ((", " + allow).find(", " + method + ", ") == allow.npos) allow += method + ", ";
-        };
-        add(one.method);
-        if (one.method == "GET") add("HEAD");
-    }
-    r.path_values.clear();
-    r.rest = {};
-    return nullptr;
-}
-
 SSE_DECL io_awaitable<void> worker::answer_request(connection& s, exchange& state) {
-    std::string allow;
-    group* of = &hub_.groups.front();
-    const route* const found = find_route(*state.request, allow, of);
-    const origin_matcher& matcher = of->cors().origin;
+    const site::target to = hub_.find(*state.request);
+    const origin_matcher& matcher = to.of->cors().origin;
     const auto origin = state.request->header("Origin");
+    const bool host_is_served = hub_.serves_host(hub_.host_of(*state.request, state.peer));
     bool granted = true;
     std::exception_ptr failure;
     try {
-        if (origin && !matcher.matches_any() && is_served_here(state)) {
+        if (origin && !matcher.matches_any() && host_is_served) {
             const bool answer_of_matcher = co_await is_granted(s, state, matcher, *origin);
             granted = answer_of_matcher;
         }
     } catch (...) { failure = std::current_exception(); }
-    if (failure &&
-        (!s.is_connected() || state.input_ended())) { // the client left: nobody awaits a response
+    if (failure && (!s.is_connected() || state.input_ended())) { // nobody awaits a response
         state.keep = false;
         co_return;
     }
-    const reply made = failure ? reply{500, "The request could not be served\n"}
-                               : decide(s, state, found, *of, granted, std::move(allow));
-    if (failure) report(failure, &s);
-    if (made.refused) {
-        co_await refuse(s, made.status);
-    } else if (made.status != 0) {
-        co_await answer(s, made.status, made.text, made.lines);
+    std::optional<own_response> made;
+    if (failure) {
+        report(failure, &s);
+        made = site::response_after(true, {});
+    } else {
+        if (host_is_served) state.answer_headers = cors_headers(to.of->cors(), origin, granted);
+        made = hub_.decide(*state.request, state.peer, to, granted, s.over());
     }
-}
-
-/// The host that the client asked for. A trusted proxy reports it in a field of its own.
-SSE_DECL std::optional<std::string_view> worker::host_of(const exchange& state) const {
-    const request& r = *state.request;
-    const auto host = r.header("Host");
-    if (hub_.trusted.empty() || !contained(hub_.trusted, state.peer)) return host;
-    const auto passed = r.header("X-Forwarded-Host");
-    if (!passed) return host;
-    std::string_view last; // added by the nearest proxy
-    for_each_element(*passed, [&](std::string_view one) { last = one; });
-    return last.empty() ? host : last;
-}
-
-SSE_DECL bool worker::is_served_here(const exchange& state) const {
-    const auto host = host_of(state);
-    return hub_.hosts.empty() || !host || is_one_of_hosts(hub_.hosts, *host) ||
-           (hub_.serves_loopback && is_loopback_host(*host));
-}
-
-/// What a client sent, for a message that helps to find the cause.
-SSE_DECL std::string quoted(std::string_view text) {
-    return '"' + std::string(text.substr(0, 100)) + (text.size() > 100 ? "...\"" : "\"");
-}
-
-/// Decides the response, unless a handler is to give it.
-SSE_DECL worker::reply worker::decide(connection& s, exchange& state, const route* found, group& of,
-                                      bool granted, std::string allow) {
-    const request& r = *state.request;
-    const auto host = host_of(state);
-    if (!is_served_here(state)) {
-        return {
-            421,
-            "Host " + quoted(*host) +
-                " is unknown here: add it to the server's options::hosts if it should be served\n"};
+    if (made) {
+        co_await answer(s, *made);
+    } else {
+        s.group_ = to.of->number;
+        state.run = to.run;
     }
-    const cors_options& cors = of.cors();
-    const auto origin = r.header("Origin");
-    state.answer_headers = cors_headers(cors, origin, granted);
-    if (!granted && cors.refuse && !is_same_origin(host, *origin)) {
-        return {403, "Origin " + quoted(*origin) + " is not allowed here, at host " +
-                         quoted(host.value_or("")) +
-                         ": whoever runs this server can allow the origin, or, where a proxy "
-                         "changed the host, have that pass it on\n"};
-    }
-    // Not earlier, since a page must be allowed to read a soft refusal. Requests other than streams
-    // are served: subscribers must lock out neither publishers nor health checks.
-    if (s.over() == limit_reached::rate || (s.is_over_limit() && found && found->streams)) {
-        return {.status = status_of(s.over()), .refused = true};
-    }
-    if (!found && r.method == "OPTIONS" && (!allow.empty() || r.target == "*")) {
-        allow += "OPTIONS";
-        const bool preflight = origin && r.header("Access-Control-Request-Method");
-        if (!preflight) return {204, {}, "Allow: " + allow + "\r\n"};
-        return {204, {}, granted ? preflight_headers(cors, allow) : ""}; // Fetch standard 4.8
-    }
-    if (!found && !allow.empty()) {
-        return {405, "Method not allowed here\n", "Allow: " + allow + "OPTIONS\r\n"};
-    }
-    if (!found && !hub_.fallback) return {404, "Not found\n"};
-    if (!of.enter()) return {.status = 503, .refused = true};
-    s.group_ = of.number;
-    state.run = found ? &found->run : &hub_.fallback;
-    return {};
 }
 
 SSE_DECL void worker::leave_group(connection& s) noexcept {
     const std::uint32_t of = std::exchange(s.group_, receiver::nowhere);
     if (of != receiver::nowhere) hub_.groups[of].leave();
-}
-
-/// The status of the response after a handler threw.
-SSE_DECL int status_of(std::error_code code) noexcept {
-    if (code == errc::body_too_large) return 413;
-    if (code == errc::bad_body) return 400;
-    if (code == errc::body_timeout) return 408;
-    if (code == errc::not_acceptable) return 406;
-    if (code == errc::over_limit) return 503;
-    return code == errc::bad_topic ? 400 : 500;
 }
 
 /// Asks the authorize hooks of the groups around a route first, the outermost first.
@@ -8163,7 +8209,7 @@ SSE_DECL void worker::handler_ended(stream_ref s, std::unique_ptr<exchange> owne
     guarded(*s, [&] {
         unfinished remaining = after_handler(*s, state, failure);
         const bool goes_on = s->is_connected() && !s->follows();
-        if (goes_on || !remaining.nothing() || is_unsent(*s, state)) {
+        if (goes_on || remaining.response || remaining.last_chunk || is_unsent(*s, state)) {
             return resume_serving(s, std::move(owned), std::move(remaining));
         }
         end_request(*s, state);
@@ -8178,10 +8224,11 @@ SSE_DECL worker::unfinished worker::after_handler(connection& s, exchange& state
     } catch (const std::system_error& e) { code = e.code(); } catch (...) {
     }
     const bool going_down = farewell_ && code == asio::error::operation_aborted;
-    const int status = !failure ? 204 : status_of(code);
+    own_response made = code == errc::over_limit ? hub_.refusal_for(s.over())
+                                                 : site::response_after(failure != nullptr, code);
     const bool client_left = code == errc::closed || (code == asio::error::operation_aborted &&
                                                       (!s.open() || state.input_ended()));
-    if (status == 500 && !client_left && !going_down) report(failure, &s);
+    if (made.status == 500 && !client_left && !going_down) report(failure, &s);
     if (client_left) state.keep = false;
     if (!s.is_connected() || state.answered) return {};
     if (s.phase_ == phase::streaming) {
@@ -8199,16 +8246,11 @@ SSE_DECL worker::unfinished worker::after_handler(connection& s, exchange& state
     }
     if (s.phase_ == phase::lingering) return {}; // it was a stream, and had everything
     if (client_left && !going_down) return {};
-    if (code == errc::over_limit) return {.status = status_of(s.over()), .refused = true};
     if (going_down) {
         const auto wait = std::chrono::ceil<std::chrono::seconds>(farewell_->retry).count();
-        return {.status = 503,
-                .text = "Going down\n",
-                .lines = "Retry-After: " + std::to_string(wait) + "\r\n"};
+        made = {503, "Going down\n", "Retry-After: " + std::to_string(wait) + "\r\n"};
     }
-    // 204 tells an EventSource to stop reconnecting (HTML 9.2.3).
-    const std::string text = status == 500 ? "The request could not be served" : code.message();
-    return {.status = status, .text = text + "\n"};
+    return {.response = std::move(made)};
 }
 
 /// Ends a stream whose handler has completed it: the connection may serve another request.
@@ -8261,9 +8303,15 @@ SSE_DECL void worker::send_answer(connection& s, int status, std::string_view ty
     state.answered = true; // not earlier: if memory runs out above, that gets a response
 }
 
-SSE_DECL io_awaitable<void> worker::answer(connection& s, int status, std::string_view text,
-                                           std::string_view headers) {
-    send_answer(s, status, "text/plain; charset=utf-8", text, headers);
+/// Sends a response of the server's own.
+SSE_DECL io_awaitable<void> worker::answer(connection& s, const own_response& made) {
+    const request& r = *s.exchange_->request;
+    if (made.over_limit) note_refusal(r, made.status);
+    if (made.over_limit && is_refused_softly(r)) {
+        refuse_softly(s);
+    } else {
+        send_answer(s, made.status, "text/plain; charset=utf-8", made.text, made.lines);
+    }
     co_await sent(s, *s.exchange_);
 }
 
@@ -8761,22 +8809,8 @@ private:
 
 // Defined where its members' types are complete: C++23 checks at once what it may have to destroy.
 SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
-    : options(std::move(o)), ring(options.ring_capacity, options.threads),
+    : site(std::move(o)), ring(options.ring_capacity, options.threads),
       life(std::make_unique<lifecycle>(*this)) {
-    for (const std::string& one : options.proxy.trusted) trusted.emplace_back(one);
-    for (const std::string& one : options.hosts) {
-        const auto host = read_host(one);
-        if (!host) {
-            throw bad_option(
-                "hosts: no Host header could match '" + one +
-                "'; write a name or an address alone, such as events.example, *.example, "
-                "127.0.0.1, [::1], or \"*\" for any");
-        }
-        hosts.push_back(*host);
-    }
-    group& own = groups.emplace_back();
-    own.options.cors = options.cors;
-    own.options.max_body_bytes = options.limits.body_bytes;
     for (std::size_t i = 0; i < options.threads; ++i) {
         asio::io_context* const context = contexts.empty() ? nullptr : contexts[i];
         workers.push_back(std::make_unique<worker>(*this, i, context));
