@@ -1143,4 +1143,106 @@ TEST_SUITE("requests at once") {
     }
 }
 
+TEST_SUITE("decisions without a connection") {
+    using namespace sse::detail;
+
+    struct decided {
+        int status = 0; ///< 0: the route serves it.
+        std::string lines;
+        bool over_limit = false;
+    };
+
+    /// A site with a limit of one request under /few, and what it does with requests.
+    struct small_site : site {
+        explicit small_site(sse::options o) : site(std::move(o)) {
+            group& few = groups.emplace_back();
+            few.around = &groups.front();
+            few.options.max_requests = 1;
+            few.number = 1;
+            const sse::handler run = [](sse::stream&) -> handler_result { co_return; };
+            routes.push_back({"GET", path_pattern("/a/{id}"), run, &groups.front(), true});
+            routes.push_back({"POST", path_pattern("/a/{id}"), run, &groups.front()});
+            routes.push_back({"GET", path_pattern("/few/*"), run, &few});
+        }
+
+        decided operator()(std::string_view line, std::string_view fields = "Host: h\r\n",
+                           limit_reached over = limit_reached::none, bool granted = true,
+                           const char* peer = "192.0.2.1") {
+            sse::request r;
+            const std::string head =
+                std::string(line) + " HTTP/1.1\r\n" + std::string(fields) + "\r\n";
+            REQUIRE(r.parse(head).status == 0);
+            const target to = find(r);
+            const auto made = decide(r, asio::ip::make_address(peer), to, granted, over);
+            if (!made) return {};
+            return {made->status, made->lines, made->over_limit};
+        }
+    };
+
+    TEST_CASE("a request is served, or told what its path has") {
+        small_site of{sse::options()};
+        CHECK(of("GET /a/1").status == 0);
+        CHECK(of("HEAD /a/1").status == 0);
+        CHECK(of("GET /b").status == 404);
+        CHECK(of("PUT /a/1").status == 405);
+        CHECK(of("PUT /a/1").lines == "Allow: GET, HEAD, POST, OPTIONS\r\n");
+        CHECK(of("OPTIONS /a/1").status == 204);
+        CHECK(of("OPTIONS *").lines == "Allow: OPTIONS\r\n");
+        CHECK(of("OPTIONS /b").status == 404);
+        of.fallback = [](sse::stream&) -> handler_result { co_return; };
+        CHECK(of("GET /b").status == 0);
+        CHECK(of("OPTIONS /b").status == 0);
+        CHECK(of("OPTIONS *").status == 204);
+        CHECK(of("PUT /a/1").status == 405);
+    }
+
+    TEST_CASE("a limit refuses what it is about, and no other request") {
+        small_site of{sse::options()};
+        for (const limit_reached over : {limit_reached::connections, limit_reached::per_address}) {
+            const int status = over == limit_reached::connections ? 503 : 429;
+            CHECK(of("GET /a/1", "Host: h\r\n", over).status == status);
+            CHECK(of("GET /a/1", "Host: h\r\n", over).over_limit);
+            CHECK(of("POST /a/1", "Host: h\r\n", over).status == 0);
+            CHECK(of("GET /b", "Host: h\r\n", over).status == 404);
+        }
+        CHECK(of("POST /a/1", "Host: h\r\n", limit_reached::rate).status == 429);
+        CHECK(of("GET /b", "Host: h\r\n", limit_reached::rate).status == 429);
+        CHECK(of("GET /few/1").status == 0); // counted
+        CHECK(of("GET /few/1").status == 503);
+        CHECK(of("GET /few/1").lines == "Retry-After: 5\r\n");
+        of.groups[1].leave();
+        CHECK(of("GET /few/1").status == 0);
+    }
+
+    TEST_CASE("an unknown host comes before a strange origin, and that before the path") {
+        sse::options o;
+        o.hosts = {"good.example"};
+        o.proxy.trusted = {"10.0.0.0/8"};
+        o.cors.refuse = true;
+        small_site of(o);
+        const std::string good = "Host: good.example\r\n";
+        const std::string origin = "Origin: http://bad.example\r\n";
+        const auto refused = [&](const std::string& fields, const char* peer = "192.0.2.1") {
+            return of("GET /b", fields, limit_reached::none, false, peer).status;
+        };
+        CHECK(refused("Host: bad.example\r\n" + origin) == 421);
+        CHECK(refused(good + origin) == 403);
+        CHECK(refused(good + "Origin: http://good.example\r\n") == 404);
+        // Only a trusted proxy says for which host it asks.
+        const std::string passed = "Host: inside\r\nX-Forwarded-Host: good.example\r\n";
+        CHECK(refused(passed + origin) == 421);
+        CHECK(refused(passed + origin, "10.0.0.1") == 403);
+    }
+
+    TEST_CASE("a handler that sent nothing leaves a response") {
+        CHECK(site::response_after(false, {}).status == 204);
+        CHECK(site::response_after(true, {}).status == 500);
+        CHECK(site::response_after(true, sse::errc::body_too_large).status == 413);
+        CHECK(site::response_after(true, sse::errc::body_timeout).status == 408);
+        CHECK(site::response_after(true, sse::errc::bad_body).status == 400);
+        CHECK(site::response_after(true, sse::errc::not_acceptable).status == 406);
+        CHECK(site::response_after(true, asio::error::operation_aborted).status == 500);
+    }
+}
+
 } // namespace routes_test
