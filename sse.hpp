@@ -6631,6 +6631,9 @@ private:
     void log_blocked_worker(std::chrono::steady_clock::duration late);
     void log_no_io_uring(const std::error_code& why);
     std::size_t check_deadlines(connection& s);
+    bool end_if_expired(connection& s);
+    bool end_if_stalled(connection& s);
+    void end_input_if_late(connection& s);
     std::size_t keep_alive(connection& s);
     void end_drain();
     void cut_leftovers();
@@ -7778,57 +7781,20 @@ SSE_DECL void worker::sweep() {
     arm_sweep();
 }
 
-/// Does what is due for a connection. Returns how many writes that took.
+/// Does what is due for a connection: the first of these that applies. Returns how many writes that
+/// took.
 SSE_DECL std::size_t worker::check_deadlines(connection& s) {
-    const auto over = [&](std::chrono::milliseconds limit) { return age(s) >= limit.count(); };
-    const auto& o = hub_.options;
     if (s.phase_ == phase::lost) {
         close(s, end_reason::failed);
         return 1;
     }
-    const bool may_end = farewell_ || s.phase_ == phase::streaming;
-    if (may_end && s.ends_at_ != 0) {
-        if (static_cast<std::int32_t>(now_ - s.ends_at_) >= 0) {
-            s.ends_at_ = 0;
-            if (farewell_) {
-                cuts_ = false; // the next sweep does, so that this takes effect
-                send_farewell(s);
-            } else {
-                finish(s, end_reason::expired);
-            }
-            return 1;
-        }
-        note_end(s.ends_at_);
-    }
     const stream_ref held(&s);
-    if (s.busy_ && over(o.timeouts.stall) && s.awaits_write_) {
-        // The system reports room only once a third of its buffer is free; a client that reads
-        // slowly but steadily has made some by now.
-        feed_.flush_now(s);
-        if (s.is_connected() && s.busy_ && over(o.timeouts.stall)) {
-            if (s.phase_ == phase::streaming) stalled_.add(1);
-            close(s, end_reason::stalled);
-        }
-        return 1;
-    }
-    if (feed_.end_if_lagged(s, static_cast<std::uint32_t>(o.timeouts.stall.count()))) return 1;
-    if (s.busy_) return 0;
+    const auto stall = static_cast<std::uint32_t>(hub_.options.timeouts.stall.count());
+    if (end_if_expired(s) || end_if_stalled(s) || feed_.end_if_lagged(s, stall)) return 1;
+    if (s.busy_) return 0; // it is sent something: neither idle nor silent
     switch (s.phase_) {
     case phase::head:
-    case phase::body: {
-        const bool idle = s.exchange_ && s.exchange_->served && s.exchange_->is_blank();
-        const auto limit = s.phase_ == phase::body ? o.timeouts.body
-                           : idle                  ? o.timeouts.idle
-                                                   : o.timeouts.header;
-        if (!over(limit)) return 0;
-        if (!s.exchange_) { // it has not sent anything
-            close(s, end_reason::ended);
-            return 0;
-        }
-        s.exchange_->timed_out = true;
-        s.exchange_->wake();
-        return 0;
-    }
+    case phase::body: end_input_if_late(s); return 0;
     case phase::handling:
         if (s.exchange_) poll_for_end(s);
         return 0;
@@ -7840,6 +7806,51 @@ SSE_DECL std::size_t worker::check_deadlines(connection& s) {
     case phase::closed: return 0;
     }
     return 0;
+}
+
+/// The time of a stream is over, or that of any connection before the server stops.
+SSE_DECL bool worker::end_if_expired(connection& s) {
+    const bool may_end = farewell_ || s.phase_ == phase::streaming;
+    if (!may_end || s.ends_at_ == 0) return false;
+    if (static_cast<std::int32_t>(now_ - s.ends_at_) < 0) {
+        note_end(s.ends_at_);
+        return false;
+    }
+    s.ends_at_ = 0;
+    if (farewell_) {
+        cuts_ = false; // the next sweep does, so that this takes effect
+        send_farewell(s);
+    } else {
+        finish(s, end_reason::expired);
+    }
+    return true;
+}
+
+/// The client takes nothing of what it is sent.
+SSE_DECL bool worker::end_if_stalled(connection& s) {
+    const auto is_stalled = [&] {
+        return s.busy_ && age(s) >= hub_.options.timeouts.stall.count();
+    };
+    if (!s.awaits_write_ || !is_stalled()) return false;
+    // The system reports room only once a third of its buffer is free; a client that reads slowly
+    // but steadily has made some by now.
+    feed_.flush_now(s);
+    if (s.is_connected() && is_stalled()) {
+        if (s.phase_ == phase::streaming) stalled_.add(1);
+        close(s, end_reason::stalled);
+    }
+    return true;
+}
+
+/// The client has not sent the rest of its request, or another one.
+SSE_DECL void worker::end_input_if_late(connection& s) {
+    const auto& limits = hub_.options.timeouts;
+    const bool idle = s.exchange_ && s.exchange_->served && s.exchange_->is_blank();
+    const auto limit = s.phase_ == phase::body ? limits.body : idle ? limits.idle : limits.header;
+    if (age(s) < limit.count()) return;
+    if (!s.exchange_) return close(s, end_reason::ended); // it has not sent anything
+    s.exchange_->timed_out = true;
+    s.exchange_->wake();
 }
 
 /// Sends a sign of life on a silent stream. Returns how many writes that took.
