@@ -8767,6 +8767,8 @@ namespace detail {
 
 class lifecycle {
 public:
+    enum class stage : std::uint8_t { unused, running, draining, stopping };
+
     explicit lifecycle(hub& shared) noexcept : hub_(shared) {}
 
     mutable std::mutex state; ///< Callers of the following functions hold it.
@@ -8774,7 +8776,7 @@ public:
     void start(asio::ip::tcp::acceptor listener);
     void start();
     void abandon_start() noexcept;
-    bool has_started() const noexcept { return started_; }
+    bool has_started() const noexcept { return stage_ != stage::unused; }
     void require_unused(const char* what) const;
     std::chrono::steady_clock::time_point drained_by() const noexcept { return drained_by_; }
 
@@ -8807,14 +8809,17 @@ private:
     void take_in(worker& w, arrival one);
     bool admit(arrival& one);
     worker& least_loaded() noexcept;
+    /// It starts once, and may drain before it stops.
+    void enter(stage next) noexcept {
+        assert(next > stage_ && (has_started() || next == stage::running));
+        stage_ = next;
+    }
 
     hub& hub_;
     std::optional<tcp_acceptor> acceptor_;
     std::optional<asio::basic_signal_set<io_executor>> signals_;
     std::optional<asio::ip::tcp::endpoint> endpoint_;
-    bool started_ = false;
-    bool stop_begun_ = false;
-    bool drain_begun_ = false;
+    stage stage_ = stage::unused;
     std::chrono::steady_clock::time_point drained_by_{};
 };
 
@@ -8933,12 +8938,12 @@ SSE_DECL void lifecycle::start() {
 }
 
 SSE_DECL void lifecycle::check_unused() const {
-    if (started_) throw std::logic_error("sse::server::start: a server runs once");
+    if (has_started()) throw std::logic_error("sse::server::start: a server runs once");
     if (hub_.stopped) throw std::system_error(errc::stopped, "sse::server::start");
 }
 
 SSE_DECL void lifecycle::require_unused(const char* what) const {
-    if (!started_) return;
+    if (!has_started()) return;
     throw std::logic_error(std::string("sse::server::") + what + ": only before the start");
 }
 
@@ -9004,7 +9009,7 @@ SSE_DECL void lifecycle::launch(std::string_view given_host) {
     if (std::count(hub_.hosts.begin(), hub_.hosts.end(), "*") > 0) hub_.hosts.clear();
     if (hub_.options.handle_signals) take_signals();
     if (acceptor_) accept();
-    started_ = true;
+    enter(stage::running);
 }
 
 /// SIGHUP, or 0 if there is none or something else has decided what it does.
@@ -9042,7 +9047,7 @@ SSE_DECL void lifecycle::take_signals() {
 /// Called when a thread could not be started: all threads run, or none.
 SSE_DECL void lifecycle::abandon_start() noexcept {
     hub_.stopped = true;
-    stop_begun_ = true;
+    enter(stage::stopping);
     for (auto& w : hub_.workers) w->shut_down();
     asio::error_code ignored;
     if (acceptor_) acceptor_->close(ignored);
@@ -9052,7 +9057,8 @@ SSE_DECL void lifecycle::stop() noexcept {
     hub_.stopped = true;
     hub_.room.notify();
     const std::lock_guard lock(state);
-    if (!started_ || std::exchange(stop_begun_, true)) return;
+    if (!has_started() || stage_ == stage::stopping) return;
+    enter(stage::stopping);
     // The workers after the acceptor, so that none gets a connection after its end.
     hub_.workers.front()->post_stop([this] {
         asio::error_code ignored; // it is not used again
@@ -9085,7 +9091,8 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
     hub_.stopped = true;
     hub_.room.notify();
     const std::lock_guard lock(state);
-    if (!started_ || stop_begun_ || std::exchange(drain_begun_, true)) return false;
+    if (stage_ != stage::running) return false;
+    enter(stage::draining);
     hub_.undrained = hub_.workers.size();
     drained_by_ = std::chrono::steady_clock::now() + how->window;
     hub_.when_drained = [this] { stop(); };
@@ -9169,8 +9176,8 @@ SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
 /// Takes over a connection from another server, with what that server has read from it.
 SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::string received) {
     const std::lock_guard lock(state); // stop() comes before or after
-    if (!started_) throw std::logic_error("sse::server::adopt: start the server first");
-    if (stop_begun_ || drain_begun_) throw std::system_error(errc::stopped, "sse::server::adopt");
+    if (!has_started()) throw std::logic_error("sse::server::adopt: start the server first");
+    if (stage_ != stage::running) throw std::system_error(errc::stopped, "sse::server::adopt");
     worker& w = least_loaded();
     tcp_socket socket(w.context());
     socket.assign(asio::ip::tcp::v4(), handle); // the family is queried where it matters
