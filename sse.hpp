@@ -3362,7 +3362,7 @@ void frame_log::drop_newest(Forgot& forgot) {
 }
 
 class feed;
-class worker;
+struct worker;
 struct connection;
 
 } // namespace detail
@@ -3419,7 +3419,7 @@ public:
 
 private:
     friend class detail::feed;
-    friend class detail::worker;
+    friend struct detail::worker;
     friend struct detail::connection;
     enum class kind : std::uint8_t { resume, now, oldest, last, since, after };
     explicit start(kind k) : kind_(k) {}
@@ -3645,7 +3645,7 @@ protected:
 
 private:
     friend class feed;
-    friend class worker;
+    friend struct worker;
     friend struct exchange;
     friend class sse::stream;
     friend struct connection;
@@ -5578,7 +5578,7 @@ private:
     std::vector<std::unique_ptr<waiter>> waiters_;
 };
 
-class worker;
+struct worker;
 class lifecycle;
 struct farewell;
 struct listing;
@@ -6516,8 +6516,7 @@ bool has_hung_up(Socket& socket, bool both_ends = false) noexcept {
 #endif
 }
 
-class worker {
-public:
+struct worker {
     /// Without a context it creates its own, for run().
     worker(hub& shared, std::size_t index, asio::io_context* context);
     ~worker();
@@ -6559,10 +6558,7 @@ public:
     bool pull(std::size_t max_frames = ~std::size_t{0}, std::size_t max_bytes = ~std::size_t{0});
     void make_room();
 
-private:
-    friend class sse::stream;
-    friend struct connection;
-    friend struct exchange;
+    // The rest is for itself, its connections and their exchanges.
 
     using clock = std::chrono::steady_clock;
 
