@@ -5258,7 +5258,7 @@ struct drain_result {
 };
 
 // >>hub ///////////////////////////////////////////////////////////////////////////////////////////
-// What the threads of a server share. Needs >>ring, >>frame, >>options.
+// What a server serves, and what its threads share. Needs >>ring, >>frame, >>options.
 // Tests: tests/limits.cpp, tests/routes.cpp
 namespace detail {
 
@@ -5888,10 +5888,9 @@ SSE_DECL own_response site::response_after(bool threw, std::error_code code) {
 
 #endif // SSE_BODIES
 
-// >>stream
-// //////////////////////////////////////////////////////////////////////////////////////// One
-// client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub. Tests:
-// tests/handlers.cpp, tests/presence.cpp, tests/stream.cpp
+// >>stream ////////////////////////////////////////////////////////////////////////////////////////
+// One client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub.
+// Tests: tests/handlers.cpp, tests/presence.cpp, tests/stream.cpp
 
 struct exchange;
 
