@@ -6211,8 +6211,20 @@ enum class input_state : std::uint8_t {
     ended,  ///< The client has sent FIN.
 };
 
-/// What a stream has only while one of its requests is served; whatever serves it owns this.
-struct exchange {
+/// What belongs to one request, and is new for the next one.
+struct request_state {
+    const handler* run = nullptr;       // that serves it: is to run, or runs
+    std::string answer_headers;         // from the CORS decision
+    std::unique_ptr<body_decoder> body; // once reading it has begun
+    bool body_taken = false;
+    bool asked_before_end = false; // it was pipelined before a known end
+    bool answered = false;
+    bool keeps_running = false; // its handler does, whatever the client does
+    bool resumable = false;     // its handler views a job, which its client can resume elsewhere
+};
+
+/// What a stream has only while its requests are served; whatever serves them owns this.
+struct exchange : request_state {
     explicit exchange(connection& s);
     ~exchange();
     exchange(const exchange&) = delete;
@@ -6253,32 +6265,24 @@ struct exchange {
 
     static constexpr std::uint64_t no_place = ~std::uint64_t{0};
 
-    // Each waiting handler costs one of these, so it has no padding.
+    // Each waiting handler costs one of these, so it has no padding: the first follow those above.
+    bool timed_out = false;
+    bool keep = true; // the connection may serve another request
+    input_state intake = input_state::open;
     connection& owner;
     std::unique_ptr<waiter> waiters;      // newest first
     std::string input;                    // received, not yet consumed
     std::optional<sse::request> request;  // the current one
-    const handler* run = nullptr;         // that serves it: is to run, or runs
-    std::string answer_headers;           // from the CORS decision
     std::uint64_t begun = 0;              // box.queued once a stream's head was in it
-    std::unique_ptr<body_decoder> body;   // once reading it has begun
     outbox box;                           // the stream's own frames
     std::uint64_t first_place = no_place; // what "now" means, until something is written
     asio::cancellation_signal cancel;     // ends the handler
     asio::cancellation_signal cancel_gap_hook;
-    asio::ip::address peer;  // or the address that the PROXY protocol names
-    std::uint32_t index = 0; // in the worker's sessions
-    input_state intake = input_state::open;
-    bool asked_before_end = false; // the current request was pipelined before a known end
-    bool timed_out = false;
-    bool answered = false;
-    bool keep = true; // the connection may serve another request
-    bool body_taken = false;
-    bool keeps_running = false;
+    asio::ip::address peer;        // or the address that the PROXY protocol names
+    std::uint32_t index = 0;       // in the worker's sessions
     bool cancel_is_due = false;    // memory for it was not available
     bool served = false;           // an earlier request was served
     bool gap_hook_running = false; // options::hooks.on_gap runs
-    bool resumable = false;        // the handler views a job, which its client can resume elsewhere
 };
 
 inline bool connection::is_handled() const noexcept { return exchange_ && exchange_->run; }
@@ -8045,13 +8049,9 @@ SSE_DECL io_awaitable<std::optional<own_response>> worker::read_head(connection&
     const bool came = progress != head_parser::progress::need_more;
     if (!s.is_connected() || (!came && (state.is_blank() || !state.timed_out)))
         co_return std::nullopt;
+    static_cast<request_state&>(state) = {};
     request& r = state.request.emplace();
     r.client = state.peer;
-    state.answered = false;
-    state.body_taken = false;
-    state.resumable = false;
-    state.body.reset();
-    state.answer_headers.clear();
     request::verdict verdict;
     if (!came) verdict = {408, "the request head did not arrive in time"};
     if (progress == head_parser::progress::refused) verdict = parser.refusal();

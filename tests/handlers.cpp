@@ -1569,6 +1569,27 @@ TEST_SUITE("what a handler learns") {
         CHECK(eventually([&] { return server.counters().connections == 0; }));
     }
 
+    TEST_CASE("keep_running holds for its own request, not for the next one of the connection") {
+        std::atomic<int> began{0}, ended{0};
+        routes_server server({{"GET", "/keeps",
+                               [](sse::stream& client) -> handler_result {
+                                   client.keep_running();
+                                   co_await client.respond(200, "text/plain", "kept");
+                               }},
+                              {"GET", "/waits", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   ++began;
+                                   co_await client.sleep_for(1h);
+                               }}});
+        connection peer(server.port());
+        peer.send_request("GET", "/keeps");
+        CHECK(peer.read_response().body == "kept");
+        peer.send_request("GET", "/waits");
+        CHECK(eventually([&] { return began == 1; }));
+        peer.close();
+        CHECK(eventually([&] { return ended == 1; }));
+    }
+
     TEST_CASE("closed completes when the client is gone, and when the stream has ended") {
         std::atomic<int> seen{0}, ended{0};
         routes_server server({{"GET", "/waits",
