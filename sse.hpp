@@ -2065,6 +2065,8 @@ public:
     /// Removes from the front of `input` what belongs to the body.
     progress feed(std::string& input);
 
+    bool is_complete() const noexcept { return part_ == part::end; }
+
     /// What was decoded since the last call.
     std::string take() noexcept { return std::exchange(body_, std::string()); }
     request::verdict refusal() const noexcept { return refusal_; }
@@ -6216,8 +6218,7 @@ struct request_state {
     const handler* run = nullptr;       // that serves it: is to run, or runs
     std::string answer_headers;         // from the CORS decision
     std::unique_ptr<body_decoder> body; // once reading it has begun
-    bool body_taken = false;
-    bool asked_before_end = false; // it was pipelined before a known end
+    bool asked_before_end = false;      // it was pipelined before a known end
     bool answered = false;
     bool keeps_running = false; // its handler does, whatever the client does
     bool resumable = false;     // its handler views a job, which its client can resume elsewhere
@@ -6257,7 +6258,8 @@ struct exchange : request_state {
     void resume_matching(Which&& which) noexcept;
 
     bool body_is_left() const noexcept {
-        return !body_taken && (request->content_length > 0 || request->chunked);
+        const bool has_one = request->content_length > 0 || request->chunked;
+        return has_one && !(body && body->is_complete());
     }
     bool may_serve_another() const noexcept {
         return request->keep_alive && !body_is_left() && (!input_ended() || !input.empty());
@@ -8743,9 +8745,8 @@ SSE_DECL asio::awaitable<std::string> detail::connection::read_body(bool whole) 
     if (!is_connected()) throw std::system_error(errc::closed, "sse::stream::body");
     worker_->resume_reading(*this);
     if (phase_ == phase::body) worker_->enter(*this, phase::handling);
-    state.body_taken = now == progress::complete;
     worker_->cancel_if_ended(*this); // until now, the read itself would notice the end
-    if (state.body_taken || (!whole && !piece.empty())) co_return piece;
+    if (now == progress::complete || (!whole && !piece.empty())) co_return piece;
     const bool too_large = state.body->refusal().status == 413;
     const errc why = too_large         ? errc::body_too_large
                      : state.timed_out ? errc::body_timeout
