@@ -6089,8 +6089,6 @@ namespace detail {
 
 /// A stream with its state: what its worker knows of it.
 struct connection final : receiver, stream {
-    using phase = phase;
-
     struct log_context {
         std::string path;
         asio::ip::address client;
