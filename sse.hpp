@@ -6214,7 +6214,7 @@ enum class input_state : std::uint8_t {
 /// What belongs to one request, and is new for the next one.
 struct request_state {
     const handler* run = nullptr;       // that serves it: is to run, or runs
-    std::string answer_headers;         // from the CORS decision
+    std::string response_headers;       // from the CORS decision
     std::unique_ptr<body_decoder> body; // once reading it has begun
     bool asked_before_end = false;      // it was pipelined before a known end
     bool answered = false;
@@ -6279,7 +6279,7 @@ struct exchange : request_state {
     asio::cancellation_signal cancel;     // ends the handler
     asio::cancellation_signal cancel_gap_hook;
     asio::ip::address peer;        // or the address that the PROXY protocol names
-    std::uint32_t index = 0;       // in the worker's sessions
+    std::uint32_t index = 0;       // in the worker's exchanges
     bool cancel_is_due = false;    // memory for it was not available
     bool served = false;           // an earlier request was served
     bool gap_hook_running = false; // options::hooks.on_gap runs
@@ -6385,7 +6385,7 @@ inline std::string http_date(std::time_t at) {
 }
 
 /// The head of a response. `headers` are whole field lines.
-inline std::string answer_head(int status, std::string_view headers) {
+inline std::string response_head(int status, std::string_view headers) {
     std::string head = "HTTP/1.1 " + std::to_string(status) + " ";
     head.append(reason_phrase(status)).append("\r\nDate: ");
     head.append(http_date(std::time(nullptr))).append("\r\n").append(headers).append("\r\n");
@@ -6671,8 +6671,8 @@ struct worker {
     void run_handler(stream_ref s, std::unique_ptr<exchange> owned);
     void handler_ended(stream_ref s, std::unique_ptr<exchange> owned, std::exception_ptr failure);
     unfinished after_handler(connection& s, exchange& state, std::exception_ptr failure);
-    void send_answer(connection& s, int status, std::string_view type, std::string_view text,
-                     std::string_view headers = {});
+    void send_response(connection& s, int status, std::string_view type, std::string_view text,
+                       std::string_view headers = {});
     io_awaitable<void> answer(connection& s, const own_response& made);
     io_awaitable<void> end_chunks(connection& s, exchange& state);
     io_awaitable<void> linger(connection& s, exchange& state);
@@ -8116,9 +8116,9 @@ SSE_DECL void worker::refuse_softly(connection& s) {
     state.answered = true;
     state.keep = false;
     const std::string bytes =
-        answer_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
-                         "no-transform\r\nConnection: close\r\n" +
-                             state.answer_headers) +
+        response_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
+                           "no-transform\r\nConnection: close\r\n" +
+                               state.response_headers) +
         retry_after(hub_.options.limits.retry_after);
     feed_.enqueue(s, make_raw_frame(bytes));
 }
@@ -8143,8 +8143,8 @@ SSE_DECL io_awaitable<void> worker::answer_request(connection& s, exchange& stat
     std::exception_ptr failure;
     try {
         if (origin && !matcher.matches_any() && host_is_served) {
-            const bool answer_of_matcher = co_await is_granted(s, state, matcher, *origin);
-            granted = answer_of_matcher;
+            const bool allowed = co_await is_granted(s, state, matcher, *origin);
+            granted = allowed;
         }
     } catch (...) { failure = std::current_exception(); }
     if (failure && (!s.is_connected() || state.input_ended())) { // nobody awaits a response
@@ -8156,7 +8156,7 @@ SSE_DECL io_awaitable<void> worker::answer_request(connection& s, exchange& stat
         report(failure, &s);
         made = site::response_after(true, {});
     } else {
-        if (host_is_served) state.answer_headers = cors_headers(to.of->cors(), origin, granted);
+        if (host_is_served) state.response_headers = cors_headers(to.of->cors(), origin, granted);
         made = hub_.decide(*state.request, state.peer, to, granted, s.over());
     }
     if (made) {
@@ -8278,31 +8278,31 @@ SSE_DECL io_awaitable<void> worker::end_chunks(connection& s, exchange& state) {
     if (farewell_) state.keep = false;
 }
 
-SSE_DECL frame_ref make_answer(const exchange& state, int status, std::string_view type,
-                               std::string_view text, std::string_view headers) {
+SSE_DECL frame_ref make_response(const exchange& state, int status, std::string_view type,
+                                 std::string_view text, std::string_view headers) {
     const bool bodiless = status == 204 || status == 304 || status < 200;
     std::string lines(headers);
     if (!bodiless) {
         lines.append("Content-Type: ").append(type).append("\r\nContent-Length: ");
         lines.append(std::to_string(text.size())).append("\r\n");
     }
-    lines.append("Cache-Control: no-store\r\n").append(state.answer_headers);
+    lines.append("Cache-Control: no-store\r\n").append(state.response_headers);
     if (!state.keep) {
         lines.append("Connection: close\r\n");
     } else if (!state.request->accepts_chunked()) { // HTTP/1.0 closes by default
         lines.append("Connection: keep-alive\r\n");
     }
-    std::string bytes = answer_head(status, lines);
+    std::string bytes = response_head(status, lines);
     if (!bodiless && !state.request->is_head()) bytes.append(text);
     return make_raw_frame(bytes);
 }
 
 /// Sends a whole response to the current request, without waiting for it.
-SSE_DECL void worker::send_answer(connection& s, int status, std::string_view type,
-                                  std::string_view text, std::string_view headers) {
+SSE_DECL void worker::send_response(connection& s, int status, std::string_view type,
+                                    std::string_view text, std::string_view headers) {
     exchange& state = *s.exchange_;
     if (hub_.stopped || !state.may_serve_another()) state.keep = false;
-    frame_ref made = make_answer(state, status, type, text, headers);
+    frame_ref made = make_response(state, status, type, text, headers);
     hub_.log_request(*state.request, status);
     refresh();
     feed_.enqueue(s, std::move(made));
@@ -8316,7 +8316,7 @@ SSE_DECL io_awaitable<void> worker::answer(connection& s, const own_response& ma
     if (made.over_limit && is_refused_softly(r)) {
         refuse_softly(s);
     } else {
-        send_answer(s, made.status, "text/plain; charset=utf-8", made.text, made.lines);
+        send_response(s, made.status, "text/plain; charset=utf-8", made.text, made.lines);
     }
     co_await sent(s, *s.exchange_);
 }
@@ -8432,14 +8432,14 @@ SSE_DECL void detail::connection::begin_streaming(bool finite) {
         exchange_->input.shrink_to_fit(); // perhaps nothing comes for long
     worker_->resume_reading(*this);
     // Otherwise the end of the connection ends the body, in HTTP/1.0 and in HTTP/1.1.
-    const std::string head = detail::answer_head(
+    const std::string head = detail::response_head(
         200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
              "X-Accel-Buffering: no\r\n" +
                  std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "") +
                  std::string(chunked && !worker_->farewell_ ? "" : "Connection: close\r\n") +
-                 exchange_->answer_headers);
-    exchange_->answer_headers.clear();
-    exchange_->answer_headers.shrink_to_fit();
+                 exchange_->response_headers);
+    exchange_->response_headers.clear();
+    exchange_->response_headers.shrink_to_fit();
     if (chunked) {
         extra().chunks = std::make_unique<chunked_encoder>();
         adds_framing_ = true;
@@ -8675,7 +8675,7 @@ SSE_DECL void stream::add_header(std::string_view name, std::string_view value) 
     if (self.has_response()) {
         throw std::logic_error("sse::stream::add_header: the response has already begun");
     }
-    self.exchange_->answer_headers.append(name).append(": ").append(value).append("\r\n");
+    self.exchange_->response_headers.append(name).append(": ").append(value).append("\r\n");
 }
 
 SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view content_type,
@@ -8694,7 +8694,7 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
     if (self.has_response()) {
         throw std::logic_error("sse::stream::respond: this request already has its response");
     }
-    self.worker_->send_answer(self, status, content_type, text);
+    self.worker_->send_response(self, status, content_type, text);
     return self.written();
 }
 
