@@ -10770,6 +10770,31 @@ private:
     std::vector<waiter> waiters_;
 };
 
+/// What a client does.
+enum class client_phase : std::uint8_t {
+    asking,    ///< Connects, sends a request, reads the head of its response; follows redirects.
+    streaming, ///< Reads an event stream.
+    ended,     ///< A stream has ended, but its last events may not have been returned.
+    failed,    ///< No stream could be opened.
+    pausing,   ///< Waits before it asks again.
+    over,      ///< It will not ask again.
+    closed,    ///< The same, by the program or with its context: nothing is returned any more.
+};
+
+constexpr bool may_follow(client_phase before, client_phase after) noexcept {
+    using enum client_phase;
+    switch (after) {
+    case asking: return before == pausing;
+    case streaming:
+    case failed: return before == asking;
+    case ended: return before == streaming;
+    case pausing: return before == ended || before == failed;
+    case over: return before != closed;
+    case closed: break;
+    }
+    return true;
+}
+
 class client_core;
 
 /// Before a context is destroyed, takes from its clients what belongs to it, so that a client may
@@ -10813,7 +10838,9 @@ public:
     void abandon() noexcept;
     static clock::time_point from_now(std::chrono::milliseconds time) noexcept;
 
-    bool over() const noexcept { return closed_ || (over_ && !working_ && !failure_); }
+    bool over() const noexcept {
+        return phase_ == phase::closed || (is_over() && !working_ && !failure_);
+    }
 
     const received_head& head() const noexcept { return head_; }
     const std::string& error_body() const noexcept { return error_body_; }
@@ -10822,6 +10849,8 @@ public:
     std::uint64_t connections() const noexcept { return connections_; }
 
 private:
+    using phase = client_phase;
+
     /// What belongs to the context, except the sockets.
     struct timers {
         explicit timers(const asio::any_io_executor& where) : step(where), caller(where) {}
@@ -10886,6 +10915,12 @@ private:
         client_core& core_;
     };
 
+    void enter(phase next) noexcept {
+        assert(may_follow(phase_, next));
+        phase_ = next;
+    }
+    bool is_over() const noexcept { return phase_ == phase::over || phase_ == phase::closed; }
+
     static client_options checked(client_options o);
     static void check_header(std::string_view name, std::string_view value);
     static bool fits_in_field(std::string_view id) noexcept;
@@ -10920,8 +10955,13 @@ private:
 
     // Its body.
     asio::awaitable<void> receive();
-    std::string take_body();
-    void finish(std::error_code failed);
+    void take_stream();
+    std::optional<std::error_code> decode_body();
+    void end_attempt(phase next, std::error_code why) noexcept {
+        enter(next);
+        end_ = why;
+    }
+    void finish();
     std::chrono::milliseconds next_pause();
     [[noreturn]] void fail(std::error_code why, const std::string& detail = {}) const;
 
@@ -10940,9 +10980,8 @@ private:
     std::vector<std::shared_ptr<link>> connecting_;            // connecting
     std::shared_ptr<link> link_;
 
-    std::uint64_t operation_ = 0; // number of the one waited for
-    bool has_ended_ = false;
-    asio::error_code failed_;
+    std::uint64_t operation_ = 0;            // number of the one waited for
+    std::optional<asio::error_code> result_; // of that, once it has ended
     std::size_t size_ = 0;
 
     std::string input_; // received, not yet parsed
@@ -10950,13 +10989,11 @@ private:
     std::optional<body_decoder> body_;
     std::string error_body_;
     event_parser parser_;
-    bool streaming_ = false;                // an event stream is open, or its last events remain
-    std::optional<std::error_code> ending_; // how it ended, reported after its last events
 
+    phase phase_ = phase::asking;
+    std::error_code end_;        // in phase ended and failed: why
     bool busy_ = false;          // a next() is waiting
     bool working_ = false;       // a step() is running
-    bool over_ = false;          // for good
-    bool closed_ = false;        // by the program: next() returns nothing more
     std::optional<event> found_; // by the last step, not yet returned
     std::exception_ptr failure_; // the same
     std::uint64_t connections_ = 0;
@@ -10964,7 +11001,6 @@ private:
     std::string detail_;                              // of the last failure, for its message
     bool had_event_ = false;                          // the stream has delivered an event
     clock::time_point opened_;                        // of the stream
-    bool pausing_ = false;                            // before the next attempt
     std::chrono::milliseconds pause_{0};              // the last one; initially options_.retry
     std::chrono::milliseconds retry_after_{0};        // the minimum that the server asked for
     std::minstd_rand random_{std::random_device()()}; // spreads reconnects; not for secrets
@@ -11169,12 +11205,12 @@ SSE_DECL asio::awaitable<std::optional<event>> client_core::next(std::shared_ptr
                                                                  clock::time_point until) {
     const turn only_one(*self);
     const bool given = self->found_ || self->failure_; // by a call that was given up
-    if (!given && !self->working_ && !self->over_) self->start();
+    if (!given && !self->working_ && !self->is_over()) self->start();
     asio::error_code woken;
-    while (self->working_ && !self->closed_) {
+    while (self->working_ && self->phase_ != phase::closed) {
         self->timers_->caller.expires_at(until);
         co_await self->timers_->caller.async_wait(asio::redirect_error(asio::use_awaitable, woken));
-        if (!self->working_ || self->closed_) break;
+        if (!self->working_ || self->phase_ == phase::closed) break;
         if (!woken) co_return std::nullopt; // timed out; the work continues
         const auto state = co_await asio::this_coro::cancellation_state;
         const bool terminal = (state.cancelled() & asio::cancellation_type::terminal) !=
@@ -11207,18 +11243,18 @@ SSE_DECL void client_core::start() {
 
 SSE_DECL void client_core::finished(std::exception_ptr failed, std::optional<event> found) {
     working_ = false;
+    if (phase_ == phase::closed) return;
     if (failed) {
-        over_ = true;
+        enter(phase::over);
         disconnect();
     }
-    if (closed_) return;
     failure_ = std::move(failed);
     found_ = std::move(found);
     timers_->caller.cancel();
 }
 
 SSE_DECL std::optional<event> client_core::take_event() {
-    if (!streaming_) return std::nullopt;
+    if (phase_ != phase::streaming && phase_ != phase::ended) return std::nullopt;
     std::optional<event> found = parser_.next();
     if (found) had_event_ = true;
     return found;
@@ -11226,23 +11262,23 @@ SSE_DECL std::optional<event> client_core::take_event() {
 
 SSE_DECL asio::awaitable<std::optional<event>>
 client_core::step(std::shared_ptr<client_core> self) {
-    while (!self->over_) {
+    while (!self->is_over()) {
         std::optional<event> found = self->take_event();
         if (found) co_return std::move(found);
-        if (self->ending_) {
-            self->finish(*std::exchange(self->ending_, std::nullopt));
-        } else if (self->streaming_) {
+        if (self->phase_ == phase::ended || self->phase_ == phase::failed) {
+            self->finish();
+        } else if (self->phase_ == phase::streaming) {
             co_await self->receive();
         } else {
             const std::error_code failed = co_await self->open();
-            if (failed) self->ending_ = failed;
+            if (failed && !self->is_over()) self->end_attempt(phase::failed, failed);
         }
     }
     co_return std::nullopt;
 }
 
 SSE_DECL void client_core::close() {
-    over_ = closed_ = true;
+    enter(phase::closed);
     found_.reset();
     failure_ = nullptr;
     disconnect();
@@ -11254,7 +11290,7 @@ SSE_DECL void client_core::close() {
 /// The context itself destroys coroutines and handlers.
 SSE_DECL void client_core::abandon() noexcept {
     const auto self = shared_from_this(); // a waiter may hold the last reference
-    over_ = closed_ = true;
+    enter(phase::closed);
     disconnect();
     timers_.reset();
 }
@@ -11272,15 +11308,14 @@ SSE_DECL void client_core::disconnect() noexcept {
 }
 
 SSE_DECL client_core::on_end client_core::begin() noexcept {
-    has_ended_ = false;
+    result_.reset();
     return {shared_from_this(), link_, ++operation_};
 }
 
 SSE_DECL void client_core::ended(std::uint64_t operation, const asio::error_code& failed,
                                  std::size_t size) {
     if (operation != operation_) return;
-    has_ended_ = true;
-    failed_ = failed;
+    result_ = failed;
     size_ = size;
     timers_->step.cancel();
 }
@@ -11290,8 +11325,8 @@ SSE_DECL asio::awaitable<std::error_code> client_core::wait(clock::time_point un
     asio::error_code woken;
     timers_->step.expires_at(until);
     co_await timers_->step.async_wait(asio::redirect_error(asio::use_awaitable, woken));
-    if (over_) co_return make_error_code(errc::closed);
-    if (has_ended_) co_return failed_;
+    if (is_over()) co_return make_error_code(errc::closed);
+    if (result_) co_return *result_;
     co_return make_error_code(errc::timed_out);
 }
 
@@ -11438,19 +11473,20 @@ SSE_DECL void client_registry::shutdown() {
 /// Connects, sends the request, follows redirects. Returns an error that is worth another attempt;
 /// throws any other.
 SSE_DECL asio::awaitable<std::error_code> client_core::open() {
-    if (std::exchange(pausing_, false)) {
+    if (phase_ == phase::pausing) {
         begin(); // no operation that could end the wait early
         const std::error_code slept = co_await wait(clock::now() + pause_);
         detail_.clear();
         retry_after_ = {};
         if (slept != errc::timed_out) co_return slept; // closed
+        enter(phase::asking);
     }
     co_await renew(0);
     target what = target_;
     bool permanent = true;
     bool renewed = !options_.fresh_headers;
     for (std::size_t redirects = 0;;) {
-        const std::error_code failed = over_ ? errc::closed : co_await ask(what);
+        const std::error_code failed = is_over() ? errc::closed : co_await ask(what);
         if (failed) co_return failed;
         if (head_.status == 401 && !std::exchange(renewed, true)) {
             co_await renew(401);
@@ -11463,13 +11499,13 @@ SSE_DECL asio::awaitable<std::error_code> client_core::open() {
         if (permanent) target_ = what;
     }
     if (head_.status == 204) {
-        over_ = true;
+        enter(phase::over);
         disconnect();
         co_return std::error_code();
     }
     const bool is_stream = head_.status == 200 && is_event_stream();
     if (!is_stream) co_await read_error_body();
-    if (over_) co_return make_error_code(errc::closed);
+    if (is_over()) co_return make_error_code(errc::closed);
     if (head_.status != 200) {
         const std::string status = "status " + std::to_string(head_.status);
         const auto& temporary = options_.retry_statuses;
@@ -11484,11 +11520,11 @@ SSE_DECL asio::awaitable<std::error_code> client_core::open() {
     if (!head_.unknown_coding.empty()) {
         fail(errc::bad_response, head_.unknown_coding + ", which was not asked for");
     }
-    streaming_ = true;
+    enter(phase::streaming);
     had_event_ = false;
     opened_ = clock::now();
     ++connections_;
-    parser_.feed(take_body());
+    take_stream();
     co_return std::error_code();
 }
 
@@ -11511,7 +11547,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
     link_->request = request_text(what);
     asio::async_write(link_->socket, asio::buffer(link_->request), begin());
     const std::error_code unsent = co_await wait(until);
-    if (unsent == errc::timed_out || over_) co_return unsent;
+    if (unsent == errc::timed_out || is_over()) co_return unsent;
     // A server that refuses a large body may respond and close before it has read all of it.
     failed = co_await read_head(until);
     if (failed && unsent) co_return unsent;
@@ -11534,7 +11570,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::resolve(const http_url& u
             lookup_->notify(this, timers_->step.get_executor(), [end] { end(asio::error_code()); });
         if (waits) {
             const std::error_code failed = co_await wait(from_now(options_.connect_timeout));
-            if (over_) co_return failed;
+            if (is_over()) co_return failed;
             lookup_->forget(this);
             if (failed) co_return failed;
         }
@@ -11602,9 +11638,9 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
         if (connecting_.empty()) co_return failed;
         auto until = next < endpoints_.size() ? next_at : clock::time_point::max();
         for (const auto& one : connecting_) until = std::min(until, one->deadline);
-        has_ended_ = false;
+        result_.reset();
         const std::error_code woken = co_await wait(until);
-        if (over_) co_return woken;
+        if (is_over()) co_return woken;
         const auto now = clock::now();
         for (std::size_t i = 0; i < connecting_.size() && !link_;) {
             const auto one = connecting_[i];
@@ -11719,14 +11755,14 @@ SSE_DECL asio::awaitable<void> client_core::read_error_body() {
     constexpr std::chrono::milliseconds patience{5'000};
     if (!head_.unknown_coding.empty()) co_return;
     const auto until = std::min(from_now(options_.head_timeout), from_now(patience));
-    error_body_ = take_body();
-    while (!ending_ && error_body_.size() < most) {
+    for (;;) {
+        const bool ended = decode_body().has_value();
+        error_body_ += body_->take();
+        if (ended || error_body_.size() >= most) break;
         const std::error_code failed = co_await read(until);
         if (failed) break;
-        error_body_ += take_body();
     }
     error_body_.resize(std::min(error_body_.size(), most));
-    ending_.reset();
 }
 
 SSE_DECL bool client_core::is_redirect() const noexcept {
@@ -11767,48 +11803,50 @@ SSE_DECL void client_core::redirect(target& what) const {
 
 SSE_DECL asio::awaitable<void> client_core::receive() {
     const std::error_code failed = co_await read(from_now(options_.silence_timeout));
-    if (over_) co_return;
+    if (is_over()) co_return;
     if (!failed) {
-        parser_.feed(take_body());
-    } else if (failed != asio::error::eof) {
-        ending_ = failed;
-    } else if (head_.ends_with_connection()) {
-        ending_ = std::error_code();
+        take_stream();
+    } else if (failed == asio::error::eof && !head_.ends_with_connection()) {
+        end_attempt(phase::ended, errc::bad_response); // cut short
     } else {
-        ending_ = make_error_code(errc::bad_response); // cut short
+        end_attempt(phase::ended, failed == asio::error::eof ? std::error_code() : failed);
     }
 }
 
-/// Removes what belongs to the body from the input and returns it; notes the end of the body.
-SSE_DECL std::string client_core::take_body() {
+SSE_DECL void client_core::take_stream() {
+    if (const auto end = decode_body()) end_attempt(phase::ended, *end);
+    parser_.feed(body_->take());
+}
+
+/// Removes what belongs to the body from the input. Returns how the body has ended, or nullopt.
+SSE_DECL std::optional<std::error_code> client_core::decode_body() {
     const auto progress = body_->feed(input_);
-    if (progress == body_decoder::progress::complete) ending_ = std::error_code();
-    if (progress == body_decoder::progress::refused) ending_ = make_error_code(errc::bad_response);
-    return body_->take();
+    if (progress == body_decoder::progress::need_more) return std::nullopt;
+    return progress == body_decoder::progress::complete ? std::error_code() : errc::bad_response;
 }
 
 /// Called when a stream has ended or could not be opened. Throws the error if there is no further
 /// attempt.
-SSE_DECL void client_core::finish(std::error_code failed) {
+SSE_DECL void client_core::finish() {
     // A server that accepts each connection and drops it must not be asked again forever, nor
     // without a growing pause. One that is merely quiet for a long time is fine, though.
-    const bool was_stream = std::exchange(streaming_, false);
-    const bool succeeded = was_stream && (had_event_ || clock::now() - opened_ > pause_);
+    const bool succeeded =
+        phase_ == phase::ended && (had_event_ || clock::now() - opened_ > pause_);
     failures_ = succeeded ? 0 : failures_ + 1;
     disconnect();
     parser_.finish();
     const bool enough = options_.max_attempts != 0 && failures_ >= options_.max_attempts;
     if (reconnect_ && !enough) {
         pause_ = next_pause();
-        pausing_ = true;
+        enter(phase::pausing);
         return;
     }
-    over_ = true;
-    if (reconnect_ && !failed) {
-        failed = make_error_code(errc::bad_response);
+    enter(phase::over);
+    if (reconnect_ && !end_) {
+        end_ = errc::bad_response;
         detail_ = "its streams end before their first event";
     }
-    if (failed) fail(failed, detail_);
+    if (end_) fail(end_, detail_);
 }
 
 /// The server's reconnection time, or the option's, doubled for each failure in a row after the

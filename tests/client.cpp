@@ -640,6 +640,28 @@ TEST_SUITE("client: answers") {
         }
     }
 
+    TEST_CASE("a client goes on from what it does only to what may follow") {
+        using phase = sse::detail::client_phase;
+        const auto after = [](phase before) {
+            std::string all;
+            for (const auto& [next, letter] :
+                 {std::pair(phase::asking, 'a'), std::pair(phase::streaming, 's'),
+                  std::pair(phase::ended, 'e'), std::pair(phase::failed, 'f'),
+                  std::pair(phase::pausing, 'p'), std::pair(phase::over, 'o'),
+                  std::pair(phase::closed, 'c')}) {
+                if (sse::detail::may_follow(before, next)) all += letter;
+            }
+            return all;
+        };
+        CHECK(after(phase::asking) == "sfoc");
+        CHECK(after(phase::streaming) == "eoc");
+        CHECK(after(phase::ended) == "poc");
+        CHECK(after(phase::failed) == "poc");
+        CHECK(after(phase::pausing) == "aoc");
+        CHECK(after(phase::over) == "oc"); // once more with the error that ended it
+        CHECK(after(phase::closed) == "c");
+    }
+
     TEST_CASE("a head over max_head_bytes is a bad answer") {
         const auto server_with = [](std::size_t size) {
             return answer("data: a\n\n", "X: " + std::string(size, 'x') + "\r\n");
