@@ -21,13 +21,15 @@ found=$(cut -f 1 <<<"$banners")
 [ "$listed" = "$found" ] || complain "the table of contents and the banners differ:
 $(diff <(echo "$listed") <(echo "$found"))"
 
-covered() { # SECTION: the test files that say so in their first lines
-    for file in tests/*.cpp; do
-        # Up to the colon after the last section.
-        awk '!/^\/\//{ exit } { printf "%s ", substr($0, 4) }' "$file" |
-            grep -oE "^[a-z_]+\.cpp - covers (>>[a-z]+(, )?)+:" | grep -qE ">>$1[,:]" && echo "$file"
-    done
-    true
+# Which sections the test files cover: they say so in their first lines, up to the colon after the
+# last section. A line for each: section, tab, file.
+covers=$(for file in tests/*.cpp; do
+    awk '!/^\/\//{ exit } { printf "%s ", substr($0, 4) }' "$file" |
+        { grep -oE '^[a-z_]+\.cpp - covers (>>[a-z]+(, )?)+:' || true; } |
+        { grep -oE '>>[a-z]+' || true; } | sed "s|>>\(.*\)|\1\t$file|"
+done)
+covered() { # SECTION
+    awk -F'\t' -v section="$1" '$1 == section { print $2 }' <<<"$covers"
 }
 
 above=

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Builds a part of the tests in another way, and runs it. Without an item it lists them all.
-#   tests/matrix.sh DIRECTORY [ITEM]
+# Builds a part of the tests in another way, and runs it.
+#   tests/matrix.sh                     lists the ways, the longest first
+#   tests/matrix.sh DIRECTORY ITEM      one of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 items=(windows 32_bit integer optimized shapes_asan std23_g++ std23_clang no_exceptions)
-dir=$1/${2:-}
-[ $# -gt 1 ] || { printf '%s\n' "${items[@]}"; exit; }
+[ $# -gt 0 ] || { printf '%s\n' "${items[@]}"; exit; }
+dir=$1/$2
 mkdir -p "$dir"
 
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow)
-not_there=(-Wno-restrict -Wno-subobject-linkage -Wno-mismatched-new-delete) # see meson.build
+not_there=(-Wno-restrict -Wno-subobject-linkage -Wno-mismatched-new-delete) # see tests/meson.build
 sections=(message parser ring head body origin peer topic log feed)
 
 # compile COMPILER FLAGS -- TEST...: these test files as one program, since each that stands alone
@@ -77,11 +78,10 @@ windows() {
     done
 }
 
-# Not in the list: see run.sh.
+# Not in the list: it is the variant valgrind of run.sh.
 memcheck() {
     compile g++ -std=c++20 -O1 -g1 -- message parser head body shapes
     valgrind -q --error-exitcode=9 --leak-check=full "$dir/all" -tce='*random*'
 }
 
 "$2"
-echo passed

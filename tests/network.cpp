@@ -4,7 +4,8 @@
 // A program of its own, since it takes more than a minute, in which it does nothing but wait. It
 // makes two network namespaces for its threads, which end with them, and is itself the link between
 // them: what it does not carry from one tun device to the other is lost. It needs root, or user
-// namespaces, and /dev/net/tun; without them it says "skipped" and why. Linux only.
+// namespaces, and /dev/net/tun; without them it is skipped, and says why. Linux only.
+// Its output is in the Test Anything Protocol.
 #include "support/server.hpp"
 
 #include <asio/detached.hpp>
@@ -206,7 +207,8 @@ int failed = 0;
 void say(bool right, const std::string& name, const std::string& figure) {
     const std::lock_guard lock(output);
     (right ? passed : failed) += 1;
-    std::printf("%s %s: %s\n", right ? "ok     " : "not ok ", name.c_str(), figure.c_str());
+    std::printf("%s %d - %s: %s\n", right ? "ok" : "not ok", passed + failed, name.c_str(),
+                figure.c_str());
     std::fflush(stdout);
 }
 
@@ -341,7 +343,7 @@ void bad_link(two_namespaces& network) {
             if (std::atoi(data.c_str()) == i) ++in_order;
             delays.push_back(now() - std::atoll(data.c_str() + data.find(' ')));
         }
-    } catch (const std::exception& e) { std::printf("%s\n", e.what()); }
+    } catch (const std::exception& e) { std::printf("# %s\n", e.what()); }
     publisher.join();
     std::sort(delays.begin(), delays.end());
     const std::size_t n = delays.size();
@@ -380,7 +382,7 @@ void zero_window(two_namespaces& network, std::chrono::milliseconds stall, bool 
     int got = 0;
     try {
         while (got < messages && client.next(60s).data == payload) ++got;
-    } catch (const std::exception& e) { std::printf("%s\n", e.what()); }
+    } catch (const std::exception& e) { std::printf("# %s\n", e.what()); }
     say(!gone && got == messages, name,
         gone ? "cut after " + seconds(took)
              : "all " + std::to_string(got) + " messages after " + seconds(took));
@@ -391,7 +393,7 @@ int run() {
     try {
         network.emplace();
     } catch (const std::exception& e) {
-        std::printf("network: skipped, this system does not allow it: %s\n", e.what());
+        std::printf("1..0 # SKIP this system does not allow it: %s\n", e.what());
         return 0;
     }
     const std::vector<std::function<void()>> all = {
@@ -413,7 +415,7 @@ int run() {
         });
     }
     for (std::thread& each : threads) each.join();
-    std::printf("network: %d passed, %d failed\n", passed, failed);
+    std::printf("1..%d\n", passed + failed);
     return failed == 0 ? 0 : 1;
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Writes each whole program of the README (a ```cpp block with a main) to DIRECTORY/NN.cpp and
 # prints the files' names.
+#   tests/readme.sh README DIRECTORY
 set -euo pipefail
-directory=$1
+directory=$2
 mkdir -p "$directory"
 rm -f "$directory"/*.cpp
 awk -v directory="$directory" '
@@ -18,4 +19,4 @@ awk -v directory="$directory" '
         next
     }
     inside { text = text $0 "\n" }
-' README.md
+' "$1"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Tries the scripts where little is installed: stale and half build folders, missing headers,
-# programs and packages. A line for each check: "ok ..." or "not ok ...".
+# programs and packages. A line for each check, in the Test Anything Protocol.
 #   tests/scripts.sh DIRECTORY          run by tests/run.sh scripts, in a copy of the checkout there
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
-work=$PWD/$1
+work=$1
 rm -rf "$work"
 copy="$work/a checkout in a path with spaces"
 fakes=$work/fakes
@@ -13,16 +13,19 @@ cp -r sse.hpp meson.build examples bench tests README.md "$copy"
 cd "$copy"
 . examples/setup.sh
 
+number=0
 expect() { # SENTENCE COMMAND...
     local said
+    number=$((number + 1))
     if said=$("${@:2}" 2>&1); then
-        printf 'ok      scripts: %s\n' "$1"
+        printf 'ok %d - %s\n' $number "$1"
     else
-        printf 'not ok  scripts: %s\n%s\n' "$1" "$said"
+        printf 'not ok %d - %s\n' $number "$1"
+        printf '%s\n' "$said" >&2
     fi
 }
 
-has_target() { ninja -C "$1" -t targets all | grep -q "^$2:"; }
+has_target() { [[ $'\n'$(ninja -C "$1" -t targets all) == *$'\n'"$2:"* ]]; }
 lacks_target() { ! has_target "$@"; }
 said_configuring() { [[ $(configure "$@") == *configuring* ]]; }
 said_nothing() { [[ -z $(configure "$@") ]]; }
@@ -114,3 +117,4 @@ expect "a build that fails is a failure, with the line" \
 expect "an unknown variant is an error" \
     sh -c 'tests/run.sh bogus >/dev/null 2>&1; [ $? -eq 2 ]'
 rm -rf "$work"
+echo "1..$number"

@@ -565,7 +565,7 @@ int run() {
     const settings asked;
     if (!asked.wanted) {
         std::printf("soak: left out, since SOAK is 0\n");
-        return 0;
+        return 77; // not run
     }
     // Besides clients and server: connections that one side has left already, and the program's.
     const std::size_t needed = 4 * asked.clients + 100, limit = raise_descriptor_limit();

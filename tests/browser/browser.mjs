@@ -5,8 +5,8 @@
 //       --screenshots DIR     once more, and writes pictures of the pages
 //
 // Drives Chromium (/usr/bin/chromium, or what CHROMIUM names) through playwright-core. Only
-// loopback: every name but 127.0.0.1 is unknown to the browser. One line per check, a last line
-// with the sum; status 1 when a check failed.
+// loopback: every name but 127.0.0.1 is unknown to the browser. A line for each check, in
+// the Test Anything Protocol; status 1 when one failed.
 
 import { spawn } from "node:child_process";
 import { mkdirSync } from "node:fs";
@@ -32,16 +32,15 @@ const phone = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isM
                 hasTouch: true };
 
 // >>checks
-let passed = 0, failed = 0;
+let said = 0, failed = 0;
 
 async function check(sentence, body) {
     try {
         await body();
-        passed += 1;
-        console.log(`ok ${sentence}`);
+        console.log(`ok ${++said} - ${sentence}`);
     } catch (error) {
         failed += 1;
-        console.log(`not ok ${sentence}: ${String(error.message).split("\n")[0]}`);
+        console.log(`not ok ${++said} - ${sentence}: ${String(error.message).split("\n")[0]}`);
     }
 }
 
@@ -898,5 +897,5 @@ try {
     await browser.close();
     for (const child of running) child.kill("SIGKILL");
 }
-console.log(`browser: ${passed} passed, ${failed} failed`);
+console.log(`1..${said}`);
 process.exit(failed ? 1 : 0);

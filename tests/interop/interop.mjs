@@ -6,7 +6,7 @@
 // of its own, and tests with all of them. Reading from sse.hpp: eventsource, eventsource-parser over fetch, fetch-event-source, openai, the
 // Model Context Protocol's SDK and its later client package, curl. Read by sse::client, through examples/client: Node's http
 // written to in odd ways, better-sse, nginx with nchan (skipped where it is not installed). Only
-// loopback. One line per check, a last line with the sum; status 1 when a check failed.
+// loopback. A line for each check, in the Test Anything Protocol; status 1 when one failed.
 
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -31,16 +31,15 @@ const token = "interop-test";
 const scratch = mkdtempSync(join(tmpdir(), "sse-interop-"));
 
 // >>checks
-let passed = 0, failed = 0, notRun = 0;
+let said = 0, failed = 0;
 
 async function check(sentence, body) {
     try {
         await body();
-        passed += 1;
-        console.log(`ok ${sentence}`);
+        console.log(`ok ${++said} - ${sentence}`);
     } catch (error) {
         failed += 1;
-        console.log(`not ok ${sentence}: ${String(error?.message ?? error).split("\n")[0]}`);
+        console.log(`not ok ${++said} - ${sentence}: ${String(error?.message ?? error).split("\n")[0]}`);
     }
 }
 
@@ -106,8 +105,7 @@ function majorsOf(name) {
     const majors = dependencies.filter(other => other.replace(/-\d+$/, "") === name)
         .map(other => Number(other.match(/\d+$/)[0])).sort((one, other) => one - other);
     if (majors.length === 0) {
-        notRun += 1;
-        console.log(`# ${name}: no version of it runs on Node ${process.version}: not run`);
+        console.log(`ok ${++said} - ${name} # SKIP no version of it runs on Node ${process.version}`);
     }
     return majors;
 }
@@ -805,8 +803,7 @@ async function startNginx() {
 
 async function testNchan() {
     if (!existsSync("/usr/lib/nginx/modules/ngx_nchan_module.so")) {
-        notRun += 1;
-        console.log("# nchan is not installed: not run");
+        console.log(`ok ${++said} - nchan # SKIP it is not installed`);
         return;
     }
     await check("client: nginx with nchan, over a cut connection, nothing lost", async () => {
@@ -843,5 +840,5 @@ try {
     for (const child of running) child.kill("SIGKILL");
     rmSync(scratch, { recursive: true, force: true });
 }
-console.log(`interop: ${passed} passed, ${failed} failed, ${notRun} not run`);
+console.log(`1..${said}`);
 process.exit(failed ? 1 : 0);

@@ -1,0 +1,6 @@
+// header_twice.cpp - the second file of header_alone: two files with the whole header link.
+#include "sse.hpp"
+
+asio::awaitable<void> handler_of_another_file(sse::stream& client) {
+    co_await client.send({.data = "both files have this function of the header"});
+}

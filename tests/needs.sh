@@ -1,0 +1,58 @@
+# Sourced by run.sh: the packages of Debian that each variant needs.
+
+# wish PACKAGE CHECK...: installed like what need names, but a variant runs without it too, and says
+# what it leaves out.
+wish() { [ -n "$wishing" ] && need "$@" || true; }
+
+needs() { # VARIANT: what it cannot do without, and what it would like
+    need_to_build
+    need python3 have python3
+    case $1 in
+    quick) wish curl have curl ;;
+    bare)
+        need debootstrap have debootstrap
+        need curl have curl
+        ;;
+    mutants) need perl have perl ;;
+    model)
+        need spin have spin
+        need gcc have gcc
+        ;;
+    valgrind) need valgrind have valgrind ;;
+    esac
+    case $1 in
+    release | scripts | asan | tsan | clang | coverage)
+        wish curl have curl
+        wish iproute2 have ip
+        ;;&
+    release) wish clang-format have clang-format ;;&
+    clang) wish clang-tidy have clang-tidy ;;&
+    release | scripts) wish liburing-dev test -e /usr/include/liburing.h ;;&
+    asan | coverage) need liburing-dev test -e /usr/include/liburing.h ;;&
+    release | scripts) wish valgrind test -e /usr/include/valgrind/callgrind.h ;;&
+    release | scripts | interop | browser | asan | tsan | clang | coverage | soak)
+        wish libboost-dev test -e /usr/include/boost/beast.hpp
+        ;;&
+    interop | browser)
+        need nodejs have node
+        need npm have npm
+        need curl have curl
+        ;;&
+    interop)
+        need libboost-dev test -e /usr/include/boost/beast.hpp
+        wish nginx test -x /usr/sbin/nginx
+        wish libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
+        ;;
+    browser) need chromium test -x "${CHROMIUM:-/usr/bin/chromium}" ;;
+    clang | fuzz | matrix | coverage)
+        need clang-19 have clang++-19
+        need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
+        ;;&
+    matrix)
+        need g++-multilib sh -c 'echo "int main() {}" | g++ -m32 -x c++ - -o /dev/null'
+        need qemu-user have qemu-i386
+        need g++-mingw-w64-x86-64-posix have x86_64-w64-mingw32-g++-posix
+        ;;
+    coverage) need llvm-19 have llvm-cov-19 ;;
+    esac
+}
