@@ -3623,12 +3623,9 @@ class receiver {
 public:
     using node = topic_tree<receiver>::node;
 
+    receiver() = default;
     receiver(const receiver&) = delete;
     receiver& operator=(const receiver&) = delete;
-
-protected:
-    receiver() = default;
-    ~receiver() = default;
 
     /// Writes bytes to the client without waiting, and returns how many it took. Returns nullopt if
     /// the connection is broken; its end is then already recorded.
@@ -3645,12 +3642,7 @@ protected:
     virtual void end(end_reason why) = 0; ///< Calls feed::remove(); may destroy the object.
     virtual void fail(std::exception_ptr what) = 0; ///< The same: a filter threw, or out of memory.
 
-private:
-    friend class feed;
-    friend struct worker;
-    friend struct exchange;
-    friend class sse::stream;
-    friend struct connection;
+    // What the feed keeps of it.
 
     enum class origin : std::uint8_t { ///< Where bytes for it come from.
         cut,                           ///< The rest of a frame that a short write cut.
@@ -3727,6 +3719,9 @@ private:
     std::size_t cut_at_ = 0; // how much of it is written
     outbox* own_ = nullptr;
     origin cut_from_ = origin::control;
+
+protected:
+    ~receiver() = default;
 };
 
 template <class F>

@@ -33,20 +33,8 @@
 
 namespace sse::detail {
 
-// An exchange gives a stream its outbox, and the stream resolves a time. Here the test does both:
-// an explicit instantiation may name what is private.
-void give_outbox(receiver& r, outbox* box);
-void let_wrap(receiver& r);
+// A stream resolves a time. Here the test does: an explicit instantiation may name what is private.
 void set_age(start& from, std::chrono::milliseconds age);
-std::uint8_t by_gap_hook(const receiver& r);
-
-template <outbox* receiver::*Own, bool receiver::*Wraps, std::uint8_t ByGapHook>
-struct open_receiver {
-    friend std::uint8_t by_gap_hook(const receiver&) { return ByGapHook; }
-    friend void give_outbox(receiver& r, outbox* box) { r.*Own = box; }
-    friend void let_wrap(receiver& r) { r.*Wraps = true; }
-};
-template struct open_receiver<&receiver::own_, &receiver::adds_framing_, receiver::by_gap_hook>;
 
 template <std::chrono::milliseconds start::*Age>
 struct open_start {
@@ -72,8 +60,6 @@ using sse::detail::covers;
 using sse::detail::feed;
 using sse::detail::frame;
 using sse::detail::frame_ref;
-using sse::detail::give_outbox;
-using sse::detail::let_wrap;
 using sse::detail::make_frame;
 using sse::detail::make_raw_frame;
 using sse::detail::outbox;
@@ -243,7 +229,7 @@ class listener final : public receiver {
 public:
     explicit listener(one_feed& at) : at_(at) {
         at_.listeners_.push_back(this);
-        give_outbox(*this, &box_);
+        own_ = &box_;
     }
     ~listener() {
         std::erase(at_.listeners_, this);
@@ -1065,12 +1051,12 @@ TEST_CASE("the program may fill a gap: a snapshot, then the tail") {
     f->release(c); // not what the feed waits for
     f.run();
     CHECK(c.got() == "snapshot");
-    f->release(c, by_gap_hook(c));
+    f->release(c, receiver::by_gap_hook);
     f.run();
     // 6 was forgotten while the program mended: it is not told of what it mended twice.
     REQUIRE(c.to_mend.size() == 2);
     CHECK(c.to_mend[1].to == id(6));
-    f->release(c, by_gap_hook(c));
+    f->release(c, receiver::by_gap_hook);
     f.run();
     CHECK(c.got() == "7 8 9");
 }
@@ -1632,7 +1618,7 @@ TEST_CASE("a stream that is ended while a gap is mended gets nothing from behind
     c.room = 3;
     c.send("half"); // of what the program would send
     f->finish(c, make_raw_frame("data: farewell\n\n"));
-    f->release(c, by_gap_hook(c)); // the program was cancelled
+    f->release(c, receiver::by_gap_hook); // the program was cancelled
     c.room = unlimited;
     f.run();
     CHECK(c.got() == "half farewell");
@@ -1755,7 +1741,7 @@ TEST_CASE("what the end of a client sets off for others of its pass comes once, 
         std::deque<listener> clients;
         for (int i = 0; i < 9; ++i) clients.emplace_back(f);
         listener& ends = clients[4];
-        if (wraps) let_wrap(ends);
+        if (wraps) ends.adds_framing_ = true;
         for (listener& one : clients) {
             sse::filter_function filter;
             if (&one == &ends && !wraps) filter = [](const published&) { return true; };
@@ -2161,9 +2147,7 @@ struct office {
 /// One connection.
 class line final : public receiver {
 public:
-    line(world& w, visitor& who, office& at) : w_(w), who_(who), at_(at) {
-        give_outbox(*this, &box);
-    }
+    line(world& w, visitor& who, office& at) : w_(w), who_(who), at_(at) { own_ = &box; }
 
     /// Looks at bytes that came.
     void take(std::string_view bytes);
@@ -2730,7 +2714,7 @@ void world::connect(visitor& v) {
     office& at = *dice.one_of(offices_);
     be_woken(at);
     v.now = std::make_unique<line>(*this, v, at);
-    if (dice.one_in(4)) let_wrap(*v.now);
+    v.now->adds_framing_ = dice.one_in(4);
     line& c = *v.now;
     at.f.now = now_;
     if (dice.one_in(3)) {
@@ -2874,11 +2858,11 @@ void world::use(line& c) {
         say("visitor " + std::to_string(v.name) + " mended");
         if (c.finishing) { // the program's coroutine was cancelled: it sent nothing
             c.to_mend.reset();
-            return f.release(c, by_gap_hook(c));
+            return f.release(c, receiver::by_gap_hook);
         }
         c.mended = std::exchange(c.to_mend, std::nullopt);
         f.enqueue(c, make_raw_frame("data: snapshot\n\n"));
-        if (c.open) f.release(c, by_gap_hook(c));
+        if (c.open) f.release(c, receiver::by_gap_hook);
         return;
     }
     if (c.held && (calm || dice.one_in(2))) {
