@@ -15,30 +15,44 @@
 //         }
 //     }
 //
-// Contents, from low to high; a section uses only what is above it. Search for the marker.
+// Contents. Search for the marker.
 //
-//     >>config   compiler and Asio checks; the only place that defines macros
+// The interface, in the order in which it is read:
+//
+//     >>config   compiler and Asio checks, settings by macro
 //     >>error    errc: every failure by name, with its cause and remedy
-//     >>message  what a program publishes, and its wire format (WHATWG HTML 9.2)
+//     >>message  what a program publishes
+//     >>event    what a client receives, and the parser of event streams
+//     >>request  what a client requests
+//     >>cors     origin matcher and cross-origin settings (Fetch standard)
+//     >>subscription  where a stream starts, what happens when it falls behind, gaps
+//     >>options  every setting with its default
+//     >>stream   one client, as its handler sees it
+//     >>server   routes, start, publish, stop
+//     >>job      work that keeps running while viewers come, leave and come back
+//     >>client   receives events: connects, redirects, reconnects
+//
+// The machine room, from low to high; a section uses only what is above it:
+//
+//     >>system   what compilers and operating systems do differently
+//     >>encoding the wire format of a message (WHATWG HTML 9.2)
 //     >>parser   an event stream as a client reads it, no I/O
 //     >>ring     lock-free broadcast ring: the one place where threads meet
 //     >>frame    a message as immutable bytes, shared by all clients
-//     >>head     HTTP/1.1 request head (RFC 9112), no I/O
-//     >>origin   origin matcher and the CORS decision (Fetch standard)
+//     >>head     HTTP/1.1 heads and bodies (RFC 9112), no I/O
+//     >>origin   origin patterns and the CORS decision
 //     >>peer     who a client is behind trusted proxies, no I/O
 //     >>topic    topic paths and the tree of subscribers, no I/O
 //     >>log      a worker's bounded history of frames, no I/O
-//     >>subscription  where a stream starts, what happens when it falls behind, gaps
 //     >>feed     from the log to the clients: fan-out, replay, gaps, lag policies, no I/O
-//     >>options  every setting with its default
 //     >>hub      what the threads share: options, routes, ring, counters, waiters for room
-//     >>stream   one client
+//     >>connection  a stream with its state
 //     >>worker   one thread: drains the ring, writes to its sockets, enforces deadlines
-//     >>connection  a worker's coroutines, from accept to the end
+//     >>exchange a worker's coroutines, from accept to the end
 //     >>lifecycle  listens, accepts, spreads connections over the workers, drains, stops
-//     >>job      work that keeps running while viewers come, leave and come back
-//     >>server   the facade: routes, start, publish, stop
-//     >>client   receives events: connects, redirects, reconnects; uses nothing of the server
+//     >>joblog   what a job has sent, and its viewers
+//     >>facade   the bodies of server
+//     >>fetch    what is inside a client
 //
 // How a message travels:
 //
@@ -226,7 +240,1527 @@
 #include <unistd.h>
 #endif
 
+////////////////////////////////////////////////////////////////////////////////////////////////////
+// The interface: all that a program uses. What is in namespace detail may change at any time.
+////////////////////////////////////////////////////////////////////////////////////////////////////
+
+// >>error /////////////////////////////////////////////////////////////////////////////////////////
+// Every failure by name. Needs nothing.
+// Tests: tests/message.cpp, tests/server.cpp
 SSE_BEGIN
+
+enum class errc {
+    closed = 1,     ///< The client disconnected, or its stream was ended.
+    stopped,        ///< The server was stopped: the message was not published.
+    no_room,        ///< The ring is full because a worker is blocked: nothing was published.
+    bad_event,      ///< The event name contains CR, LF or NUL.
+    bad_id,         ///< The id is not one that a client can send back, see message::id.
+    wrong_thread,   ///< A stream was used on a thread other than its worker's: nothing was done.
+    reserved_id,    ///< The id looks like one of this server's own: nothing was published.
+    bad_retry,      ///< The retry time is negative, or more than message::max_retry.
+    empty_message,  ///< The message has no field at all.
+    ephemeral_id,   ///< The message is ephemeral and has an id, but nobody could resume after it.
+    bad_key,        ///< The key of a user is empty or has a control character.
+    bad_topic,      ///< An empty or dot segment, a control character, or more than 32 segments.
+    body_too_large, ///< The request body exceeds options::limits.body_bytes; the client gets 413.
+    bad_body,     ///< The request body is cut short or its chunks are broken; the client gets 400.
+    body_timeout, ///< The request body did not arrive in time; the client gets 408.
+    not_acceptable,     ///< The client's Accept header excludes event streams; it gets 406.
+    job_exists,         ///< A job of that name exists already, running or kept.
+    too_many_jobs,      ///< As many jobs run as job_options::max_jobs allows.
+    event_too_large,    ///< Received: an event is larger than client_options::max_event.
+    bad_response,       ///< Received: the response is not valid HTTP, or was cut short.
+    bad_status,         ///< Received: a status other than 200; the server opens no stream.
+    bad_content_type,   ///< Received: a response that is not an event stream.
+    too_many_redirects, ///< Received: more redirects than client_options::max_redirects.
+    timed_out,          ///< Received: no connection or no response in time.
+    over_limit          ///< The client exceeds a connection limit; it gets 503 or 429, no stream.
+};
+
+SSE_END
+
+template <>
+struct std::is_error_code_enum<sse::errc> : std::true_type {};
+
+SSE_BEGIN
+
+inline const std::error_category& error_category() noexcept {
+    class category final : public std::error_category {
+        const char* name() const noexcept override { return "sse"; }
+        std::string message(int code) const override {
+            switch (static_cast<errc>(code)) {
+            case errc::closed: return "the client disconnected or its stream was ended";
+            case errc::stopped: return "the server was stopped, nothing was published";
+            case errc::no_room:
+                return "no room in the ring, nothing was published: a worker's thread is blocked; "
+                       "await room with async_publish, or do not block inside handlers";
+            case errc::bad_event:
+                return "the event name contains CR, LF or NUL, which would forge further fields; "
+                       "remove them or put the text into data";
+            case errc::bad_id:
+                return "the id has a control character, a character that is not ASCII, a space at "
+                       "its start or end, or more than 1024 bytes; clients could not send it back. "
+                       "Write a short id of printable ASCII, percent-encoded if need be";
+            case errc::wrong_thread:
+                return "a stream was used on a thread other than its worker's; await blocking work "
+                       "with "
+                       "co_await asio::co_spawn(pool, work(), asio::use_awaitable), which comes "
+                       "back to it, or use post_to";
+            case errc::reserved_id:
+                return "the id begins with this server's own epoch and would be taken for one of "
+                       "its own; leave it out, or put a prefix of your own before it";
+            case errc::bad_retry:
+                return "the retry time is negative, or longer than JavaScript's timers allow; "
+                       "use 0 to 2147483647 ms";
+            case errc::empty_message: return "the message has no field; set at least data";
+            case errc::ephemeral_id:
+                return "the message is ephemeral and has an id, but nobody can resume after what "
+                       "is not kept; leave one of the two out";
+            case errc::bad_key:
+                return "the key of a user is empty or contains a control character; use a name";
+            case errc::bad_topic:
+                return "the topic has an empty segment, a segment '.' or '..', a control character "
+                       "or more than 32 segments; write it like /prices/gold";
+            case errc::body_too_large: return "the request body is larger than limits.body_bytes";
+            case errc::bad_body: return "the request body is cut short or its chunks are broken";
+            case errc::body_timeout: return "the request body did not arrive in time";
+            case errc::over_limit: return "over a connection limit";
+            case errc::not_acceptable: return "the client's Accept header excludes event streams";
+            case errc::job_exists:
+                return "a job of that name is running or kept; finish it, or choose another name";
+            case errc::too_many_jobs:
+                return "too many jobs are running; raise job_options::max_jobs, or finish some";
+            case errc::event_too_large:
+                return "the server sent an event larger than max_event; raise it if such events "
+                       "are expected";
+            case errc::bad_response:
+                return "the response is not valid HTTP/1.1, or it was cut short";
+            case errc::bad_status:
+                return "the server answered with a status that does not open an event stream";
+            case errc::bad_content_type:
+                return "the response is not an event stream: its Content-Type is not "
+                       "text/event-stream";
+            case errc::too_many_redirects:
+                return "the server redirects more often than max_redirects allows, or in a circle";
+            case errc::timed_out:
+                return "the server did not accept the connection or respond in time";
+            }
+            return "unknown error " + std::to_string(code);
+        }
+    };
+    static const category instance;
+    return instance;
+}
+
+inline std::error_code make_error_code(errc code) noexcept {
+    return {static_cast<int>(code), error_category()};
+}
+
+/// Whether the error only says that the client of a stream is gone, or that its stream was ended:
+/// what a handler awaited has failed for this reason, or was cancelled for it. Nothing went wrong
+/// then, and a handler that catches exceptions has nothing to report.
+inline bool client_gone(const std::error_code& error) noexcept {
+    return error == errc::closed || error == asio::error::operation_aborted;
+}
+
+/// An option that cannot work; what() says why, and what would.
+class bad_option : public std::invalid_argument {
+public:
+    /// Begins with the member.
+    explicit bad_option(const std::string& text)
+        : std::invalid_argument("sse::options::" + text),
+          size_(std::min(text.find_first_of(" :"), text.size())) {}
+
+    /// Such as "limits.retry_after".
+    std::string_view member() const noexcept { return text().substr(0, size_); }
+    /// What follows the member.
+    std::string_view reason() const noexcept {
+        std::string_view rest = text().substr(size_);
+        rest.remove_prefix(std::min(rest.find_first_not_of(" :"), rest.size()));
+        return rest;
+    }
+
+private:
+    std::string_view text() const noexcept {
+        return std::string_view(what()).substr(std::string_view("sse::options::").size());
+    }
+    std::size_t size_;
+};
+
+class stream;
+class server;
+
+namespace detail {
+
+struct arrival;
+class client_core;
+struct connection;
+struct farewell;
+class feed;
+class frame;
+enum class frame_kind : std::uint8_t;
+class frame_ref;
+struct group;
+struct hub;
+class job_log;
+struct listing;
+struct worker;
+
+} // namespace detail
+
+// >>message ///////////////////////////////////////////////////////////////////////////////////////
+// What a program publishes. Needs >>error.
+// Tests: tests/message.cpp
+
+/// One event, or one comment. A trivially destructible aggregate of views: it is encoded before the
+/// call that takes it returns or suspends, so it may refer to temporaries, even in `co_await`
+/// expressions, where g++ 11 and 12 destroy aggregates that own memory twice.
+/// One form is broken by these compilers nevertheless: `co_await client.send({.data = flag ? "a" :
+/// text})` with a std::string destroys the temporary of `?:` twice. Put the data in a variable.
+///
+///     server.publish("/prices", {.event = "gold", .data = json});
+///     co_await client.send({.event = "line", .data = make_text()});
+struct message {
+    std::string_view event = {};               ///< Event type; empty: browsers see "message".
+    std::optional<std::string_view> data = {}; ///< Any text; its CR, LF and CRLF arrive as LF.
+    /// Becomes the client's last event ID; "" resets it. A message published without an id gets one
+    /// from the server, `<epoch>-<number>`. A program's own ids must be unique, or a client that
+    /// resumes may miss what lies between two equal ones. A client sends the id back in a header
+    /// field, so it must be printable ASCII without a space at its start or end, and at most 1024
+    /// bytes long; else errc::bad_id. (Browsers also send UTF-8 back, but clients that use fetch
+    /// cannot send a character above U+00FF at all, and stop.) A server refuses to publish an id
+    /// of its own form (errc::reserved_id); it accepts ids of other servers, which a relay passes
+    /// on. A handler's own message may carry one: it says that the client has everything up to
+    /// there, as a snapshot with server::last_id() does.
+    std::optional<std::string_view> id = {};
+    /// The client's new reconnection time, from 0 to max_retry.
+    std::optional<std::chrono::milliseconds> retry = {};
+    /// 24.8 days: a JavaScript timer that is given more fires at once, so the client would
+    /// reconnect without a pause.
+    static constexpr std::chrono::milliseconds max_retry{0x7fff'ffff};
+    std::string_view comment = {}; ///< Ignored by clients.
+    /// A newer message with the same key and topic replaces this one for clients that are behind
+    /// and follow with lag_policy::conflate. Not sent.
+    std::string_view key = {};
+    /// For current subscribers only: published without an id and never replayed.
+    bool ephemeral = false;
+};
+static_assert(std::is_trivially_destructible_v<message> && std::is_aggregate_v<message>);
+
+/// Returns what is wrong with the message, or a code that is false if it is valid.
+std::error_code check(const message& m) noexcept;
+
+// >>event /////////////////////////////////////////////////////////////////////////////////////////
+// What a client receives, and the parser of event streams, without I/O (WHATWG HTML 9.2.5 and
+// 9.2.6). Needs >>error.
+// Tests: tests/parser.cpp
+
+/// One event, as a client dispatches it.
+struct event {
+    std::string type;          ///< "message", unless the stream names another type.
+    std::string data;          ///< Without the last line break.
+    std::string last_event_id; ///< Its own, or that of an earlier event.
+};
+
+/// Parses the successive event streams of one event source: feed() takes bytes in any pieces,
+/// next() returns the events in them. The same bytes give the same events however they were cut,
+/// each as soon as its last byte has arrived. Lines end in LF, CR or CRLF; one byte order mark is
+/// skipped at the start of each stream; what is not UTF-8 becomes U+FFFD.
+///
+/// Memory: what was fed and not yet parsed by next(), and a small multiple of max_event.
+/// Events are made only when next() is called, since with a long id a few bytes make a large event.
+/// Comments and unknown fields may have any length, they are not stored.
+class event_parser {
+public:
+    struct limits {
+        /// Data, type and id together, in bytes. A single line may be that long too.
+        std::size_t max_event = 16 * 1024 * 1024;
+    };
+
+    event_parser() : event_parser(limits{}) {}
+    /// `last_event_id` is the one that the stream resumes after: events have it until one comes
+    /// with an id of its own.
+    explicit event_parser(limits l, std::string last_event_id = {})
+        : limits_(l), id_(std::move(last_event_id)), last_id_(id_) {}
+
+    void feed(std::string_view bytes);
+
+    /// Returns the next whole event, or nullopt until more is fed. Throws std::system_error
+    /// (errc::event_too_large) when a limit is exceeded, and then on each call until finish() drops
+    /// everything; the events before that have been returned.
+    std::optional<event> next();
+
+    /// The stream has ended: drops what was fed and not returned by next(), including an unfinished
+    /// event. Ready for the next stream. The last event ID and the reconnection time are kept.
+    void finish() noexcept;
+
+    /// As of the last blank line: what a client sends to resume after it.
+    const std::string& last_event_id() const noexcept { return last_id_; }
+
+    /// The last reconnection time that the server sent; at most max_retry.
+    std::optional<std::chrono::milliseconds> retry() const noexcept { return retry_; }
+
+    /// Comment lines so far; many servers send them as heartbeats.
+    std::uint64_t comments() const noexcept { return comments_; }
+
+    /// Larger reconnection times count as this one: 30 years, which clocks can still represent.
+    static constexpr std::chrono::milliseconds max_retry{std::chrono::hours(24 * 365 * 30)};
+
+private:
+    enum class skip : std::uint8_t { nothing, comment, field };
+
+    static bool may_matter(std::string_view line, bool whole) noexcept;
+    void check_line(std::string_view line);
+    std::size_t find(char c, std::size_t& known) const noexcept;
+    std::optional<std::string_view> take_line();
+    void take_rest();
+    void take_field(std::string_view line);
+    void take_data(std::string_view value);
+    void take_retry(std::string_view value) noexcept;
+    void check_event();
+    std::optional<event> dispatch();
+    [[noreturn]] void refuse(const char* what);
+
+    limits limits_;
+    std::string input_;             // from at_ on not yet parsed
+    std::size_t at_ = 0;            // where the next line begins
+    std::size_t cr_ = 0;            // the first CR from at_ on, or where to continue the search
+    std::size_t lf_ = 0;            // the same for LF
+    bool at_start_ = true;          // of a stream: a byte order mark may come
+    bool after_cr_ = false;         // an LF now belongs to the line break that the CR began
+    skip skipping_ = skip::nothing; // the rest of the current line is to be ignored
+    bool has_data_ = false;         // the current event has a data field
+    const char* refused_ = nullptr; // why, once a limit was exceeded
+    std::string data_;              // the three buffers of the standard
+    std::string type_;
+    std::string id_;
+    std::string last_id_;
+    std::optional<std::chrono::milliseconds> retry_;
+    std::uint64_t comments_ = 0;
+};
+
+// >>request ///////////////////////////////////////////////////////////////////////////////////////
+// What a client requests.
+// Tests: tests/head.cpp
+
+/// What a client requested. Views are valid as long as the request itself.
+class request {
+public:
+    struct field {
+        std::string_view name;
+        std::string_view value;
+    };
+
+    request() = default;
+    request(const request&) = delete;
+    request& operator=(const request&) = delete;
+
+    std::string_view method; ///< As sent; methods are case-sensitive (RFC 9110 9.1).
+    std::string_view target; ///< As sent.
+    std::string_view path;   ///< Percent-decoded once, without the query.
+    std::string_view query;  ///< As sent, without the question mark.
+    std::string_view rest;   ///< What the `*` of the route's pattern matched.
+    /// The names in the route's pattern and what they matched, in order.
+    std::vector<std::pair<std::string_view, std::string_view>> path_values;
+    /// All topics that a request to options::prefix names, by its path, ?topic= or its body, in the
+    /// form "/a/b"; "" for the root. A client that authorize admits is admitted to each of them.
+    std::vector<std::string> topics;
+    asio::ip::address client;  ///< The peer address, or the client that trusted proxies name.
+    std::vector<field> fields; ///< Header fields in the order sent.
+    std::uint64_t content_length = 0;
+    std::string form_event_id; ///< The last event ID that a form posted to options::prefix names.
+    bool chunked = false;      ///< Transfer-Encoding: chunked.
+    bool keep_alive = false;   ///< The connection may carry another request after this one.
+    bool is_head() const noexcept { return method == "HEAD"; }
+
+    /// The target as sent, without the query. Fit for logs: it has no control characters, and
+    /// secrets are in queries.
+    std::string_view target_path() const noexcept { return target.substr(0, target.find('?')); }
+
+    /// The values of a name in the query, in order, decoded as the URL standard decodes forms: "+"
+    /// is a space, a broken escape is kept as it is.
+    std::vector<std::string> query_values(std::string_view name) const;
+
+    /// The first of them, or nullopt.
+    std::optional<std::string> query_value(std::string_view name) const {
+        auto all = query_values(name);
+        return all.empty() ? std::nullopt : std::optional(std::move(all.front()));
+    }
+
+    /// What `{name}` in the route's pattern matched; never empty. Throws std::out_of_range if the
+    /// pattern has no such name.
+    std::string_view path_value(std::string_view name) const {
+        for (const auto& [known, value] : path_values) {
+            if (known == name) return value;
+        }
+        throw std::out_of_range("sse::request::path_value: the route's pattern has no {" +
+                                std::string(name) + "}");
+    }
+
+    /// The value of the first field of that name, ignoring case, or nullopt.
+    std::optional<std::string_view> header(std::string_view name) const noexcept;
+
+    /// The value of a cookie as sent, neither decoded nor unquoted, or nullopt. Names are
+    /// case-sensitive. If several cookies have the name, the first one counts: browsers send the
+    /// one with the longest path first (RFC 6265 5.4).
+    std::optional<std::string_view> cookie(std::string_view name) const noexcept;
+
+    /// Whether the client understands Transfer-Encoding: chunked, as HTTP/1.1 must.
+    bool accepts_chunked() const noexcept { return minor_version_ > 0; }
+
+    /// The status to refuse a request with, and why; status 0 if the request is valid.
+    struct verdict {
+        int status = 0;
+        std::string_view reason = {};
+    };
+
+    /// Parses a whole head, including the empty line at its end, as head_parser delimits it.
+    verdict parse(std::string_view head, std::size_t max_fields = 100);
+
+private:
+    verdict parse_request_line(std::string_view line);
+    verdict parse_target();
+    verdict check_single() const;
+    verdict check_host();
+    std::string_view authority() const noexcept; // of a target in absolute-form
+    verdict check_framing();
+    bool has_connection_option(std::string_view option) const noexcept;
+
+    std::string text_; // the head, followed by the decoded path
+    int minor_version_ = 1;
+};
+
+// >>cors //////////////////////////////////////////////////////////////////////////////////////////
+// Which origins may read responses (Fetch standard 3.2). Needs >>request.
+// Tests: tests/cors.cpp, tests/origin.cpp
+
+/// Decides whether pages of an origin, the value of an Origin header such as "https://app.example",
+/// may read responses. Made from any callable `(std::string_view origin)` or `(std::string_view
+/// origin, const sse::request&)` that returns bool or, to ask a database for example,
+/// asio::awaitable<bool>. Called on worker threads, possibly on several at once; if it throws, the
+/// response is 500. A default-constructed matcher matches every origin.
+class origin_matcher {
+public:
+    origin_matcher() = default;
+
+    template <class F>
+    requires(!std::is_same_v<std::remove_cvref_t<F>, origin_matcher> &&
+             (std::is_invocable_v<F&, std::string_view> ||
+              std::is_invocable_v<F&, std::string_view, const request&>)) origin_matcher(F f) {
+        // Stored in one form: the simpler signature is wrapped.
+        auto call = [f = std::move(f)](std::string_view origin, const request& r) mutable {
+            if constexpr (std::is_invocable_v<F&, std::string_view, const request&>) {
+                return f(origin, r);
+            } else {
+                static_cast<void>(r);
+                return f(origin);
+            }
+        };
+        using result = decltype(call(std::string_view(), std::declval<const request&>()));
+        if constexpr (std::is_convertible_v<result, bool>) {
+            test_ = std::move(call);
+        } else {
+            ask_ = std::move(call);
+        }
+    }
+
+    bool matches_any() const noexcept { return !test_ && !ask_; }
+    bool is_coroutine() const noexcept { return static_cast<bool>(ask_); }
+
+    /// For a matcher that is not a coroutine.
+    bool test(std::string_view origin, const request& r) const {
+        return matches_any() || test_(origin, r);
+    }
+    /// For a matcher that is a coroutine.
+    asio::awaitable<bool> ask(std::string_view origin, const request& r) const {
+        return ask_(origin, r);
+    }
+
+private:
+    std::function<bool(std::string_view, const request&)> test_;
+    std::function<asio::awaitable<bool>(std::string_view, const request&)> ask_;
+};
+
+/// Every origin. Responses then say "*", so they cannot allow credentials.
+inline origin_matcher any_origin() { return {}; }
+
+/// The origins in the list. An entry is an exact origin, or stands for every sub-domain, by whole
+/// labels and without example.com itself: "*.example.com" (http and https) or
+/// "https://*.example.com:8443". If "*" is among them, this is any_origin(). Throws
+/// std::invalid_argument for what can never be an Origin header, such as one with a trailing slash.
+origin_matcher origins(const std::vector<std::string>& allowed);
+
+/// Pages that this machine itself serves, on any port: for development.
+origin_matcher localhost_origins();
+
+/// Cross-origin access, by the Fetch standard.
+struct cors_options {
+    /// The origins that may read. By default every origin.
+    origin_matcher origin = {};
+    /// What a cross-origin request that does not match gets. True: 403, before a stream begins.
+    /// False: a response without permission, which the browser withholds from the page, although
+    /// the stream occupies a slot.
+    bool refuse = true;
+    /// Methods that a preflight allows. Empty: those that the path serves.
+    std::vector<std::string> methods = {};
+    /// Request headers that a preflight allows.
+    std::vector<std::string> headers = {"Authorization", "Cache-Control", "Content-Type",
+                                        "Last-Event-ID"};
+    /// Response headers that pages may read in addition to the safelisted ones.
+    std::vector<std::string> exposed = {};
+    /// Whether requests may carry credentials such as cookies. Needs a matcher: never together with
+    /// every origin.
+    bool credentials = false;
+    /// How long a browser may cache a preflight response. 0: the browser decides.
+    std::chrono::seconds max_age{7200};
+};
+
+// >>subscription //////////////////////////////////////////////////////////////////////////////////
+// How a stream follows topics: where it starts, what happens when it falls behind, and how it is
+// notified of what it missed. Needs >>message.
+// Tests: tests/feed.cpp
+
+/// Bounds of the history of a topic and of the topics below it.
+struct topic_history {
+    std::string topic = {};               ///< "" for the server's own history.
+    std::size_t messages = 0;             ///< 0: none is kept.
+    std::size_t bytes = 64 * 1024 * 1024; ///< Of these messages together.
+    std::chrono::milliseconds age{0};     ///< Older ones are forgotten. 0: never by age.
+};
+
+/// What happens to a client that falls so far behind that the history moves past it.
+enum class lag_policy : std::uint8_t {
+    disconnect, ///< It is disconnected; it reconnects with its last event ID and is sent the gap.
+    skip,       ///< It is sent the gap and continues live.
+    conflate,   ///< While it is behind, it gets only the newest message of each topic and key.
+    hold_back   ///< Publishers wait for it, at most options::timeouts.stall; then disconnect.
+};
+
+/// Where a subscription starts.
+class start {
+public:
+    /// After the id with which the client reconnects: the Last-Event-ID header, or lastEventId in
+    /// the query, in any letter case, also as last_event_id or Last-Event-ID. Without an id: now.
+    static start resume() { return start(kind::resume); }
+    /// As resume(), but as `otherwise` if there is no id: `resume_or(last(50))`. Only for
+    /// subscriptions made while the handler runs; later ones start as `otherwise`.
+    static start resume_or(start otherwise) {
+        otherwise.or_resume_ = true;
+        return otherwise;
+    }
+    /// With what is published from now on.
+    static start now() { return start(kind::now); }
+    /// With the oldest message that is kept.
+    static start oldest() { return start(kind::oldest); }
+    /// With the last n messages that are kept for it.
+    static start last(std::size_t n) {
+        start s(kind::last);
+        s.count_ = n;
+        return s;
+    }
+    /// With what was published at this time or later.
+    static start since(std::chrono::system_clock::time_point time) {
+        start s(kind::since);
+        s.time_ = time;
+        return s;
+    }
+    /// After the message with this id.
+    static start after(std::string id) {
+        start s(kind::after);
+        s.id_ = std::move(id);
+        return s;
+    }
+
+private:
+    friend class detail::feed;
+    friend struct detail::worker;
+    friend struct detail::connection;
+    enum class kind : std::uint8_t { resume, now, oldest, last, since, after };
+    explicit start(kind k) : kind_(k) {}
+
+    kind kind_;
+    bool or_resume_ = false; // after the client's own id, if it has one
+    std::size_t count_ = 0;
+    std::chrono::system_clock::time_point time_{};
+    std::chrono::milliseconds age_{0}; // how long ago that time was when subscribing
+    std::string id_;
+};
+
+/// A message on its way to a client, as a filter sees it. Valid during the call.
+class published {
+public:
+    explicit published(const detail::frame& f) noexcept : frame_(f) {}
+
+    std::string_view topic() const noexcept; ///< "" for a broadcast.
+    std::string_view event() const noexcept;
+    std::string_view key() const noexcept;
+    /// The data as clients get it, its lines joined by LF.
+    std::string data() const;
+
+private:
+    const detail::frame& frame_;
+};
+
+/// Whether a client gets a message. Called on a worker thread, possibly several times per message;
+/// must not block. An exception ends the stream.
+using filter_function = std::function<bool(const published&)>;
+
+struct subscribe_options {
+    start from = start::resume();
+    std::optional<lag_policy> lag = {}; ///< Without one: options::history.lag.
+    filter_function filter = {};        ///< Without one: every message of the topic.
+    /// Fixes the position, but delivers nothing until stream::resume(). Unless `from` is set, it
+    /// starts now, even for a client that reconnects: a snapshot goes first.
+    bool held = false;
+};
+
+enum class gap_reason : std::uint8_t {
+    epoch,   ///< The id is from another run of the server.
+    unknown, ///< The id was never assigned, or is no longer known.
+    too_old, ///< The history no longer reaches back to where the client was.
+    lapped   ///< The client was connected, but fell behind the history.
+};
+
+/// Messages after `from`, up to and including `to`, may be missing.
+struct gap {
+    gap_reason reason = gap_reason::unknown;
+    std::string from;                         ///< An id; for epoch and unknown, the client's own.
+    std::string to;                           ///< An id of this server.
+    std::optional<std::uint64_t> missed = {}; ///< How many, if known.
+};
+
+/// How far a stream is behind what was published.
+struct lag {
+    std::uint64_t messages = 0;       ///< Still to be examined, also of other topics.
+    std::uint64_t bytes = 0;          ///< Of these messages.
+    std::chrono::milliseconds age{0}; ///< Since the first of them arrived.
+};
+
+/// Why a stream ended.
+enum class end_reason : std::uint8_t {
+    client_left, ///< The client closed or reset the connection.
+    unreachable, ///< The system gave up on the peer: no acknowledgement, or no route.
+    ended,       ///< Its handler ended it, or stream::close().
+    expired,     ///< options::timeouts.stream_age, access::valid_for, stream::end_after().
+    lagged,      ///< It fell behind the history.
+    stalled,     ///< The client read nothing for options::timeouts.stall.
+    revoked,     ///< server::revoke().
+    drained,     ///< server::drain() closed it after sending all that was due.
+    cut,         ///< The window of server::drain() ended before that.
+    stopped,     ///< server::stop().
+    failed       ///< Its handler, a filter or a hook threw.
+};
+
+/// In words, such as "client left".
+std::string_view to_string(end_reason reason) noexcept;
+std::string_view to_string(gap_reason reason) noexcept;
+
+// >>options ///////////////////////////////////////////////////////////////////////////////////////
+// Every setting with its default, and the counters. Needs >>message, >>request, >>cors,
+// >>subscription.
+// Tests: tests/server.cpp
+
+/// Where a trusted proxy writes the address of its client. Only one source is read: given several,
+/// an attacker would use one that the proxy does not overwrite.
+enum class forwarded_by : std::uint8_t {
+    x_forwarded_for, ///< The usual one: a list, read from its end.
+    forwarded,       ///< RFC 7239.
+    x_real_ip,       ///< One address.
+};
+
+/// Serves one request of a route. Called on a worker's thread, which it must not block. The server
+/// keeps the callable as long as it lives, so a lambda may capture.
+using handler = std::function<asio::awaitable<void>(stream&)>;
+
+/// What an authorize hook decides. There is none by default: a hook says grant() or refuse().
+class access {
+public:
+    struct terms {
+        std::vector<std::string> topics = {}; ///< To follow instead of those requested.
+        std::string user =
+            {}; ///< Also gets messages to this user. Must not come from client input.
+        std::chrono::milliseconds valid_for{0}; ///< After this the stream ends. 0: never.
+        std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of the response.
+    };
+
+    /// Lets the request in.
+    static access grant(terms t) { return {0, {}, std::move(t)}; }
+    static access grant() { return grant(terms()); }
+
+    /// Refuses it with this status, from 300 to 599, or 204, after which an EventSource does not
+    /// come back. Throws std::invalid_argument for another.
+    static access refuse(int status, std::string text = {},
+                         std::vector<std::pair<std::string, std::string>> headers = {}) {
+        if (status != 204 && (status < 300 || status > 599)) {
+            throw std::invalid_argument("sse::access::refuse: the status must be 204, or from 300 "
+                                        "to 599, not " +
+                                        std::to_string(status));
+        }
+        terms t;
+        t.headers = std::move(headers);
+        return {status, std::move(text), std::move(t)};
+    }
+
+    bool granted() const noexcept { return status_ == 0; }
+
+private:
+    friend struct detail::connection;
+    access(int status, std::string text, terms t)
+        : status_(status), text_(std::move(text)), terms_(std::move(t)) {}
+
+    int status_; // 0: it is granted
+    std::string text_;
+    terms terms_;
+};
+
+enum class log_level : std::uint8_t { debug, info, warning, error };
+
+/// One event for the log. Views are valid during the call. `path` is as sent, but without the
+/// query, so that secrets in it never reach a log.
+struct log_entry {
+    log_level level;
+    std::string_view what; ///< "request", "stream closed", "refused", "handler failed" and others
+    std::string_view method = {};
+    std::string_view path = {};
+    int status = 0;
+    asio::ip::address client = {};
+    /// The age of a stream. With "worker held": the least time that the worker's thread was
+    /// blocked; reported from one second on, reliably from two.
+    std::chrono::milliseconds duration{0};
+    std::string_view detail = {}; ///< Why, if there is more to say.
+};
+
+/// An open stream, for listing, revoking and counting.
+struct stream_info {
+    std::uint64_t id = 0; ///< Unique in this server.
+    std::string user = {};
+    std::vector<std::string> topics = {};
+    asio::ip::address client = {};
+    std::chrono::milliseconds age{0};
+    sse::lag lag = {};
+};
+
+/// What a client over a connection limit gets.
+enum class refusal : std::uint8_t {
+    hard, ///< 503 or 429 with Retry-After. An EventSource gives up for good.
+    soft, ///< Clients that accept event streams get 200, a jittered retry and the end: they return.
+};
+
+/// How long the server waits. Each is more than 0 unless it says otherwise.
+struct timeout_options {
+    /// From accept, or from the first byte of a later request, to the end of the head; then 408.
+    std::chrono::milliseconds header{10'000};
+    /// For a request's body; then 408.
+    std::chrono::milliseconds body{30'000};
+    /// A connection without a further request for this long is closed.
+    std::chrono::milliseconds idle{60'000};
+    /// A client that reads nothing for this long while bytes wait for it is disconnected.
+    std::chrono::milliseconds stall{30'000};
+    /// A stream ends at this age, or up to a tenth earlier, so that clients do not all reconnect at
+    /// once. At most three weeks. 0: never.
+    std::chrono::milliseconds stream_age{0};
+    /// How long publish() and broadcast() wait for room in the ring before they throw. 0: they do
+    /// not wait.
+    std::chrono::milliseconds publish{1'000};
+    /// How long handlers may continue after stop(); then their coroutines are destroyed. From 0.
+    std::chrono::milliseconds shutdown{5'000};
+};
+
+/// What clients may use. Unless a member says otherwise, 0 means no limit.
+struct limit_options {
+    /// Open connections in total. Over it a stream gets 503; other requests are still served, one
+    /// per connection, so that subscribers lock out neither publishers nor health checks. At most
+    /// 256 connections are over a limit at a time; further ones are closed at once.
+    std::size_t connections = 10'000;
+    /// Open connections from one address, or one /64 of IPv6. Over it a stream gets 429; other
+    /// requests are served as above.
+    std::size_t connections_per_ip = 0;
+    /// New connections per second from one address, and the largest burst; over it every request
+    /// gets 429.
+    std::size_t connect_rate_per_ip = 0;
+    /// What clients over these limits get.
+    refusal over = refusal::hard;
+    /// When they may retry: Retry-After, or the shortest retry time of a soft refusal and of the
+    /// streams that stop() ends. More than 0, at most a day.
+    std::chrono::milliseconds retry_after{5'000};
+    /// A larger request head gets 431 or 414. At least 256.
+    std::size_t head_bytes = 16 * 1024;
+    /// More header field lines get 431. At least 1.
+    std::size_t header_lines = 100;
+    /// A larger request body gets 413. 0: only empty ones are accepted.
+    std::size_t body_bytes = 1024 * 1024;
+    /// Topics that one request may name; more get 400. So do topics with more than four times as
+    /// many path segments in total (or 32, if that is more): each costs memory. At least 1.
+    std::size_t topics = 128;
+    /// A client that is more than this many bytes of history behind, messages of other topics
+    /// included, is treated as one that fell behind the history.
+    std::size_t unsent_bytes = 0;
+};
+
+/// What is kept for clients that reconnect or are behind. Each worker keeps it once.
+struct history_options {
+    /// The same number again is kept of ephemeral messages, and of messages that are the newest of
+    /// their key. At least 1.
+    std::size_t messages = 16 * 1024;
+    /// Bytes of these messages, with the same rule. At least 1.
+    std::size_t bytes = 64 * 1024 * 1024;
+    /// Messages older than this are forgotten. At most three weeks. 0: never by age.
+    std::chrono::milliseconds age{0};
+    /// Topics, each with all below it, that have bounds of their own. The nearest one applies.
+    /// Fewer than 1,000.
+    std::vector<topic_history> topics = {};
+    /// What happens to a client that falls behind the history, unless its subscription decides.
+    lag_policy lag = lag_policy::disconnect;
+    /// The event that reports missed messages to a client. Not empty, without line breaks.
+    std::string gap_event = "gap";
+};
+
+/// What is true of the proxy in front, if there is one.
+struct proxy_options {
+    /// Proxies whose forwarding headers are trusted: addresses, or CIDR blocks such as 10.0.0.0/8.
+    std::vector<std::string> trusted = {};
+    /// Which header field they use.
+    forwarded_by forwarded = forwarded_by::x_forwarded_for;
+    /// Every connection begins with a PROXY protocol header, version 1 or 2. It is accepted from
+    /// `trusted`, or from every peer if that is empty: then nothing but the proxy may be able to
+    /// reach the port.
+    bool protocol = false;
+};
+
+/// What the program decides or learns. All are kept for as long as the server lives, so they may
+/// capture, and are called on the server's threads, possibly on several at once.
+struct hook_options {
+    /// Decides who may open a stream of `<prefix>`, before its head is sent. For the program's own
+    /// routes their handlers or their group's hook decide.
+    std::function<asio::awaitable<access>(const request&)> authorize = {};
+    /// Runs instead of the gap event, to send a snapshot; the topics' messages continue when it
+    /// returns.
+    std::function<asio::awaitable<void>(stream&, const gap&)> on_gap = {};
+    /// A stream has begun, or has ended; each is called once per stream, on its worker's thread. An
+    /// exception from on_connect ends the stream; on_disconnect must not throw.
+    std::function<void(stream&)> on_connect = {};
+    std::function<void(const stream_info&, end_reason)> on_disconnect = {};
+    /// Receives log entries. Must not throw or block: each of these threads serves thousands of
+    /// clients, and a pipe that nobody reads, or a slow disk, would stop them all. Pass the lines
+    /// to a thread of your own through a bounded queue; hub_log.hpp among the examples has one to
+    /// copy.
+    std::function<void(const log_entry&)> log = {};
+    /// Receives what a handler threw. Must not throw.
+    std::function<void(std::exception_ptr)> on_error = {};
+};
+
+/// Every setting. Designated initializers follow the order of declaration, here and in each group:
+///
+///     sse::server server({.threads = 2,
+///                         .limits = {.connections = 50'000},
+///                         .history = {.messages = 1'000, .age = 10min},
+///                         .hooks = {.authorize = check_token}});
+///
+/// A value out of range is refused by the server's constructor, with bad_option.
+struct options {
+    /// Where streams are: `<prefix>`, `<prefix>/` and `<prefix>/<topic>`.
+    std::string prefix = "/subscribe";
+    /// Path of the health check: 200, with the number of open streams. With /ready appended, it
+    /// reports whether the server accepts more streams: 503 at limits.connections or while it is
+    /// stopping; while draining it refuses new connections altogether. Not below the prefix. Empty:
+    /// none.
+    std::string health = "/health";
+    /// Worker threads, each with its share of the clients; at most 1,024. 0: one per core.
+    std::size_t threads = 0;
+    /// A stream that was silent for this long gets a comment line. 0: never.
+    std::chrono::milliseconds heartbeat{15'000};
+    /// Heartbeats carry the newest id. A client that was sent nothing else then reconnects with a
+    /// recent id: there is little history to search, and the history still reaches back to it.
+    bool heartbeat_ids = true;
+    /// How long a published message may wait for others, so that they share one write; the wait is
+    /// shorter under load. At most a minute. 0: messages go out at once, along with all that were
+    /// published in the meantime.
+    std::chrono::milliseconds coalesce{0};
+    /// Slots in the ring between publishers and workers; a power of two from 2 to 16,777,216.
+    std::size_t ring_capacity = 16 * 1024;
+    /// Messages for many clients go out through io_uring, if SSE_ENABLE_IO_URING is defined and the
+    /// kernel allows it; otherwise, and whenever it refuses, through one send() per client.
+    bool io_uring = true;
+    timeout_options timeouts = {};
+    limit_options limits = {};
+    history_options history = {};
+    /// Who may read from another origin. By default everyone.
+    cors_options cors = {};
+    /// Hosts that requests may name; others get 421. This keeps third-party pages whose DNS name
+    /// resolves here from reading (DNS rebinding). "events.example", "*.example" for all names with
+    /// this ending, or an address; the port does not matter. The host given to start() is served
+    /// too. Empty: on a loopback address localhost, names ending in .localhost, and loopback
+    /// addresses; otherwise any. "*": any. X-Forwarded-Host from a trusted proxy replaces Host.
+    std::vector<std::string> hosts = {};
+    proxy_options proxy = {};
+    hook_options hooks = {};
+    /// SIGINT and SIGTERM call stop(). So does SIGHUP, which is sent when a terminal is closed,
+    /// unless it is ignored or the program has taken it before start(), for example to reload its
+    /// settings. Off by default: a library does not take signals unasked.
+    bool handle_signals = false;
+    /// Only with handle_signals: they call drain() with this window instead, and a second SIGINT or
+    /// SIGTERM ends the program at once. At most a day. 0: stop() at once.
+    std::chrono::milliseconds drain_window{0};
+};
+
+/// Settings for the routes of a group, and for the groups in it.
+struct group_options {
+    /// Who may read from another origin. Unset: as in the enclosing group.
+    std::optional<cors_options> cors = {};
+    /// Decides who may enter, before each handler and after the enclosing group's hook. The rest of
+    /// what it returns applies to the stream. Kept for as long as the server lives, so it may
+    /// capture.
+    std::function<asio::awaitable<access>(const request&)> authorize = {};
+    /// A larger request body gets 413. Unset: as in the enclosing group.
+    std::optional<std::size_t> max_body_bytes = {};
+    /// Requests and streams served at once, those of inner groups included; further ones get 503.
+    /// 0: no limit.
+    std::size_t max_requests = 0;
+};
+
+/// A snapshot of what happened, summed over the workers.
+struct counters {
+    std::uint64_t connections = 0; ///< Open now; this and streams are gauges.
+    std::uint64_t streams = 0;     ///< Open event streams now.
+    std::uint64_t accepted = 0;    ///< Connections accepted since the start.
+    std::uint64_t refused = 0;     ///< Requests refused, or connections closed at once, by a limit.
+    std::uint64_t accept_failures = 0; ///< Times accepting paused: file descriptors ran out.
+    std::uint64_t published = 0;       ///< Messages that entered the ring.
+    std::uint64_t no_room = 0;         ///< Attempts to publish into a full ring.
+    std::uint64_t delivered = 0;       ///< Messages fully written to a client.
+    std::uint64_t bytes = 0;           ///< Bytes written to clients, in all kinds of response.
+    std::uint64_t lagged = 0;          ///< Streams ended because the client fell behind or stalled.
+    std::uint64_t unreachable = 0;     ///< Connections whose peer the system gave up on.
+    std::uint64_t gaps = 0;            ///< Gaps reported to clients.
+    std::uint64_t conflated = 0;       ///< Messages skipped for a newer one with the same key.
+};
+
+/// How drain() disconnects the clients. Streams without a running handler end at random times
+/// within the window, with a retry time and the farewell. A handler that writes a response or a
+/// stream of its own has until the end of the window to return; it can ask stream::draining().
+/// Whatever remains then is cut off.
+struct drain_options {
+    std::chrono::milliseconds window{5'000}; ///< Streams end spread over it; at most a day.
+    std::optional<message> farewell = {}; ///< The last message of each stream that follows topics.
+    /// When clients should reconnect: after this time or up to twice as much, at most a day. Unset:
+    /// options::limits.retry_after.
+    std::optional<std::chrono::milliseconds> retry = {};
+};
+
+/// What became of the streams.
+struct drain_result {
+    std::uint64_t closed = 0; ///< Streams that received everything, or all that their handler sent.
+    std::uint64_t cut = 0;    ///< Those that had not when the window ended: no last chunk.
+};
+
+// >>stream ////////////////////////////////////////////////////////////////////////////////////////
+// One client, as its handler sees it. Needs >>message, >>request, >>options.
+// Tests: tests/handlers.cpp, tests/presence.cpp, tests/stream.cpp
+
+/// One client's connection: its request and the response, plain or an event stream. A handler that
+/// returns after subscribe() leaves a stream that lives on without a coroutine until the client
+/// disconnects; the `stream&` is valid until the handler returns.
+///
+/// Thread safety: only the stream's own thread, where its handler runs; on another thread, calls
+/// that change something or send throw std::system_error with errc::wrong_thread. A handler ends up
+/// on another thread when it resumes on another executor, such as after
+/// `co_await asio::post(asio::bind_executor(pool, asio::use_awaitable))`. Blocking work leaves the
+/// handler on its thread in this form:
+/// `auto rows = co_await asio::co_spawn(pool, query(x), asio::use_awaitable);`. What a handler
+/// waits for belongs on get_executor(), or on a context that runs until the server has joined.
+///
+/// Cancellation: when the client disconnects, and when the server ends, the server cancels
+/// (terminal) whatever the handler awaits, which then throws operation_aborted. A program may
+/// cancel each awaited member too, terminal; what was to be sent may still be sent.
+///
+/// Errors of all members that send: errc::closed once the client has disconnected or the stream was
+/// ended.
+class stream {
+public:
+    using executor_type = asio::io_context::executor_type;
+
+    stream(const stream&) = delete;
+    stream& operator=(const stream&) = delete;
+
+    /// The request. Only while the handler runs.
+    const sse::request& request() const;
+
+    /// The whole request body, by length or in chunks. Errors: errc::body_too_large,
+    /// errc::bad_body, errc::body_timeout, errc::closed; if not handled, they become a response
+    /// with 413, 400 or 408. Once a stream has begun: std::logic_error.
+    asio::awaitable<std::string> body();
+
+    /// The next piece of the body, of any size; empty at its end. For bodies that are processed as
+    /// they arrive: options::timeouts.body applies to each piece. Errors: as body().
+    asio::awaitable<std::string> body_some();
+
+    /// Makes this an event stream now: its head is sent before the first message. Like a stream
+    /// that begins with send(), it can end in a way that the client can tell from a broken
+    /// connection: when the handler returns without having subscribed it, the last chunk is sent,
+    /// and an HTTP/1.1 connection serves the next request. Errors: as send().
+    void begin();
+
+    /// Makes this an event stream that gets everything published to the topic or below it, and
+    /// every broadcast. By default it continues after the last event ID that the client sent, else
+    /// with what is published from now on; what can no longer be delivered is reported in one gap
+    /// event. Subscribing to the same topic again changes nothing. For several topics call it
+    /// several times, all before the first co_await; otherwise a later call may go back to an older
+    /// id, and a client that reconnects meanwhile may receive duplicates. Errors: errc::bad_topic;
+    /// errc::not_acceptable if the client does not accept event streams. After respond():
+    /// std::logic_error.
+    void subscribe(std::string_view topic, subscribe_options how = {});
+
+    /// Unsubscribes. Returns false if it was not subscribed under exactly this topic.
+    bool unsubscribe(std::string_view topic);
+
+    /// Lets a subscription that was made with `held` continue, from the position that it fixed.
+    /// What was sent in between, such as a snapshot, comes first: no loss and no duplicate.
+    ///
+    ///     client.subscribe("/prices", {.held = true});
+    ///     co_await client.send({.event = "snapshot", .data = read_prices()});
+    ///     client.resume();
+    ///
+    /// When the handler returns or throws, it continues on its own.
+    void resume();
+
+    /// Makes this an event stream and sends one message to this client alone; completes when the
+    /// socket has taken it. The message is encoded before the call returns. Errors: those of
+    /// `check`.
+    asio::awaitable<void> send(const message& m);
+
+    /// Several messages in one write, as far as the socket takes them.
+    asio::awaitable<void> send(std::span<const message> several);
+
+    /// The same without waiting. Returns false, and sends nothing, while earlier messages still
+    /// wait for the client, and after it has disconnected. Throws the errors of `check`.
+    bool try_send(const message& m);
+
+    /// Waits. When the client disconnects this is cancelled, like all that the handler awaits.
+    asio::awaitable<void> sleep_for(std::chrono::nanoseconds time);
+
+    /// Waits until the client has disconnected or the stream was ended. Only while the handler
+    /// runs.
+    asio::awaitable<void> closed();
+
+    /// The handler is no longer cancelled when the client disconnects: open() then returns false,
+    /// and send() throws errc::closed. The end of the server still cancels it. Only while the
+    /// handler runs.
+    void keep_running();
+
+    /// Adds a header field to the response, before it begins. Throws std::invalid_argument for a
+    /// name that is not a token, a value with a control character, and the fields that the server
+    /// writes itself: Content-Length, Transfer-Encoding, Connection, Keep-Alive, Upgrade, Trailer,
+    /// Date, Content-Type, Cache-Control, X-Accel-Buffering. Throws std::logic_error once the
+    /// response has begun.
+    void add_header(std::string_view name, std::string_view value);
+
+    /// Responds with a whole body instead of a stream; the connection may serve further requests.
+    /// After a response or a stream has begun: std::logic_error.
+    asio::awaitable<void> respond(int status, std::string_view content_type, std::string_view body);
+
+    /// Ends the stream once the client has everything meant for it. Does not wait for that.
+    void close();
+
+    /// The stream's id in its server, for server::send_to() and others. Never 0.
+    std::uint64_t id();
+
+    /// Also delivers what server::send_to_user() sends to this user. Errors: errc::bad_key.
+    void set_user(std::string_view key);
+    std::string_view user() const noexcept;
+
+    /// The topics that it is subscribed to.
+    std::vector<std::string> topics() const;
+
+    /// How far it is behind.
+    sse::lag lag() const;
+
+    /// What a listing reports about it.
+    stream_info info();
+
+    /// Ends the stream after this time; another call restarts the time. Throws
+    /// std::invalid_argument for a time that is not positive or over three weeks.
+    void end_after(std::chrono::milliseconds time);
+
+    /// Whether the server is being drained. A handler that would never end should return then, so
+    /// that its response is complete instead of being cut at the end of the window.
+    bool draining() const noexcept;
+
+    /// False once the client has disconnected or the stream was ended.
+    bool open() const noexcept;
+
+    executor_type get_executor() noexcept;
+
+protected:
+    stream() = default; // only as a detail::connection, which has all the state
+    ~stream() = default;
+};
+
+// >>server ////////////////////////////////////////////////////////////////////////////////////////
+// Routes, the life of a server, publishing, and who is there. Needs >>options, >>stream.
+// Tests: tests/server.cpp
+
+/// Adds routes to a group. Refers to its server.
+class route_group {
+public:
+    /// Like server::route(), below the prefix; an empty pattern is the prefix itself.
+    void route(std::string method, std::string pattern, handler run);
+
+    /// A group inside this one.
+    route_group group(std::string prefix, group_options o = {});
+
+private:
+    friend class server;
+    route_group(server& s, detail::group& of) noexcept : server_(&s), group_(&of) {}
+
+    server* server_;
+    detail::group* group_;
+};
+
+/// An event-stream server with its own threads. A server runs once; several may run in one program.
+///
+/// Thread safety: any thread, including handlers, unless a member says otherwise. What comes before
+/// the start, the start itself and the destructor belong to one thread.
+///
+/// Cancellation of what is awaited: terminal, unless a member says otherwise.
+class server {
+public:
+    /// Throws std::invalid_argument for an option that cannot work.
+    explicit server(sse::options o = {});
+
+    /// Runs on contexts of the program instead of its own threads: one worker on each, whatever
+    /// options::threads says. Each context must be run by one thread at a time, and must outlive
+    /// the server. Its run() returns only after stop() and once all handlers have ended, whatever
+    /// options::timeouts.shutdown says. Shared state lives until the contexts are destroyed.
+    explicit server(asio::io_context& context, sse::options o = {});
+    explicit server(std::span<asio::io_context* const> contexts, sse::options o = {});
+
+    /// Stops and joins. Must not be called from a handler: its thread would wait for itself, so
+    /// std::terminate is called. On contexts of the program, pending work ends when they are run,
+    /// or with them.
+    ~server();
+    server(const server&) = delete;
+    server& operator=(const server&) = delete;
+
+    /// Serves a path of the program's own. Only before the server starts. A pattern is a path in
+    /// which a segment `{name}` matches any one segment that is not empty (request::path_value),
+    /// and a last segment `*` matches the whole rest (request::rest). It is compared with the
+    /// decoded path, in which %2F is a slash. GET serves HEAD too. Earlier routes win, and all win
+    /// over the built-in ones, which are `<prefix>`, `<prefix>/*`, `/health` and `/health/ready`.
+    /// Over a limit of connections the handler still runs, but beginning a stream throws
+    /// errc::over_limit. Throws std::invalid_argument, also for a route that an earlier one hides;
+    /// std::logic_error after the start.
+    void route(std::string method, std::string pattern, handler run);
+
+    /// Serves paths that no route matches, with any method; without it they get 404. Only before
+    /// the start.
+    void fallback(handler run);
+
+    /// Routes under a common prefix with rules of their own. Only before the start.
+    route_group group(std::string prefix, group_options o = {});
+
+    /// Listens on "127.0.0.1:8080", "[::1]:0", "localhost:8080" or ":8080" (every address; port 0:
+    /// any free one) and returns at once. Throws std::invalid_argument for what is not an address,
+    /// std::system_error if it cannot listen there, std::logic_error if it was started before.
+    void start(const std::string& address);
+
+    /// The same with a socket that is already listening. The server takes ownership of it, and
+    /// child processes do not inherit it.
+    void start(asio::ip::tcp::acceptor listener);
+
+    /// The same without listening: for connections that adopt() brings.
+    void start();
+
+    /// Takes over a connection from which another server has begun to read: its socket, and
+    /// everything read from it since the first byte of the request head. The head may be one
+    /// rebuilt from a parsed request. The response closes the connection, since it does not return
+    /// to the other server. All options apply to it, and child processes do not inherit it. Throws
+    /// std::logic_error before start(), std::system_error if the socket cannot be taken over, or
+    /// with errc::stopped; a socket passed as a handle then still belongs to the caller.
+    void adopt(asio::ip::tcp::socket socket, std::string received);
+    void adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received);
+
+    /// start() and join(): returns once the server has stopped.
+    void serve(const std::string& address);
+    void serve(asio::ip::tcp::acceptor listener);
+
+    /// Ends the server: it accepts no more connections, writes what was published as far as the
+    /// clients take it at once, cancels handlers and closes connections. Returns before that is
+    /// done; join() waits. Any number of times; not from a signal handler.
+    void stop() noexcept;
+
+    /// Disconnects the clients, then stops. No more connections are accepted; publishing fails with
+    /// errc::stopped at once; what was published before is delivered. The streams end one by one,
+    /// at random within the window: each gets a reconnection time with jitter and the farewell, and
+    /// its handler is cancelled. After the window, the remaining ones are cut. The farewell is
+    /// encoded first. A second call waits for the first. Blocks until all is done and joined.
+    /// Throws std::system_error (resource_deadlock_would_occur) on a thread of the server itself.
+    drain_result drain(const drain_options& how = {});
+
+    /// The same for coroutines. The server must outlive the wait. Cancellation: none.
+    asio::awaitable<drain_result> async_drain(const drain_options& how = {});
+
+    /// Waits for the end, at most options::timeouts.shutdown after stop(). Throws std::system_error
+    /// (resource_deadlock_would_occur) on a thread of the server itself. Returns at once if the
+    /// server has no threads of its own.
+    void join();
+
+    /// The address on which it listens. Throws std::logic_error if there is none (yet).
+    asio::ip::tcp::endpoint endpoint() const;
+    std::uint16_t port() const { return endpoint().port(); }
+
+    /// Publishes to the subscribers of a topic and of its parents, by whole path segments: a
+    /// subscriber of /pets gets /pets/cats, not /petshop. broadcast() reaches every subscriber. All
+    /// messages are in one total order, which every client sees. The result is the position in it,
+    /// from 1; it is also the last part of the message's id, unless the message has its own id or
+    /// is ephemeral.
+    ///
+    /// Waits for room at most options::timeouts.publish, which happens only while a worker's thread
+    /// is blocked, or a client that follows with lag_policy::hold_back is behind. Errors, thrown as
+    /// std::system_error: errc::no_room, errc::stopped, errc::bad_topic, what `check` finds; then
+    /// nothing was published. What is published while another thread calls stop() may reach nobody.
+    /// A handler that publishes a lot should await async_publish: without a pause it delays the
+    /// delivery of what it publishes.
+    std::uint64_t publish(std::string_view topic, const message& m);
+    std::uint64_t broadcast(const message& m);
+
+    /// The same without waiting. The code is false if the message was published.
+    [[nodiscard]] std::error_code try_publish(std::string_view topic, const message& m);
+    [[nodiscard]] std::error_code try_broadcast(const message& m);
+
+    /// The same for coroutines (asio::awaitable on its default executor): suspends until there is
+    /// room. The message is encoded before the call returns. Once cancelled, nothing was published.
+    /// stop() ends the wait with errc::stopped. The server may be destroyed
+    /// meanwhile; the coroutine's own context must not be.
+    asio::awaitable<std::uint64_t> async_publish(std::string_view topic, const message& m);
+    asio::awaitable<std::uint64_t> async_broadcast(const message& m);
+
+    /// Publishes to one stream, by its stream::id(), in the same total order but without a message
+    /// id; or to all streams of a user, with an id, so that clients that reconnect get what they
+    /// missed. If there is no such stream, nobody gets it. Otherwise like publish(). Errors:
+    /// errc::bad_key too.
+    std::uint64_t send_to(std::uint64_t stream, const message& m);
+    std::uint64_t send_to_user(std::string_view user, const message& m);
+
+    /// The id of the newest message so far, or the one before the first. Call this, then take a
+    /// snapshot, then open a stream with ?lastEventId= and this id: nothing is missed.
+    std::string last_id() const;
+
+    /// Calls `what` soon on the stream's own thread, unless the stream is gone by then: to add
+    /// topics, read its lag or close it. An exception from it ends that stream.
+    void post_to(std::uint64_t stream, std::function<void(sse::stream&)> what);
+
+    /// Ends one stream, or all for which the predicate is true, at once. Only authorize keeps their
+    /// clients from reconnecting. The predicate is called on the server's threads, several at once.
+    void revoke(std::uint64_t stream);
+    void revoke_if(std::function<bool(const stream_info&)> which);
+
+    /// All open streams, each as it was at some moment during the call. streams() blocks: it throws
+    /// std::system_error (resource_deadlock_would_occur) on a thread of the server itself.
+    std::vector<stream_info> streams() const;
+    asio::awaitable<std::vector<stream_info>> async_streams() const;
+
+    sse::counters counters() const;
+
+private:
+    friend class route_group;
+
+    using frame = detail::frame;
+    using frame_ref = detail::frame_ref;
+
+    static sse::options checked(sse::options o);
+    static std::shared_ptr<detail::hub> make_hub(sse::options o,
+                                                 std::span<asio::io_context* const> contexts);
+    void add_route(detail::group& of, std::string method, const std::string& pattern, handler run);
+    detail::group& add_group(detail::group& around, std::string prefix, group_options o);
+    void add_builtin_routes();
+    template <class... Where>
+    void launch(Where&&... where);
+    void check_thread(const char* what) const;
+    static asio::awaitable<void> serve_topics(detail::hub& hub, stream& s);
+    static asio::awaitable<drain_result>
+    wait_for_drain(std::shared_ptr<detail::hub> hub, std::shared_ptr<const detail::farewell> how);
+    std::shared_ptr<detail::listing> ask_all() const;
+    static bool all_answered(const detail::hub& hub, detail::listing& all);
+    static asio::awaitable<std::vector<stream_info>> wait_for(std::shared_ptr<detail::hub> hub,
+                                                              std::shared_ptr<detail::listing> all);
+
+    static std::error_code try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence);
+    std::error_code try_send(detail::frame_kind what, std::string_view topic, const message& m);
+    std::uint64_t push(frame_ref f);
+    static asio::awaitable<std::uint64_t> async_push(std::shared_ptr<detail::hub> hub, frame_ref f);
+
+    std::shared_ptr<detail::hub> hub_; // shared with coroutines that wait for room
+    bool has_threads_ = true;          // of its own
+    std::mutex joining_;
+    std::vector<std::thread> threads_;
+};
+
+/// A handler that responds with a file of the program's own, such as its page. The file is read for
+/// each request, on the worker's thread: it should be small and on a local disk. The content type
+/// follows from the extension.
+///
+///     server.route("GET", "/", sse::file("page.html"));
+SSE_DECL handler file(std::string path);
+
+// >>job ///////////////////////////////////////////////////////////////////////////////////////////
+// Work that continues on its own while viewers attach, leave and resume by id. Each job has its own
+// bounded log, apart from the history of a server. Needs >>message, >>stream.
+// Tests: tests/jobs.cpp
+
+struct job_options {
+    /// Messages kept of each job for future viewers, and their bytes. A viewer that missed one is
+    /// sent a gap event.
+    std::size_t history = 4096;
+    std::size_t history_bytes = 4 * 1024 * 1024;
+    /// How long a finished job can still be viewed.
+    std::chrono::milliseconds keep{600'000};
+    /// Jobs at a time, kept ones included; those that finished first make room for new ones.
+    std::size_t max_jobs = 10'000;
+    /// The event that reports to a viewer what it missed.
+    std::string gap_event = "gap";
+};
+
+/// The producer of a job. Thread safety: any thread. If it is destroyed before finish(), the job
+/// ends with the event "abandoned", so that viewers do not wait forever.
+class job {
+public:
+    job(job&&) noexcept = default;
+    job& operator=(job&& other) noexcept {
+        std::swap(name_, other.name_);
+        std::swap(log_, other.log_);
+        return *this;
+    }
+    ~job();
+
+    const std::string& name() const noexcept { return name_; }
+
+    /// Sends to all viewers, including future ones. A message replaces an older one with the same
+    /// key for viewers that have not had that; an ephemeral one is only for viewers that are there
+    /// now. Errors: errc::closed after finish(), what `check` finds; std::invalid_argument for a
+    /// message with an id, since a job numbers its messages itself.
+    void send(const message& m) { push(m, false); }
+
+    /// The last message. Errors: as send().
+    void finish(const message& last = {.event = "done"}) { push(last, true); }
+
+    /// How many streams view it now.
+    std::size_t viewers() const noexcept;
+
+private:
+    friend class jobs;
+    job(std::string name, std::shared_ptr<detail::job_log> log) noexcept
+        : name_(std::move(name)), log_(std::move(log)) {}
+
+    void push(const message& m, bool last);
+
+    std::string name_;
+    std::shared_ptr<detail::job_log> log_;
+};
+
+/// Jobs by name.
+///
+///     sse::jobs jobs;
+///     server.route("GET", "/jobs/{id}", [&](sse::stream& s) {
+///         return jobs.serve(s, s.request().path_value("id"));
+///     });
+///     sse::job job = jobs.start("42"); // then, on any thread: job.send(...), job.finish()
+///
+/// Thread safety: any thread. Independent of servers; what serve() returns does not refer to it.
+class jobs {
+public:
+    /// Throws std::invalid_argument for an option that cannot work.
+    explicit jobs(job_options o = {});
+
+    /// Errors: errc::job_exists, errc::too_many_jobs.
+    job start(std::string name);
+
+    /// Whether the job runs or is still kept.
+    bool known(std::string_view name) const { return find(name) != nullptr; }
+
+    /// Serves a viewer until it leaves or has had the last message. It begins after the id with
+    /// which the viewer reconnects, or else with the oldest message kept; a gap event reports what
+    /// is lost. A viewer that has had the last message gets 204, which stops an EventSource from
+    /// reconnecting. For an unknown job the response is 404.
+    asio::awaitable<void> serve(stream& s, std::string_view name) const {
+        return serve_log(s, find(name));
+    }
+
+private:
+    using log_ref = std::shared_ptr<detail::job_log>;
+
+    log_ref find(std::string_view name) const;
+    bool is_over(const detail::job_log& log) const;
+    static asio::awaitable<void> serve_log(stream& s, log_ref log);
+    static asio::awaitable<void> tell(stream& s, const detail::job_log& log, gap g,
+                                      std::uint64_t place);
+
+    const job_options options_;
+    mutable std::mutex mutex_;
+    std::map<std::string, log_ref, std::less<>> logs_;
+};
+
+// >>client ////////////////////////////////////////////////////////////////////////////////////////
+// An event source for programs (WHATWG HTML 9.2.3, RFC 9112, RFC 9110, redirects by the Fetch
+// standard). Uses nothing of the server. Needs >>event.
+// Tests: tests/client.cpp
+
+struct client_options {
+    std::string method = "GET"; ///< Any but HEAD and CONNECT, whose responses have no body.
+    /// Added to each request. An Accept here replaces the client's own. After a redirect to another
+    /// origin, only Accept, Accept-Language and User-Agent are sent.
+    std::vector<std::pair<std::string, std::string>> headers = {};
+    /// Returns headers for one connection, which replace those of the same name above: for a token
+    /// that expires. Awaited before each connection, with 0; and once more, with 401, if the
+    /// response was 401. If it throws, next() throws the same and the client is over. It is not
+    /// cancelled: a next() that is given up does not wait for it.
+    std::function<asio::awaitable<std::vector<std::pair<std::string, std::string>>>(int status)>
+        fresh_headers = {};
+    std::string body = {};
+    /// Sends all headers and the body wherever a redirect leads. Otherwise another origin gets no
+    /// body, and a 307 or 308 that would send it there is thrown as errc::bad_status. A different
+    /// host, or a different port of the same host, is another origin.
+    bool trust_redirects = false;
+    /// Resumes after this id. An id that a header field cannot carry is not sent: one with a
+    /// control character, with a space or tab at either end, or over 4 KiB. The same holds for ids
+    /// that a server gives: the client then reconnects without one, and starts where the server
+    /// lets it.
+    std::string last_event_id = {};
+    /// Whether it connects again after a stream has ended or failed. If not set, GET does; other
+    /// methods do not, since what they do would be done twice.
+    std::optional<bool> reconnect = {};
+    std::chrono::milliseconds retry{3'000};      ///< Wait before reconnecting; a server may set it.
+    std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait, up to this.
+    double jitter = 0.25; ///< Up to this fraction of the wait is added to it, at random.
+    /// Failed connections in a row after which the last error is thrown. 0: it never gives up. A
+    /// stream counts as failed too if it ends before its first event, unless it was open for longer
+    /// than the wait before it. With the waits above, 5 attempts last 45 s, 10 last 5.5 minutes,
+    /// and each further minute takes one more. Jitter adds up to a quarter, and the attempts
+    /// themselves take time, up to the timeouts below.
+    std::size_t max_attempts = 0;
+    /// Statuses that count as a failed connection, so that the client survives a deployment or a
+    /// full server. Each from 400 to 599. All others, except 200, 204 and redirects, are thrown at
+    /// once and end the client; a browser's EventSource ends at these too, as the client does with
+    /// {} here.
+    std::vector<int> retry_statuses = {429, 502, 503, 504};
+    /// A response with one of these statuses may give the minimum wait in Retry-After. More than
+    /// this counts as this.
+    std::chrono::milliseconds max_retry_after{3'600'000};
+    /// To resolve the name, and then for each of its addresses; after 250 ms the next one is tried
+    /// in parallel. 0: none.
+    std::chrono::milliseconds connect_timeout{10'000};
+    std::chrono::milliseconds head_timeout{30'000}; ///< From the request to the response's head.
+    std::chrono::milliseconds silence_timeout{0};   ///< Without a byte of the stream. 0: none.
+    std::size_t max_redirects = 20;                 ///< The Fetch standard's limit.
+    std::size_t max_event = 16 * 1024 * 1024;       ///< Data, type and id of one event, in bytes.
+    std::size_t max_head_bytes = 64 * 1024;         ///< Of a response, including any 1xx before it.
+};
+
+/// Receives events: connects, follows redirects, and reconnects after the last event as an
+/// EventSource does, waiting longer after each failure. Everything happens inside next(); between
+/// its calls the connection stays open, and the system buffers what arrives. Only the work of a
+/// call that was given up continues: it connects, or reads until it has one event, which the next
+/// call returns.
+///
+///     sse::client source(io, "http://localhost:8080/subscribe/prices");
+///     for (;;) {
+///         const auto event = co_await source.next();
+///         if (!event) break;
+///         std::cout << event->data << '\n';
+///     }
+///
+/// 200 with text/event-stream opens a stream; 204 ends the client for good; every other response is
+/// thrown, at once or, for client_options::retry_statuses, after max_attempts.
+///
+/// Host names are resolved by the system on threads of the library, up to 16 per process; neither
+/// io_context::run() nor a destructor waits for these. `localhost` and addresses need none. The
+/// client may be destroyed after its io_context.
+/// Thread safety: the client, its executor and the coroutine that awaits next() belong to one
+/// thread or strand.
+class client {
+public:
+    /// The URL is http://host[:port]/path?query; a fragment is dropped. Throws
+    /// std::invalid_argument for any other URL, and for options that cannot work, such as a header
+    /// with a line break: here and not in next(), since no attempt could succeed. If the URL comes
+    /// from outside the program, construct the client inside the coroutine, in the try block around
+    /// next():
+    ///
+    ///     try {
+    ///         sse::client source(here, url);
+    ///         for (;;) {
+    ///             const auto event = co_await source.next();
+    ///             ...
+    ///         }
+    ///     } catch (const std::exception& e) { // invalid_argument, system_error
+    ///         std::cerr << e.what() << '\n';
+    ///     }
+    client(asio::any_io_executor where, const std::string& url, client_options o = {});
+
+    template <class Context>
+    requires std::is_convertible_v<Context&, asio::execution_context&>
+    client(Context& where, const std::string& url, client_options o = {})
+        : client(asio::any_io_executor(where.get_executor()), url, std::move(o)) {}
+
+    /// Closes the client. A waiting next() ends as with close().
+    ~client();
+    client(client&& other) noexcept = default;
+    client& operator=(client&& other) noexcept {
+        client before(std::move(other));
+        std::swap(core_, before.core_);
+        return *this;
+    }
+
+    /// Returns the next event, or nullopt if the client is over for good: after 204, close(), the
+    /// end of a body without reconnecting, or a call that threw. One call at a time.
+    ///
+    /// Throws std::system_error, after which the client is over: errc::bad_status,
+    /// errc::bad_content_type, errc::too_many_redirects, errc::event_too_large, errc::bad_response
+    /// for a coding that was not asked for; and, if it does not reconnect or has given up:
+    /// errc::bad_response, errc::timed_out and network errors. Throws std::logic_error for a second
+    /// call while one is waiting.
+    ///
+    /// Cancellation: in every phase, by throwing operation_aborted. After a terminal one the client
+    /// is over; after a total or partial one, if the coroutine lets them through, the next call
+    /// continues where this one stopped, and no event is lost. Asio's operators, as in `next() ||
+    /// wait`, send a terminal one: use next_for() instead.
+    asio::awaitable<std::optional<event>> next();
+
+    /// Like next(), but waits at most this long. Returns nullopt if no event came within this time,
+    /// which loses and interrupts nothing: the next call continues. Also nullopt if the client is
+    /// over; over() tells the two apart.
+    asio::awaitable<std::optional<event>> next_for(std::chrono::milliseconds time);
+
+    /// Whether next() can return no further event.
+    bool over() const noexcept;
+
+    /// Ends the client for good; a waiting next() returns nullopt.
+    void close();
+
+    /// The status of the last response; 0 before the first.
+    int status() const noexcept;
+    /// The body of a response that was not an event stream, at most 64 KiB of it.
+    const std::string& error_body() const noexcept;
+    /// The first field of this name in the last response; valid until the next response.
+    std::optional<std::string_view> header(std::string_view name) const noexcept;
+    /// The id after which a reconnection resumes; store it to resume in another process.
+    const std::string& last_event_id() const noexcept;
+    /// The URL of the last response, after redirects. A reconnection begins after the permanent
+    /// ones, 301 and 308, and follows the others again.
+    std::string_view url() const noexcept;
+    /// Event streams opened so far.
+    std::uint64_t connections() const noexcept;
+
+private:
+    std::shared_ptr<detail::client_core> core_;
+};
+
+////////////////////////////////////////////////////////////////////////////////////////////////////
+// The machine room: how it works. A section uses only what is above it.
+////////////////////////////////////////////////////////////////////////////////////////////////////
+
+// >>system ////////////////////////////////////////////////////////////////////////////////////////
+// What compilers, operating systems and versions of Asio do differently.
+// Tests: tests/header_alone.cpp
+
 namespace detail {
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -424,190 +1958,11 @@ void probe_when_silent(Socket& socket) {
 }
 
 } // namespace detail
-SSE_END
 
-// >>error /////////////////////////////////////////////////////////////////////////////////////////
-// Every failure by name. Needs nothing.
-// Tests: tests/message.cpp, tests/server.cpp
-SSE_BEGIN
-
-enum class errc {
-    closed = 1,     ///< The client disconnected, or its stream was ended.
-    stopped,        ///< The server was stopped: the message was not published.
-    no_room,        ///< The ring is full because a worker is blocked: nothing was published.
-    bad_event,      ///< The event name contains CR, LF or NUL.
-    bad_id,         ///< The id is not one that a client can send back, see message::id.
-    wrong_thread,   ///< A stream was used on a thread other than its worker's: nothing was done.
-    reserved_id,    ///< The id looks like one of this server's own: nothing was published.
-    bad_retry,      ///< The retry time is negative, or more than message::max_retry.
-    empty_message,  ///< The message has no field at all.
-    ephemeral_id,   ///< The message is ephemeral and has an id, but nobody could resume after it.
-    bad_key,        ///< The key of a user is empty or has a control character.
-    bad_topic,      ///< An empty or dot segment, a control character, or more than 32 segments.
-    body_too_large, ///< The request body exceeds options::limits.body_bytes; the client gets 413.
-    bad_body,     ///< The request body is cut short or its chunks are broken; the client gets 400.
-    body_timeout, ///< The request body did not arrive in time; the client gets 408.
-    not_acceptable,     ///< The client's Accept header excludes event streams; it gets 406.
-    job_exists,         ///< A job of that name exists already, running or kept.
-    too_many_jobs,      ///< As many jobs run as job_options::max_jobs allows.
-    event_too_large,    ///< Received: an event is larger than client_options::max_event.
-    bad_response,       ///< Received: the response is not valid HTTP, or was cut short.
-    bad_status,         ///< Received: a status other than 200; the server opens no stream.
-    bad_content_type,   ///< Received: a response that is not an event stream.
-    too_many_redirects, ///< Received: more redirects than client_options::max_redirects.
-    timed_out,          ///< Received: no connection or no response in time.
-    over_limit          ///< The client exceeds a connection limit; it gets 503 or 429, no stream.
-};
-
-SSE_END
-
-template <>
-struct std::is_error_code_enum<sse::errc> : std::true_type {};
-
-SSE_BEGIN
-
-inline const std::error_category& error_category() noexcept {
-    class category final : public std::error_category {
-        const char* name() const noexcept override { return "sse"; }
-        std::string message(int code) const override {
-            switch (static_cast<errc>(code)) {
-            case errc::closed: return "the client disconnected or its stream was ended";
-            case errc::stopped: return "the server was stopped, nothing was published";
-            case errc::no_room:
-                return "no room in the ring, nothing was published: a worker's thread is blocked; "
-                       "await room with async_publish, or do not block inside handlers";
-            case errc::bad_event:
-                return "the event name contains CR, LF or NUL, which would forge further fields; "
-                       "remove them or put the text into data";
-            case errc::bad_id:
-                return "the id has a control character, a character that is not ASCII, a space at "
-                       "its start or end, or more than 1024 bytes; clients could not send it back. "
-                       "Write a short id of printable ASCII, percent-encoded if need be";
-            case errc::wrong_thread:
-                return "a stream was used on a thread other than its worker's; await blocking work "
-                       "with "
-                       "co_await asio::co_spawn(pool, work(), asio::use_awaitable), which comes "
-                       "back to it, or use post_to";
-            case errc::reserved_id:
-                return "the id begins with this server's own epoch and would be taken for one of "
-                       "its own; leave it out, or put a prefix of your own before it";
-            case errc::bad_retry:
-                return "the retry time is negative, or longer than JavaScript's timers allow; "
-                       "use 0 to 2147483647 ms";
-            case errc::empty_message: return "the message has no field; set at least data";
-            case errc::ephemeral_id:
-                return "the message is ephemeral and has an id, but nobody can resume after what "
-                       "is not kept; leave one of the two out";
-            case errc::bad_key:
-                return "the key of a user is empty or contains a control character; use a name";
-            case errc::bad_topic:
-                return "the topic has an empty segment, a segment '.' or '..', a control character "
-                       "or more than 32 segments; write it like /prices/gold";
-            case errc::body_too_large: return "the request body is larger than limits.body_bytes";
-            case errc::bad_body: return "the request body is cut short or its chunks are broken";
-            case errc::body_timeout: return "the request body did not arrive in time";
-            case errc::over_limit: return "over a connection limit";
-            case errc::not_acceptable: return "the client's Accept header excludes event streams";
-            case errc::job_exists:
-                return "a job of that name is running or kept; finish it, or choose another name";
-            case errc::too_many_jobs:
-                return "too many jobs are running; raise job_options::max_jobs, or finish some";
-            case errc::event_too_large:
-                return "the server sent an event larger than max_event; raise it if such events "
-                       "are expected";
-            case errc::bad_response:
-                return "the response is not valid HTTP/1.1, or it was cut short";
-            case errc::bad_status:
-                return "the server answered with a status that does not open an event stream";
-            case errc::bad_content_type:
-                return "the response is not an event stream: its Content-Type is not "
-                       "text/event-stream";
-            case errc::too_many_redirects:
-                return "the server redirects more often than max_redirects allows, or in a circle";
-            case errc::timed_out:
-                return "the server did not accept the connection or respond in time";
-            }
-            return "unknown error " + std::to_string(code);
-        }
-    };
-    static const category instance;
-    return instance;
-}
-
-inline std::error_code make_error_code(errc code) noexcept {
-    return {static_cast<int>(code), error_category()};
-}
-
-/// Whether the error only says that the client of a stream is gone, or that its stream was ended:
-/// what a handler awaited has failed for this reason, or was cancelled for it. Nothing went wrong
-/// then, and a handler that catches exceptions has nothing to report.
-inline bool client_gone(const std::error_code& error) noexcept {
-    return error == errc::closed || error == asio::error::operation_aborted;
-}
-
-/// An option that cannot work; what() says why, and what would.
-class bad_option : public std::invalid_argument {
-public:
-    /// Begins with the member.
-    explicit bad_option(const std::string& text)
-        : std::invalid_argument("sse::options::" + text),
-          size_(std::min(text.find_first_of(" :"), text.size())) {}
-
-    /// Such as "limits.retry_after".
-    std::string_view member() const noexcept { return text().substr(0, size_); }
-    /// What follows the member.
-    std::string_view reason() const noexcept {
-        std::string_view rest = text().substr(size_);
-        rest.remove_prefix(std::min(rest.find_first_not_of(" :"), rest.size()));
-        return rest;
-    }
-
-private:
-    std::string_view text() const noexcept {
-        return std::string_view(what()).substr(std::string_view("sse::options::").size());
-    }
-    std::size_t size_;
-};
-
-// >>message ///////////////////////////////////////////////////////////////////////////////////////
-// What a program publishes, and its bytes in an event stream (WHATWG HTML 9.2.5 and 9.2.6). Needs
-// >>error. Knows nothing of rings, HTTP or Asio.
+// >>encoding //////////////////////////////////////////////////////////////////////////////////////
+// The bytes of a message in an event stream (WHATWG HTML 9.2.5 and 9.2.6). Knows nothing of rings,
+// HTTP or Asio. Needs >>message.
 // Tests: tests/message.cpp
-
-/// One event, or one comment. A trivially destructible aggregate of views: it is encoded before the
-/// call that takes it returns or suspends, so it may refer to temporaries, even in `co_await`
-/// expressions, where g++ 11 and 12 destroy aggregates that own memory twice.
-/// One form is broken by these compilers nevertheless: `co_await client.send({.data = flag ? "a" :
-/// text})` with a std::string destroys the temporary of `?:` twice. Put the data in a variable.
-///
-///     server.publish("/prices", {.event = "gold", .data = json});
-///     co_await client.send({.event = "line", .data = make_text()});
-struct message {
-    std::string_view event = {};               ///< Event type; empty: browsers see "message".
-    std::optional<std::string_view> data = {}; ///< Any text; its CR, LF and CRLF arrive as LF.
-    /// Becomes the client's last event ID; "" resets it. A message published without an id gets one
-    /// from the server, `<epoch>-<number>`. A program's own ids must be unique, or a client that
-    /// resumes may miss what lies between two equal ones. A client sends the id back in a header
-    /// field, so it must be printable ASCII without a space at its start or end, and at most 1024
-    /// bytes long; else errc::bad_id. (Browsers also send UTF-8 back, but clients that use fetch
-    /// cannot send a character above U+00FF at all, and stop.) A server refuses to publish an id
-    /// of its own form (errc::reserved_id); it accepts ids of other servers, which a relay passes
-    /// on. A handler's own message may carry one: it says that the client has everything up to
-    /// there, as a snapshot with server::last_id() does.
-    std::optional<std::string_view> id = {};
-    /// The client's new reconnection time, from 0 to max_retry.
-    std::optional<std::chrono::milliseconds> retry = {};
-    /// 24.8 days: a JavaScript timer that is given more fires at once, so the client would
-    /// reconnect without a pause.
-    static constexpr std::chrono::milliseconds max_retry{0x7fff'ffff};
-    std::string_view comment = {}; ///< Ignored by clients.
-    /// A newer message with the same key and topic replaces this one for clients that are behind
-    /// and follow with lag_policy::conflate. Not sent.
-    std::string_view key = {};
-    /// For current subscribers only: published without an id and never replayed.
-    bool ephemeral = false;
-};
-static_assert(std::is_trivially_destructible_v<message> && std::is_aggregate_v<message>);
 
 namespace detail {
 
@@ -671,7 +2026,6 @@ inline bool is_returnable(std::string_view id) noexcept {
 
 } // namespace detail
 
-/// Returns what is wrong with the message, or a code that is false if it is valid.
 inline std::error_code check(const message& m) noexcept {
     constexpr std::string_view breakers("\r\n\0", 3);
     if (m.event.find_first_of(breakers) != m.event.npos) return errc::bad_event;
@@ -769,16 +2123,9 @@ inline std::string encode(const message& m) {
 }
 
 // >>parser ////////////////////////////////////////////////////////////////////////////////////////
-// An event stream as a client reads it (WHATWG HTML 9.2.5 and 9.2.6): bytes in, events out. Needs
-// >>error, >>message. Knows nothing of HTTP or Asio.
+// The bodies of event_parser: bytes in, events out. Knows nothing of HTTP or Asio. Needs >>event,
+// >>encoding.
 // Tests: tests/parser.cpp
-
-/// One event, as a client dispatches it.
-struct event {
-    std::string type;          ///< "message", unless the stream names another type.
-    std::string data;          ///< Without the last line break.
-    std::string last_event_id; ///< Its own, or that of an earlier event.
-};
 
 namespace detail {
 
@@ -822,83 +2169,6 @@ inline void append_utf8(std::string& out, std::string_view text) {
 }
 
 } // namespace detail
-
-/// Parses the successive event streams of one event source: feed() takes bytes in any pieces,
-/// next() returns the events in them. The same bytes give the same events however they were cut,
-/// each as soon as its last byte has arrived. Lines end in LF, CR or CRLF; one byte order mark is
-/// skipped at the start of each stream; what is not UTF-8 becomes U+FFFD.
-///
-/// Memory: what was fed and not yet parsed by next(), and a small multiple of max_event.
-/// Events are made only when next() is called, since with a long id a few bytes make a large event.
-/// Comments and unknown fields may have any length, they are not stored.
-class event_parser {
-public:
-    struct limits {
-        /// Data, type and id together, in bytes. A single line may be that long too.
-        std::size_t max_event = 16 * 1024 * 1024;
-    };
-
-    event_parser() : event_parser(limits{}) {}
-    /// `last_event_id` is the one that the stream resumes after: events have it until one comes
-    /// with an id of its own.
-    explicit event_parser(limits l, std::string last_event_id = {})
-        : limits_(l), id_(std::move(last_event_id)), last_id_(id_) {}
-
-    void feed(std::string_view bytes);
-
-    /// Returns the next whole event, or nullopt until more is fed. Throws std::system_error
-    /// (errc::event_too_large) when a limit is exceeded, and then on each call until finish() drops
-    /// everything; the events before that have been returned.
-    std::optional<event> next();
-
-    /// The stream has ended: drops what was fed and not returned by next(), including an unfinished
-    /// event. Ready for the next stream. The last event ID and the reconnection time are kept.
-    void finish() noexcept;
-
-    /// As of the last blank line: what a client sends to resume after it.
-    const std::string& last_event_id() const noexcept { return last_id_; }
-
-    /// The last reconnection time that the server sent; at most max_retry.
-    std::optional<std::chrono::milliseconds> retry() const noexcept { return retry_; }
-
-    /// Comment lines so far; many servers send them as heartbeats.
-    std::uint64_t comments() const noexcept { return comments_; }
-
-    /// Larger reconnection times count as this one: 30 years, which clocks can still represent.
-    static constexpr std::chrono::milliseconds max_retry{std::chrono::hours(24 * 365 * 30)};
-
-private:
-    enum class skip : std::uint8_t { nothing, comment, field };
-
-    static bool may_matter(std::string_view line, bool whole) noexcept;
-    void check_line(std::string_view line);
-    std::size_t find(char c, std::size_t& known) const noexcept;
-    std::optional<std::string_view> take_line();
-    void take_rest();
-    void take_field(std::string_view line);
-    void take_data(std::string_view value);
-    void take_retry(std::string_view value) noexcept;
-    void check_event();
-    std::optional<event> dispatch();
-    [[noreturn]] void refuse(const char* what);
-
-    limits limits_;
-    std::string input_;             // from at_ on not yet parsed
-    std::size_t at_ = 0;            // where the next line begins
-    std::size_t cr_ = 0;            // the first CR from at_ on, or where to continue the search
-    std::size_t lf_ = 0;            // the same for LF
-    bool at_start_ = true;          // of a stream: a byte order mark may come
-    bool after_cr_ = false;         // an LF now belongs to the line break that the CR began
-    skip skipping_ = skip::nothing; // the rest of the current line is to be ignored
-    bool has_data_ = false;         // the current event has a data field
-    const char* refused_ = nullptr; // why, once a limit was exceeded
-    std::string data_;              // the three buffers of the standard
-    std::string type_;
-    std::string id_;
-    std::string last_id_;
-    std::optional<std::chrono::milliseconds> retry_;
-    std::uint64_t comments_ = 0;
-};
 
 inline void event_parser::feed(std::string_view bytes) {
     if (refused_) return;          // none of it would be read
@@ -1270,21 +2540,24 @@ private:
 
 // >>frame /////////////////////////////////////////////////////////////////////////////////////////
 // A message as immutable bytes, encoded once, shared by all clients of all workers. Needs
-// >>message. Knows nothing of HTTP or Asio.
+// >>encoding. Knows nothing of HTTP or Asio.
 // Tests: tests/log.cpp
 namespace detail {
+
+/// For whom a frame is.
+enum class frame_kind : std::uint8_t {
+    raw,      ///< Bytes of the server itself: a response head, a heartbeat.
+    topic,    ///< A message for the subscribers of a topic and of its parents.
+    user,     ///< A message for the streams of one user; its topic is that user's private one.
+    stream,   ///< A message for one stream, by the stream's number.
+    everyone, ///< A message for all streams.
+};
 
 /// Its names and bytes follow the object in the same allocation. The reference count is atomic
 /// because each worker drops its own reference; a delivery does not touch it.
 class frame {
 public:
-    enum class kind : std::uint8_t {
-        raw,      ///< Bytes of the server itself: a response head, a heartbeat.
-        topic,    ///< A message for the subscribers of a topic and of its parents.
-        user,     ///< A message for the streams of one user; its topic is that user's private one.
-        stream,   ///< A message for one stream, by the stream's number.
-        everyone, ///< A message for all streams.
-    };
+    using kind = frame_kind;
 
     struct names { ///< What a worker needs to know of a message without reading its bytes.
         std::string_view topic = {};
@@ -1452,7 +2725,7 @@ inline frame_ref make_raw_frame(std::string_view bytes) {
 
 // >>head //////////////////////////////////////////////////////////////////////////////////////////
 // HTTP/1.1 request head: bytes in, values out (RFC 9112, RFC 9110). Strict: refuses what a proxy in
-// front could read differently. Needs >>message, does no I/O (of Asio it uses only the parser of
+// front could read differently. Needs >>encoding, does no I/O (of Asio it uses only the parser of
 // addresses).
 // Tests: tests/body.cpp, tests/head.cpp
 namespace detail {
@@ -1578,93 +2851,6 @@ inline bool is_host(std::string_view text) {
 }
 
 } // namespace detail
-
-/// What a client requested. Views are valid as long as the request itself.
-class request {
-public:
-    struct field {
-        std::string_view name;
-        std::string_view value;
-    };
-
-    request() = default;
-    request(const request&) = delete;
-    request& operator=(const request&) = delete;
-
-    std::string_view method; ///< As sent; methods are case-sensitive (RFC 9110 9.1).
-    std::string_view target; ///< As sent.
-    std::string_view path;   ///< Percent-decoded once, without the query.
-    std::string_view query;  ///< As sent, without the question mark.
-    std::string_view rest;   ///< What the `*` of the route's pattern matched.
-    /// The names in the route's pattern and what they matched, in order.
-    std::vector<std::pair<std::string_view, std::string_view>> path_values;
-    /// All topics that a request to options::prefix names, by its path, ?topic= or its body, in the
-    /// form "/a/b"; "" for the root. A client that authorize admits is admitted to each of them.
-    std::vector<std::string> topics;
-    asio::ip::address client;  ///< The peer address, or the client that trusted proxies name.
-    std::vector<field> fields; ///< Header fields in the order sent.
-    std::uint64_t content_length = 0;
-    std::string form_event_id; ///< The last event ID that a form posted to options::prefix names.
-    bool chunked = false;      ///< Transfer-Encoding: chunked.
-    bool keep_alive = false;   ///< The connection may carry another request after this one.
-    bool is_head() const noexcept { return method == "HEAD"; }
-
-    /// The target as sent, without the query. Fit for logs: it has no control characters, and
-    /// secrets are in queries.
-    std::string_view target_path() const noexcept { return target.substr(0, target.find('?')); }
-
-    /// The values of a name in the query, in order, decoded as the URL standard decodes forms: "+"
-    /// is a space, a broken escape is kept as it is.
-    std::vector<std::string> query_values(std::string_view name) const;
-
-    /// The first of them, or nullopt.
-    std::optional<std::string> query_value(std::string_view name) const {
-        auto all = query_values(name);
-        return all.empty() ? std::nullopt : std::optional(std::move(all.front()));
-    }
-
-    /// What `{name}` in the route's pattern matched; never empty. Throws std::out_of_range if the
-    /// pattern has no such name.
-    std::string_view path_value(std::string_view name) const {
-        for (const auto& [known, value] : path_values) {
-            if (known == name) return value;
-        }
-        throw std::out_of_range("sse::request::path_value: the route's pattern has no {" +
-                                std::string(name) + "}");
-    }
-
-    /// The value of the first field of that name, ignoring case, or nullopt.
-    std::optional<std::string_view> header(std::string_view name) const noexcept;
-
-    /// The value of a cookie as sent, neither decoded nor unquoted, or nullopt. Names are
-    /// case-sensitive. If several cookies have the name, the first one counts: browsers send the
-    /// one with the longest path first (RFC 6265 5.4).
-    std::optional<std::string_view> cookie(std::string_view name) const noexcept;
-
-    /// Whether the client understands Transfer-Encoding: chunked, as HTTP/1.1 must.
-    bool accepts_chunked() const noexcept { return minor_version_ > 0; }
-
-    /// The status to refuse a request with, and why; status 0 if the request is valid.
-    struct verdict {
-        int status = 0;
-        std::string_view reason = {};
-    };
-
-    /// Parses a whole head, including the empty line at its end, as head_parser delimits it.
-    verdict parse(std::string_view head, std::size_t max_fields = 100);
-
-private:
-    verdict parse_request_line(std::string_view line);
-    verdict parse_target();
-    verdict check_single() const;
-    verdict check_host();
-    std::string_view authority() const noexcept; // of a target in absolute-form
-    verdict check_framing();
-    bool has_connection_option(std::string_view option) const noexcept;
-
-    std::string text_; // the head, followed by the decoded path
-    int minor_version_ = 1;
-};
 
 namespace detail {
 
@@ -2290,56 +3476,8 @@ inline void chunked_encoder::keep_rest(const portion& p, std::size_t gone) {
 } // namespace detail
 
 // >>origin ////////////////////////////////////////////////////////////////////////////////////////
-// Which origins may read responses (Fetch standard 3.2). Needs >>head. No I/O of its own, but a
-// matcher may be a coroutine.
+// Matching of origins, and what responses say about them. No I/O. Needs >>cors, >>head.
 // Tests: tests/cors.cpp, tests/origin.cpp
-
-/// Decides whether pages of an origin, the value of an Origin header such as "https://app.example",
-/// may read responses. Made from any callable `(std::string_view origin)` or `(std::string_view
-/// origin, const sse::request&)` that returns bool or, to ask a database for example,
-/// asio::awaitable<bool>. Called on worker threads, possibly on several at once; if it throws, the
-/// response is 500. A default-constructed matcher matches every origin.
-class origin_matcher {
-public:
-    origin_matcher() = default;
-
-    template <class F>
-    requires(!std::is_same_v<std::remove_cvref_t<F>, origin_matcher> &&
-             (std::is_invocable_v<F&, std::string_view> ||
-              std::is_invocable_v<F&, std::string_view, const request&>)) origin_matcher(F f) {
-        // Stored in one form: the simpler signature is wrapped.
-        auto call = [f = std::move(f)](std::string_view origin, const request& r) mutable {
-            if constexpr (std::is_invocable_v<F&, std::string_view, const request&>) {
-                return f(origin, r);
-            } else {
-                static_cast<void>(r);
-                return f(origin);
-            }
-        };
-        using result = decltype(call(std::string_view(), std::declval<const request&>()));
-        if constexpr (std::is_convertible_v<result, bool>) {
-            test_ = std::move(call);
-        } else {
-            ask_ = std::move(call);
-        }
-    }
-
-    bool matches_any() const noexcept { return !test_ && !ask_; }
-    bool is_coroutine() const noexcept { return static_cast<bool>(ask_); }
-
-    /// For a matcher that is not a coroutine.
-    bool test(std::string_view origin, const request& r) const {
-        return matches_any() || test_(origin, r);
-    }
-    /// For a matcher that is a coroutine.
-    asio::awaitable<bool> ask(std::string_view origin, const request& r) const {
-        return ask_(origin, r);
-    }
-
-private:
-    std::function<bool(std::string_view, const request&)> test_;
-    std::function<asio::awaitable<bool>(std::string_view, const request&)> ask_;
-};
 
 namespace detail {
 
@@ -2412,13 +3550,6 @@ private:
 
 } // namespace detail
 
-/// Every origin. Responses then say "*", so they cannot allow credentials.
-inline origin_matcher any_origin() { return {}; }
-
-/// The origins in the list. An entry is an exact origin, or stands for every sub-domain, by whole
-/// labels and without example.com itself: "*.example.com" (http and https) or
-/// "https://*.example.com:8443". If "*" is among them, this is any_origin(). Throws
-/// std::invalid_argument for what can never be an Origin header, such as one with a trailing slash.
 inline origin_matcher origins(const std::vector<std::string>& allowed) {
     std::vector<detail::origin_pattern> patterns;
     bool any = false;
@@ -2436,7 +3567,6 @@ inline origin_matcher origins(const std::vector<std::string>& allowed) {
     };
 }
 
-/// Pages that this machine itself serves, on any port: for development.
 inline origin_matcher localhost_origins() {
     return [](std::string_view origin) {
         const auto parts = detail::split_origin(origin);
@@ -2444,28 +3574,6 @@ inline origin_matcher localhost_origins() {
                (parts->host == "localhost" || parts->host == "127.0.0.1" || parts->host == "[::1]");
     };
 }
-
-/// Cross-origin access, by the Fetch standard.
-struct cors_options {
-    /// The origins that may read. By default every origin.
-    origin_matcher origin = {};
-    /// What a cross-origin request that does not match gets. True: 403, before a stream begins.
-    /// False: a response without permission, which the browser withholds from the page, although
-    /// the stream occupies a slot.
-    bool refuse = true;
-    /// Methods that a preflight allows. Empty: those that the path serves.
-    std::vector<std::string> methods = {};
-    /// Request headers that a preflight allows.
-    std::vector<std::string> headers = {"Authorization", "Cache-Control", "Content-Type",
-                                        "Last-Event-ID"};
-    /// Response headers that pages may read in addition to the safelisted ones.
-    std::vector<std::string> exposed = {};
-    /// Whether requests may carry credentials such as cookies. Needs a matcher: never together with
-    /// every origin.
-    bool credentials = false;
-    /// How long a browser may cache a preflight response. 0: the browser decides.
-    std::chrono::seconds max_age{7200};
-};
 
 namespace detail {
 
@@ -2532,14 +3640,6 @@ inline std::string preflight_headers(const cors_options& cors, const std::string
 // The address of a client behind trusted proxies, and which hosts a Host header may name. Text in,
 // values out, no I/O. Needs >>head.
 // Tests: tests/authorize.cpp, tests/peer.cpp
-
-/// Where a trusted proxy writes the address of its client. Only one source is read: given several,
-/// an attacker would use one that the proxy does not overwrite.
-enum class forwarded_by : std::uint8_t {
-    x_forwarded_for, ///< The usual one: a list, read from its end.
-    forwarded,       ///< RFC 7239.
-    x_real_ip,       ///< One address.
-};
 
 namespace detail {
 
@@ -2821,7 +3921,7 @@ inline std::optional<std::string> read_host(std::string_view text) {
 
 // >>topic /////////////////////////////////////////////////////////////////////////////////////////
 // Topic paths, the subscribers of each, and what of it is forgotten. No I/O, no threads. Needs
-// >>message, >>frame.
+// >>encoding, >>frame.
 // Tests: tests/topic.cpp
 
 namespace detail {
@@ -2993,18 +4093,6 @@ private:
 //     older_      a few frames, kept by a longer bound or as the newest of their key
 //     window_     every sequence in [begin, end): a frame, or empty where a bound dropped it
 //     shelves_    one for each set of bounds: the server's own, those of topics, ephemeral frames
-
-} // namespace detail
-
-/// Bounds of the history of a topic and of the topics below it.
-struct topic_history {
-    std::string topic = {};               ///< "" for the server's own history.
-    std::size_t messages = 0;             ///< 0: none is kept.
-    std::size_t bytes = 64 * 1024 * 1024; ///< Of these messages together.
-    std::chrono::milliseconds age{0};     ///< Older ones are forgotten. 0: never by age.
-};
-
-namespace detail {
 
 class frame_log {
 public:
@@ -3363,119 +4451,20 @@ void frame_log::drop_newest(Forgot& forgot) {
     erase(sequence);
 }
 
-class feed;
-struct worker;
-struct connection;
-
 } // namespace detail
 
-class stream;
-
-// >>subscription //////////////////////////////////////////////////////////////////////////////////
-// How a stream follows topics: where it starts, what happens when it falls behind, and how it is
-// notified of what it missed. Values only. Needs >>frame.
-// Tests: tests/feed.cpp
-
-/// What happens to a client that falls so far behind that the history moves past it.
-enum class lag_policy : std::uint8_t {
-    disconnect, ///< It is disconnected; it reconnects with its last event ID and is sent the gap.
-    skip,       ///< It is sent the gap and continues live.
-    conflate,   ///< While it is behind, it gets only the newest message of each topic and key.
-    hold_back   ///< Publishers wait for it, at most options::timeouts.stall; then disconnect.
-};
-
-/// Where a subscription starts.
-class start {
-public:
-    /// After the id with which the client reconnects: the Last-Event-ID header, or lastEventId in
-    /// the query, in any letter case, also as last_event_id or Last-Event-ID. Without an id: now.
-    static start resume() { return start(kind::resume); }
-    /// As resume(), but as `otherwise` if there is no id: `resume_or(last(50))`. Only for
-    /// subscriptions made while the handler runs; later ones start as `otherwise`.
-    static start resume_or(start otherwise) {
-        otherwise.or_resume_ = true;
-        return otherwise;
-    }
-    /// With what is published from now on.
-    static start now() { return start(kind::now); }
-    /// With the oldest message that is kept.
-    static start oldest() { return start(kind::oldest); }
-    /// With the last n messages that are kept for it.
-    static start last(std::size_t n) {
-        start s(kind::last);
-        s.count_ = n;
-        return s;
-    }
-    /// With what was published at this time or later.
-    static start since(std::chrono::system_clock::time_point time) {
-        start s(kind::since);
-        s.time_ = time;
-        return s;
-    }
-    /// After the message with this id.
-    static start after(std::string id) {
-        start s(kind::after);
-        s.id_ = std::move(id);
-        return s;
-    }
-
-private:
-    friend class detail::feed;
-    friend struct detail::worker;
-    friend struct detail::connection;
-    enum class kind : std::uint8_t { resume, now, oldest, last, since, after };
-    explicit start(kind k) : kind_(k) {}
-
-    kind kind_;
-    bool or_resume_ = false; // after the client's own id, if it has one
-    std::size_t count_ = 0;
-    std::chrono::system_clock::time_point time_{};
-    std::chrono::milliseconds age_{0}; // how long ago that time was when subscribing
-    std::string id_;
-};
-
-/// A message on its way to a client, as a filter sees it. Valid during the call.
-class published {
-public:
-    explicit published(const detail::frame& f) noexcept : frame_(f) {}
-
-    std::string_view topic() const noexcept { return frame_.topic(); } ///< "" for a broadcast.
-    std::string_view event() const noexcept { return frame_.event(); }
-    std::string_view key() const noexcept { return frame_.key(); }
-    /// The data as clients get it, its lines joined by LF.
-    std::string data() const;
-
-private:
-    const detail::frame& frame_;
-};
-
-/// Whether a client gets a message. Called on a worker thread, possibly several times per message;
-/// must not block. An exception ends the stream.
-using filter_function = std::function<bool(const published&)>;
-
-struct subscribe_options {
-    start from = start::resume();
-    std::optional<lag_policy> lag = {}; ///< Without one: options::history.lag.
-    filter_function filter = {};        ///< Without one: every message of the topic.
-    /// Fixes the position, but delivers nothing until stream::resume(). Unless `from` is set, it
-    /// starts now, even for a client that reconnects: a snapshot goes first.
-    bool held = false;
-};
-
-enum class gap_reason : std::uint8_t {
-    epoch,   ///< The id is from another run of the server.
-    unknown, ///< The id was never assigned, or is no longer known.
-    too_old, ///< The history no longer reaches back to where the client was.
-    lapped   ///< The client was connected, but fell behind the history.
-};
-
-/// Messages after `from`, up to and including `to`, may be missing.
-struct gap {
-    gap_reason reason = gap_reason::unknown;
-    std::string from;                         ///< An id; for epoch and unknown, the client's own.
-    std::string to;                           ///< An id of this server.
-    std::optional<std::uint64_t> missed = {}; ///< How many, if known.
-};
+// >>feed //////////////////////////////////////////////////////////////////////////////////////////
+// How a worker delivers its log to its clients: which are concerned, what each has not received
+// yet, what happens to those that fall behind. No I/O, no clock, no thread: a receiver writes and
+// the caller supplies the time, so that tests need neither. Needs >>topic, >>log, >>subscription.
+// Tests: tests/feed.cpp, tests/replay.cpp, tests/nothing_lost.pml
+//
+//     log      .. 40 41 42 | 43 44 45 46 | 47 48 ..
+//                    |     fanned_       planned_     the current pass covers [fanned_, planned_)
+//            next_ of a client that is behind: it continues on its own, in flush()
+//
+// A client that is not busy has received everything due before fanned_; its next_ may be stale.
+// Positions count from 0; the id `<epoch>-<n>` means "everything before position n".
 
 inline std::string_view to_string(gap_reason reason) noexcept {
     switch (reason) {
@@ -3486,28 +4475,6 @@ inline std::string_view to_string(gap_reason reason) noexcept {
     }
     return "";
 }
-
-/// How far a stream is behind what was published.
-struct lag {
-    std::uint64_t messages = 0;       ///< Still to be examined, also of other topics.
-    std::uint64_t bytes = 0;          ///< Of these messages.
-    std::chrono::milliseconds age{0}; ///< Since the first of them arrived.
-};
-
-/// Why a stream ended.
-enum class end_reason : std::uint8_t {
-    client_left, ///< The client closed or reset the connection.
-    unreachable, ///< The system gave up on the peer: no acknowledgement, or no route.
-    ended,       ///< Its handler ended it, or stream::close().
-    expired,     ///< options::timeouts.stream_age, access::valid_for, stream::end_after().
-    lagged,      ///< It fell behind the history.
-    stalled,     ///< The client read nothing for options::timeouts.stall.
-    revoked,     ///< server::revoke().
-    drained,     ///< server::drain() closed it after sending all that was due.
-    cut,         ///< The window of server::drain() ended before that.
-    stopped,     ///< server::stop().
-    failed       ///< Its handler, a filter or a hook threw.
-};
 
 inline std::string_view to_string(end_reason reason) noexcept {
     switch (reason) {
@@ -3526,6 +4493,10 @@ inline std::string_view to_string(end_reason reason) noexcept {
     return "";
 }
 
+inline std::string_view published::topic() const noexcept { return frame_.topic(); }
+inline std::string_view published::event() const noexcept { return frame_.event(); }
+inline std::string_view published::key() const noexcept { return frame_.key(); }
+
 inline std::string published::data() const {
     std::string text;
     bool first = true;
@@ -3538,18 +4509,6 @@ inline std::string published::data() const {
     return text;
 }
 
-// >>feed //////////////////////////////////////////////////////////////////////////////////////////
-// How a worker delivers its log to its clients: which are concerned, what each has not received
-// yet, what happens to those that fall behind. No I/O, no clock, no thread: a receiver writes and
-// the caller supplies the time, so that tests need neither. Needs >>topic, >>log, >>subscription.
-// Tests: tests/feed.cpp, tests/replay.cpp, tests/nothing_lost.pml
-//
-//     log      .. 40 41 42 | 43 44 45 46 | 47 48 ..
-//                    |     fanned_       planned_     the current pass covers [fanned_, planned_)
-//            next_ of a client that is behind: it continues on its own, in flush()
-//
-// A client that is not busy has received everything due before fanned_; its next_ may be stale.
-// Positions count from 0; the id `<epoch>-<n>` means "everything before position n".
 namespace detail {
 
 /// A number that one thread adds to and any thread reads.
@@ -4965,295 +5924,6 @@ inline std::vector<std::string> feed::topics_of(const receiver& r) const {
 
 } // namespace detail
 
-// >>options ///////////////////////////////////////////////////////////////////////////////////////
-// Every setting with its default, and the counters. Needs >>origin.
-// Tests: tests/server.cpp
-
-/// Serves one request of a route. Called on a worker's thread, which it must not block. The server
-/// keeps the callable as long as it lives, so a lambda may capture.
-using handler = std::function<asio::awaitable<void>(stream&)>;
-
-/// What an authorize hook decides. There is none by default: a hook says grant() or refuse().
-class access {
-public:
-    struct terms {
-        std::vector<std::string> topics = {}; ///< To follow instead of those requested.
-        std::string user =
-            {}; ///< Also gets messages to this user. Must not come from client input.
-        std::chrono::milliseconds valid_for{0}; ///< After this the stream ends. 0: never.
-        std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of the response.
-    };
-
-    /// Lets the request in.
-    static access grant(terms t) { return {0, {}, std::move(t)}; }
-    static access grant() { return grant(terms()); }
-
-    /// Refuses it with this status, from 300 to 599, or 204, after which an EventSource does not
-    /// come back. Throws std::invalid_argument for another.
-    static access refuse(int status, std::string text = {},
-                         std::vector<std::pair<std::string, std::string>> headers = {}) {
-        if (status != 204 && (status < 300 || status > 599)) {
-            throw std::invalid_argument("sse::access::refuse: the status must be 204, or from 300 "
-                                        "to 599, not " +
-                                        std::to_string(status));
-        }
-        terms t;
-        t.headers = std::move(headers);
-        return {status, std::move(text), std::move(t)};
-    }
-
-    bool granted() const noexcept { return status_ == 0; }
-
-private:
-    friend struct detail::connection;
-    access(int status, std::string text, terms t)
-        : status_(status), text_(std::move(text)), terms_(std::move(t)) {}
-
-    int status_; // 0: it is granted
-    std::string text_;
-    terms terms_;
-};
-
-enum class log_level : std::uint8_t { debug, info, warning, error };
-
-/// One event for the log. Views are valid during the call. `path` is as sent, but without the
-/// query, so that secrets in it never reach a log.
-struct log_entry {
-    log_level level;
-    std::string_view what; ///< "request", "stream closed", "refused", "handler failed" and others
-    std::string_view method = {};
-    std::string_view path = {};
-    int status = 0;
-    asio::ip::address client = {};
-    /// The age of a stream. With "worker held": the least time that the worker's thread was
-    /// blocked; reported from one second on, reliably from two.
-    std::chrono::milliseconds duration{0};
-    std::string_view detail = {}; ///< Why, if there is more to say.
-};
-
-/// An open stream, for listing, revoking and counting.
-struct stream_info {
-    std::uint64_t id = 0; ///< Unique in this server.
-    std::string user = {};
-    std::vector<std::string> topics = {};
-    asio::ip::address client = {};
-    std::chrono::milliseconds age{0};
-    sse::lag lag = {};
-};
-
-/// What a client over a connection limit gets.
-enum class refusal : std::uint8_t {
-    hard, ///< 503 or 429 with Retry-After. An EventSource gives up for good.
-    soft, ///< Clients that accept event streams get 200, a jittered retry and the end: they return.
-};
-
-/// How long the server waits. Each is more than 0 unless it says otherwise.
-struct timeout_options {
-    /// From accept, or from the first byte of a later request, to the end of the head; then 408.
-    std::chrono::milliseconds header{10'000};
-    /// For a request's body; then 408.
-    std::chrono::milliseconds body{30'000};
-    /// A connection without a further request for this long is closed.
-    std::chrono::milliseconds idle{60'000};
-    /// A client that reads nothing for this long while bytes wait for it is disconnected.
-    std::chrono::milliseconds stall{30'000};
-    /// A stream ends at this age, or up to a tenth earlier, so that clients do not all reconnect at
-    /// once. At most three weeks. 0: never.
-    std::chrono::milliseconds stream_age{0};
-    /// How long publish() and broadcast() wait for room in the ring before they throw. 0: they do
-    /// not wait.
-    std::chrono::milliseconds publish{1'000};
-    /// How long handlers may continue after stop(); then their coroutines are destroyed. From 0.
-    std::chrono::milliseconds shutdown{5'000};
-};
-
-/// What clients may use. Unless a member says otherwise, 0 means no limit.
-struct limit_options {
-    /// Open connections in total. Over it a stream gets 503; other requests are still served, one
-    /// per connection, so that subscribers lock out neither publishers nor health checks. At most
-    /// 256 connections are over a limit at a time; further ones are closed at once.
-    std::size_t connections = 10'000;
-    /// Open connections from one address, or one /64 of IPv6. Over it a stream gets 429; other
-    /// requests are served as above.
-    std::size_t connections_per_ip = 0;
-    /// New connections per second from one address, and the largest burst; over it every request
-    /// gets 429.
-    std::size_t connect_rate_per_ip = 0;
-    /// What clients over these limits get.
-    refusal over = refusal::hard;
-    /// When they may retry: Retry-After, or the shortest retry time of a soft refusal and of the
-    /// streams that stop() ends. More than 0, at most a day.
-    std::chrono::milliseconds retry_after{5'000};
-    /// A larger request head gets 431 or 414. At least 256.
-    std::size_t head_bytes = 16 * 1024;
-    /// More header field lines get 431. At least 1.
-    std::size_t header_lines = 100;
-    /// A larger request body gets 413. 0: only empty ones are accepted.
-    std::size_t body_bytes = 1024 * 1024;
-    /// Topics that one request may name; more get 400. So do topics with more than four times as
-    /// many path segments in total (or 32, if that is more): each costs memory. At least 1.
-    std::size_t topics = 128;
-    /// A client that is more than this many bytes of history behind, messages of other topics
-    /// included, is treated as one that fell behind the history.
-    std::size_t unsent_bytes = 0;
-};
-
-/// What is kept for clients that reconnect or are behind. Each worker keeps it once.
-struct history_options {
-    /// The same number again is kept of ephemeral messages, and of messages that are the newest of
-    /// their key. At least 1.
-    std::size_t messages = 16 * 1024;
-    /// Bytes of these messages, with the same rule. At least 1.
-    std::size_t bytes = 64 * 1024 * 1024;
-    /// Messages older than this are forgotten. At most three weeks. 0: never by age.
-    std::chrono::milliseconds age{0};
-    /// Topics, each with all below it, that have bounds of their own. The nearest one applies.
-    /// Fewer than 1,000.
-    std::vector<topic_history> topics = {};
-    /// What happens to a client that falls behind the history, unless its subscription decides.
-    lag_policy lag = lag_policy::disconnect;
-    /// The event that reports missed messages to a client. Not empty, without line breaks.
-    std::string gap_event = "gap";
-};
-
-/// What is true of the proxy in front, if there is one.
-struct proxy_options {
-    /// Proxies whose forwarding headers are trusted: addresses, or CIDR blocks such as 10.0.0.0/8.
-    std::vector<std::string> trusted = {};
-    /// Which header field they use.
-    forwarded_by forwarded = forwarded_by::x_forwarded_for;
-    /// Every connection begins with a PROXY protocol header, version 1 or 2. It is accepted from
-    /// `trusted`, or from every peer if that is empty: then nothing but the proxy may be able to
-    /// reach the port.
-    bool protocol = false;
-};
-
-/// What the program decides or learns. All are kept for as long as the server lives, so they may
-/// capture, and are called on the server's threads, possibly on several at once.
-struct hook_options {
-    /// Decides who may open a stream of `<prefix>`, before its head is sent. For the program's own
-    /// routes their handlers or their group's hook decide.
-    std::function<asio::awaitable<access>(const request&)> authorize = {};
-    /// Runs instead of the gap event, to send a snapshot; the topics' messages continue when it
-    /// returns.
-    std::function<asio::awaitable<void>(stream&, const gap&)> on_gap = {};
-    /// A stream has begun, or has ended; each is called once per stream, on its worker's thread. An
-    /// exception from on_connect ends the stream; on_disconnect must not throw.
-    std::function<void(stream&)> on_connect = {};
-    std::function<void(const stream_info&, end_reason)> on_disconnect = {};
-    /// Receives log entries. Must not throw or block: each of these threads serves thousands of
-    /// clients, and a pipe that nobody reads, or a slow disk, would stop them all. Pass the lines
-    /// to a thread of your own through a bounded queue; hub_log.hpp among the examples has one to
-    /// copy.
-    std::function<void(const log_entry&)> log = {};
-    /// Receives what a handler threw. Must not throw.
-    std::function<void(std::exception_ptr)> on_error = {};
-};
-
-/// Every setting. Designated initializers follow the order of declaration, here and in each group:
-///
-///     sse::server server({.threads = 2,
-///                         .limits = {.connections = 50'000},
-///                         .history = {.messages = 1'000, .age = 10min},
-///                         .hooks = {.authorize = check_token}});
-///
-/// A value out of range is refused by the server's constructor, with bad_option.
-struct options {
-    /// Where streams are: `<prefix>`, `<prefix>/` and `<prefix>/<topic>`.
-    std::string prefix = "/subscribe";
-    /// Path of the health check: 200, with the number of open streams. With /ready appended, it
-    /// reports whether the server accepts more streams: 503 at limits.connections or while it is
-    /// stopping; while draining it refuses new connections altogether. Not below the prefix. Empty:
-    /// none.
-    std::string health = "/health";
-    /// Worker threads, each with its share of the clients; at most 1,024. 0: one per core.
-    std::size_t threads = 0;
-    /// A stream that was silent for this long gets a comment line. 0: never.
-    std::chrono::milliseconds heartbeat{15'000};
-    /// Heartbeats carry the newest id. A client that was sent nothing else then reconnects with a
-    /// recent id: there is little history to search, and the history still reaches back to it.
-    bool heartbeat_ids = true;
-    /// How long a published message may wait for others, so that they share one write; the wait is
-    /// shorter under load. At most a minute. 0: messages go out at once, along with all that were
-    /// published in the meantime.
-    std::chrono::milliseconds coalesce{0};
-    /// Slots in the ring between publishers and workers; a power of two from 2 to 16,777,216.
-    std::size_t ring_capacity = 16 * 1024;
-    /// Messages for many clients go out through io_uring, if SSE_ENABLE_IO_URING is defined and the
-    /// kernel allows it; otherwise, and whenever it refuses, through one send() per client.
-    bool io_uring = true;
-    timeout_options timeouts = {};
-    limit_options limits = {};
-    history_options history = {};
-    /// Who may read from another origin. By default everyone.
-    cors_options cors = {};
-    /// Hosts that requests may name; others get 421. This keeps third-party pages whose DNS name
-    /// resolves here from reading (DNS rebinding). "events.example", "*.example" for all names with
-    /// this ending, or an address; the port does not matter. The host given to start() is served
-    /// too. Empty: on a loopback address localhost, names ending in .localhost, and loopback
-    /// addresses; otherwise any. "*": any. X-Forwarded-Host from a trusted proxy replaces Host.
-    std::vector<std::string> hosts = {};
-    proxy_options proxy = {};
-    hook_options hooks = {};
-    /// SIGINT and SIGTERM call stop(). So does SIGHUP, which is sent when a terminal is closed,
-    /// unless it is ignored or the program has taken it before start(), for example to reload its
-    /// settings. Off by default: a library does not take signals unasked.
-    bool handle_signals = false;
-    /// Only with handle_signals: they call drain() with this window instead, and a second SIGINT or
-    /// SIGTERM ends the program at once. At most a day. 0: stop() at once.
-    std::chrono::milliseconds drain_window{0};
-};
-
-/// Settings for the routes of a group, and for the groups in it.
-struct group_options {
-    /// Who may read from another origin. Unset: as in the enclosing group.
-    std::optional<cors_options> cors = {};
-    /// Decides who may enter, before each handler and after the enclosing group's hook. The rest of
-    /// what it returns applies to the stream. Kept for as long as the server lives, so it may
-    /// capture.
-    std::function<asio::awaitable<access>(const request&)> authorize = {};
-    /// A larger request body gets 413. Unset: as in the enclosing group.
-    std::optional<std::size_t> max_body_bytes = {};
-    /// Requests and streams served at once, those of inner groups included; further ones get 503.
-    /// 0: no limit.
-    std::size_t max_requests = 0;
-};
-
-/// A snapshot of what happened, summed over the workers.
-struct counters {
-    std::uint64_t connections = 0; ///< Open now; this and streams are gauges.
-    std::uint64_t streams = 0;     ///< Open event streams now.
-    std::uint64_t accepted = 0;    ///< Connections accepted since the start.
-    std::uint64_t refused = 0;     ///< Requests refused, or connections closed at once, by a limit.
-    std::uint64_t accept_failures = 0; ///< Times accepting paused: file descriptors ran out.
-    std::uint64_t published = 0;       ///< Messages that entered the ring.
-    std::uint64_t no_room = 0;         ///< Attempts to publish into a full ring.
-    std::uint64_t delivered = 0;       ///< Messages fully written to a client.
-    std::uint64_t bytes = 0;           ///< Bytes written to clients, in all kinds of response.
-    std::uint64_t lagged = 0;          ///< Streams ended because the client fell behind or stalled.
-    std::uint64_t unreachable = 0;     ///< Connections whose peer the system gave up on.
-    std::uint64_t gaps = 0;            ///< Gaps reported to clients.
-    std::uint64_t conflated = 0;       ///< Messages skipped for a newer one with the same key.
-};
-
-/// How drain() disconnects the clients. Streams without a running handler end at random times
-/// within the window, with a retry time and the farewell. A handler that writes a response or a
-/// stream of its own has until the end of the window to return; it can ask stream::draining().
-/// Whatever remains then is cut off.
-struct drain_options {
-    std::chrono::milliseconds window{5'000}; ///< Streams end spread over it; at most a day.
-    std::optional<message> farewell = {}; ///< The last message of each stream that follows topics.
-    /// When clients should reconnect: after this time or up to twice as much, at most a day. Unset:
-    /// options::limits.retry_after.
-    std::optional<std::chrono::milliseconds> retry = {};
-};
-
-/// What became of the streams.
-struct drain_result {
-    std::uint64_t closed = 0; ///< Streams that received everything, or all that their handler sent.
-    std::uint64_t cut = 0;    ///< Those that had not when the window ended: no last chunk.
-};
-
 // >>hub ///////////////////////////////////////////////////////////////////////////////////////////
 // What a server serves, and what its threads share. Needs >>ring, >>frame, >>options.
 // Tests: tests/limits.cpp, tests/routes.cpp
@@ -5885,9 +6555,10 @@ SSE_DECL own_response site::response_after(bool threw, std::error_code code) {
 
 #endif // SSE_BODIES
 
-// >>stream ////////////////////////////////////////////////////////////////////////////////////////
-// One client: what its handler sees, and what its worker knows of it. Needs >>feed, >>hub.
-// Tests: tests/handlers.cpp, tests/presence.cpp, tests/stream.cpp
+// >>connection ////////////////////////////////////////////////////////////////////////////////////
+// A stream with its state, and what it has while one of its requests is served. Needs >>feed,
+// >>hub.
+// Tests: tests/stream.cpp
 
 struct exchange;
 
@@ -5939,148 +6610,6 @@ public:
 private:
     T* object_ = nullptr;
 };
-
-} // namespace detail
-
-/// One client's connection: its request and the response, plain or an event stream. A handler that
-/// returns after subscribe() leaves a stream that lives on without a coroutine until the client
-/// disconnects; the `stream&` is valid until the handler returns.
-///
-/// Thread safety: only the stream's own thread, where its handler runs; on another thread, calls
-/// that change something or send throw std::system_error with errc::wrong_thread. A handler ends up
-/// on another thread when it resumes on another executor, such as after
-/// `co_await asio::post(asio::bind_executor(pool, asio::use_awaitable))`. Blocking work leaves the
-/// handler on its thread in this form:
-/// `auto rows = co_await asio::co_spawn(pool, query(x), asio::use_awaitable);`. What a handler
-/// waits for belongs on get_executor(), or on a context that runs until the server has joined.
-///
-/// Cancellation: when the client disconnects, and when the server ends, the server cancels
-/// (terminal) whatever the handler awaits, which then throws operation_aborted. A program may
-/// cancel each awaited member too, terminal; what was to be sent may still be sent.
-///
-/// Errors of all members that send: errc::closed once the client has disconnected or the stream was
-/// ended.
-class stream {
-public:
-    using executor_type = asio::io_context::executor_type;
-
-    stream(const stream&) = delete;
-    stream& operator=(const stream&) = delete;
-
-    /// The request. Only while the handler runs.
-    const sse::request& request() const;
-
-    /// The whole request body, by length or in chunks. Errors: errc::body_too_large,
-    /// errc::bad_body, errc::body_timeout, errc::closed; if not handled, they become a response
-    /// with 413, 400 or 408. Once a stream has begun: std::logic_error.
-    asio::awaitable<std::string> body();
-
-    /// The next piece of the body, of any size; empty at its end. For bodies that are processed as
-    /// they arrive: options::timeouts.body applies to each piece. Errors: as body().
-    asio::awaitable<std::string> body_some();
-
-    /// Makes this an event stream now: its head is sent before the first message. Like a stream
-    /// that begins with send(), it can end in a way that the client can tell from a broken
-    /// connection: when the handler returns without having subscribed it, the last chunk is sent,
-    /// and an HTTP/1.1 connection serves the next request. Errors: as send().
-    void begin();
-
-    /// Makes this an event stream that gets everything published to the topic or below it, and
-    /// every broadcast. By default it continues after the last event ID that the client sent, else
-    /// with what is published from now on; what can no longer be delivered is reported in one gap
-    /// event. Subscribing to the same topic again changes nothing. For several topics call it
-    /// several times, all before the first co_await; otherwise a later call may go back to an older
-    /// id, and a client that reconnects meanwhile may receive duplicates. Errors: errc::bad_topic;
-    /// errc::not_acceptable if the client does not accept event streams. After respond():
-    /// std::logic_error.
-    void subscribe(std::string_view topic, subscribe_options how = {});
-
-    /// Unsubscribes. Returns false if it was not subscribed under exactly this topic.
-    bool unsubscribe(std::string_view topic);
-
-    /// Lets a subscription that was made with `held` continue, from the position that it fixed.
-    /// What was sent in between, such as a snapshot, comes first: no loss and no duplicate.
-    ///
-    ///     client.subscribe("/prices", {.held = true});
-    ///     co_await client.send({.event = "snapshot", .data = read_prices()});
-    ///     client.resume();
-    ///
-    /// When the handler returns or throws, it continues on its own.
-    void resume();
-
-    /// Makes this an event stream and sends one message to this client alone; completes when the
-    /// socket has taken it. The message is encoded before the call returns. Errors: those of
-    /// `check`.
-    asio::awaitable<void> send(const message& m);
-
-    /// Several messages in one write, as far as the socket takes them.
-    asio::awaitable<void> send(std::span<const message> several);
-
-    /// The same without waiting. Returns false, and sends nothing, while earlier messages still
-    /// wait for the client, and after it has disconnected. Throws the errors of `check`.
-    bool try_send(const message& m);
-
-    /// Waits. When the client disconnects this is cancelled, like all that the handler awaits.
-    asio::awaitable<void> sleep_for(std::chrono::nanoseconds time);
-
-    /// Waits until the client has disconnected or the stream was ended. Only while the handler
-    /// runs.
-    asio::awaitable<void> closed();
-
-    /// The handler is no longer cancelled when the client disconnects: open() then returns false,
-    /// and send() throws errc::closed. The end of the server still cancels it. Only while the
-    /// handler runs.
-    void keep_running();
-
-    /// Adds a header field to the response, before it begins. Throws std::invalid_argument for a
-    /// name that is not a token, a value with a control character, and the fields that the server
-    /// writes itself: Content-Length, Transfer-Encoding, Connection, Keep-Alive, Upgrade, Trailer,
-    /// Date, Content-Type, Cache-Control, X-Accel-Buffering. Throws std::logic_error once the
-    /// response has begun.
-    void add_header(std::string_view name, std::string_view value);
-
-    /// Responds with a whole body instead of a stream; the connection may serve further requests.
-    /// After a response or a stream has begun: std::logic_error.
-    asio::awaitable<void> respond(int status, std::string_view content_type, std::string_view body);
-
-    /// Ends the stream once the client has everything meant for it. Does not wait for that.
-    void close();
-
-    /// The stream's id in its server, for server::send_to() and others. Never 0.
-    std::uint64_t id();
-
-    /// Also delivers what server::send_to_user() sends to this user. Errors: errc::bad_key.
-    void set_user(std::string_view key);
-    std::string_view user() const noexcept;
-
-    /// The topics that it is subscribed to.
-    std::vector<std::string> topics() const;
-
-    /// How far it is behind.
-    sse::lag lag() const;
-
-    /// What a listing reports about it.
-    stream_info info();
-
-    /// Ends the stream after this time; another call restarts the time. Throws
-    /// std::invalid_argument for a time that is not positive or over three weeks.
-    void end_after(std::chrono::milliseconds time);
-
-    /// Whether the server is being drained. A handler that would never end should return then, so
-    /// that its response is complete instead of being cut at the end of the window.
-    bool draining() const noexcept;
-
-    /// False once the client has disconnected or the stream was ended.
-    bool open() const noexcept;
-
-    executor_type get_executor() noexcept;
-
-protected:
-    stream() = default; // only as a detail::connection, which has all the state
-    ~stream() = default;
-};
-
-namespace detail {
 
 /// A stream with its state: what its worker knows of it.
 struct connection final : receiver, stream {
@@ -6446,7 +6975,7 @@ inline bool accepts_event_stream(const request& r) {
 // >>worker ////////////////////////////////////////////////////////////////////////////////////////
 // One thread with its io_context, its feed and its share of the streams: drains the ring, writes to
 // sockets, keeps deadlines. Nothing of it is shared, so nothing is locked. Its coroutines are
-// below, in >>connection. Needs >>feed, >>stream.
+// below, in >>exchange. Needs >>feed, >>connection.
 // Tests: tests/fanout.cpp, tests/faults.cpp, tests/io_uring.cpp, tests/network.cpp, tests/soak.cpp,
 // tests/storm.cpp
 namespace detail {
@@ -7903,7 +8432,7 @@ SSE_DECL void connection::end(end_reason why) { worker_->close(*this, why); }
 
 SSE_DECL void connection::fail(std::exception_ptr what) { worker_->fail(*this, what); }
 
-// >>connection ////////////////////////////////////////////////////////////////////////////////////
+// >>exchange //////////////////////////////////////////////////////////////////////////////////////
 // The worker's coroutines: one for each connection, from its first bytes to its end, or until its
 // stream lives on without one. Needs >>worker.
 // Tests: tests/authorize.cpp, tests/cors.cpp, tests/leave.cpp, tests/logging.cpp, tests/routes.cpp,
@@ -9208,23 +9737,9 @@ SSE_DECL worker& lifecycle::least_loaded() noexcept {
 
 #endif // SSE_BODIES
 
-// >>job ///////////////////////////////////////////////////////////////////////////////////////////
-// Work that continues on its own while viewers attach, leave and resume by id. Each job has its own
-// bounded log, apart from the server's ring and history. Needs >>stream.
+// >>joblog ////////////////////////////////////////////////////////////////////////////////////////
+// What a job has sent, and how its viewers get it. Needs >>connection.
 // Tests: tests/jobs.cpp
-
-struct job_options {
-    /// Messages kept of each job for future viewers, and their bytes. A viewer that missed one is
-    /// sent a gap event.
-    std::size_t history = 4096;
-    std::size_t history_bytes = 4 * 1024 * 1024;
-    /// How long a finished job can still be viewed.
-    std::chrono::milliseconds keep{600'000};
-    /// Jobs at a time, kept ones included; those that finished first make room for new ones.
-    std::size_t max_jobs = 10'000;
-    /// The event that reports to a viewer what it missed.
-    std::string gap_event = "gap";
-};
 
 namespace detail {
 
@@ -9402,97 +9917,24 @@ private:
 
 } // namespace detail
 
-/// The producer of a job. Thread safety: any thread. If it is destroyed before finish(), the job
-/// ends with the event "abandoned", so that viewers do not wait forever.
-class job {
-public:
-    job(job&&) noexcept = default;
-    job& operator=(job&& other) noexcept {
-        std::swap(name_, other.name_);
-        std::swap(log_, other.log_);
-        return *this;
-    }
-    ~job() {
-        if (!log_) return;
-        try {
-            log_->push({.event = "abandoned"}, true);
-        } catch (...) {} // out of memory: its viewers wait until their streams end
-    }
-
-    const std::string& name() const noexcept { return name_; }
-
-    /// Sends to all viewers, including future ones. A message replaces an older one with the same
-    /// key for viewers that have not had that; an ephemeral one is only for viewers that are there
-    /// now. Errors: errc::closed after finish(), what `check` finds; std::invalid_argument for a
-    /// message with an id, since a job numbers its messages itself.
-    void send(const message& m) { push(m, false); }
-
-    /// The last message. Errors: as send().
-    void finish(const message& last = {.event = "done"}) { push(last, true); }
-
-    /// How many streams view it now.
-    std::size_t viewers() const noexcept { return log_->viewers; }
-
-private:
-    friend class jobs;
-    job(std::string name, std::shared_ptr<detail::job_log> log) noexcept
-        : name_(std::move(name)), log_(std::move(log)) {}
-
-    void push(const message& m, bool last) {
-        if (m.id) {
-            throw std::invalid_argument("sse::job: a job numbers its messages itself; leave the id "
-                                        "out, or put it into data");
-        }
-        if (!log_->push(m, last)) throw std::system_error(errc::closed, "sse::job: finished");
-    }
-
-    std::string name_;
-    std::shared_ptr<detail::job_log> log_;
-};
-
-/// Jobs by name.
-///
-///     sse::jobs jobs;
-///     server.route("GET", "/jobs/{id}", [&](sse::stream& s) {
-///         return jobs.serve(s, s.request().path_value("id"));
-///     });
-///     sse::job job = jobs.start("42"); // then, on any thread: job.send(...), job.finish()
-///
-/// Thread safety: any thread. Independent of servers; what serve() returns does not refer to it.
-class jobs {
-public:
-    /// Throws std::invalid_argument for an option that cannot work.
-    explicit jobs(job_options o = {});
-
-    /// Errors: errc::job_exists, errc::too_many_jobs.
-    job start(std::string name);
-
-    /// Whether the job runs or is still kept.
-    bool known(std::string_view name) const { return find(name) != nullptr; }
-
-    /// Serves a viewer until it leaves or has had the last message. It begins after the id with
-    /// which the viewer reconnects, or else with the oldest message kept; a gap event reports what
-    /// is lost. A viewer that has had the last message gets 204, which stops an EventSource from
-    /// reconnecting. For an unknown job the response is 404.
-    asio::awaitable<void> serve(stream& s, std::string_view name) const {
-        return serve_log(s, find(name));
-    }
-
-private:
-    using log_ref = std::shared_ptr<detail::job_log>;
-
-    log_ref find(std::string_view name) const;
-    bool is_over(const detail::job_log& log) const;
-    static asio::awaitable<void> serve_log(stream& s, log_ref log);
-    static asio::awaitable<void> tell(stream& s, const detail::job_log& log, gap g,
-                                      std::uint64_t place);
-
-    const job_options options_;
-    mutable std::mutex mutex_;
-    std::map<std::string, log_ref, std::less<>> logs_;
-};
-
 #if defined(SSE_BODIES)
+
+SSE_DECL job::~job() {
+    if (!log_) return;
+    try {
+        log_->push({.event = "abandoned"}, true);
+    } catch (...) {} // out of memory: its viewers wait until their streams end
+}
+
+SSE_DECL std::size_t job::viewers() const noexcept { return log_->viewers; }
+
+SSE_DECL void job::push(const message& m, bool last) {
+    if (m.id) {
+        throw std::invalid_argument("sse::job: a job numbers its messages itself; leave the id "
+                                    "out, or put it into data");
+    }
+    if (!log_->push(m, last)) throw std::system_error(errc::closed, "sse::job: finished");
+}
 
 SSE_DECL jobs::jobs(job_options o) : options_(std::move(o)) {
     const auto require = [](bool valid, const char* what) {
@@ -9572,214 +10014,10 @@ SSE_DECL asio::awaitable<void> jobs::serve_log(stream& s, log_ref log) {
 
 #endif // SSE_BODIES
 
-// >>server ////////////////////////////////////////////////////////////////////////////////////////
-// Accepts, spreads connections over the workers, publishes, stops. Needs all of the above.
+// >>facade ////////////////////////////////////////////////////////////////////////////////////////
+// The bodies of server: it checks options, starts and stops, publishes, and asks the workers. Needs
+// >>lifecycle.
 // Tests: tests/server.cpp
-
-class server;
-
-/// Adds routes to a group. Refers to its server.
-class route_group {
-public:
-    /// Like server::route(), below the prefix; an empty pattern is the prefix itself.
-    void route(std::string method, std::string pattern, handler run);
-
-    /// A group inside this one.
-    route_group group(std::string prefix, group_options o = {});
-
-private:
-    friend class server;
-    route_group(server& s, detail::group& of) noexcept : server_(&s), group_(&of) {}
-
-    server* server_;
-    detail::group* group_;
-};
-
-/// An event-stream server with its own threads. A server runs once; several may run in one program.
-///
-/// Thread safety: any thread, including handlers, unless a member says otherwise. What comes before
-/// the start, the start itself and the destructor belong to one thread.
-///
-/// Cancellation of what is awaited: terminal, unless a member says otherwise.
-class server {
-public:
-    /// Throws std::invalid_argument for an option that cannot work.
-    explicit server(sse::options o = {});
-
-    /// Runs on contexts of the program instead of its own threads: one worker on each, whatever
-    /// options::threads says. Each context must be run by one thread at a time, and must outlive
-    /// the server. Its run() returns only after stop() and once all handlers have ended, whatever
-    /// options::timeouts.shutdown says. Shared state lives until the contexts are destroyed.
-    explicit server(asio::io_context& context, sse::options o = {});
-    explicit server(std::span<asio::io_context* const> contexts, sse::options o = {});
-
-    /// Stops and joins. Must not be called from a handler: its thread would wait for itself, so
-    /// std::terminate is called. On contexts of the program, pending work ends when they are run,
-    /// or with them.
-    ~server();
-    server(const server&) = delete;
-    server& operator=(const server&) = delete;
-
-    /// Serves a path of the program's own. Only before the server starts. A pattern is a path in
-    /// which a segment `{name}` matches any one segment that is not empty (request::path_value),
-    /// and a last segment `*` matches the whole rest (request::rest). It is compared with the
-    /// decoded path, in which %2F is a slash. GET serves HEAD too. Earlier routes win, and all win
-    /// over the built-in ones, which are `<prefix>`, `<prefix>/*`, `/health` and `/health/ready`.
-    /// Over a limit of connections the handler still runs, but beginning a stream throws
-    /// errc::over_limit. Throws std::invalid_argument, also for a route that an earlier one hides;
-    /// std::logic_error after the start.
-    void route(std::string method, std::string pattern, handler run);
-
-    /// Serves paths that no route matches, with any method; without it they get 404. Only before
-    /// the start.
-    void fallback(handler run);
-
-    /// Routes under a common prefix with rules of their own. Only before the start.
-    route_group group(std::string prefix, group_options o = {});
-
-    /// Listens on "127.0.0.1:8080", "[::1]:0", "localhost:8080" or ":8080" (every address; port 0:
-    /// any free one) and returns at once. Throws std::invalid_argument for what is not an address,
-    /// std::system_error if it cannot listen there, std::logic_error if it was started before.
-    void start(const std::string& address);
-
-    /// The same with a socket that is already listening. The server takes ownership of it, and
-    /// child processes do not inherit it.
-    void start(asio::ip::tcp::acceptor listener);
-
-    /// The same without listening: for connections that adopt() brings.
-    void start();
-
-    /// Takes over a connection from which another server has begun to read: its socket, and
-    /// everything read from it since the first byte of the request head. The head may be one
-    /// rebuilt from a parsed request. The response closes the connection, since it does not return
-    /// to the other server. All options apply to it, and child processes do not inherit it. Throws
-    /// std::logic_error before start(), std::system_error if the socket cannot be taken over, or
-    /// with errc::stopped; a socket passed as a handle then still belongs to the caller.
-    void adopt(asio::ip::tcp::socket socket, std::string received);
-    void adopt(asio::ip::tcp::socket::native_handle_type socket, std::string received);
-
-    /// start() and join(): returns once the server has stopped.
-    void serve(const std::string& address);
-    void serve(asio::ip::tcp::acceptor listener);
-
-    /// Ends the server: it accepts no more connections, writes what was published as far as the
-    /// clients take it at once, cancels handlers and closes connections. Returns before that is
-    /// done; join() waits. Any number of times; not from a signal handler.
-    void stop() noexcept;
-
-    /// Disconnects the clients, then stops. No more connections are accepted; publishing fails with
-    /// errc::stopped at once; what was published before is delivered. The streams end one by one,
-    /// at random within the window: each gets a reconnection time with jitter and the farewell, and
-    /// its handler is cancelled. After the window, the remaining ones are cut. The farewell is
-    /// encoded first. A second call waits for the first. Blocks until all is done and joined.
-    /// Throws std::system_error (resource_deadlock_would_occur) on a thread of the server itself.
-    drain_result drain(const drain_options& how = {});
-
-    /// The same for coroutines. The server must outlive the wait. Cancellation: none.
-    asio::awaitable<drain_result> async_drain(const drain_options& how = {});
-
-    /// Waits for the end, at most options::timeouts.shutdown after stop(). Throws std::system_error
-    /// (resource_deadlock_would_occur) on a thread of the server itself. Returns at once if the
-    /// server has no threads of its own.
-    void join();
-
-    /// The address on which it listens. Throws std::logic_error if there is none (yet).
-    asio::ip::tcp::endpoint endpoint() const;
-    std::uint16_t port() const { return endpoint().port(); }
-
-    /// Publishes to the subscribers of a topic and of its parents, by whole path segments: a
-    /// subscriber of /pets gets /pets/cats, not /petshop. broadcast() reaches every subscriber. All
-    /// messages are in one total order, which every client sees. The result is the position in it,
-    /// from 1; it is also the last part of the message's id, unless the message has its own id or
-    /// is ephemeral.
-    ///
-    /// Waits for room at most options::timeouts.publish, which happens only while a worker's thread
-    /// is blocked, or a client that follows with lag_policy::hold_back is behind. Errors, thrown as
-    /// std::system_error: errc::no_room, errc::stopped, errc::bad_topic, what `check` finds; then
-    /// nothing was published. What is published while another thread calls stop() may reach nobody.
-    /// A handler that publishes a lot should await async_publish: without a pause it delays the
-    /// delivery of what it publishes.
-    std::uint64_t publish(std::string_view topic, const message& m);
-    std::uint64_t broadcast(const message& m);
-
-    /// The same without waiting. The code is false if the message was published.
-    [[nodiscard]] std::error_code try_publish(std::string_view topic, const message& m);
-    [[nodiscard]] std::error_code try_broadcast(const message& m);
-
-    /// The same for coroutines (asio::awaitable on its default executor): suspends until there is
-    /// room. The message is encoded before the call returns. Once cancelled, nothing was published.
-    /// stop() ends the wait with errc::stopped. The server may be destroyed
-    /// meanwhile; the coroutine's own context must not be.
-    asio::awaitable<std::uint64_t> async_publish(std::string_view topic, const message& m);
-    asio::awaitable<std::uint64_t> async_broadcast(const message& m);
-
-    /// Publishes to one stream, by its stream::id(), in the same total order but without a message
-    /// id; or to all streams of a user, with an id, so that clients that reconnect get what they
-    /// missed. If there is no such stream, nobody gets it. Otherwise like publish(). Errors:
-    /// errc::bad_key too.
-    std::uint64_t send_to(std::uint64_t stream, const message& m);
-    std::uint64_t send_to_user(std::string_view user, const message& m);
-
-    /// The id of the newest message so far, or the one before the first. Call this, then take a
-    /// snapshot, then open a stream with ?lastEventId= and this id: nothing is missed.
-    std::string last_id() const;
-
-    /// Calls `what` soon on the stream's own thread, unless the stream is gone by then: to add
-    /// topics, read its lag or close it. An exception from it ends that stream.
-    void post_to(std::uint64_t stream, std::function<void(sse::stream&)> what);
-
-    /// Ends one stream, or all for which the predicate is true, at once. Only authorize keeps their
-    /// clients from reconnecting. The predicate is called on the server's threads, several at once.
-    void revoke(std::uint64_t stream);
-    void revoke_if(std::function<bool(const stream_info&)> which);
-
-    /// All open streams, each as it was at some moment during the call. streams() blocks: it throws
-    /// std::system_error (resource_deadlock_would_occur) on a thread of the server itself.
-    std::vector<stream_info> streams() const;
-    asio::awaitable<std::vector<stream_info>> async_streams() const;
-
-    sse::counters counters() const;
-
-private:
-    friend class route_group;
-
-    using frame = detail::frame;
-    using frame_ref = detail::frame_ref;
-
-    static sse::options checked(sse::options o);
-    static std::shared_ptr<detail::hub> make_hub(sse::options o,
-                                                 std::span<asio::io_context* const> contexts);
-    void add_route(detail::group& of, std::string method, const std::string& pattern, handler run);
-    detail::group& add_group(detail::group& around, std::string prefix, group_options o);
-    void add_builtin_routes();
-    template <class... Where>
-    void launch(Where&&... where);
-    void check_thread(const char* what) const;
-    static asio::awaitable<void> serve_topics(detail::hub& hub, stream& s);
-    static asio::awaitable<drain_result>
-    wait_for_drain(std::shared_ptr<detail::hub> hub, std::shared_ptr<const detail::farewell> how);
-    std::shared_ptr<detail::listing> ask_all() const;
-    static bool all_answered(const detail::hub& hub, detail::listing& all);
-    static asio::awaitable<std::vector<stream_info>> wait_for(std::shared_ptr<detail::hub> hub,
-                                                              std::shared_ptr<detail::listing> all);
-
-    static std::error_code try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence);
-    std::error_code try_send(frame::kind what, std::string_view topic, const message& m);
-    std::uint64_t push(frame_ref f);
-    static asio::awaitable<std::uint64_t> async_push(std::shared_ptr<detail::hub> hub, frame_ref f);
-
-    std::shared_ptr<detail::hub> hub_; // shared with coroutines that wait for room
-    bool has_threads_ = true;          // of its own
-    std::mutex joining_;
-    std::vector<std::thread> threads_;
-};
-
-/// A handler that responds with a file of the program's own, such as its page. The file is read for
-/// each request, on the worker's thread: it should be small and on a local disk. The content type
-/// follows from the extension.
-///
-///     server.route("GET", "/", sse::file("page.html"));
-SSE_DECL handler file(std::string path);
 
 #if defined(SSE_BODIES)
 
@@ -10390,61 +10628,10 @@ SSE_DECL sse::counters server::counters() const { return hub_->count(); }
 
 #endif // SSE_BODIES
 
-// >>client ////////////////////////////////////////////////////////////////////////////////////////
-// An event source for programs (WHATWG HTML 9.2.3, RFC 9112, RFC 9110, redirects by the Fetch
-// standard). Needs >>head, >>parser; nothing of the server.
+// >>fetch /////////////////////////////////////////////////////////////////////////////////////////
+// What is inside a client: its connection, redirects and reconnections. Uses nothing of the server.
+// Needs >>event, >>parser, >>head.
 // Tests: tests/client.cpp
-
-struct client_options {
-    std::string method = "GET"; ///< Any but HEAD and CONNECT, whose responses have no body.
-    /// Added to each request. An Accept here replaces the client's own. After a redirect to another
-    /// origin, only Accept, Accept-Language and User-Agent are sent.
-    std::vector<std::pair<std::string, std::string>> headers = {};
-    /// Returns headers for one connection, which replace those of the same name above: for a token
-    /// that expires. Awaited before each connection, with 0; and once more, with 401, if the
-    /// response was 401. If it throws, next() throws the same and the client is over. It is not
-    /// cancelled: a next() that is given up does not wait for it.
-    std::function<asio::awaitable<std::vector<std::pair<std::string, std::string>>>(int status)>
-        fresh_headers = {};
-    std::string body = {};
-    /// Sends all headers and the body wherever a redirect leads. Otherwise another origin gets no
-    /// body, and a 307 or 308 that would send it there is thrown as errc::bad_status. A different
-    /// host, or a different port of the same host, is another origin.
-    bool trust_redirects = false;
-    /// Resumes after this id. An id that a header field cannot carry is not sent: one with a
-    /// control character, with a space or tab at either end, or over 4 KiB. The same holds for ids
-    /// that a server gives: the client then reconnects without one, and starts where the server
-    /// lets it.
-    std::string last_event_id = {};
-    /// Whether it connects again after a stream has ended or failed. If not set, GET does; other
-    /// methods do not, since what they do would be done twice.
-    std::optional<bool> reconnect = {};
-    std::chrono::milliseconds retry{3'000};      ///< Wait before reconnecting; a server may set it.
-    std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait, up to this.
-    double jitter = 0.25; ///< Up to this fraction of the wait is added to it, at random.
-    /// Failed connections in a row after which the last error is thrown. 0: it never gives up. A
-    /// stream counts as failed too if it ends before its first event, unless it was open for longer
-    /// than the wait before it. With the waits above, 5 attempts last 45 s, 10 last 5.5 minutes,
-    /// and each further minute takes one more. Jitter adds up to a quarter, and the attempts
-    /// themselves take time, up to the timeouts below.
-    std::size_t max_attempts = 0;
-    /// Statuses that count as a failed connection, so that the client survives a deployment or a
-    /// full server. Each from 400 to 599. All others, except 200, 204 and redirects, are thrown at
-    /// once and end the client; a browser's EventSource ends at these too, as the client does with
-    /// {} here.
-    std::vector<int> retry_statuses = {429, 502, 503, 504};
-    /// A response with one of these statuses may give the minimum wait in Retry-After. More than
-    /// this counts as this.
-    std::chrono::milliseconds max_retry_after{3'600'000};
-    /// To resolve the name, and then for each of its addresses; after 250 ms the next one is tried
-    /// in parallel. 0: none.
-    std::chrono::milliseconds connect_timeout{10'000};
-    std::chrono::milliseconds head_timeout{30'000}; ///< From the request to the response's head.
-    std::chrono::milliseconds silence_timeout{0};   ///< Without a byte of the stream. 0: none.
-    std::size_t max_redirects = 20;                 ///< The Fetch standard's limit.
-    std::size_t max_event = 16 * 1024 * 1024;       ///< Data, type and id of one event, in bytes.
-    std::size_t max_head_bytes = 64 * 1024;         ///< Of a response, including any 1xx before it.
-};
 
 namespace detail {
 
@@ -11002,114 +11189,6 @@ private:
 };
 
 } // namespace detail
-
-/// Receives events: connects, follows redirects, and reconnects after the last event as an
-/// EventSource does, waiting longer after each failure. Everything happens inside next(); between
-/// its calls the connection stays open, and the system buffers what arrives. Only the work of a
-/// call that was given up continues: it connects, or reads until it has one event, which the next
-/// call returns.
-///
-///     sse::client source(io, "http://localhost:8080/subscribe/prices");
-///     for (;;) {
-///         const auto event = co_await source.next();
-///         if (!event) break;
-///         std::cout << event->data << '\n';
-///     }
-///
-/// 200 with text/event-stream opens a stream; 204 ends the client for good; every other response is
-/// thrown, at once or, for client_options::retry_statuses, after max_attempts.
-///
-/// Host names are resolved by the system on threads of the library, up to 16 per process; neither
-/// io_context::run() nor a destructor waits for these. `localhost` and addresses need none. The
-/// client may be destroyed after its io_context.
-/// Thread safety: the client, its executor and the coroutine that awaits next() belong to one
-/// thread or strand.
-class client {
-public:
-    /// The URL is http://host[:port]/path?query; a fragment is dropped. Throws
-    /// std::invalid_argument for any other URL, and for options that cannot work, such as a header
-    /// with a line break: here and not in next(), since no attempt could succeed. If the URL comes
-    /// from outside the program, construct the client inside the coroutine, in the try block around
-    /// next():
-    ///
-    ///     try {
-    ///         sse::client source(here, url);
-    ///         for (;;) {
-    ///             const auto event = co_await source.next();
-    ///             ...
-    ///         }
-    ///     } catch (const std::exception& e) { // invalid_argument, system_error
-    ///         std::cerr << e.what() << '\n';
-    ///     }
-    client(asio::any_io_executor where, const std::string& url, client_options o = {})
-        : core_(std::make_shared<detail::client_core>(where, url, std::move(o))) {}
-
-    template <class Context>
-    requires std::is_convertible_v<Context&, asio::execution_context&>
-    client(Context& where, const std::string& url, client_options o = {})
-        : client(asio::any_io_executor(where.get_executor()), url, std::move(o)) {}
-
-    /// Closes the client. A waiting next() ends as with close().
-    ~client() {
-        if (core_) core_->close();
-    }
-    client(client&& other) noexcept = default;
-    client& operator=(client&& other) noexcept {
-        client before(std::move(other));
-        std::swap(core_, before.core_);
-        return *this;
-    }
-
-    /// Returns the next event, or nullopt if the client is over for good: after 204, close(), the
-    /// end of a body without reconnecting, or a call that threw. One call at a time.
-    ///
-    /// Throws std::system_error, after which the client is over: errc::bad_status,
-    /// errc::bad_content_type, errc::too_many_redirects, errc::event_too_large, errc::bad_response
-    /// for a coding that was not asked for; and, if it does not reconnect or has given up:
-    /// errc::bad_response, errc::timed_out and network errors. Throws std::logic_error for a second
-    /// call while one is waiting.
-    ///
-    /// Cancellation: in every phase, by throwing operation_aborted. After a terminal one the client
-    /// is over; after a total or partial one, if the coroutine lets them through, the next call
-    /// continues where this one stopped, and no event is lost. Asio's operators, as in `next() ||
-    /// wait`, send a terminal one: use next_for() instead.
-    asio::awaitable<std::optional<event>> next() {
-        return detail::client_core::next(core_, std::chrono::steady_clock::time_point::max());
-    }
-
-    /// Like next(), but waits at most this long. Returns nullopt if no event came within this time,
-    /// which loses and interrupts nothing: the next call continues. Also nullopt if the client is
-    /// over; over() tells the two apart.
-    asio::awaitable<std::optional<event>> next_for(std::chrono::milliseconds time) {
-        const auto most = std::min(time, event_parser::max_retry); // the clock cannot overflow
-        return detail::client_core::next(core_, std::chrono::steady_clock::now() + most);
-    }
-
-    /// Whether next() can return no further event.
-    bool over() const noexcept { return core_->over(); }
-
-    /// Ends the client for good; a waiting next() returns nullopt.
-    void close() { core_->close(); }
-
-    /// The status of the last response; 0 before the first.
-    int status() const noexcept { return core_->head().status; }
-    /// The body of a response that was not an event stream, at most 64 KiB of it.
-    const std::string& error_body() const noexcept { return core_->error_body(); }
-    /// The first field of this name in the last response; valid until the next response.
-    std::optional<std::string_view> header(std::string_view name) const noexcept {
-        return core_->head().header(name);
-    }
-    /// The id after which a reconnection resumes; store it to resume in another process.
-    const std::string& last_event_id() const noexcept { return core_->last_event_id(); }
-    /// The URL of the last response, after redirects. A reconnection begins after the permanent
-    /// ones, 301 and 308, and follows the others again.
-    std::string_view url() const noexcept { return core_->url(); }
-    /// Event streams opened so far.
-    std::uint64_t connections() const noexcept { return core_->connections(); }
-
-private:
-    std::shared_ptr<detail::client_core> core_;
-};
 
 #if defined(SSE_BODIES)
 
@@ -11867,6 +11946,35 @@ SSE_DECL void client_core::fail(std::error_code why, const std::string& detail) 
 }
 
 } // namespace detail
+
+SSE_DECL client::client(asio::any_io_executor where, const std::string& url, client_options o)
+    : core_(std::make_shared<detail::client_core>(where, url, std::move(o))) {}
+
+SSE_DECL client::~client() {
+    if (core_) core_->close();
+}
+
+SSE_DECL asio::awaitable<std::optional<event>> client::next() {
+    return detail::client_core::next(core_, std::chrono::steady_clock::time_point::max());
+}
+
+SSE_DECL asio::awaitable<std::optional<event>> client::next_for(std::chrono::milliseconds time) {
+    const auto most = std::min(time, event_parser::max_retry); // the clock cannot overflow
+    return detail::client_core::next(core_, std::chrono::steady_clock::now() + most);
+}
+
+SSE_DECL bool client::over() const noexcept { return core_->over(); }
+SSE_DECL void client::close() { core_->close(); }
+SSE_DECL int client::status() const noexcept { return core_->head().status; }
+SSE_DECL const std::string& client::error_body() const noexcept { return core_->error_body(); }
+SSE_DECL std::optional<std::string_view> client::header(std::string_view name) const noexcept {
+    return core_->head().header(name);
+}
+SSE_DECL const std::string& client::last_event_id() const noexcept {
+    return core_->last_event_id();
+}
+SSE_DECL std::string_view client::url() const noexcept { return core_->url(); }
+SSE_DECL std::uint64_t client::connections() const noexcept { return core_->connections(); }
 
 #endif // SSE_BODIES
 

@@ -1,4 +1,4 @@
-// authorize.cpp - covers >>peer, >>connection: who may come in: authorize, hosts, trusted proxies,
+// authorize.cpp - covers >>peer, >>exchange: who may come in: authorize, hosts, trusted proxies,
 // the PROXY protocol.
 #include "support/journal.hpp"
 

@@ -1,5 +1,5 @@
-// client.cpp - covers >>client: what it sends, what it makes of responses, when it reconnects, how
-// it ends.
+// client.cpp - covers >>client, >>fetch: what it sends, what it makes of responses, when it
+// reconnects, how it ends.
 #include "support/bytes.hpp"
 #include "support/script_server.hpp"
 #include "support/server.hpp"

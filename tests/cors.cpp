@@ -1,5 +1,5 @@
-// cors.cpp - covers >>origin, >>connection: the CORS decision over real sockets: whose pages may
-// read.
+// cors.cpp - covers >>cors, >>origin, >>exchange: the CORS decision over real sockets: whose pages
+// may read.
 #include "support/journal.hpp"
 
 #include <doctest/doctest.h>

@@ -1,7 +1,7 @@
-// head.cpp - covers >>head: head_parser and request, from the bytes of a request head to what was
-// asked or why it is refused. Each case of the tables names its rule, mostly a section of RFC 9112
-// or RFC 9110; "ours" where the standard leaves the choice. Every case is fed whole, byte by byte
-// and cut in two at every place, and must end the same.
+// head.cpp - covers >>request, >>head: head_parser and request, from the bytes of a request head to
+// what was asked or why it is refused. Each case of the tables names its rule, mostly a section of
+// RFC 9112 or RFC 9110; "ours" where the standard leaves the choice. Every case is fed whole, byte
+// by byte and cut in two at every place, and must end the same.
 #include "sse.hpp"
 
 #include "support/bytes.hpp"

@@ -1,4 +1,5 @@
-// header_alone.cpp - covers >>config: the header first and alone: it includes all that it needs.
+// header_alone.cpp - covers >>config, >>system: the header first and alone: it includes all that it
+// needs.
 #include "sse.hpp"
 
 int main() {

@@ -1,5 +1,5 @@
-// jobs.cpp - covers >>job: work that continues on its own, and viewers that attach, leave and come
-// back.
+// jobs.cpp - covers >>job, >>joblog: work that continues on its own, and viewers that attach, leave
+// and come back.
 #include "support/dice.hpp"
 #include "support/handlers.hpp"
 #include "support/server.hpp"

@@ -1,4 +1,4 @@
-// leave.cpp - covers >>connection: clients that leave while their bytes are unread, and what plain
+// leave.cpp - covers >>exchange: clients that leave while their bytes are unread, and what plain
 // responses say about the connection they come on.
 #include "support/handlers.hpp"
 #include "support/server.hpp"

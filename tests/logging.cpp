@@ -1,4 +1,4 @@
-// logging.cpp - covers >>connection: what the log hook gets, the server's own endpoints and its
+// logging.cpp - covers >>exchange: what the log hook gets, the server's own endpoints and its
 // heartbeat.
 #include "support/journal.hpp"
 

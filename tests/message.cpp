@@ -1,7 +1,7 @@
-// message.cpp - covers >>message, >>error: the wire format to the byte, what is refused and how it
-// is explained, and that every message arrives as it was sent: a decoder along the standard reads
-// it back. Also that messages can be written straight into co_await expressions. "fault n" in a
-// name is a fault of the library that this one succeeds.
+// message.cpp - covers >>error, >>message, >>encoding: the wire format to the byte, what is refused
+// and how it is explained, and that every message arrives as it was sent: a decoder along the
+// standard reads it back. Also that messages can be written straight into co_await expressions.
+// "fault n" in a name is a fault of the library that this one succeeds.
 #include "sse.hpp"
 
 #include "support/dice.hpp"

@@ -1,6 +1,6 @@
-// origin.cpp - covers >>origin: who may read answers from another origin, and what caches are told
-// (Fetch standard 3.2): matchers made from callables, lists and patterns, which settings are
-// refused, and the header lines to the byte. "fault n" in a name is a fault of the library that
+// origin.cpp - covers >>cors, >>origin: who may read answers from another origin, and what caches
+// are told (Fetch standard 3.2): matchers made from callables, lists and patterns, which settings
+// are refused, and the header lines to the byte. "fault n" in a name is a fault of the library that
 // this one succeeds.
 #include "sse.hpp"
 

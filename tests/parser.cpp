@@ -1,5 +1,5 @@
-// parser.cpp - covers >>parser: the event stream format as a client reads it: events, ids, times,
-// bounds, however the bytes are cut.
+// parser.cpp - covers >>event, >>parser: the event stream format as a client reads it: events, ids,
+// times, bounds, however the bytes are cut.
 #include "support/bytes.hpp"
 #include "support/event_stream.hpp"
 

@@ -1,4 +1,4 @@
-// routes.cpp - covers >>hub, >>connection: which handler a path reaches, what the groups around it
+// routes.cpp - covers >>hub, >>exchange: which handler a path reaches, what the groups around it
 // decide first, and who is counted.
 #include "support/dice.hpp"
 #include "support/handlers.hpp"

@@ -1,5 +1,5 @@
-// server.cpp - covers >>error, >>options, >>lifecycle, >>server: the server from outside: start and
-// stop, endpoints, publishing.
+// server.cpp - covers >>error, >>options, >>lifecycle, >>server, >>facade: the server from outside:
+// start and stop, endpoints, publishing.
 #include "support/dice.hpp"
 #include "support/handlers.hpp"
 #include "support/server.hpp"

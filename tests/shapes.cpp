@@ -1,4 +1,4 @@
-// shapes.cpp - covers >>connection: Every shape of call that the README and the examples show, in
+// shapes.cpp - covers >>exchange: Every shape of call that the README and the examples show, in
 // co_await expressions, with temporaries: g++ 11 and 12 destroy some of these twice in code that is
 // written otherwise. To be run under the address sanitizer, with each compiler.
 #include "support/handlers.hpp"

@@ -1,5 +1,5 @@
-// stream.cpp - covers >>stream: what a route's coroutine can do with its client, and what happens
-// to it.
+// stream.cpp - covers >>stream, >>connection: what a route's coroutine can do with its client, and
+// what happens to it.
 #include "support/server.hpp"
 
 #include <asio/detached.hpp>
