@@ -1693,7 +1693,9 @@ public:
     ///     } catch (const std::exception& e) { // invalid_argument, system_error
     ///         std::cerr << e.what() << '\n';
     ///     }
-    client(asio::any_io_executor where, const std::string& url, client_options o = {});
+    client(asio::any_io_executor where, const std::string& url, client_options o);
+    // Not a default argument: g++ 11 and 12 cannot have one in the same expression as co_await.
+    client(asio::any_io_executor where, const std::string& url);
 
     template <class Context>
     requires std::is_convertible_v<Context&, asio::execution_context&>
@@ -11949,6 +11951,9 @@ SSE_DECL void client_core::fail(std::error_code why, const std::string& detail) 
 
 SSE_DECL client::client(asio::any_io_executor where, const std::string& url, client_options o)
     : core_(std::make_shared<detail::client_core>(where, url, std::move(o))) {}
+
+SSE_DECL client::client(asio::any_io_executor where, const std::string& url)
+    : client(std::move(where), url, client_options()) {}
 
 SSE_DECL client::~client() {
     if (core_) core_->close();

@@ -185,6 +185,16 @@ TEST_SUITE("call shapes") {
         });
     }
 
+    TEST_CASE("a client made in the same expression as co_await") {
+        running_server server(with_threads(1), [](sse::server& s) { s.route("GET", "/s", sends); });
+        const auto reads = [](std::string address) -> asio::awaitable<std::string> {
+            sse::client source(co_await asio::this_coro::executor, address + "/s");
+            const auto event = co_await source.next();
+            co_return event ? event->data : std::string();
+        };
+        repeat([&](int) { CHECK(run(reads(url(server, ""))) == text(1)); });
+    }
+
     TEST_CASE("jobs, groups, a drain") {
         sse::jobs jobs;
         running_server server(with_threads(1), [&](sse::server& s) {
