@@ -5,6 +5,7 @@
 #   ./bench/run.sh --rivals            beside nginx with nchan, better-sse and a Boost.Beast server too
 #   ./bench/run.sh --scaling           instead: more workers, clients, bytes and topics
 #   ./bench/run.sh --instructions      instead: instructions of each step, and what changed
+#   ./bench/run.sh --compile [REVISION]  instead: what a program costs to compile
 #   ./bench/run.sh --record            the same, and keeps them as what later runs compare with
 # What bench/README.md shows: ./bench/run.sh --rivals --markdown --svg bench/results.svg
 # --json FILE writes every figure of every round. --svg FILE draws the chart, --markdown prints the
@@ -13,6 +14,13 @@
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . examples/setup.sh
+
+if [ "${1:-}" = --compile ]; then
+    need_to_build
+    install_missing || exit 1
+    shift
+    exec bench/compile.sh "$@"
+fi
 
 parts="scenarios ring instructions"
 seconds=20 # of the ring
