@@ -144,7 +144,8 @@
 
 // Each file that includes this header compiles all of it. A program of many files may define
 // SSE_SEPARATE_COMPILATION in all of them, and also SSE_SOURCE in one, which then compiles what
-// they share.
+// they share: the others see the interface alone. With SSE_INTERNALS they see what is in namespace
+// detail too, for tests of it.
 #if !defined(SSE_SEPARATE_COMPILATION)
 #if defined(SSE_SOURCE)
 #error "SSE_SOURCE goes with SSE_SEPARATE_COMPILATION, which all files of the program must define"
@@ -449,6 +450,9 @@ static_assert(std::is_trivially_destructible_v<message> && std::is_aggregate_v<m
 
 /// Returns what is wrong with the message, or a code that is false if it is valid.
 std::error_code check(const message& m) noexcept;
+
+/// The message as it is sent in an event stream. Throws std::system_error with the code of `check`.
+std::string encode(const message& m);
 
 // >>event /////////////////////////////////////////////////////////////////////////////////////////
 // What a client receives, and the parser of event streams, without I/O (WHATWG HTML 9.2.5 and
@@ -1755,6 +1759,8 @@ private:
     std::shared_ptr<detail::client_core> core_;
 };
 
+#if defined(SSE_BODIES) || defined(SSE_INTERNALS)
+
 ////////////////////////////////////////////////////////////////////////////////////////////////////
 // The machine room: how it works. A section uses only what is above it.
 ////////////////////////////////////////////////////////////////////////////////////////////////////
@@ -2028,7 +2034,9 @@ inline bool is_returnable(std::string_view id) noexcept {
 
 } // namespace detail
 
-inline std::error_code check(const message& m) noexcept {
+#if defined(SSE_BODIES)
+
+SSE_DECL std::error_code check(const message& m) noexcept {
     constexpr std::string_view breakers("\r\n\0", 3);
     if (m.event.find_first_of(breakers) != m.event.npos) return errc::bad_event;
     if (m.id && !detail::is_returnable(*m.id)) return errc::bad_id;
@@ -2039,6 +2047,8 @@ inline std::error_code check(const message& m) noexcept {
     if (m.ephemeral && m.id) return errc::ephemeral_id;
     return {};
 }
+
+#endif // SSE_BODIES
 
 namespace detail {
 
@@ -2113,8 +2123,9 @@ void write_message(const message& m, Sink& out) {
 
 } // namespace detail
 
-/// The message as it is sent in an event stream. Throws std::system_error with the code of `check`.
-inline std::string encode(const message& m) {
+#if defined(SSE_BODIES)
+
+SSE_DECL std::string encode(const message& m) {
     if (const auto wrong = check(m)) throw std::system_error(wrong, "sse::encode");
     detail::size_sink measure;
     detail::write_message(m, measure);
@@ -2123,6 +2134,8 @@ inline std::string encode(const message& m) {
     detail::write_message(m, copy);
     return bytes;
 }
+
+#endif // SSE_BODIES
 
 // >>parser ////////////////////////////////////////////////////////////////////////////////////////
 // The bodies of event_parser: bytes in, events out. Knows nothing of HTTP or Asio. Needs >>event,
@@ -2172,7 +2185,9 @@ inline void append_utf8(std::string& out, std::string_view text) {
 
 } // namespace detail
 
-inline void event_parser::feed(std::string_view bytes) {
+#if defined(SSE_BODIES)
+
+SSE_DECL void event_parser::feed(std::string_view bytes) {
     if (refused_) return;          // none of it would be read
     if (at_ > input_.size() / 2) { // not every time: the remaining bytes would be moved repeatedly
         input_.erase(0, at_);
@@ -2183,7 +2198,7 @@ inline void event_parser::feed(std::string_view bytes) {
     input_.append(bytes);
 }
 
-inline void event_parser::finish() noexcept {
+SSE_DECL void event_parser::finish() noexcept {
     std::string().swap(input_); // frees memory too: the next stream may have no large events
     std::string().swap(data_);
     type_.clear();
@@ -2195,7 +2210,7 @@ inline void event_parser::finish() noexcept {
     refused_ = nullptr;
 }
 
-inline std::optional<event> event_parser::next() {
+SSE_DECL std::optional<event> event_parser::next() {
     if (refused_) refuse(refused_);
     while (const auto line = take_line()) {
         if (!line->empty()) {
@@ -2209,12 +2224,12 @@ inline std::optional<event> event_parser::next() {
 
 /// The position of the next c, or the end of the input. No byte is searched twice, so a line in
 /// many small pieces costs no more than one in a single piece.
-inline std::size_t event_parser::find(char c, std::size_t& known) const noexcept {
+SSE_DECL std::size_t event_parser::find(char c, std::size_t& known) const noexcept {
     return known = std::min(input_.find(c, std::max(known, at_)), input_.size());
 }
 
 /// Returns the next whole line that may matter, without its line break. Valid until more is fed.
-inline std::optional<std::string_view> event_parser::take_line() {
+SSE_DECL std::optional<std::string_view> event_parser::take_line() {
     constexpr std::string_view mark = "\xef\xbb\xbf";
     if (at_start_) {
         const std::string_view front = std::string_view(input_).substr(at_, mark.size());
@@ -2246,7 +2261,7 @@ inline std::optional<std::string_view> event_parser::take_line() {
 
 /// Handles the beginning of a line that has not arrived completely: drops it as soon as it cannot
 /// matter.
-inline void event_parser::take_rest() {
+SSE_DECL void event_parser::take_rest() {
     const auto begun = std::string_view(input_).substr(at_);
     if (skipping_ == skip::nothing && may_matter(begun, false)) {
         check_line(begun);
@@ -2260,7 +2275,7 @@ inline void event_parser::take_rest() {
 
 /// Whether the line is a field that the standard defines, or begins like one. Names are compared
 /// byte for byte: "Data" is a different field.
-inline bool event_parser::may_matter(std::string_view line, bool whole) noexcept {
+SSE_DECL bool event_parser::may_matter(std::string_view line, bool whole) noexcept {
     constexpr std::string_view names[] = {"data", "event", "id", "retry"};
     const auto front = line.substr(0, 6); // no name with its colon is longer
     const auto name = front.substr(0, front.find(':'));
@@ -2270,7 +2285,7 @@ inline bool event_parser::may_matter(std::string_view line, bool whole) noexcept
     });
 }
 
-inline void event_parser::take_field(std::string_view line) {
+SSE_DECL void event_parser::take_field(std::string_view line) {
     const std::size_t colon = std::min(line.find(':'), line.size());
     auto value = line.substr(std::min(colon + 1, line.size()));
     if (value.starts_with(' ')) value.remove_prefix(1); // one space only, no tab
@@ -2291,14 +2306,14 @@ inline void event_parser::take_field(std::string_view line) {
     }
 }
 
-inline void event_parser::take_data(std::string_view value) {
+SSE_DECL void event_parser::take_data(std::string_view value) {
     if (has_data_) data_ += '\n';
     has_data_ = true;
     detail::append_utf8(data_, value);
     check_event();
 }
 
-inline void event_parser::take_retry(std::string_view value) noexcept {
+SSE_DECL void event_parser::take_retry(std::string_view value) noexcept {
     if (!detail::is_digits(value)) return;
     const auto most = static_cast<std::uint64_t>(max_retry.count());
     const auto time = detail::read_number<std::uint64_t>(value).value_or(most);
@@ -2306,7 +2321,7 @@ inline void event_parser::take_retry(std::string_view value) noexcept {
 }
 
 /// Refuses an endless line before its end would show that the event is too large.
-inline void event_parser::check_line(std::string_view line) {
+SSE_DECL void event_parser::check_line(std::string_view line) {
     constexpr std::string_view longest_name = "event: "; // of the fields that are counted
     if (line.size() > longest_name.size() &&
         line.size() - longest_name.size() > limits_.max_event) {
@@ -2314,7 +2329,7 @@ inline void event_parser::check_line(std::string_view line) {
     }
 }
 
-inline void event_parser::check_event() {
+SSE_DECL void event_parser::check_event() {
     if (data_.size() + type_.size() + id_.size() > limits_.max_event) {
         refuse("an event is larger than max_event");
     }
@@ -2322,7 +2337,7 @@ inline void event_parser::check_event() {
 
 /// What a blank line does: the id takes effect, even without data, in which case no event is
 /// dispatched.
-inline std::optional<event> event_parser::dispatch() {
+SSE_DECL std::optional<event> event_parser::dispatch() {
     if (last_id_ != id_) last_id_ = id_;
     if (!std::exchange(has_data_, false)) {
         type_.clear();
@@ -2337,10 +2352,12 @@ inline std::optional<event> event_parser::dispatch() {
     return complete;
 }
 
-inline void event_parser::refuse(const char* what) {
+SSE_DECL void event_parser::refuse(const char* what) {
     refused_ = what;
     throw std::system_error(errc::event_too_large, std::string("sse::event_parser: ") + what);
 }
+
+#endif // SSE_BODIES
 
 // >>ring //////////////////////////////////////////////////////////////////////////////////////////
 // Broadcast ring: many publishers, every reader reads every value in one order, nothing is
@@ -2987,11 +3004,13 @@ inline request::verdict framing_fields::take_codings(const request::field& f, le
 
 } // namespace detail
 
-inline std::optional<std::string_view> request::header(std::string_view name) const noexcept {
+#if defined(SSE_BODIES)
+
+SSE_DECL std::optional<std::string_view> request::header(std::string_view name) const noexcept {
     return detail::find_value(fields, name);
 }
 
-inline request::verdict request::parse(std::string_view head, std::size_t max_fields) {
+SSE_DECL request::verdict request::parse(std::string_view head, std::size_t max_fields) {
     const std::size_t end_of_target = std::min(head.find("\r\n"), head.size());
     const bool is_encoded = head.substr(0, end_of_target).find('%') != head.npos;
     text_.reserve(head.size() + (is_encoded ? end_of_target : 0)); // keeps views of it valid
@@ -3010,7 +3029,7 @@ inline request::verdict request::parse(std::string_view head, std::size_t max_fi
     return {};
 }
 
-inline request::verdict request::parse_request_line(std::string_view line) {
+SSE_DECL request::verdict request::parse_request_line(std::string_view line) {
     const std::size_t a = line.find(' ');
     const std::size_t b = line.rfind(' ');
     if (a == b) return {400, "the request line is not: method target version"};
@@ -3031,7 +3050,7 @@ inline request::verdict request::parse_request_line(std::string_view line) {
     return parse_target();
 }
 
-inline request::verdict request::parse_target() {
+SSE_DECL request::verdict request::parse_target() {
     std::string_view origin_form = target;
     if (target == "*") {
         if (method != "OPTIONS") return {400, "the target * is for OPTIONS"};
@@ -3060,7 +3079,7 @@ inline request::verdict request::parse_target() {
     return {};
 }
 
-inline std::string_view request::authority() const noexcept {
+SSE_DECL std::string_view request::authority() const noexcept {
     if (target == "*" || target.starts_with('/')) return {};
     const auto after = target.substr(target.find("://") + 3);
     return after.substr(0, after.find_first_of("/?#"));
@@ -3068,7 +3087,7 @@ inline std::string_view request::authority() const noexcept {
 
 /// A field that is not a list must have one field line: of two, a proxy in front may have used the
 /// other one (RFC 9110 5.3).
-inline request::verdict request::check_single() const {
+SSE_DECL request::verdict request::check_single() const {
     constexpr std::pair<std::string_view, std::string_view> all[] = {
         {"Origin", "more than one Origin header"},
         {"Authorization", "more than one Authorization header"},
@@ -3084,7 +3103,7 @@ inline request::verdict request::check_single() const {
     return {};
 }
 
-inline request::verdict request::check_host() {
+SSE_DECL request::verdict request::check_host() {
     const auto host = header("Host");
     if (!host && minor_version_ == 1) return {400, "HTTP/1.1 needs a Host header"};
     if (host && !host->empty() && !detail::is_host(*host)) {
@@ -3098,7 +3117,7 @@ inline request::verdict request::check_host() {
     return {};
 }
 
-inline request::verdict request::check_framing() {
+SSE_DECL request::verdict request::check_framing() {
     detail::framing_fields framing;
     const verdict v = framing.read(fields, minor_version_, {});
     content_length = framing.length.value_or(0);
@@ -3106,11 +3125,11 @@ inline request::verdict request::check_framing() {
     return v;
 }
 
-inline std::vector<std::string> request::query_values(std::string_view name) const {
+SSE_DECL std::vector<std::string> request::query_values(std::string_view name) const {
     return detail::form_values(query, name);
 }
 
-inline std::optional<std::string_view> request::cookie(std::string_view name) const noexcept {
+SSE_DECL std::optional<std::string_view> request::cookie(std::string_view name) const noexcept {
     for (const field& f : fields) { // HTTP/2 may have split it into lines (RFC 9113 8.2.3)
         if (!detail::equal_ignoring_case(f.name, "Cookie")) continue;
         std::string_view remaining = f.value;
@@ -3125,9 +3144,11 @@ inline std::optional<std::string_view> request::cookie(std::string_view name) co
     return std::nullopt;
 }
 
-inline bool request::has_connection_option(std::string_view option) const noexcept {
+SSE_DECL bool request::has_connection_option(std::string_view option) const noexcept {
     return detail::list_names(fields, "Connection", option);
 }
+
+#endif // SSE_BODIES
 
 namespace detail {
 
@@ -3552,7 +3573,9 @@ private:
 
 } // namespace detail
 
-inline origin_matcher origins(const std::vector<std::string>& allowed) {
+#if defined(SSE_BODIES)
+
+SSE_DECL origin_matcher origins(const std::vector<std::string>& allowed) {
     std::vector<detail::origin_pattern> patterns;
     bool any = false;
     for (const std::string& one : allowed) {
@@ -3569,13 +3592,15 @@ inline origin_matcher origins(const std::vector<std::string>& allowed) {
     };
 }
 
-inline origin_matcher localhost_origins() {
+SSE_DECL origin_matcher localhost_origins() {
     return [](std::string_view origin) {
         const auto parts = detail::split_origin(origin);
         return parts && (parts->scheme == "http" || parts->scheme == "https") &&
                (parts->host == "localhost" || parts->host == "127.0.0.1" || parts->host == "[::1]");
     };
 }
+
+#endif // SSE_BODIES
 
 namespace detail {
 
@@ -4468,7 +4493,9 @@ void frame_log::drop_newest(Forgot& forgot) {
 // A client that is not busy has received everything due before fanned_; its next_ may be stale.
 // Positions count from 0; the id `<epoch>-<n>` means "everything before position n".
 
-inline std::string_view to_string(gap_reason reason) noexcept {
+#if defined(SSE_BODIES)
+
+SSE_DECL std::string_view to_string(gap_reason reason) noexcept {
     switch (reason) {
     case gap_reason::epoch: return "epoch";
     case gap_reason::unknown: return "unknown";
@@ -4478,7 +4505,7 @@ inline std::string_view to_string(gap_reason reason) noexcept {
     return "";
 }
 
-inline std::string_view to_string(end_reason reason) noexcept {
+SSE_DECL std::string_view to_string(end_reason reason) noexcept {
     switch (reason) {
     case end_reason::client_left: return "client left";
     case end_reason::unreachable: return "unreachable";
@@ -4495,11 +4522,11 @@ inline std::string_view to_string(end_reason reason) noexcept {
     return "";
 }
 
-inline std::string_view published::topic() const noexcept { return frame_.topic(); }
-inline std::string_view published::event() const noexcept { return frame_.event(); }
-inline std::string_view published::key() const noexcept { return frame_.key(); }
+SSE_DECL std::string_view published::topic() const noexcept { return frame_.topic(); }
+SSE_DECL std::string_view published::event() const noexcept { return frame_.event(); }
+SSE_DECL std::string_view published::key() const noexcept { return frame_.key(); }
 
-inline std::string published::data() const {
+SSE_DECL std::string published::data() const {
     std::string text;
     bool first = true;
     detail::line_splitter lines(frame_.message());
@@ -4510,6 +4537,8 @@ inline std::string published::data() const {
     }
     return text;
 }
+
+#endif // SSE_BODIES
 
 namespace detail {
 
@@ -11982,6 +12011,8 @@ SSE_DECL std::string_view client::url() const noexcept { return core_->url(); }
 SSE_DECL std::uint64_t client::connections() const noexcept { return core_->connections(); }
 
 #endif // SSE_BODIES
+
+#endif // SSE_BODIES || SSE_INTERNALS
 
 SSE_END
 

@@ -16,6 +16,16 @@ expect 'SSE_SOURCE goes with' -std=c++20 -DSSE_SOURCE <<<'#include "sse.hpp"'
 expect 'cannot be included in one source file' -std=c++20 -DBOOST_ASIO_VERSION=101801 \
     <<<'#include "sse.hpp"'
 
+# A file of a program that is compiled separately reads the interface alone, which makes it quick.
+reads() { # ARGUMENT...: whether it then reads what is in namespace detail
+    "${CXX:-g++}" -std=c++20 -I. -E -DSSE_SEPARATE_COMPILATION "$@" -x c++ - <<<'#include "sse.hpp"' |
+        grep -c 'class head_parser' || true
+}
+[ "$(reads)" = 0 ] || { echo 'a file compiled separately reads all of the header'; exit 1; }
+for macro in SSE_INTERNALS SSE_SOURCE; do
+    [ "$(reads -D$macro)" = 1 ] || { echo "with $macro the machine room is missing"; exit 1; }
+done
+
 # Files that differ in what changes the header's classes.
 if [ -e /usr/include/liburing.h ]; then
     folder=$(mktemp -d)
