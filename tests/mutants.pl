@@ -7,7 +7,9 @@ use warnings;
 
 my ($source, $output, $list, @without) = @ARGV;
 my %without = map { $_ => 1 } @without;
-my @sections = qw(message parser head origin peer);
+my %tests = ( # of each section, the file that knows it best
+    message => 'message', encoding => 'message', event => 'parser', parser => 'parser',
+    request => 'head', head => 'head', cors => 'origin', origin => 'origin', peer => 'peer');
 my $last = 'hub'; # from this section on nothing is needed
 
 open my $in, '<', $source or die "$source: $!\n";
@@ -17,7 +19,7 @@ open my $names, '>', $list or die "$list: $!\n";
 
 my $next_id = 1;
 my $file; # of the tests of what is mutated
-my $mutated = join '|', @sections;
+my $mutated = join '|', sort keys %tests;
 my ($text, $first_line) = ('', 1);
 print $out "#include \"mutants.hpp\"\n#line 1\n";
 for my $number (1 .. @lines) {
@@ -28,11 +30,12 @@ for my $number (1 .. @lines) {
     }
     $text .= $lines[$number - 1];
 }
-print $out "} // namespace sse\n#endif\n";
+print $out "#endif\n} // namespace sse\n#endif\n";
 
 sub section {
-    ($file) = $text =~ m{\A// >>(\w+)};
-    print $out $text =~ m{\A// >>(?:$mutated)\b} ? mutate($text, $first_line) : $text;
+    my ($name) = $text =~ m{\A// >>($mutated) /};
+    $file = $name ? $tests{$name} : '';
+    print $out $name ? mutate($text, $first_line) : $text;
     $text = '';
 }
 
@@ -82,7 +85,7 @@ sub mutate {
     my %fixed = %without;
     for my $i (0 .. $#source) {
         $fixed{$line + $i} = 1
-            if $source[$i] =~ /^\s*(?:template|requires|static_assert|enum|using|case|friend)\b|if constexpr|= (?:default|delete);/
+            if $source[$i] =~ /^\s*(?:#|template|requires|static_assert|enum|using|case|friend)\b|if constexpr|= (?:default|delete);/
             || $source[$i] =~ /^\s*\(?std::is_invocable_v/;
     }
 
