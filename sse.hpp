@@ -400,7 +400,9 @@ struct farewell;
 class feed;
 class frame;
 enum class frame_kind : std::uint8_t;
-class frame_ref;
+template <class T>
+class counted_ref;
+using frame_ref = counted_ref<frame>;
 struct group;
 struct hub;
 class job_log;
@@ -2686,31 +2688,32 @@ private:
     std::size_t end_;
 };
 
-/// Holds one reference.
-class frame_ref {
+/// Holds one reference to an object that counts them itself.
+template <class T>
+class counted_ref {
 public:
-    frame_ref() noexcept = default;
-    explicit frame_ref(frame* adopted) noexcept : frame_(adopted) {}
-    frame_ref(const frame_ref& other) noexcept : frame_(other.frame_) {
-        if (frame_) frame_->add_reference();
+    counted_ref() noexcept = default;
+    explicit counted_ref(T* adopted) noexcept : object_(adopted) {}
+    counted_ref(const counted_ref& other) noexcept : object_(other.object_) {
+        if (object_) object_->add_reference();
     }
-    frame_ref(frame_ref&& other) noexcept : frame_(std::exchange(other.frame_, nullptr)) {}
-    frame_ref& operator=(frame_ref other) noexcept {
-        std::swap(frame_, other.frame_);
+    counted_ref(counted_ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+    counted_ref& operator=(counted_ref other) noexcept {
+        std::swap(object_, other.object_);
         return *this;
     }
-    ~frame_ref() {
-        if (frame_) frame_->unref();
+    ~counted_ref() {
+        if (object_) object_->unref();
     }
 
-    explicit operator bool() const noexcept { return frame_ != nullptr; }
-    frame* operator->() const noexcept { return frame_; }
-    frame& operator*() const noexcept { return *frame_; }
-    frame* get() const noexcept { return frame_; }
-    frame* detach() noexcept { return std::exchange(frame_, nullptr); }
+    explicit operator bool() const noexcept { return object_ != nullptr; }
+    T* operator->() const noexcept { return object_; }
+    T& operator*() const noexcept { return *object_; }
+    T* get() const noexcept { return object_; }
+    T* detach() noexcept { return std::exchange(object_, nullptr); }
 
 private:
-    frame* frame_ = nullptr;
+    T* object_ = nullptr;
 };
 
 /// Encodes the message. Throws std::system_error with the code of `check`. If it is inlined, g++ 12
@@ -6618,30 +6621,6 @@ constexpr bool may_follow(phase now, phase next) noexcept {
     return false;
 }
 
-/// Counts references within one thread.
-template <class T>
-class local_ref {
-public:
-    local_ref() noexcept = default;
-    explicit local_ref(T* object) noexcept : object_(object) {
-        if (object_) object_->add_reference();
-    }
-    local_ref(const local_ref& other) noexcept : local_ref(other.object_) {}
-    local_ref(local_ref&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
-    local_ref& operator=(local_ref other) noexcept {
-        std::swap(object_, other.object_);
-        return *this;
-    }
-    ~local_ref() {
-        if (object_) object_->release_reference();
-    }
-    T* operator->() const noexcept { return object_; }
-    T& operator*() const noexcept { return *object_; }
-
-private:
-    T* object_ = nullptr;
-};
-
 /// A stream with its state: what its worker knows of it.
 struct connection final : receiver, stream {
     struct log_context {
@@ -6661,7 +6640,7 @@ struct connection final : receiver, stream {
     connection(worker& w, tcp_socket socket) noexcept : socket_(std::move(socket)), worker_(&w) {}
 
     void add_reference() noexcept { ++references_; }
-    void release_reference() noexcept {
+    void unref() noexcept {
         if (--references_ == 0) delete this;
     }
 
@@ -6721,7 +6700,13 @@ inline const connection& connection_of(const stream& s) noexcept {
     return static_cast<const connection&>(s);
 }
 
-using stream_ref = local_ref<connection>;
+using stream_ref = counted_ref<connection>; // within one thread
+
+/// Keeps it in memory for as long as the reference lives.
+inline stream_ref hold(connection& s) noexcept {
+    s.add_reference();
+    return stream_ref(&s);
+}
 
 inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::last_chunk); }
 
@@ -7399,7 +7384,7 @@ SSE_DECL void worker::on_context_destroyed() noexcept {
     for (connection* const s : connections_) {
         enter(*s, phase::closed);
         feed_.remove(*s);
-        s->release_reference();
+        s->unref();
     }
     connections_.clear();
     sweep_timer_.reset();
@@ -7514,7 +7499,7 @@ SSE_DECL void worker::dismiss() {
     for (std::size_t i = connections_.size(); i > 0;) {
         connection& s = *connections_[--i];
         if (s.phase_ == phase::streaming && !is_response(s)) {
-            const stream_ref held(&s);
+            const stream_ref held = hold(s);
             finish(s, end_reason::stopped,
                    make_raw_frame(retry_after(hub_.options.limits.retry_after)));
         }
@@ -7544,7 +7529,7 @@ SSE_DECL void worker::adopt(arrival one) {
     connections_.push_back(s);
     s->add_reference();
     s->stamp_ = now_;
-    const stream_ref held(s);
+    const stream_ref held = hold(*s);
     if (stopping_) return close(*s, end_reason::stopped);
     asio::error_code ignored; // a dead socket fails at its first read
     s->socket_.non_blocking(true, ignored);
@@ -7573,7 +7558,7 @@ SSE_DECL void worker::on_first_input(connection& s, const asio::ip::address& pee
 
 SSE_DECL void worker::begin_serving(connection& s, const asio::ip::address& peer,
                                     std::string_view received, bool adopted) {
-    const stream_ref held(&s);
+    const stream_ref held = hold(s);
     guarded(s, [&] {
         auto state = std::make_unique<exchange>(s);
         state->peer = peer;
@@ -7840,18 +7825,17 @@ SSE_DECL void worker::write_block(std::span<receiver* const> to, std::string_vie
 SSE_DECL void worker::await_writable(connection& s) {
     if (std::exchange(s.awaits_write_, true)) return;
     s.stamp_ = now_; // stalled from now on
-    s.socket_.async_wait(tcp_socket::wait_write,
-                         [this, held = stream_ref(&s)](const asio::error_code&) {
-                             held->awaits_write_ = false;
-                             refresh();
-                             if (held->is_connected()) feed_.flush(*held);
-                         });
+    s.socket_.async_wait(tcp_socket::wait_write, [this, held = hold(s)](const asio::error_code&) {
+        held->awaits_write_ = false;
+        refresh();
+        if (held->is_connected()) feed_.flush(*held);
+    });
 }
 
 // --- one stream's input: a wait is always pending, the only prompt sign of a disconnect
 
 SSE_DECL void worker::watch(connection& s) {
-    s.socket_.async_wait(tcp_socket::wait_read, input_ready{stream_ref(&s)});
+    s.socket_.async_wait(tcp_socket::wait_read, input_ready{hold(s)});
 }
 
 SSE_DECL void worker::on_input(connection& s) {
@@ -8032,7 +8016,7 @@ SSE_DECL void worker::finish(connection& s, end_reason why, frame_ref last) {
     const bool cut = why != end_reason::ended && s.is_handled();
     if (cut && s.chunks()) s.chunks()->cut_short();
     make_room(); // what was published before counts
-    const stream_ref held(&s);
+    const stream_ref held = hold(s);
     feed_.finish(s, std::move(last));
 }
 
@@ -8103,14 +8087,14 @@ SSE_DECL void worker::close(connection& s, end_reason why) {
     connections_.pop_back();
     cancel(s);
     if (farewell_ && connections_.empty()) end_drain();
-    s.release_reference();
+    s.unref();
 }
 
 /// Cancels what the handler waits for. Posted, since the caller may be that handler.
 SSE_DECL void worker::cancel(connection& s) noexcept {
     if (!s.exchange_) return;
     try {
-        asio::post(io_, [this, held = stream_ref(&s)] {
+        asio::post(io_, [this, held = hold(s)] {
             exchange* const state = held->exchange_;
             if (state && (!state->keeps_running || stopping_)) {
                 state->cancel.emit(asio::cancellation_type::terminal);
@@ -8154,7 +8138,7 @@ SSE_DECL void worker::post_to(std::uint64_t name, std::function<void(stream&)> w
         refresh();
         receiver* const found = feed_.find(name);
         if (!found) return;
-        const stream_ref held(static_cast<connection*>(found));
+        const stream_ref held = hold(static_cast<connection&>(*found));
         guarded(*held, [&] { what(*held); });
     });
 }
@@ -8220,7 +8204,7 @@ SSE_DECL void worker::send_farewell(connection& s) {
     s.ends_at_ = 0;
     if (is_response(s)) return; // its handler ends it, or the end of the window
     if (s.phase_ == phase::streaming) {
-        const stream_ref held(&s);
+        const stream_ref held = hold(s);
         finish(s, end_reason::drained,
                make_raw_frame(retry_after(farewell_->retry) + farewell_->bytes));
         cancel(s);
@@ -8342,7 +8326,7 @@ SSE_DECL std::size_t worker::check_deadlines(connection& s) {
         close(s, end_reason::failed);
         return 1;
     }
-    const stream_ref held(&s);
+    const stream_ref held = hold(s);
     const auto stall = static_cast<std::uint32_t>(hub_.options.timeouts.stall.count());
     if (end_if_expired(s) || end_if_stalled(s) || feed_.end_if_lagged(s, stall)) return 1;
     if (s.busy_) return 0; // it is sent something: neither idle nor silent
@@ -8429,7 +8413,7 @@ SSE_DECL void connection::await_writable() { worker_->await_writable(*this); }
 
 SSE_DECL void connection::yield() {
     if (!is_connected()) return;
-    asio::post(worker_->io_, [held = stream_ref(this)] {
+    asio::post(worker_->io_, [held = hold(*this)] {
         held->worker_->refresh();
         if (held->is_connected()) held->worker_->feed_.flush(*held);
     });
@@ -8890,7 +8874,7 @@ SSE_DECL io_awaitable<void> worker::linger(connection& s, exchange& state) {
 /// Runs options::hooks.on_gap beside whatever else serves the stream, which the feed holds
 /// meanwhile.
 SSE_DECL void worker::run_gap_hook(connection& s, gap g) {
-    asio::post(io_, [this, held = stream_ref(&s), g = std::move(g)]() mutable {
+    asio::post(io_, [this, held = hold(s), g = std::move(g)]() mutable {
         if (!held->is_connected()) return;
         spawn(held, gap_hook_task(held, std::move(g)));
     });
