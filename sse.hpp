@@ -4867,7 +4867,7 @@ private:
         };
         std::vector<piece> pieces;
         std::size_t size = 0;
-        std::uint64_t upto = 0; ///< Where a client goes on that has taken all of it.
+        std::uint64_t upto = 0; ///< Where a client that has taken all of it continues.
 
         void clear() noexcept {
             pieces.clear();
