@@ -6948,7 +6948,7 @@ inline std::string last_event_id_in(std::string_view form) {
         const std::string_view pair = form.substr(0, form.find('&'));
         form.remove_prefix(std::min(form.size(), pair.size() + 1));
         const std::size_t equals = pair.find('=');
-        if (equals >= pair.size() - 1 || equals == pair.npos) continue; // no value
+        if (equals == pair.npos || equals + 1 == pair.size()) continue; // no value
         if (means_last_event_id(form_decode(pair.substr(0, equals)))) {
             return form_decode(pair.substr(equals + 1));
         }

@@ -321,6 +321,8 @@ TEST_SUITE("resume") {
         CHECK(from("?last_event_id=" + id_of(server, 5)) == "6,7,8,9,");
         CHECK(from("?lastEventId=" + id_of(server, 2) + "&last_event_id=" + id_of(server, 3),
                    resuming(id_of(server, 8))) == "9,");
+        CHECK(from("?&&x=&lastEventId&lastEventId=&" + ("lastEventId=" + id_of(server, 4)) + "&") ==
+              "5,6,7,8,9,");
         CHECK(from("", resuming(id_of(server, 0))) == numbers(1, 9));
     }
 
