@@ -26,6 +26,7 @@
 //     >>request  what a client requests
 //     >>cors     origin matcher and cross-origin settings (Fetch standard)
 //     >>subscription  where a stream starts, what happens when it falls behind, gaps
+//     >>bus      what orders and keeps messages for several servers and over restarts
 //     >>options  every setting with its default
 //     >>stream   one client, as its handler sees it
 //     >>server   routes, start, publish, stop
@@ -275,7 +276,10 @@ enum class errc {
     bad_content_type,   ///< Received: a response that is not an event stream.
     too_many_redirects, ///< Received: more redirects than client_options::max_redirects.
     timed_out,          ///< Received: no connection or no response in time.
-    over_limit          ///< The client exceeds a connection limit; it gets 503 or 429, no stream.
+    over_limit,         ///< The client exceeds a connection limit; it gets 503 or 429, no stream.
+    bus_down,           ///< The bus cannot be reached: nothing was published.
+    bus_refused,        ///< The bus refused the message; its log entry says why.
+    bus_timeout         ///< The bus did not confirm the message: it may have been published.
 };
 
 SSE_END
@@ -345,6 +349,14 @@ inline const std::error_category& error_category() noexcept {
                 return "the server redirects more often than max_redirects allows, or in a circle";
             case errc::timed_out:
                 return "the server did not accept the connection or respond in time";
+            case errc::bus_down:
+                return "the bus cannot be reached, nothing was published; the log says why, and "
+                       "publishing works again once it is back";
+            case errc::bus_refused:
+                return "the bus refused the message, nothing was published; the log says why";
+            case errc::bus_timeout:
+                return "the bus did not confirm the message in time: it may have been published; "
+                       "publish it again only if clients can tell that it is the same";
             }
             return "unknown error " + std::to_string(code);
         }
@@ -821,10 +833,11 @@ struct subscribe_options {
 };
 
 enum class gap_reason : std::uint8_t {
-    epoch,   ///< The id is from another run of the server.
+    epoch,   ///< The id is from another run of the server, or its bus lost everything.
     unknown, ///< The id was never assigned, or is no longer known.
     too_old, ///< The history no longer reaches back to where the client was.
-    lapped   ///< The client was connected, but fell behind the history.
+    lapped,  ///< The client was connected, but fell behind the history.
+    rewound  ///< The bus lost the newest of what it had stored, as after a failover.
 };
 
 /// Messages after `from`, up to and including `to`, may be missing.
@@ -860,6 +873,113 @@ enum class end_reason : std::uint8_t {
 /// In words, such as "client left".
 std::string_view to_string(end_reason reason) noexcept;
 std::string_view to_string(gap_reason reason) noexcept;
+
+// >>bus ///////////////////////////////////////////////////////////////////////////////////////////
+// What orders, numbers and keeps the messages where one server's memory is not enough: several
+// servers with the same topics, or a history that survives a restart. A program may bring its own.
+// Needs >>error, >>subscription.
+// Tests: tests/bus.cpp
+
+/// Stores messages in one order for every server that is attached. A server publishes to it and
+/// delivers only what comes back, its own messages too. So every server has the same order, and a
+/// client may go on at another server, or after a restart, with the id that it has.
+///
+/// Each stored message has a number, from 1. Numbers rise within an epoch, and need not be dense.
+/// The client's id is `<epoch>-<number>`. An epoch, eight characters of [0-9a-z], is a promise that
+/// no number in it is ever given to two messages. A bus that cannot keep it, since it lost the end
+/// of what it had stored, or all of it, begins a new one.
+///
+/// Thread safety: a server calls it from any thread, several at once. No call blocks for longer
+/// than it takes to copy the message, except attach() and detach().
+class bus {
+public:
+    /// What is stored. Views are valid during the call.
+    struct record {
+        std::uint64_t number = 0;
+        std::chrono::system_clock::time_point time = {}; ///< When it was stored.
+        std::string_view bytes = {};                     ///< What publish() was given.
+    };
+
+    /// What the bus tells its server. The calls come one at a time, from any thread but those of
+    /// the server's calls. A call blocks while the server has no room, which is short.
+    class sink {
+    public:
+        /// Says which epoch the records that follow are of, and that their numbers are above
+        /// `after`. Comes first, and again before records of another epoch. Then `why` is reported
+        /// to every client that passes from one to the other: `epoch` if the bus lost everything,
+        /// `rewound` if only what it stored last.
+        virtual void epoch(std::string_view name, std::uint64_t after, gap_reason why) = 0;
+
+        /// A stored record: first the history, oldest first, then what is new.
+        virtual void message(const record& what) = 0;
+
+        /// A record that is not stored: it reaches only servers that are attached now.
+        virtual void passing(std::string_view bytes) = 0;
+
+        /// Records up to this number are lost to this server: the bus dropped them before it had
+        /// read them. Clients that were connected are sent a gap, `too_old`.
+        virtual void hole(std::uint64_t to) = 0;
+
+        /// The history is complete. Comes once.
+        virtual void ready() = 0;
+
+        /// Whether the bus can be reached. The reason names the cause and the remedy. Comes at each
+        /// change, and once at the start.
+        virtual void health(bool up, std::string_view reason) = 0;
+
+    protected:
+        ~sink() = default;
+    };
+
+    /// How much of the history a server keeps: at the start it is told the newest records within
+    /// these bounds.
+    struct history {
+        std::size_t messages = 0;
+        std::size_t bytes = 0;
+        std::chrono::milliseconds age{0}; ///< 0: of any age.
+    };
+
+    /// Called once, with the number of a stored record, or 0 for one that is not; or with
+    /// - errc::bus_down, bus_refused, no_room or stopped: it was not published;
+    /// - errc::bus_timeout: the bus did not confirm it. It may have been published.
+    using published = std::function<void(std::error_code, std::uint64_t number)>;
+
+    /// Stored records, as read() found them.
+    struct page {
+        struct entry {
+            std::uint64_t number = 0;
+            std::chrono::system_clock::time_point time = {};
+            std::string bytes = {};
+        };
+        std::error_code failed = {};     ///< If set, nothing else is.
+        std::vector<entry> records = {}; ///< Oldest first; none: there is nothing after it.
+        /// Whether none is missing between the number asked for and the first of them.
+        bool whole = true;
+    };
+
+    virtual ~bus() = default;
+
+    /// Begins to tell this sink, which outlives the time until detach(). Returns at once, also if
+    /// the bus cannot be reached: then it is tried again and again. Throws if it can never work: no
+    /// such folder, another process has it, a wrong password, a setting that loses messages. Called
+    /// once.
+    virtual void attach(sink& to, const history& kept) = 0;
+
+    /// Stores these bytes, or only passes them on. `done` is called when that is certain, on any
+    /// thread, perhaps during this call. While the bus is down, it is called with errc::bus_down
+    /// after `patience` at the latest.
+    virtual void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
+                         published done) = 0;
+
+    /// Reads at most so many stored records of an epoch after a number, for a client that comes
+    /// back with an older id than the server remembers. `done` is called once, on any thread.
+    virtual void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+                      std::function<void(page)> done) = 0;
+
+    /// Ends it. After its return the sink is not called any more; every `done` was called, with
+    /// errc::stopped if it had to be. Any number of times.
+    virtual void detach() noexcept = 0;
+};
 
 // >>options ///////////////////////////////////////////////////////////////////////////////////////
 // Every setting with its default, and the counters. Needs >>message, >>request, >>cors,
@@ -4504,6 +4624,7 @@ SSE_DECL std::string_view to_string(gap_reason reason) noexcept {
     case gap_reason::unknown: return "unknown";
     case gap_reason::too_old: return "too_old";
     case gap_reason::lapped: return "lapped";
+    case gap_reason::rewound: return "rewound";
     }
     return "";
 }
