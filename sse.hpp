@@ -27,6 +27,7 @@
 //     >>cors     origin matcher and cross-origin settings (Fetch standard)
 //     >>subscription  where a stream starts, what happens when it falls behind, gaps
 //     >>bus      what orders and keeps messages for several servers and over restarts
+//     >>redisbus Redis as the bus
 //     >>options  every setting with its default
 //     >>stream   one client, as its handler sees it
 //     >>server   routes, start, publish, stop
@@ -54,6 +55,7 @@
 //     >>joblog   what a job has sent, and its viewers
 //     >>facade   the bodies of server
 //     >>fetch    what is inside a client
+//     >>redis    the engine over Redis Streams
 //
 // How a message travels:
 //
@@ -171,6 +173,23 @@
 #include SSE_STOP
 #endif
 #include <liburing.h>
+#endif
+
+#if defined(SSE_ENABLE_REDIS)
+#if defined(_WIN32)
+#error "SSE_ENABLE_REDIS needs a POSIX system: hiredis 0.14 has no Windows"
+#include SSE_STOP
+#endif
+#if !__has_include(<hiredis/hiredis.h>)
+#error "SSE_ENABLE_REDIS needs hiredis: install libhiredis-dev and link with -lhiredis"
+#include SSE_STOP
+#endif
+#include <hiredis/hiredis.h>
+
+#include <sys/socket.h>
+
+#include <future>
+#include <list>
 #endif
 
 #include <asio/any_io_executor.hpp>
@@ -980,6 +999,44 @@ public:
     /// errc::stopped if it had to be. Any number of times.
     virtual void detach() noexcept = 0;
 };
+
+// >>redisbus //////////////////////////////////////////////////////////////////////////////////////
+// Redis as the bus: for several servers, and for a history that survives their restarts. Where
+// SSE_ENABLE_REDIS is defined; link with -lhiredis. Needs >>bus.
+// Tests: tests/redis.cpp
+
+#if defined(SSE_ENABLE_REDIS)
+
+/// How a server uses Redis, from 6.2 on. There is no TLS in hiredis 0.14: for a Redis that is not
+/// in a network of its own, put stunnel or another local proxy in between, and give its address.
+struct redis_options {
+    /// Each as host:port, or [address]:port. Tried in turn; a replica is skipped, so that after a
+    /// failover the promoted one is found. At least one.
+    std::vector<std::string> addresses = {"127.0.0.1:6379"};
+    std::string user = {}; ///< Of Redis's access control list. Empty: the default user.
+    std::string password = {};
+    int database = 0; ///< 0 to 1,000,000. A channel has none: give each its own prefix.
+    /// Before the names of the keys, `messages` and `epochs`, and of the channel, `passing`.
+    std::string prefix = "sse:";
+    /// Redis keeps at least so many of the newest messages, and not many more. From 1 to 10^12.
+    std::uint64_t max_length = 100'000;
+    /// For a connection, and for each response while it is set up. From 10 ms to a minute.
+    std::chrono::milliseconds connect_timeout{2'000};
+    /// A reader that heard nothing for so long looks whether its position is still there. 5 s more
+    /// without a response, and the connection is taken for dead. From 10 ms to 10 s.
+    std::chrono::milliseconds block{1'000};
+    /// A message is published when so many replicas have it; else errc::bus_timeout. At most 100.
+    unsigned wait_replicas = 0;
+    std::chrono::milliseconds wait_time{500}; ///< How long they have. From 1 ms to a minute.
+    /// What may wait to be sent; more gets errc::no_room. Each at least 1.
+    std::size_t queue_messages = 65'536;
+    std::size_t queue_bytes = std::size_t(64) * 1024 * 1024;
+};
+
+/// A bus for one server. Throws std::invalid_argument for an option that cannot work.
+std::shared_ptr<bus> redis_bus(redis_options o);
+
+#endif // SSE_ENABLE_REDIS
 
 // >>options ///////////////////////////////////////////////////////////////////////////////////////
 // Every setting with its default, and the counters. Needs >>message, >>request, >>cors,
@@ -12116,6 +12173,1723 @@ SSE_DECL std::string_view client::url() const noexcept { return core_->url(); }
 SSE_DECL std::uint64_t client::connections() const noexcept { return core_->connections(); }
 
 #endif // SSE_BODIES
+
+// >>redis /////////////////////////////////////////////////////////////////////////////////////////
+// The engine over Redis Streams. Four threads, each with a connection: the reader tells what is
+// stored, the writer publishes, the listener hears what is only passed on, the fetcher serves
+// read(). Where SSE_ENABLE_REDIS is defined. Needs >>bus, >>redisbus, >>system.
+// Tests: tests/redis.cpp
+//
+// In Redis, with the default prefix:
+//
+//     sse:messages  stream; an entry is a message {m: bytes} or a mark {e: epoch, b: base, w: why}
+//     sse:epochs    list of the marks, newest first: "start base epoch why server", at most 256
+//     sse:passing   channel of what is not stored
+//
+// A mark says how the entries after it are numbered, up to the next one:
+//
+//     number = (ms - base) << 24 | seq        of an entry whose id in Redis is ms-seq
+//
+// Ids are always given by Redis. Numbers of our own were given twice after a lost tail, and so
+// could those of Redis be, if the clock of a promoted server is behind. Hence a mark is made, in
+// one step with its list, by the script `join`, which every connection runs before it adds
+// anything:
+//
+// - The server is not the one of the newest mark (its run, or its replication id): the same epoch,
+//   but the base goes back by a day at least. So numbers go forward by a day, above all that were
+//   given, whatever was lost and wherever the clock is, up to a day behind. Clients notice nothing.
+// - The stream, or its list, is gone: a new epoch, `epoch`. XADD has NOMKSTREAM, so nothing is
+// added
+//   to a stream that was lost before that.
+// - The stream ends before its newest mark, or a reader asks for it since an entry that it has
+// told,
+//   or a publisher was confirmed, is missing: a new epoch, `rewound`. Who asks names the mark that
+//   it saw, so that several who find the same loss make one epoch.
+// - The seq of the last entry is large, since the clock stands still: a mark in the next
+//   millisecond, so that the number has room for it.
+//
+// As a mark is an entry, each reader meets it at the same place. What others added after the loss
+// and before the new epoch has numbers of the old one that were never given before; a reader tells
+// it once, in order, under the old one. It finds the last of what it has told that is still there,
+// and goes on from it.
+#if defined(SSE_ENABLE_REDIS)
+
+namespace detail {
+
+/// Says what happened, and what to do. A fault of the setup does not mend itself.
+class redis_trouble : public std::runtime_error {
+public:
+    explicit redis_trouble(const std::string& text, bool is_of_setup = false)
+        : std::runtime_error(text), of_setup(is_of_setup) {}
+    const bool of_setup;
+};
+
+/// Thrown on the engine's own threads, to end them.
+struct redis_stop {};
+
+/// The id of an entry.
+struct redis_id {
+    std::uint64_t ms = 0;
+    std::uint64_t seq = 0;
+
+    auto operator<=>(const redis_id&) const = default;
+    std::string text() const { return std::to_string(ms) + '-' + std::to_string(seq); }
+    redis_id before() const noexcept;
+    static std::optional<redis_id> parse(std::string_view text) noexcept;
+};
+
+/// How entries are numbered from its start on.
+struct redis_mark {
+    static constexpr int seq_bits = 24;
+    static constexpr std::int64_t most_ms = (std::int64_t(1) << 40) - 1; // 34 years
+
+    redis_id start = {};
+    std::int64_t base = 0;
+    std::string name = {};
+    gap_reason why = gap_reason::epoch;
+
+    /// 0 if the entry has none.
+    std::uint64_t number(redis_id of) const noexcept;
+    redis_id id(std::uint64_t number) const noexcept;
+    static std::optional<redis_mark> parse(std::string_view line);
+};
+
+/// The mark that this entry follows, or nullptr. They are newest first.
+const redis_mark* mark_of(const std::vector<redis_mark>& marks, redis_id entry) noexcept;
+
+struct redis_free {
+    void operator()(redisReply* r) const noexcept { freeReplyObject(r); }
+    void operator()(redisContext* c) const noexcept { redisFree(c); }
+};
+using redis_reply = std::unique_ptr<redisReply, redis_free>;
+
+inline std::string_view text_of(const redisReply& r) noexcept {
+    return r.str ? std::string_view(r.str, r.len) : std::string_view();
+}
+
+/// The element at this place. Throws unless there is one: Redis, or who stands in for it, sent
+/// something else than was asked for.
+const redisReply& element_of(const redisReply& r, std::size_t at);
+
+/// An entry of the stream. The views are valid as long as the reply.
+struct redis_entry {
+    explicit redis_entry(const redisReply& r);
+
+    redis_id id = {};
+    std::uint64_t hash = 0; ///< Of all its fields.
+    std::optional<std::string_view> message = {};
+    std::optional<redis_mark> mark = {}; ///< Neither: another program added it.
+    std::size_t size = 0;
+};
+
+/// Tells contents apart, as far as accidents go.
+std::uint64_t redis_hash(std::string_view bytes, std::uint64_t before = 1) noexcept;
+
+/// How many entries to ask for at once, so that a response has some megabytes at most.
+class redis_pace {
+public:
+    std::size_t count() const noexcept { return count_; }
+    void note(std::size_t entries, std::size_t bytes) noexcept;
+
+private:
+    static constexpr std::size_t most = 1'000; // Redis serves nobody else meanwhile
+    static constexpr std::size_t most_bytes = std::size_t(4) * 1024 * 1024;
+    std::size_t count_ = 64;
+};
+
+/// Ends a poll() of another thread.
+class redis_wake {
+public:
+    redis_wake();
+    ~redis_wake();
+    redis_wake(const redis_wake&) = delete;
+    redis_wake& operator=(const redis_wake&) = delete;
+
+    int handle() const noexcept { return ends_[0]; }
+    void wake() noexcept;
+    void clear() noexcept;
+
+private:
+    std::array<int, 2> ends_{-1, -1};
+    std::atomic<bool> woken_{false};
+};
+
+/// What the threads share.
+class redis_room {
+public:
+    enum part : std::uint8_t { reader, writer, listener, parts };
+
+    explicit redis_room(redis_options o);
+
+    /// Calls the sink, one call at a time.
+    template <class F>
+    void tell(F&& f) {
+        const std::lock_guard lock(sink_mutex_);
+        if (sink) f(*sink);
+    }
+    /// Says how one part is; the sink is told what changes for the whole.
+    void say(part of, bool up, std::string_view reason = {}) noexcept;
+
+    const redis_options options;
+    const std::string messages;
+    const std::string epochs;
+    const std::string passing;
+    bus::sink* sink = nullptr;
+    std::atomic<bool> stopped{false};
+    /// Rises when the reader had to connect again. Then the others look at their server, too.
+    std::atomic<unsigned> round{0};
+
+    struct place {
+        redis_id id = {};
+        std::uint64_t hash = 0;
+    };
+    /// The newest entry whose publisher was told that it is stored.
+    std::optional<place> confirmed();
+    void confirm(std::optional<place> p);
+
+private:
+    std::mutex sink_mutex_;
+    std::array<std::optional<std::string>, parts> states_{}; // empty text: up
+    std::optional<std::string> told_;
+    std::mutex confirmed_mutex_;
+    std::optional<place> confirmed_;
+};
+
+/// What `join` found.
+struct redis_facts {
+    std::optional<redis_id> first = {}; ///< The oldest entry kept.
+    redis_id last = {};                 ///< The newest id ever given.
+    std::vector<redis_mark> marks = {}; ///< Newest first; at least one.
+};
+
+/// A connection of one thread. Each wait ends when the engine is stopped.
+class redis_link {
+public:
+    using clock = std::chrono::steady_clock;
+    using arguments = std::initializer_list<std::string_view>;
+
+    explicit redis_link(redis_room& room) : room_(room) {}
+
+    /// Connects to the first address that is of a primary. Throws redis_trouble that names all.
+    void open();
+    void close() noexcept { context_.reset(); }
+    bool is_open() const noexcept { return context_ != nullptr; }
+
+    void append(arguments a);
+    void flush(clock::time_point until);
+    /// The next reply; it may be an error of Redis. Throws redis_trouble if there is none in time.
+    redis_reply take(clock::time_point until);
+    redis_reply take_if_there();
+    void receive(); ///< What is there, once wait() said so.
+    /// Sends and takes the reply. Throws redis_trouble if it is an error.
+    redis_reply call(arguments a);
+    void check_role();
+    /// Runs the script. `replaced`: the start of the mark that a new epoch is to follow.
+    redis_facts join(const std::string& replaced = {});
+
+    enum class waited : std::uint8_t { readable, woken, late };
+    waited wait(short events, clock::time_point until);
+
+    /// Waits before the next attempt, longer each time until it worked.
+    void pause();
+    void worked() noexcept { failures_ = 0; }
+
+    redis_wake wake;
+    /// Called at each wait; says when it wants to be called again.
+    std::function<clock::time_point()> meanwhile = {};
+
+private:
+    void connect(const std::string& address);
+    void log_in();
+    void check_server();
+    std::string broken() const;
+
+    redis_room& room_;
+    std::unique_ptr<redisContext, redis_free> context_;
+    std::size_t address_ = 0; // the one to begin with
+    unsigned failures_ = 0;
+    std::minstd_rand random_{std::random_device()()};
+};
+
+/// Throws what an error of Redis means; its remedy is in the text.
+[[noreturn]] void throw_redis_error(std::string_view text);
+void expect_no_error(const redisReply& r);
+
+/// Tells the sink what is stored.
+class redis_reader {
+public:
+    redis_reader(redis_room& room, const bus::history& kept)
+        : room_(room), link_(room), kept_(kept) {}
+
+    void run() noexcept;
+    void stop() noexcept { link_.wake.wake(); }
+    /// What the first attempt to connect ended with, or nullptr.
+    std::exception_ptr first_attempt() { return first_.get_future().get(); }
+
+private:
+    /// Where it is in the stream: after an entry that it knows, or before one that comes next.
+    struct position {
+        redis_id id = {};
+        std::optional<std::uint64_t> hash = {};
+        std::optional<redis_id> next = {};
+    };
+
+    void attempt();
+    void end_first(std::exception_ptr failed) noexcept;
+    void begin(const redis_facts& found);
+    bool in_history(const redis_entry& e, std::size_t& messages, std::size_t& bytes) const;
+    void enter(const redis_mark& m, std::uint64_t after);
+    void round();
+    void read_page(const redisReply& page, const position& from);
+    void tell(const redis_entry& e);
+    void tell_message(const redis_entry& e);
+    void next_is_missing();
+    void quiet();
+    void set_ready();
+    void check(redis_facts found);
+    bool is_there(redis_id id, std::uint64_t hash);
+    bool lost_a_confirmed();
+    static bool is_trimmed(const redis_facts& found, redis_id id) noexcept;
+    redis_facts renew(redis_facts found);
+    bool go_back_to_survivor(const redis_facts& found);
+    void skip_to_first(const redis_facts& found);
+
+    static constexpr std::size_t most_told = 65'536;
+
+    redis_room& room_;
+    redis_link link_;
+    const bus::history kept_;
+    std::promise<std::exception_ptr> first_;
+    bool first_is_over_ = false;
+    bool begun_ = false;
+    bool ready_ = false;
+    redis_id target_ = {}; // then the history is complete
+    position position_ = {};
+    redis_mark mark_ = {};
+    std::uint64_t newest_ = 0;
+    std::string renewed_ = {}; // the epoch for which a next one was asked
+    std::deque<redis_room::place> told_;
+    redis_pace pace_;
+};
+
+/// Publishes.
+class redis_writer {
+public:
+    using clock = redis_link::clock;
+
+    explicit redis_writer(redis_room& room);
+
+    void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
+                 bus::published done);
+    void run() noexcept;
+    void stop() noexcept { link_.wake.wake(); }
+    /// Completes all that is left, after the thread has ended.
+    void finish() noexcept;
+
+private:
+    struct item {
+        std::string bytes = {};
+        bool store = false;
+        bool sent = false;
+        clock::time_point deadline = {};
+        bus::published done = {};
+        redis_id id = {};
+        std::error_code failed = {};
+    };
+    using items = std::list<item>;
+    struct batch {
+        items all = {};
+        items again = {}; // the stream was missing
+        items::iterator next = {};
+        bool waits = false;
+        long long replicas = 0;
+    };
+
+    void attempt();
+    void idle();
+    void look_at_server();
+    void fill();
+    void send(batch& b);
+    void handle(const redisReply& r);
+    void handle_item(batch& b, const redisReply& r);
+    void refuse(item& i, std::string_view text);
+    void complete(const redisReply& marks);
+    std::error_code number_of(const item& i, const batch& b, std::uint64_t& number);
+    void put_back() noexcept;
+    clock::time_point expire();
+    void finish(item& i, std::error_code failed, std::uint64_t number = 0) noexcept;
+
+    redis_room& room_;
+    redis_link link_;
+    std::list<batch> flight_;
+    std::vector<redis_mark> marks_;
+    unsigned round_ = 0;
+    bool must_look_ = false;
+    bool refusing_ = false;
+    std::mutex mutex_;
+    items queue_;
+    std::size_t queued_bytes_ = 0;
+    std::size_t queued_ = 0;
+    bool over_ = false;
+    clock::time_point next_expiry_ = clock::time_point::max();
+};
+
+/// Hears what is not stored.
+class redis_listener {
+public:
+    explicit redis_listener(redis_room& room) : room_(room), link_(room) {}
+    void run() noexcept;
+    void stop() noexcept { link_.wake.wake(); }
+
+private:
+    void attempt();
+    void handle(const redisReply& r);
+
+    redis_room& room_;
+    redis_link link_;
+};
+
+/// Serves read().
+class redis_fetcher {
+public:
+    explicit redis_fetcher(redis_room& room) : room_(room), link_(room) {}
+    void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+              std::function<void(bus::page)> done);
+    void run() noexcept;
+    void stop() noexcept { link_.wake.wake(); }
+    void finish() noexcept;
+
+private:
+    struct request {
+        std::string epoch;
+        std::uint64_t after;
+        std::size_t messages;
+        std::function<void(bus::page)> done;
+    };
+    static constexpr std::size_t most_requests = 1'024;
+
+    void serve(request& r) noexcept;
+    bus::page fetch(const request& r);
+    std::optional<request> next();
+
+    redis_room& room_;
+    redis_link link_;
+    redis_link::clock::time_point retry_at_ = {};
+    std::mutex mutex_;
+    std::deque<request> requests_;
+    bool over_ = false;
+};
+
+class redis_engine final : public bus {
+public:
+    explicit redis_engine(redis_options o) : room_(std::move(o)), writer_(room_), fetcher_(room_) {}
+    ~redis_engine() { redis_engine::detach(); }
+
+    void attach(sink& to, const history& kept) override;
+    void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
+                 published done) override {
+        writer_.publish(std::move(bytes), store, patience, std::move(done));
+    }
+    void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+              std::function<void(page)> done) override {
+        fetcher_.read(epoch, after, messages, std::move(done));
+    }
+    void detach() noexcept override;
+
+private:
+    redis_room room_;
+    redis_writer writer_;
+    redis_fetcher fetcher_;
+    std::optional<redis_listener> listener_;
+    std::optional<redis_reader> reader_;
+    std::vector<std::thread> threads_;
+};
+
+#if defined(SSE_BODIES)
+
+// --- ids, marks, entries
+
+SSE_DECL redis_id redis_id::before() const noexcept {
+    if (seq > 0) return {ms, seq - 1};
+    if (ms > 0) return {ms - 1, std::numeric_limits<std::uint64_t>::max()};
+    return {};
+}
+
+SSE_DECL std::optional<redis_id> redis_id::parse(std::string_view text) noexcept {
+    redis_id id;
+    const char* const end = text.data() + text.size();
+    const auto ms = std::from_chars(text.data(), end, id.ms);
+    if (ms.ec != std::errc() || ms.ptr == end || *ms.ptr != '-') return std::nullopt;
+    const auto seq = std::from_chars(ms.ptr + 1, end, id.seq);
+    if (seq.ec != std::errc() || seq.ptr != end) return std::nullopt;
+    return id;
+}
+
+SSE_DECL std::uint64_t redis_mark::number(redis_id of) const noexcept {
+    const auto ms = static_cast<std::int64_t>(of.ms) - base;
+    if (ms < 0 || ms > most_ms || (of.seq >> seq_bits) != 0) return 0;
+    return static_cast<std::uint64_t>(ms) << seq_bits | of.seq;
+}
+
+SSE_DECL redis_id redis_mark::id(std::uint64_t number) const noexcept {
+    const auto ms = static_cast<std::int64_t>(number >> seq_bits) + base;
+    return {static_cast<std::uint64_t>(std::max<std::int64_t>(ms, 0)),
+            number & ((std::uint64_t(1) << seq_bits) - 1)};
+}
+
+SSE_DECL std::optional<redis_mark> redis_mark::parse(std::string_view line) {
+    std::array<std::string_view, 4> words;
+    for (auto& word : words) {
+        const auto end = std::min(line.find(' '), line.size());
+        word = line.substr(0, end);
+        line.remove_prefix(std::min(end + 1, line.size()));
+    }
+    const auto start = redis_id::parse(words[0]);
+    redis_mark m;
+    const auto base = std::from_chars(words[1].data(), words[1].data() + words[1].size(), m.base);
+    const auto is_wrong = [](char c) { return (c < '0' || c > '9') && (c < 'a' || c > 'z'); };
+    if (!start || base.ec != std::errc() || words[2].size() != 8 ||
+        std::any_of(words[2].begin(), words[2].end(), is_wrong)) {
+        return std::nullopt;
+    }
+    m.start = *start;
+    m.name = words[2];
+    m.why = words[3] == "rewound" ? gap_reason::rewound : gap_reason::epoch;
+    return m;
+}
+
+SSE_DECL const redis_mark* mark_of(const std::vector<redis_mark>& marks, redis_id entry) noexcept {
+    const auto found = std::find_if(marks.begin(), marks.end(),
+                                    [&](const redis_mark& m) { return m.start <= entry; });
+    return found == marks.end() ? nullptr : &*found;
+}
+
+SSE_DECL const redisReply& element_of(const redisReply& r, std::size_t at) {
+    if (r.type != REDIS_REPLY_ARRAY || at >= r.elements || !r.element[at]) {
+        throw redis_trouble("Redis sent something else than was asked for; look at what stands "
+                            "between it and this program");
+    }
+    return *r.element[at];
+}
+
+SSE_DECL std::uint64_t redis_hash(std::string_view bytes, std::uint64_t before) noexcept {
+    const auto mix = [](std::uint64_t h, std::uint64_t word) {
+        h = (h ^ word) * 0x9E3779B97F4A7C15U;
+        return h ^ (h >> 29);
+    };
+    std::uint64_t h = mix(before, bytes.size());
+    for (; !bytes.empty(); bytes.remove_prefix(std::min(bytes.size(), sizeof(h)))) {
+        std::uint64_t word = 0;
+        std::memcpy(&word, bytes.data(), std::min(bytes.size(), sizeof(word)));
+        h = mix(h, word);
+    }
+    return h;
+}
+
+SSE_DECL redis_entry::redis_entry(const redisReply& r) {
+    const auto given = redis_id::parse(text_of(element_of(r, 0)));
+    const redisReply& fields = element_of(r, 1);
+    if (!given) throw redis_trouble("Redis sent an entry without an id");
+    id = *given;
+    std::string line = id.text();
+    for (std::size_t i = 0; i < fields.elements; ++i) {
+        const auto text = text_of(element_of(fields, i));
+        hash = redis_hash(text, hash + 1);
+        size += text.size();
+    }
+    if (fields.elements < 2) return;
+    const auto kind = text_of(element_of(fields, 0));
+    if (kind == "m" && fields.elements == 2) message = text_of(element_of(fields, 1));
+    if (kind != "e" || fields.elements != 6) return;
+    for (const std::size_t at : {3U, 1U, 5U})
+        line.append(" ").append(text_of(element_of(fields, at)));
+    mark = redis_mark::parse(line);
+}
+
+SSE_DECL void redis_pace::note(std::size_t entries, std::size_t bytes) noexcept {
+    if (bytes > most_bytes) {
+        count_ = std::max<std::size_t>(1, count_ / 2);
+    } else if (entries >= count_ && bytes < most_bytes / 2) {
+        count_ = std::min(most, count_ * 2);
+    }
+}
+
+// --- what the threads share
+
+SSE_DECL redis_wake::redis_wake() {
+    if (::pipe(ends_.data()) != 0) {
+        throw std::system_error(errno, std::system_category(), "sse::redis_bus: pipe");
+    }
+    for (const int end : ends_) {
+        ::fcntl(end, F_SETFD, FD_CLOEXEC);
+        ::fcntl(end, F_SETFL, O_NONBLOCK);
+    }
+}
+
+SSE_DECL redis_wake::~redis_wake() {
+    for (const int end : ends_) ::close(end);
+}
+
+SSE_DECL void redis_wake::wake() noexcept {
+    if (woken_.exchange(true)) return;
+    while (::write(ends_[1], "", 1) < 0 && errno == EINTR) {}
+}
+
+// The pipe first: who comes in between sees that it need not wake, and what it has added is seen.
+SSE_DECL void redis_wake::clear() noexcept {
+    std::array<char, 8> bytes;
+    while (::read(ends_[0], bytes.data(), bytes.size()) > 0) {}
+    woken_.store(false);
+}
+
+/// Throws std::invalid_argument for options that cannot work.
+SSE_DECL void check_redis_options(const redis_options& o) {
+    const auto require = [](bool valid, const std::string& what) {
+        if (!valid) throw std::invalid_argument("sse::redis_options::" + what);
+    };
+    using namespace std::chrono_literals;
+    require(!o.addresses.empty(), "addresses: give at least one, like 127.0.0.1:6379");
+    for (const auto& address : o.addresses) {
+        const auto colon = address.rfind(':');
+        int port = 0;
+        const char* const end = address.data() + address.size();
+        const char* const from = colon == std::string::npos ? end : address.data() + colon + 1;
+        const auto parsed = std::from_chars(from, end, port);
+        const bool bare_v6 = address.find(':') != colon && address.front() != '[';
+        require(colon > 0 && from != end && parsed.ptr == end && port > 0 && port < 65'536 &&
+                    !bare_v6,
+                "addresses: '" + address + "' must be like host:6379 or [::1]:6379");
+    }
+    require(o.user.empty() || !o.password.empty(), "password: a user needs one");
+    require(o.database >= 0 && o.database <= 1'000'000, "database must be from 0 to 1000000");
+    require(!o.prefix.empty() && o.prefix.size() <= 1'024 &&
+                o.prefix.find_first_of(std::string_view("\0\r\n ", 4)) == std::string::npos,
+            "prefix must have 1 to 1024 bytes and no blanks, like sse:");
+    require(o.max_length >= 1 && o.max_length <= 1'000'000'000'000,
+            "max_length must be from 1 to 10^12");
+    require(o.connect_timeout >= 10ms && o.connect_timeout <= 60s,
+            "connect_timeout must be from 10 ms to a minute");
+    require(o.block >= 10ms && o.block <= 10s, "block must be from 10 ms to 10 s");
+    require(o.wait_replicas <= 100, "wait_replicas must be at most 100");
+    require(o.wait_time >= 1ms && o.wait_time <= 60s, "wait_time must be from 1 ms to a minute");
+    require(o.queue_messages >= 1, "queue_messages must be at least 1");
+    require(o.queue_bytes >= 1, "queue_bytes must be at least 1");
+}
+
+SSE_DECL redis_room::redis_room(redis_options o)
+    : options(std::move(o)), messages(options.prefix + "messages"),
+      epochs(options.prefix + "epochs"), passing(options.prefix + "passing") {
+    check_redis_options(options);
+}
+
+SSE_DECL void redis_room::say(part of, bool up, std::string_view reason) noexcept {
+    try {
+        const std::lock_guard lock(sink_mutex_);
+        states_[of] = up ? std::string() : std::string(reason);
+        const auto is_down = [](const auto& s) { return s && !s->empty(); };
+        const auto down = std::find_if(states_.begin(), states_.end(), is_down);
+        const bool known = std::all_of(states_.begin(), states_.end(), [](auto& s) { return !!s; });
+        if (down == states_.end() && !known) return;
+        const std::string now = down == states_.end() ? std::string() : **down;
+        if (now == told_ || !sink) return;
+        told_ = now;
+        sink->health(now.empty(), now.empty() ? std::string_view("connected to Redis") : now);
+    } catch (const std::exception&) { // out of memory: the next attempt says it
+    }
+}
+
+SSE_DECL std::optional<redis_room::place> redis_room::confirmed() {
+    const std::lock_guard lock(confirmed_mutex_);
+    return confirmed_;
+}
+
+SSE_DECL void redis_room::confirm(std::optional<place> p) {
+    const std::lock_guard lock(confirmed_mutex_);
+    confirmed_ = p;
+}
+
+// --- a connection
+
+struct redis_advice {
+    std::string_view word;
+    bool of_setup;
+    std::string_view remedy;
+};
+
+inline constexpr std::array redis_advices{
+    redis_advice{"WRONGPASS", true, "correct redis_options::user and password"},
+    redis_advice{"NOAUTH", true, "set redis_options::password"},
+    redis_advice{"invalid password", true, "correct redis_options::password"},
+    redis_advice{"AUTH", true,
+                 "this Redis asks for no password: leave redis_options::password empty"},
+    redis_advice{"NOPERM", true,
+                 "allow the user its keys, its channel and all commands: "
+                 "ACL SETUSER name ~sse:* &sse:* +@all"},
+    redis_advice{"no permissions", true, "allow the user its keys, its channel and all commands"},
+    redis_advice{"script can't", true,
+                 "allow the user its keys, its channel and all commands: "
+                 "ACL SETUSER name ~sse:* &sse:* +@all"},
+    redis_advice{"WRONGTYPE", true,
+                 "another program uses this key: choose another redis_options::prefix"},
+    redis_advice{"DB index", true, "correct redis_options::database"},
+    redis_advice{"invalid DB", true, "correct redis_options::database"},
+    redis_advice{"unknown command", true, "this is no Redis, or the command was renamed"},
+    redis_advice{"MOVED", true, "a Redis Cluster is not supported: use a primary with replicas"},
+    redis_advice{"CROSSSLOT", true,
+                 "a Redis Cluster is not supported: use a primary with replicas"},
+    redis_advice{"READONLY", false,
+                 "this server is a replica now: list the new primary in "
+                 "redis_options::addresses"},
+    redis_advice{"LOADING", false, "Redis reads its files; wait"},
+    redis_advice{"MASTERDOWN", false, "the replica has lost its primary: promote one"},
+    redis_advice{"NOREPLICAS", false, "fewer replicas than min-replicas-to-write: start them"},
+    redis_advice{"OOM", false,
+                 "Redis has no memory left: raise maxmemory, or lower "
+                 "redis_options::max_length"},
+    redis_advice{"MISCONF", false, "Redis cannot write its files: look at its disk and its log"},
+};
+
+SSE_DECL void throw_redis_error(std::string_view text) {
+    const auto known = std::find_if(redis_advices.begin(), redis_advices.end(), [&](const auto& a) {
+        return text.find(a.word) != std::string_view::npos;
+    });
+    std::string what(text.substr(0, text.find(" script: "))); // it names a sum nobody knows
+    if (known == redis_advices.end()) throw redis_trouble(what);
+    throw redis_trouble(what.append("; ").append(known->remedy), known->of_setup);
+}
+
+SSE_DECL void expect_no_error(const redisReply& r) {
+    if (r.type == REDIS_REPLY_ERROR) throw_redis_error(text_of(r));
+}
+
+SSE_DECL void redis_link::open() {
+    close();
+    std::string reasons;
+    bool of_setup = false;
+    for (std::size_t i = 0; i < room_.options.addresses.size(); ++i) {
+        const auto& address = room_.options.addresses[address_];
+        try {
+            connect(address);
+            log_in();
+            check_role();
+            check_server();
+            return;
+        } catch (const redis_trouble& e) {
+            reasons.append(reasons.empty() ? "" : "; ")
+                .append(address)
+                .append(": ")
+                .append(e.what());
+            of_setup |= e.of_setup;
+            close();
+        }
+        address_ = (address_ + 1) % room_.options.addresses.size();
+    }
+    throw redis_trouble("Redis at " + reasons, of_setup);
+}
+
+SSE_DECL void redis_link::connect(const std::string& address) {
+    const auto colon = address.rfind(':');
+    std::string host = address.substr(0, colon);
+    if (host.front() == '[') host = host.substr(1, host.size() - 2);
+    context_.reset(redisConnectNonBlock(host.c_str(), std::atoi(address.c_str() + colon + 1)));
+    if (!context_) throw std::bad_alloc();
+    if (context_->err) throw redis_trouble(broken());
+    close_on_exec(context_->fd);
+    const auto until = clock::now() + room_.options.connect_timeout;
+    for (waited w = waited::woken; w != waited::readable;) {
+        w = wait(POLLOUT, until);
+        if (w == waited::late)
+            throw redis_trouble("no connection in time; is it the right address?");
+    }
+    int error = 0;
+    socklen_t size = sizeof(error);
+    ::getsockopt(context_->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    if (error != 0) {
+        throw redis_trouble(std::system_category().message(error) +
+                            "; start Redis there, or correct redis_options::addresses");
+    }
+    redisEnableKeepAlive(context_.get());
+}
+
+SSE_DECL void redis_link::log_in() {
+    const auto& o = room_.options;
+    if (!o.user.empty()) {
+        call({"AUTH", o.user, o.password});
+    } else if (!o.password.empty()) {
+        call({"AUTH", o.password});
+    }
+    if (o.database != 0) call({"SELECT", std::to_string(o.database)});
+}
+
+SSE_DECL void redis_link::check_role() {
+    const auto role = call({"ROLE"});
+    if (text_of(element_of(*role, 0)) != "master") {
+        throw redis_trouble("it is a replica; list the primary in redis_options::addresses");
+    }
+}
+
+SSE_DECL void redis_link::check_server() {
+    const auto info = call({"INFO"});
+    const auto value = [&](std::string_view name) {
+        const auto text = text_of(*info);
+        const auto at = text.find(name);
+        if (at == std::string_view::npos) return std::string_view();
+        const auto rest = text.substr(at + name.size());
+        return rest.substr(0, rest.find_first_of("\r\n"));
+    };
+    const auto policy = value("\nmaxmemory_policy:");
+    if (!policy.empty() && policy != "noeviction") {
+        throw redis_trouble("maxmemory-policy is " + std::string(policy) +
+                                ", which loses messages; set it to noeviction",
+                            true);
+    }
+    const auto version = value("redis_version:");
+    int major = 0;
+    int minor = 0;
+    const auto end = version.data() + version.size();
+    const auto dot = std::from_chars(version.data(), end, major).ptr;
+    if (dot != end) std::from_chars(dot + 1, end, minor);
+    if (major < 6 || (major == 6 && minor < 2)) {
+        throw redis_trouble("Redis is " + std::string(version) + "; 6.2 or newer is needed", true);
+    }
+}
+
+SSE_DECL std::string redis_link::broken() const {
+    return std::string(context_->errstr) + "; is Redis running there?";
+}
+
+SSE_DECL void redis_link::append(arguments a) {
+    std::array<const char*, 16> text{};
+    std::array<std::size_t, 16> size{};
+    std::size_t count = 0;
+    for (const auto word : a) {
+        text[count] = word.data() ? word.data() : "";
+        size[count++] = word.size();
+    }
+    if (redisAppendCommandArgv(context_.get(), static_cast<int>(count), text.data(), size.data()) !=
+        REDIS_OK) {
+        throw redis_trouble(broken());
+    }
+}
+
+SSE_DECL void redis_link::flush(clock::time_point until) {
+    for (int done = 0; !done;) {
+        if (redisBufferWrite(context_.get(), &done) != REDIS_OK) throw redis_trouble(broken());
+        if (!done && wait(POLLOUT, until) == waited::late) {
+            throw redis_trouble("Redis takes nothing; is it stopped, or is the network gone?");
+        }
+    }
+}
+
+SSE_DECL redis_reply redis_link::take_if_there() {
+    void* reply = nullptr;
+    if (redisGetReplyFromReader(context_.get(), &reply) != REDIS_OK) throw redis_trouble(broken());
+    return redis_reply(static_cast<redisReply*>(reply));
+}
+
+SSE_DECL redis_reply redis_link::take(clock::time_point until) {
+    flush(until);
+    for (;;) {
+        if (auto reply = take_if_there()) return reply;
+        const auto w = wait(POLLIN, until);
+        if (w == waited::late) {
+            throw redis_trouble("no response in time; is Redis stopped, or is the network gone?");
+        }
+        if (w == waited::readable) receive();
+    }
+}
+
+SSE_DECL void redis_link::receive() {
+    if (redisBufferRead(context_.get()) != REDIS_OK) throw redis_trouble(broken());
+}
+
+SSE_DECL redis_reply redis_link::call(arguments a) {
+    append(a);
+    auto reply = take(clock::now() + room_.options.connect_timeout);
+    expect_no_error(*reply);
+    return reply;
+}
+
+SSE_DECL redis_link::waited redis_link::wait(short events, clock::time_point until) {
+    for (;;) {
+        if (room_.stopped) throw redis_stop();
+        const auto next = meanwhile ? std::min(until, meanwhile()) : until;
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(next - clock::now()).count();
+        std::array<pollfd, 2> both{pollfd{wake.handle(), POLLIN, 0},
+                                   pollfd{context_ ? context_->fd : -1, events, 0}};
+        ::poll(both.data(), both.size(), static_cast<int>(std::clamp<long long>(left, 0, 60'000)));
+        if (both[0].revents != 0) wake.clear();
+        if (room_.stopped) throw redis_stop();
+        if (both[1].revents != 0) return waited::readable;
+        if (both[0].revents != 0) return waited::woken;
+        if (clock::now() >= until) return waited::late;
+    }
+}
+
+SSE_DECL void redis_link::pause() {
+    const auto longest = std::min(5'000, 100 << std::min(failures_, 10U));
+    ++failures_;
+    std::uniform_int_distribution<int> jitter(longest / 2, longest);
+    const auto until = clock::now() + std::chrono::milliseconds(jitter(random_));
+    while (wait(0, until) != waited::late) {}
+}
+
+inline constexpr std::string_view redis_join = R"(
+local function split(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(seq)
+end
+local function text(n) return string.format('%.0f', n) end
+local info = redis.call('INFO', 'server') .. redis.call('INFO', 'replication')
+local server = '@' .. (string.match(info, 'run_id:(%w+)') or '') ..
+  ':' .. (string.match(info, 'master_replid:(%w+)') or '')
+local exists = redis.call('EXISTS', KEYS[1]) == 1
+local first, last = '', '0-0'
+if exists then
+  local facts = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #facts, 2 do
+    if facts[i] == 'last-generated-id' then last = facts[i + 1] end
+    if facts[i] == 'first-entry' and facts[i + 1] then first = facts[i + 1][1] end
+  end
+end
+local newest = redis.call('LINDEX', KEYS[2], 0)
+local start, base, name, why, of
+if exists and newest then
+  start, base, name, why, of = string.match(newest, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+end
+local ms, seq = split(last)
+local at = '*'
+if not start then
+  redis.call('DEL', KEYS[2])
+  name, why, base = ARGV[2], 'epoch', nil
+else
+  local start_ms, start_seq = split(start)
+  local behind = ms < start_ms or (ms == start_ms and seq < start_seq)
+  if ARGV[1] == start or behind then
+    name, why, base = ARGV[2], 'rewound', nil
+  elseif of ~= server then
+    base = tonumber(base) - tonumber(ARGV[3])
+    if ms - base > 1099000000000 then name, why, base = ARGV[2], 'rewound', nil end
+  elseif seq >= 8388608 then
+    base, at = tonumber(base), text(ms + 1) .. '-0'
+  else
+    at = nil
+  end
+end
+if at then
+  base = base or tonumber(redis.call('TIME')[1]) * 1000 - 1000
+  last = redis.call('XADD', KEYS[1], at, 'e', name, 'b', text(base), 'w', why)
+  if first == '' then first = last end
+  redis.call('LPUSH', KEYS[2], last .. ' ' .. text(base) .. ' ' .. name .. ' ' .. why .. ' ' .. server)
+  redis.call('LTRIM', KEYS[2], 0, 255)
+end
+return {first, last, redis.call('LRANGE', KEYS[2], 0, -1)}
+)";
+
+SSE_DECL std::vector<redis_mark> parse_marks(const redisReply& list) {
+    std::vector<redis_mark> marks;
+    for (std::size_t i = 0; i < list.elements; ++i) {
+        if (auto m = redis_mark::parse(text_of(element_of(list, i))))
+            marks.push_back(std::move(*m));
+    }
+    return marks;
+}
+
+SSE_DECL redis_facts redis_link::join(const std::string& replaced) {
+    constexpr std::string_view letters = "0123456789abcdefghijklmnopqrstuvwxyz";
+    std::random_device device;
+    std::string name;
+    for (int i = 0; i < 8; ++i) name += letters[device() % letters.size()];
+    const auto jump = std::to_string(86'400'000 + device() % 86'400'000);
+    const auto reply =
+        call({"EVAL", redis_join, "2", room_.messages, room_.epochs, replaced, name, jump});
+    redis_facts found;
+    found.first = redis_id::parse(text_of(element_of(*reply, 0)));
+    found.last = redis_id::parse(text_of(element_of(*reply, 1))).value_or(redis_id());
+    found.marks = parse_marks(element_of(*reply, 2));
+    if (found.marks.empty()) {
+        throw redis_trouble("the list " + room_.epochs +
+                                " has what this program cannot read; "
+                                "choose another redis_options::prefix",
+                            true);
+    }
+    return found;
+}
+
+// --- the reader
+
+SSE_DECL void redis_reader::end_first(std::exception_ptr failed) noexcept {
+    if (!std::exchange(first_is_over_, true)) first_.set_value(std::move(failed));
+}
+
+SSE_DECL void redis_reader::run() noexcept {
+    for (;;) {
+        try {
+            try {
+                attempt();
+            } catch (const std::exception& e) {
+                room_.say(redis_room::reader, false, e.what());
+                end_first(std::current_exception());
+            }
+            link_.close();
+            link_.pause();
+        } catch (const redis_stop&) {
+            return end_first(nullptr);
+        } catch (const std::exception&) { // out of memory
+        }
+    }
+}
+
+SSE_DECL void redis_reader::attempt() {
+    link_.open();
+    const auto found = link_.join();
+    ++room_.round;
+    end_first(nullptr);
+    if (begun_) {
+        check(found);
+    } else {
+        begin(found);
+    }
+    for (;;) {
+        round();
+        link_.worked();
+    }
+}
+
+SSE_DECL bool redis_reader::in_history(const redis_entry& e, std::size_t& messages,
+                                       std::size_t& bytes) const {
+    if (!e.message) return true;
+    const auto age =
+        std::chrono::system_clock::now().time_since_epoch() - std::chrono::milliseconds(e.id.ms);
+    if (messages >= kept_.messages || bytes + e.message->size() > kept_.bytes ||
+        (kept_.age.count() > 0 && age > kept_.age)) {
+        return false;
+    }
+    ++messages;
+    bytes += e.message->size();
+    return true;
+}
+
+// Backwards to the place where the history begins, then forwards like all else: never whole, since
+// Redis serves nobody else meanwhile.
+SSE_DECL void redis_reader::begin(const redis_facts& found) {
+    std::optional<redis_room::place> edge; // the newest entry before the history
+    std::optional<redis_id> from;          // the oldest in it
+    const auto oldest = found.marks.back().start.text();
+    std::string end = found.last.text();
+    std::size_t messages = 0;
+    std::size_t bytes = 0;
+    redis_pace pace;
+    for (bool more = true; more && !edge;) {
+        const auto count = pace.count();
+        const auto page =
+            link_.call({"XREVRANGE", room_.messages, end, oldest, "COUNT", std::to_string(count)});
+        std::size_t size = 0;
+        for (std::size_t i = 0; i < page->elements && !edge; ++i) {
+            const redis_entry e(element_of(*page, i));
+            size += e.size;
+            if (!in_history(e, messages, bytes)) {
+                edge = {e.id, e.hash};
+            } else {
+                from = e.id;
+            }
+        }
+        more = page->elements == count;
+        if (from) end = "(" + from->text();
+        pace.note(page->elements, size);
+    }
+    const redis_id first = edge ? edge->id : from.value_or(found.last);
+    const redis_mark* const m = mark_of(found.marks, first);
+    const redis_mark& mark = m ? *m : found.marks.back();
+    if (edge) {
+        position_ = {edge->id, edge->hash, {}};
+    } else {
+        position_ = {from ? from->before() : found.last, {}, from};
+    }
+    target_ = found.last;
+    const auto number = mark.number(first);
+    enter(mark, number > 0 && from && !edge ? number - 1 : number);
+    begun_ = true;
+    if (position_.id >= target_) set_ready();
+    room_.say(redis_room::reader, true);
+}
+
+SSE_DECL void redis_reader::enter(const redis_mark& m, std::uint64_t after) {
+    room_.tell([&](bus::sink& s) { s.epoch(m.name, after, m.why); });
+    mark_ = m;
+    newest_ = after;
+}
+
+// The read and the look at the own entry go together. If it is there after the read, it was there
+// before, and nothing after it was trimmed in between.
+SSE_DECL void redis_reader::round() {
+    const position from = position_;
+    const auto id = from.id.text();
+    link_.append({"XREAD", "COUNT", std::to_string(pace_.count()), "BLOCK",
+                  std::to_string(room_.options.block.count()), "STREAMS", room_.messages, id});
+    if (from.hash) link_.append({"XRANGE", room_.messages, id, id});
+    const auto until = redis_link::clock::now() + room_.options.block + std::chrono::seconds(5);
+    const auto page = link_.take(until);
+    const auto own = from.hash ? link_.take(until) : nullptr;
+    expect_no_error(*page);
+    if (own) {
+        expect_no_error(*own);
+        if (own->elements != 1 || redis_entry(element_of(*own, 0)).hash != from.hash) {
+            return check(link_.join());
+        }
+    }
+    if (page->type == REDIS_REPLY_NIL) return quiet();
+    read_page(element_of(element_of(*page, 0), 1), from);
+}
+
+SSE_DECL void redis_reader::read_page(const redisReply& page, const position& from) {
+    std::size_t bytes = 0;
+    std::uint64_t largest = 0;
+    for (std::size_t i = 0; i < page.elements; ++i) {
+        const redis_entry e(element_of(page, i));
+        if (i == 0 && from.next && e.id != *from.next) return next_is_missing();
+        tell(e);
+        bytes += e.size;
+        largest = std::max(largest, e.id.seq);
+    }
+    pace_.note(page.elements, bytes);
+    room_.say(redis_room::reader, true);
+    if (!ready_ && position_.id >= target_) set_ready();
+    if (largest >> (redis_mark::seq_bits - 1)) link_.join(); // makes room
+}
+
+SSE_DECL void redis_reader::next_is_missing() {
+    const auto found = link_.join();
+    if (!found.first || *found.first > position_.id) return skip_to_first(found);
+    position_.next.reset(); // it alone was deleted, by another program
+}
+
+SSE_DECL void redis_reader::tell(const redis_entry& e) {
+    if (e.mark && e.mark->name != mark_.name) {
+        enter(*e.mark, e.mark->number(e.id));
+    } else if (e.mark) {
+        mark_ = *e.mark; // the same epoch goes on
+    } else if (e.message) {
+        tell_message(e);
+    }
+    told_.push_back({e.id, e.hash});
+    if (told_.size() > most_told) told_.pop_front();
+    position_ = {e.id, e.hash, {}};
+}
+
+SSE_DECL void redis_reader::tell_message(const redis_entry& e) {
+    const auto number = mark_.number(e.id);
+    if (number > newest_) {
+        const std::chrono::system_clock::time_point time{std::chrono::milliseconds(e.id.ms)};
+        room_.tell([&](bus::sink& s) { s.message({number, time, *e.message}); });
+        newest_ = number;
+    } else if (renewed_ != mark_.name) { // it has no number here: a new epoch says so to all
+        renewed_ = mark_.name;
+        renew(link_.join());
+    }
+}
+
+SSE_DECL void redis_reader::quiet() {
+    const auto found = link_.join();
+    if (found.last < position_.id) return check(found);
+    if (!ready_) set_ready();
+    room_.say(redis_room::reader, true);
+}
+
+SSE_DECL void redis_reader::set_ready() {
+    room_.tell([](bus::sink& s) { s.ready(); });
+    ready_ = true;
+}
+
+SSE_DECL bool redis_reader::is_there(redis_id id, std::uint64_t hash) {
+    const auto text = id.text();
+    const auto found = link_.call({"XRANGE", room_.messages, text, text});
+    return found->elements == 1 && redis_entry(element_of(*found, 0)).hash == hash;
+}
+
+SSE_DECL bool redis_reader::lost_a_confirmed() {
+    const auto confirmed = room_.confirmed();
+    if (!confirmed || confirmed->id <= position_.id) return false;
+    if (is_there(confirmed->id, confirmed->hash)) return false;
+    return !is_trimmed(link_.join(), confirmed->id);
+}
+
+SSE_DECL bool redis_reader::is_trimmed(const redis_facts& found, redis_id id) noexcept {
+    return found.last >= id && (!found.first || *found.first > id);
+}
+
+/// After each connection, and when the own entry is missing.
+SSE_DECL void redis_reader::check(redis_facts found) {
+    const bool is_here =
+        position_.hash ? is_there(position_.id, *position_.hash) : found.last >= position_.id;
+    if (is_here && !lost_a_confirmed()) return;
+    if (!is_here) found = link_.join(); // it may have been trimmed since
+    room_.confirm(std::nullopt);
+    const bool same = found.marks.front().name == mark_.name;
+    if (same && !is_here && is_trimmed(found, position_.id)) return skip_to_first(found);
+    const auto now = same ? renew(found) : found;
+    if (!is_here && !go_back_to_survivor(now)) skip_to_first(now);
+}
+
+/// Has a new epoch begin, unless another server has done so.
+SSE_DECL redis_facts redis_reader::renew(redis_facts found) {
+    for (int tries = 0; tries < 10; ++tries) { // others may add marks of the same epoch meanwhile
+        if (found.marks.front().name != mark_.name) return found;
+        found = link_.join(found.marks.front().start.text());
+    }
+    throw redis_trouble("no new epoch could be made");
+}
+
+// What was kept is a prefix of what was told, but for what was trimmed.
+SSE_DECL bool redis_reader::go_back_to_survivor(const redis_facts& found) {
+    if (!found.first) return false;
+    const auto kept = std::partition_point(told_.begin(), told_.end(),
+                                           [&](const auto& t) { return t.id < *found.first; });
+    const auto lost = std::partition_point(kept, told_.end(),
+                                           [&](const auto& t) { return is_there(t.id, t.hash); });
+    if (lost == kept) return false;
+    told_.erase(lost, told_.end());
+    position_ = {told_.back().id, told_.back().hash, {}};
+    return true;
+}
+
+SSE_DECL void redis_reader::skip_to_first(const redis_facts& found) {
+    redis_id first = found.first.value_or(found.last);
+    const redis_mark* m = mark_of(found.marks, first);
+    if (!m) { // what is before the oldest mark has no number
+        m = &found.marks.back();
+        first = m->start;
+    }
+    const auto number = m->number(first);
+    const auto to = found.first && number > 0 ? number - 1 : number;
+    if (m->name != mark_.name) {
+        enter(*m, to);
+    } else if (to > newest_) {
+        room_.tell([&](bus::sink& s) { s.hole(to); });
+        newest_ = to;
+    }
+    mark_ = *m;
+    if (found.first) {
+        position_ = {first.before(), {}, found.first == first ? found.first : std::nullopt};
+    } else {
+        position_ = {first, {}, {}};
+    }
+}
+
+// --- the writer
+
+SSE_DECL redis_writer::redis_writer(redis_room& room) : room_(room), link_(room) {
+    link_.meanwhile = [this] { return expire(); };
+}
+
+SSE_DECL void redis_writer::publish(std::string bytes, bool store,
+                                    std::chrono::milliseconds patience, bus::published done) {
+    using namespace std::chrono_literals;
+    items one;
+    one.emplace_back();
+    item& i = one.back();
+    i.bytes = std::move(bytes);
+    i.store = store;
+    i.deadline = clock::now() + std::clamp<std::chrono::milliseconds>(patience, 0ms, 24h);
+    i.done = std::move(done);
+    std::error_code failed;
+    {
+        const std::lock_guard lock(mutex_);
+        if (over_) {
+            failed = errc::stopped;
+        } else if (queued_ >= room_.options.queue_messages ||
+                   (queued_ > 0 && queued_bytes_ + i.bytes.size() > room_.options.queue_bytes)) {
+            failed = errc::no_room;
+        } else {
+            queued_bytes_ += i.bytes.size();
+            ++queued_;
+            next_expiry_ = std::min(next_expiry_, i.deadline);
+            queue_.splice(queue_.end(), one);
+        }
+    }
+    if (failed) return finish(one.back(), failed);
+    link_.wake.wake();
+}
+
+SSE_DECL void redis_writer::finish(item& i, std::error_code failed, std::uint64_t number) noexcept {
+    try {
+        if (const auto done = std::exchange(i.done, nullptr)) done(failed, number);
+    } catch (const std::exception&) { // the publisher's own
+    }
+}
+
+SSE_DECL void redis_writer::run() noexcept {
+    for (;;) {
+        try {
+            try {
+                attempt();
+            } catch (const std::exception& e) { room_.say(redis_room::writer, false, e.what()); }
+            put_back();
+            link_.close();
+            link_.pause();
+        } catch (const redis_stop&) { return; } catch (const std::exception&) { // out of memory
+        }
+    }
+}
+
+SSE_DECL void redis_writer::attempt() {
+    link_.open();
+    round_ = room_.round;
+    look_at_server();
+    room_.say(redis_room::writer, true);
+    refusing_ = false;
+    for (;;) {
+        if (must_look_ && flight_.empty()) look_at_server();
+        if (round_ != room_.round) {
+            round_ = room_.round;
+            must_look_ = true;
+            continue;
+        }
+        fill();
+        if (flight_.empty()) {
+            idle();
+            continue;
+        }
+        const auto until =
+            clock::now() + std::chrono::seconds(5) +
+            (room_.options.wait_replicas ? room_.options.wait_time : std::chrono::milliseconds(0));
+        for (auto r = link_.take(until); r; r = flight_.empty() ? nullptr : link_.take_if_there()) {
+            handle(*r);
+        }
+        link_.worked();
+    }
+}
+
+SSE_DECL void redis_writer::look_at_server() {
+    link_.check_role();
+    marks_ = link_.join().marks;
+    must_look_ = false;
+}
+
+/// Nothing is to be sent. The connection is looked at now and then, so that the next message does
+/// not find it dead; more often after a refusal, which else would be known until the next message.
+SSE_DECL void redis_writer::idle() {
+    const auto until = clock::now() + std::chrono::seconds(refusing_ ? 1 : 5);
+    const auto w = link_.wait(POLLIN, until);
+    if (w == redis_link::waited::readable) link_.call({"PING"}); // it is closed, and this fails
+    if (w != redis_link::waited::late) return;
+    link_.check_role();
+    if (!refusing_) return;
+    link_.call({"SETRANGE", room_.epochs + ":probe", "0", ""}); // writes nothing
+    refusing_ = false;
+    room_.say(redis_room::writer, true);
+}
+
+SSE_DECL void redis_writer::fill() {
+    constexpr std::size_t most_items = 512;
+    constexpr std::size_t most_bytes = std::size_t(2) * 1024 * 1024;
+    if (must_look_ || flight_.size() >= 2) return;
+    std::list<batch> made(1);
+    batch& b = made.back();
+    {
+        const std::lock_guard lock(mutex_);
+        auto end = queue_.begin();
+        std::size_t count = 0;
+        std::size_t bytes = 0;
+        for (; end != queue_.end() && count < most_items && bytes < most_bytes; ++end, ++count) {
+            bytes += end->bytes.size();
+        }
+        if (count == 0) return;
+        queued_ -= count;
+        queued_bytes_ -= bytes;
+        b.all.splice(b.all.end(), queue_, queue_.begin(), end);
+    }
+    b.next = b.all.begin();
+    flight_.splice(flight_.end(), made);
+    send(b);
+}
+
+SSE_DECL void redis_writer::send(batch& b) {
+    const auto length = std::to_string(room_.options.max_length);
+    for (auto& i : b.all) {
+        i.sent = true;
+        if (i.store) {
+            b.waits |= room_.options.wait_replicas > 0;
+            link_.append(
+                {"XADD", room_.messages, "NOMKSTREAM", "MAXLEN", "~", length, "*", "m", i.bytes});
+        } else {
+            link_.append({"PUBLISH", room_.passing, i.bytes});
+        }
+    }
+    if (b.waits) {
+        link_.append({"WAIT", std::to_string(room_.options.wait_replicas),
+                      std::to_string(room_.options.wait_time.count())});
+    }
+    link_.append({"LRANGE", room_.epochs, "0", "7"});
+}
+
+/// The replies come in the order of the commands: of the messages, of WAIT, of the marks, by which
+/// the numbers of these messages are known.
+SSE_DECL void redis_writer::handle(const redisReply& r) {
+    batch& b = flight_.front();
+    if (b.next != b.all.end()) return handle_item(b, r);
+    expect_no_error(r);
+    if (std::exchange(b.waits, false)) {
+        b.replicas = r.integer;
+        return;
+    }
+    complete(r);
+}
+
+SSE_DECL void redis_writer::handle_item(batch& b, const redisReply& r) {
+    const auto at = b.next++;
+    item& i = *at;
+    if (r.type == REDIS_REPLY_ERROR) return refuse(i, text_of(r));
+    if (!i.store) return;
+    if (const auto id = redis_id::parse(text_of(r))) {
+        i.id = *id;
+        return;
+    }
+    must_look_ = true; // the stream is gone: a new epoch first
+    i.sent = false;
+    b.again.splice(b.again.end(), b.all, at);
+}
+
+/// These errors pass, or not; but what is wrong is not this connection. Others end it, and what was
+/// sent is sent again, to this server or another.
+SSE_DECL void redis_writer::refuse(item& i, std::string_view text) {
+    constexpr std::array elsewhere{"READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "UNBLOCKED"};
+    try {
+        throw_redis_error(text);
+    } catch (const redis_trouble& e) {
+        if (std::any_of(elsewhere.begin(), elsewhere.end(),
+                        [&](const char* word) { return text.starts_with(word); })) {
+            i.sent = false;
+            throw;
+        }
+        i.failed = errc::bus_refused;
+        refusing_ = true;
+        room_.say(redis_room::writer, false, e.what());
+    }
+}
+
+SSE_DECL std::error_code redis_writer::number_of(const item& i, const batch& b,
+                                                 std::uint64_t& number) {
+    if (i.failed) return i.failed;
+    if (!i.store) return {};
+    if (b.replicas < static_cast<long long>(room_.options.wait_replicas)) return errc::bus_timeout;
+    const redis_mark* const m = mark_of(marks_, i.id);
+    number = m ? m->number(i.id) : 0;
+    return number > 0 ? std::error_code() : errc::bus_timeout;
+}
+
+SSE_DECL void redis_writer::complete(const redisReply& list) {
+    if (auto marks = parse_marks(list); !marks.empty()) marks_ = std::move(marks);
+    std::list<batch> over;
+    over.splice(over.end(), flight_, flight_.begin());
+    batch& b = over.front();
+    const item* stored = nullptr;
+    bool refused = false;
+    for (auto& i : b.all) {
+        std::uint64_t number = 0;
+        const auto failed = number_of(i, b, number);
+        if (i.store && !failed) stored = &i;
+        refused |= !!i.failed;
+        finish(i, failed, number);
+    }
+    if (stored)
+        room_.confirm(
+            redis_room::place{stored->id, redis_hash(stored->bytes, redis_hash("m", 1) + 1)});
+    if (stored && !refused && std::exchange(refusing_, false)) room_.say(redis_room::writer, true);
+    if (b.again.empty()) return;
+    const std::lock_guard lock(mutex_);
+    for (const auto& i : b.again) {
+        queued_bytes_ += i.bytes.size();
+        ++queued_;
+    }
+    queue_.splice(queue_.begin(), b.again);
+    next_expiry_ = {};
+}
+
+/// What was sent and not confirmed is sent again, in the same order.
+SSE_DECL void redis_writer::put_back() noexcept {
+    const std::lock_guard lock(mutex_);
+    while (!flight_.empty()) {
+        batch& b = flight_.back();
+        b.again.splice(b.again.end(), b.all);
+        b.again.remove_if([](const item& i) { return !i.done; });
+        for (auto& i : b.again) {
+            i.id = {};
+            i.failed = {};
+            queued_bytes_ += i.bytes.size();
+            ++queued_;
+        }
+        queue_.splice(queue_.begin(), b.again);
+        flight_.pop_back();
+    }
+    next_expiry_ = {};
+}
+
+/// Gives up what has waited long enough. Returns when it has to be called again.
+SSE_DECL redis_writer::clock::time_point redis_writer::expire() {
+    const auto now = clock::now();
+    items late;
+    {
+        const std::lock_guard lock(mutex_);
+        if (next_expiry_ > now) return next_expiry_;
+        next_expiry_ = clock::time_point::max();
+        for (auto i = queue_.begin(); i != queue_.end();) {
+            const auto at = i++;
+            if (at->deadline > now) {
+                next_expiry_ = std::min(next_expiry_, at->deadline);
+                continue;
+            }
+            queued_bytes_ -= at->bytes.size();
+            --queued_;
+            late.splice(late.end(), queue_, at);
+        }
+    }
+    for (auto& i : late) finish(i, i.sent ? errc::bus_timeout : errc::bus_down);
+    auto next = clock::time_point::max();
+    for (auto& b : flight_) {
+        for (auto& i : b.all) {
+            if (i.done && i.deadline <= now) finish(i, errc::bus_timeout);
+            if (i.done) next = std::min(next, i.deadline);
+        }
+    }
+    const std::lock_guard lock(mutex_);
+    next_expiry_ = std::min(next_expiry_, next);
+    return next_expiry_;
+}
+
+SSE_DECL void redis_writer::finish() noexcept {
+    items left;
+    {
+        const std::lock_guard lock(mutex_);
+        over_ = true;
+        left.splice(left.end(), queue_);
+        queued_ = 0;
+        queued_bytes_ = 0;
+    }
+    for (auto& b : flight_) {
+        left.splice(left.end(), b.all);
+        left.splice(left.end(), b.again);
+    }
+    flight_.clear();
+    for (auto& i : left) finish(i, errc::stopped);
+}
+
+// --- the listener
+
+SSE_DECL void redis_listener::run() noexcept {
+    for (;;) {
+        try {
+            try {
+                attempt();
+                continue;
+            } catch (const std::exception& e) { room_.say(redis_room::listener, false, e.what()); }
+            link_.close();
+            link_.pause();
+        } catch (const redis_stop&) { return; } catch (const std::exception&) { // out of memory
+        }
+    }
+}
+
+SSE_DECL void redis_listener::attempt() {
+    link_.open();
+    link_.call({"SUBSCRIBE", room_.passing});
+    link_.worked();
+    room_.say(redis_room::listener, true);
+    const unsigned round = room_.round;
+    auto heard = redis_link::clock::now();
+    while (round == room_.round) { // else the server may be another
+        const auto now = redis_link::clock::now();
+        if (const auto r = link_.take_if_there()) {
+            heard = now;
+            handle(*r);
+            continue;
+        }
+        if (now - heard > room_.options.block + std::chrono::seconds(5)) {
+            throw redis_trouble("no response in time; is Redis stopped, or is the network gone?");
+        }
+        const auto w = link_.wait(POLLIN, now + room_.options.block);
+        if (w == redis_link::waited::late) {
+            link_.append({"PING"});
+            link_.flush(now + room_.options.block + std::chrono::seconds(5));
+        }
+        if (w == redis_link::waited::readable) link_.receive();
+    }
+}
+
+SSE_DECL void redis_listener::handle(const redisReply& r) {
+    expect_no_error(r);
+    if (r.type != REDIS_REPLY_ARRAY || r.elements != 3) return; // of PING
+    if (text_of(element_of(r, 0)) != "message") return;
+    room_.tell([&](bus::sink& s) { s.passing(text_of(element_of(r, 2))); });
+}
+
+// --- the fetcher
+
+SSE_DECL void redis_fetcher::read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+                                  std::function<void(bus::page)> done) {
+    std::error_code failed;
+    {
+        const std::lock_guard lock(mutex_);
+        if (over_) {
+            failed = errc::stopped;
+        } else if (requests_.size() >= most_requests) {
+            failed = errc::no_room;
+        } else {
+            requests_.push_back({std::string(epoch), after, messages, std::move(done)});
+        }
+    }
+    if (!failed) return link_.wake.wake();
+    bus::page p;
+    p.failed = failed;
+    done(std::move(p));
+}
+
+SSE_DECL std::optional<redis_fetcher::request> redis_fetcher::next() {
+    const std::lock_guard lock(mutex_);
+    if (requests_.empty()) return std::nullopt;
+    std::optional<request> r(std::move(requests_.front()));
+    requests_.pop_front();
+    return r;
+}
+
+SSE_DECL void redis_fetcher::run() noexcept {
+    for (;;) {
+        try {
+            if (auto r = next()) {
+                serve(*r);
+                continue;
+            }
+            const auto hour = redis_link::clock::now() + std::chrono::hours(1);
+            const auto w = link_.wait(POLLIN, hour);
+            if (w != redis_link::waited::woken) link_.close(); // by Redis, or unused
+        } catch (const redis_stop&) { return; }
+    }
+}
+
+SSE_DECL void redis_fetcher::serve(request& r) noexcept {
+    bus::page p;
+    try {
+        if (redis_link::clock::now() < retry_at_) throw redis_trouble("Redis is away");
+        if (!link_.is_open()) link_.open();
+        p = fetch(r);
+    } catch (const redis_stop&) { p.failed = errc::stopped; } catch (const std::exception&) {
+        link_.close();
+        retry_at_ = redis_link::clock::now() + std::chrono::milliseconds(200);
+        p = bus::page();
+        p.failed = errc::bus_down;
+    }
+    r.done(std::move(p));
+}
+
+/// The marks of an epoch stand together in the list. Their numbers rise from one to the next.
+SSE_DECL bus::page redis_fetcher::fetch(const request& r) {
+    constexpr std::size_t most_bytes = std::size_t(4) * 1024 * 1024;
+    bus::page p;
+    const auto marks = parse_marks(*link_.call({"LRANGE", room_.epochs, "0", "-1"}));
+    const auto is_of = [&](const redis_mark& m) { return m.name == r.epoch; };
+    const auto newest = std::find_if(marks.begin(), marks.end(), is_of);
+    p.whole = newest != marks.end();
+    if (!p.whole) return p;
+    const auto oldest = std::find_if_not(newest, marks.end(), is_of) - 1;
+    const auto holder = std::find_if(
+        newest, oldest, [&](const redis_mark& m) { return m.number(m.start) <= r.after; });
+    redis_id from = std::max(holder->id(r.after), oldest->start);
+    if (holder != marks.begin()) from = std::min(from, (holder - 1)->start); // it was lost there
+    const auto end = newest == marks.begin() ? std::string("+") : "(" + (newest - 1)->start.text();
+    std::string begin = "(" + from.text();
+    redis_pace pace;
+    for (std::size_t bytes = 0; p.records.size() < r.messages && bytes < most_bytes;) {
+        const auto count = std::min(pace.count(), r.messages - p.records.size());
+        const auto found =
+            link_.call({"XRANGE", room_.messages, begin, end, "COUNT", std::to_string(count)});
+        std::size_t size = 0;
+        for (std::size_t i = 0; i < found->elements; ++i) {
+            const redis_entry e(element_of(*found, i));
+            begin = "(" + e.id.text();
+            size += e.size;
+            const redis_mark* const m = mark_of(marks, e.id);
+            if (!e.message || !m || m->number(e.id) <= r.after) continue;
+            p.records.push_back(
+                {m->number(e.id),
+                 std::chrono::system_clock::time_point(std::chrono::milliseconds(e.id.ms)),
+                 std::string(*e.message)});
+        }
+        bytes += size;
+        pace.note(found->elements, size);
+        if (found->elements < count) break;
+    }
+    const auto first = link_.call({"XRANGE", room_.messages, "-", "+", "COUNT", "1"});
+    p.whole = first->elements == 1 && redis_entry(element_of(*first, 0)).id <= from;
+    return p;
+}
+
+SSE_DECL void redis_fetcher::finish() noexcept {
+    std::deque<request> left;
+    {
+        const std::lock_guard lock(mutex_);
+        over_ = true;
+        left.swap(requests_);
+    }
+    for (auto& r : left) {
+        bus::page p;
+        p.failed = errc::stopped;
+        r.done(std::move(p));
+    }
+}
+
+// --- the engine
+
+SSE_DECL void redis_engine::attach(sink& to, const history& kept) {
+    if (reader_) throw std::logic_error("sse::redis_bus: a bus is attached once");
+    room_.sink = &to;
+    reader_.emplace(room_, kept);
+    listener_.emplace(room_);
+    const asio::detail::signal_blocker blocked; // these threads handle no signals, nor SIGPIPE
+    threads_.reserve(4);
+    threads_.emplace_back([this] { reader_->run(); });
+    try {
+        if (const auto failed = reader_->first_attempt()) std::rethrow_exception(failed);
+    } catch (const redis_trouble& e) {
+        if (e.of_setup) {
+            detach();
+            throw std::runtime_error(std::string("sse::redis_bus: ") + e.what());
+        }
+    } catch (...) {
+        detach();
+        throw;
+    }
+    threads_.emplace_back([this] { writer_.run(); });
+    threads_.emplace_back([this] { listener_->run(); });
+    threads_.emplace_back([this] { fetcher_.run(); });
+}
+
+SSE_DECL void redis_engine::detach() noexcept {
+    room_.stopped = true;
+    writer_.stop();
+    fetcher_.stop();
+    if (listener_) listener_->stop();
+    if (reader_) reader_->stop();
+    for (auto& t : threads_) {
+        if (t.joinable()) t.join();
+    }
+    threads_.clear();
+    writer_.finish();
+    fetcher_.finish();
+}
+
+#endif // SSE_BODIES
+
+} // namespace detail
+
+#if defined(SSE_BODIES)
+
+SSE_DECL std::shared_ptr<bus> redis_bus(redis_options o) {
+    return std::make_shared<detail::redis_engine>(std::move(o));
+}
+
+#endif // SSE_BODIES
+
+#endif // SSE_ENABLE_REDIS
 
 #endif // SSE_BODIES || SSE_INTERNALS
 
