@@ -28,6 +28,7 @@
 //     >>subscription  where a stream starts, what happens when it falls behind, gaps
 //     >>bus      what orders and keeps messages for several servers and over restarts
 //     >>redisbus Redis as the bus
+//     >>files    a bus in the files of one machine: settings
 //     >>options  every setting with its default
 //     >>stream   one client, as its handler sees it
 //     >>server   routes, start, publish, stop
@@ -56,6 +57,7 @@
 //     >>facade   the bodies of server
 //     >>fetch    what is inside a client
 //     >>redis    the engine over Redis Streams
+//     >>filelog  a bus in the files of one machine: format, writing, reading
 //
 // How a message travels:
 //
@@ -255,9 +257,19 @@
 #include <utility>
 #include <vector>
 
-#if !defined(_WIN32)
+#if defined(SSE_BODIES)
+#include <filesystem>
+#endif
+
 #include <fcntl.h>
+#include <sys/stat.h>
+#if defined(_WIN32)
+#include <direct.h>
+#include <io.h>
+#include <share.h>
+#else
 #include <poll.h>
+#include <sys/file.h>
 #include <unistd.h>
 #endif
 
@@ -1037,6 +1049,49 @@ struct redis_options {
 std::shared_ptr<bus> redis_bus(redis_options o);
 
 #endif // SSE_ENABLE_REDIS
+
+// >>files /////////////////////////////////////////////////////////////////////////////////////////
+// A bus in the files of one machine: a history that survives a restart, without any server. Needs
+// >>bus.
+// Tests: tests/filelog.cpp
+
+/// When a file_log forces what it wrote onto the disk. A program that ends, in whatever way, loses
+/// nothing that was delivered; this is about a machine that goes down.
+enum class file_sync : std::uint8_t {
+    none,     ///< When a segment is full, and at the end. Else it is left to the system.
+    interval, ///< Again and again while messages come. Does not delay them.
+    each      ///< Before a message is delivered or confirmed. Those that wait share it.
+};
+
+struct file_log_options {
+    file_sync sync = file_sync::interval;
+    /// From a write to the disk, for file_sync::interval. 1 ms to 1 min.
+    std::chrono::milliseconds interval{10};
+    /// The log is a row of files of about this size, deleted one at a time. 4 KiB to 1 GiB.
+    std::size_t segment_bytes = 64 * 1024 * 1024;
+    /// Of all files. The oldest are deleted, never the one that is written. At least twice
+    /// segment_bytes.
+    std::uint64_t bytes = 1024 * 1024 * 1024;
+    /// Files are deleted when all they hold is older. 0: never by age. At most ten years.
+    std::chrono::milliseconds age{0};
+    /// Of messages that wait to be written: beyond that, errc::no_room. 64 KiB to 1 GiB.
+    std::size_t queue_bytes = 16 * 1024 * 1024;
+};
+
+/// A bus for one server in this folder, which is made if it is missing, readable by its owner and
+/// group. Give it a folder of its own on a local disk. Throws std::invalid_argument if an option is
+/// out of range; what is wrong with the folder is thrown by attach(), thus when the server starts.
+///
+/// After a restart the same epoch goes on. A new one, with a gap `rewound` for clients of the old
+/// one, begins after the machine went down before all was on the disk (not with file_sync::each),
+/// after the disk failed to take what it had been given, and if the folder is a copy, such as one
+/// restored from a backup: then clients may have seen more than it holds. What cannot be noticed is
+/// the snapshot of a whole file system or virtual machine: delete the folder when you go back to
+/// one.
+///
+/// While the disk is full or fails, publishing gives errc::bus_refused, and works again once there
+/// is room. A message of more than 256 MiB gives errc::bus_refused too.
+std::shared_ptr<bus> file_log(std::string folder, file_log_options options = {});
 
 // >>options ///////////////////////////////////////////////////////////////////////////////////////
 // Every setting with its default, and the counters. Needs >>message, >>request, >>cors,
@@ -13890,6 +13945,1604 @@ SSE_DECL std::shared_ptr<bus> redis_bus(redis_options o) {
 #endif // SSE_BODIES
 
 #endif // SSE_ENABLE_REDIS
+
+// >>filelog ///////////////////////////////////////////////////////////////////////////////////////
+// A bus in the files of one machine. Needs >>files, >>system.
+// Tests: tests/filelog.cpp
+//
+// A log is a folder of segments, SERIAL-EPOCH-FIRST.log, and a file `lock`. Serials count from 1
+// without a gap. A segment is a header, an `opened` mark, records with dense numbers and further
+// marks. All integers are little-endian; a crc is CRC-32C; times are microseconds since 1970.
+//
+//     header    8 magic    4 version       4 its size     8 serial      8 number of first record
+//               8 epoch    8 epoch before  8 its last     8 created    12 zeros   4 crc of the rest
+//     record    4 length   4 crc of the rest of it        8 number      8 time    the bytes
+//     mark      a record with number 0:    1 kind         1 file_sync   6 zeros   8 born   40 boot
+//
+// Marks tell the next start how the last one ended:
+//     opened     A process writes from here on. It is on the disk before any record after it, so
+//                what is before it was, too. Says which boot of the machine this is, and when the
+//                file was made according to the file system: a copy of it was made later.
+//     closed     The last in the file: all is on the disk.
+//     continued  There is a next segment. So if that is gone, it is noticed.
+// A segment other than the last is on the disk as a whole, up to where its successor begins (what
+// follows there was never confirmed). So what is torn can only be the end of the last one.
+//
+// Threads: one writes, tells the sink and calls publishers; one reads pages; with
+// file_sync::interval one syncs.
+
+namespace detail {
+
+// --- files, as systems have them. They return -1 and set errno
+
+struct file_mode {
+    enum kind : std::uint8_t { read, write, create };
+};
+int open_log_file(const std::string& path, file_mode::kind how) noexcept;
+void close_log_file(int file) noexcept;
+std::ptrdiff_t read_log_file(int file, char* to, std::size_t size, std::uint64_t at) noexcept;
+std::ptrdiff_t write_log_file(int file, const char* from, std::size_t size,
+                              std::uint64_t at) noexcept;
+int sync_log_file(int file) noexcept;
+int truncate_log_file(int file, std::uint64_t size) noexcept;
+int lock_log_file(const std::string& path) noexcept; ///< As long as it is open.
+int make_log_folder(const char* path) noexcept;
+int sync_log_folder(const std::string& path) noexcept;
+std::string boot_id();                          ///< "" if there is none.
+std::uint64_t time_of_birth(int file) noexcept; ///< 0 if the file system does not know it.
+
+/// What writes, for tests in which it fails.
+struct file_calls {
+    std::function<int(const std::string&)> create = [](const std::string& path) {
+        return open_log_file(path, file_mode::create);
+    };
+    std::function<std::ptrdiff_t(int, const char*, std::size_t, std::uint64_t)> write =
+        write_log_file;
+    std::function<int(int)> sync = sync_log_file;
+    std::function<int(int, std::uint64_t)> truncate = truncate_log_file;
+    std::function<std::uint64_t(int)> born = time_of_birth;
+    std::string boot = boot_id();
+};
+
+class file_handle {
+public:
+    explicit file_handle(int file = -1) noexcept : file_(file) {}
+    ~file_handle() {
+        if (file_ >= 0) close_log_file(file_);
+    }
+    file_handle(file_handle&& other) noexcept : file_(std::exchange(other.file_, -1)) {}
+    file_handle& operator=(file_handle&& other) noexcept {
+        std::swap(file_, other.file_);
+        return *this;
+    }
+    int get() const noexcept { return file_; }
+    explicit operator bool() const noexcept { return file_ >= 0; }
+
+private:
+    int file_;
+};
+
+// --- the format: bytes in, values out
+
+std::uint32_t crc32c(std::string_view bytes, std::uint32_t so_far = 0) noexcept;
+
+template <class T>
+T little_endian(std::string_view bytes, std::size_t at) noexcept {
+    T value = 0;
+    for (std::size_t i = 0; i < sizeof(T); ++i) {
+        const auto byte = static_cast<T>(static_cast<unsigned char>(bytes[at + i]));
+        value = static_cast<T>(value | static_cast<T>(byte << (8 * i)));
+    }
+    return value;
+}
+template <class T>
+void put_little_endian(char* to, T value) noexcept {
+    for (std::size_t i = 0; i < sizeof(T); ++i) to[i] = static_cast<char>((value >> (8 * i)) & 255);
+}
+
+/// What the header of a segment says.
+struct log_segment {
+    static constexpr std::size_t header_size = 80;
+    static constexpr std::uint32_t version = 1;
+    enum class verdict : std::uint8_t { good, incomplete, foreign, newer, damaged };
+
+    std::uint64_t serial = 1;
+    std::uint64_t first = 1;         ///< The number of its first record.
+    std::string epoch = {};          ///< Eight characters.
+    std::string previous = {};       ///< The epoch before, or "".
+    std::uint64_t previous_last = 0; ///< Its last number.
+    std::int64_t created = 0;
+    std::uint64_t size = 0; ///< Of the file; not in the header.
+
+    std::string file_name() const;
+    std::string header() const;
+    verdict parse(std::string_view bytes);
+};
+
+struct log_record {
+    static constexpr std::size_t head_size = 24;
+    static constexpr std::size_t max_bytes = 256 * 1024 * 1024;
+
+    std::size_t size = 0; ///< Of all of it; 0: no whole and sound record is there.
+    std::uint64_t number = 0;
+    std::int64_t time = 0;
+    std::string_view bytes = {};
+
+    static log_record parse(std::string_view bytes) noexcept;
+    static void append(std::string& to, std::uint64_t number, std::int64_t time,
+                       std::string_view bytes);
+    /// How large the record is that begins so; 0: unknown as yet, or none can.
+    static std::size_t size_of(std::string_view head) noexcept;
+};
+
+struct log_mark {
+    enum class kind : std::uint8_t { opened = 1, closed, continued };
+    static constexpr std::size_t bytes_size = 56;
+    static constexpr std::size_t size = log_record::head_size + bytes_size;
+
+    kind what = kind::opened;
+    file_sync sync = file_sync::none;
+    std::uint64_t born = 0;
+    std::string boot = {};
+
+    std::string encode() const;
+    static std::optional<log_mark> parse(const log_record& from);
+};
+
+/// What a file of a segment holds.
+struct log_scan {
+    std::uint64_t next = 0;              ///< The number after its last whole record.
+    std::size_t end = 0;                 ///< Where its whole records and marks end.
+    std::size_t rest = 0;                ///< Bytes after that.
+    std::optional<log_mark> opened = {}; ///< The last.
+    std::optional<log_mark> last = {};   ///< Unless a record follows.
+    bool cut = false;                    ///< The rest begins like a record that is longer.
+    bool more_records = false;           ///< Sound ones are in the rest.
+    bool more_marks = false;
+
+    bool is(log_mark::kind what) const noexcept { return last && last->what == what; }
+    void search_rest(std::string_view file);
+};
+
+/// Calls f for each record of a segment before number `until`.
+template <class F>
+log_scan scan_segment(std::string_view file, std::uint64_t first, std::uint64_t until, F&& f) {
+    log_scan found{.next = first, .end = std::min(file.size(), log_segment::header_size)};
+    while (found.next < until && !found.is(log_mark::kind::continued)) {
+        const log_record one = log_record::parse(file.substr(found.end));
+        if (one.size == 0) break;
+        if (one.number == 0) {
+            found.last = log_mark::parse(one);
+            if (!found.last) break;
+            if (found.is(log_mark::kind::opened)) found.opened = found.last;
+        } else {
+            if (one.number != found.next) break;
+            ++found.next;
+            found.last.reset();
+            f(one);
+        }
+        found.end += one.size;
+    }
+    found.rest = file.size() - found.end;
+    return found;
+}
+
+// --- reading
+
+/// An error of the system about a file, with its remedy.
+std::string explain(const std::string& path, std::error_code why);
+
+/// A segment is not as it was written.
+class log_damaged : public std::runtime_error {
+public:
+    log_damaged(const std::string& path, std::uint64_t offset, bool newest);
+};
+
+/// Reads the records of a segment one after the other.
+class segment_reader {
+public:
+    /// Begins with record `next`, at this offset, and ends before `until`.
+    segment_reader(const std::string& path, std::uint64_t next, std::uint64_t offset,
+                   std::uint64_t until);
+
+    /// Valid until the next call. Nothing: the end. Throws if the file is damaged.
+    std::optional<log_record> read();
+    bool is_open() const noexcept { return static_cast<bool>(file_); }
+    std::uint64_t next() const noexcept { return next_; }
+    std::uint64_t offset() const noexcept { return offset_; }
+
+private:
+    static constexpr std::size_t step = 256 * 1024;
+    std::string_view ahead() const noexcept { return std::string_view(buffer_).substr(at_); }
+    bool fill(std::size_t size);
+
+    std::string path_;
+    file_handle file_;
+    std::uint64_t next_;
+    std::uint64_t offset_; // of what comes next, in the file
+    std::uint64_t until_;
+    std::string buffer_;
+    std::size_t at_ = 0; // of what comes next, in the buffer
+};
+
+/// The newest records of those that come, within bounds.
+class newest_records {
+public:
+    newest_records(const bus::history& kept, std::chrono::system_clock::time_point now);
+    void push(const log_record& one);
+    std::size_t count() const noexcept { return sizes_.size(); }
+    bool has_dropped() const noexcept { return dropped_; }
+    /// For what is older than these.
+    bus::history rest() const noexcept;
+
+private:
+    void drop();
+    bus::history bounds_;
+    std::int64_t oldest_; // time
+    std::deque<std::size_t> sizes_;
+    std::size_t bytes_ = 0;
+    bool dropped_ = false;
+};
+
+class file_log_bus final : public bus {
+public:
+    file_log_bus(std::string folder, const file_log_options& options, file_calls calls = {});
+    ~file_log_bus() override { detach(); }
+
+    void attach(sink& to, const history& kept) override;
+    void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
+                 published done) override;
+    void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+              std::function<void(page)> done) override;
+    void detach() noexcept override;
+
+    static constexpr std::size_t max_page = 1024 * 1024;     ///< Bytes; or one record.
+    static constexpr std::chrono::milliseconds retry{1'000}; ///< While the disk fails.
+
+private:
+    struct order {
+        std::string bytes;
+        bool store;
+        published done;
+        std::uint64_t number = 0;
+    };
+    struct page_order {
+        std::string epoch;
+        std::uint64_t after;
+        std::size_t messages;
+        std::function<void(page)> done;
+    };
+    /// The file that is written.
+    struct written_file {
+        explicit written_file(int file) noexcept : handle(file) {}
+        file_handle handle;
+        std::mutex syncing;       // a system reports that a sync failed to one call only
+        std::error_code failed{}; // for good: what was to be written may have been dropped
+    };
+    struct place {
+        std::uint64_t number = 0; // the last record before it
+        std::uint64_t offset = 0;
+    };
+    struct located {
+        log_segment in;
+        std::uint64_t until = 0;
+    };
+
+    // At the start, on the thread that attaches.
+    void open(const history& kept);
+    void open_folder();
+    void list_segments();
+    log_segment read_header(const std::string& name);
+    void check_chain() const;
+    void judge_end();
+    void plan_history(const history& kept);
+    void start_threads();
+
+    // On the thread that writes; at the start on the one that attaches.
+    template <class F>
+    void insist(F&& f) noexcept;
+    void complain(const char* text) noexcept;
+    void write_loop() noexcept;
+    void tell_history();
+    bool write_once();
+    void wait_for_work(std::unique_lock<std::mutex>& lock);
+    std::size_t group_size(std::span<const order> orders) const;
+    void write_group(std::span<order> group);
+    std::error_code write_records(std::span<order> group, std::int64_t time);
+    std::error_code store(std::string_view bytes, std::uint64_t next);
+    void deliver(std::span<order> group, std::int64_t time);
+    bool make_ready(std::size_t size);
+    bool is_full(std::size_t size) const;
+    std::error_code prepare();
+    std::error_code probe();
+    std::error_code reopen();
+    std::error_code begin_segment();
+    void seal() noexcept;
+    log_mark mark(log_mark::kind what, int file) const;
+    std::error_code write_at(int file, std::string_view bytes, std::uint64_t at);
+    void check_sync();
+    void lose_unsynced(std::error_code why);
+    void set_broken(std::error_code now);
+    void tell_health();
+    void trim();
+    bool is_too_much() const;
+    void close() noexcept;
+
+    void sync_loop() noexcept;
+    std::error_code sync(written_file& file); // any thread
+    void warn(std::string text);              // any thread
+
+    // On the thread that reads.
+    void read_loop() noexcept;
+    page read_page(const page_order& wanted);
+    std::uint64_t read_some(page& found, std::size_t& bytes, const located& from,
+                            std::uint64_t next, std::size_t messages);
+    std::optional<located> locate(std::string_view epoch, std::uint64_t number) const;
+    std::uint64_t end_of(std::size_t segment) const;
+    place known_before(const log_segment& in, std::uint64_t number);
+    std::uint64_t oldest_serial() const;
+    void remember(std::uint64_t serial, place at);
+
+    std::string path_of(const log_segment& one) const { return folder_ + '/' + one.file_name(); }
+    static std::int64_t now() noexcept;
+    static std::chrono::system_clock::time_point time_point_of(std::int64_t time) {
+        using clock = std::chrono::system_clock;
+        return clock::time_point(
+            std::chrono::duration_cast<clock::duration>(std::chrono::microseconds(time)));
+    }
+    static std::string new_epoch();
+
+    const std::string folder_;
+    const file_log_options options_;
+    const file_calls calls_;
+    file_handle lock_file_;
+
+    // Of the thread that writes, before that of attach().
+    sink* sink_ = nullptr;
+    std::uint64_t next_ = 1;       // the number of the next record
+    std::uint64_t position_ = 0;   // where it goes
+    bool fresh_segment_ = false;   // begin a segment before anything else is written
+    bool fresh_epoch_ = false;     // and an epoch
+    std::error_code broken_{};     // why nothing can be written now
+    std::size_t told_from_ = 0;    // the history begins, or goes on, in this segment
+    std::uint64_t told_first_ = 0; // with this record; 0: none
+    std::string told_epoch_;
+    bool is_told_ = false;
+    bool health_due_ = true;
+    std::vector<order> taken_;
+    std::size_t written_out_ = 0; // of taken_
+    std::string buffer_;
+
+    mutable std::mutex mutex_; // guards the following
+    std::condition_variable writer_wakes_, reader_wakes_, syncer_wakes_;
+    std::vector<log_segment> segments_; // changed by the writer alone
+    std::shared_ptr<written_file> current_;
+    std::vector<order> queue_;
+    std::size_t queued_ = 0; // bytes, with what is being written
+    std::deque<page_order> pages_;
+    std::vector<std::string> warnings_;
+    std::string last_warning_;
+    place written_, synced_; // in the last segment
+    std::error_code lost_{}; // why a sync failed
+    bool running_ = false;
+    bool stopping_ = false; // takes nothing more
+
+    std::mutex detaching_;
+    std::thread writer_, reader_, syncer_;
+
+    // Of the thread that reads: places in segments, by serial.
+    static constexpr std::uint64_t index_step = 256 * 1024;
+    std::map<std::uint64_t, std::vector<place>> index_;
+};
+
+#if defined(SSE_BODIES)
+
+// --- files, as systems have them
+
+#if defined(_WIN32)
+
+SSE_DECL int open_log_file(const std::string& path, file_mode::kind how) noexcept {
+    const int flags = how == file_mode::read    ? _O_RDONLY
+                      : how == file_mode::write ? _O_RDWR
+                                                : _O_RDWR | _O_CREAT | _O_TRUNC;
+    int file = -1;
+    const int failed = _sopen_s(&file, path.c_str(), flags | _O_BINARY | _O_NOINHERIT, _SH_DENYNO,
+                                _S_IREAD | _S_IWRITE);
+    if (failed != 0) errno = failed;
+    return failed != 0 ? -1 : file;
+}
+SSE_DECL void close_log_file(int file) noexcept { _close(file); }
+SSE_DECL std::ptrdiff_t read_log_file(int file, char* to, std::size_t size,
+                                      std::uint64_t at) noexcept {
+    if (_lseeki64(file, static_cast<std::int64_t>(at), SEEK_SET) < 0) return -1;
+    return _read(file, to, static_cast<unsigned>(std::min<std::size_t>(size, 1 << 30)));
+}
+SSE_DECL std::ptrdiff_t write_log_file(int file, const char* from, std::size_t size,
+                                       std::uint64_t at) noexcept {
+    if (_lseeki64(file, static_cast<std::int64_t>(at), SEEK_SET) < 0) return -1;
+    return _write(file, from, static_cast<unsigned>(std::min<std::size_t>(size, 1 << 30)));
+}
+SSE_DECL int sync_log_file(int file) noexcept { return _commit(file); }
+SSE_DECL int truncate_log_file(int file, std::uint64_t size) noexcept {
+    const int failed = _chsize_s(file, static_cast<std::int64_t>(size));
+    if (failed != 0) errno = failed;
+    return failed != 0 ? -1 : 0;
+}
+SSE_DECL int lock_log_file(const std::string& path) noexcept { // nobody else can open it
+    int file = -1;
+    const int failed = _sopen_s(&file, path.c_str(), _O_RDWR | _O_CREAT | _O_BINARY | _O_NOINHERIT,
+                                _SH_DENYRW, _S_IREAD | _S_IWRITE);
+    if (failed != 0) errno = failed == EACCES ? EWOULDBLOCK : failed;
+    return failed != 0 ? -1 : file;
+}
+SSE_DECL int make_log_folder(const char* path) noexcept { return _mkdir(path); }
+SSE_DECL int sync_log_folder(const std::string&) noexcept { return 0; } // NTFS has a journal
+SSE_DECL std::string boot_id() { return {}; }
+SSE_DECL std::uint64_t time_of_birth(int) noexcept { return 0; }
+
+#else
+
+SSE_DECL int open_log_file(const std::string& path, file_mode::kind how) noexcept {
+    const int flags = how == file_mode::read    ? O_RDONLY
+                      : how == file_mode::write ? O_RDWR
+                                                : O_RDWR | O_CREAT | O_TRUNC;
+    return ::open(path.c_str(), flags | O_CLOEXEC, 0640);
+}
+SSE_DECL void close_log_file(int file) noexcept { ::close(file); }
+SSE_DECL std::ptrdiff_t read_log_file(int file, char* to, std::size_t size,
+                                      std::uint64_t at) noexcept {
+    std::ptrdiff_t got = 0;
+    do got = ::pread(file, to, std::min<std::size_t>(size, 1 << 30), static_cast<off_t>(at));
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+SSE_DECL std::ptrdiff_t write_log_file(int file, const char* from, std::size_t size,
+                                       std::uint64_t at) noexcept {
+    std::ptrdiff_t put = 0;
+    do put = ::pwrite(file, from, std::min<std::size_t>(size, 1 << 30), static_cast<off_t>(at));
+    while (put < 0 && errno == EINTR);
+    return put;
+}
+SSE_DECL int sync_log_file(int file) noexcept {
+#if defined(__linux__)
+    return ::fdatasync(file);
+#elif defined(F_FULLFSYNC) // fsync() of macOS leaves it in the disk's cache
+    return ::fcntl(file, F_FULLFSYNC) == 0 ? 0 : ::fsync(file);
+#else
+    return ::fsync(file);
+#endif
+}
+SSE_DECL int truncate_log_file(int file, std::uint64_t size) noexcept {
+    return ::ftruncate(file, static_cast<off_t>(size));
+}
+SSE_DECL int lock_log_file(const std::string& path) noexcept {
+    const int file = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+    if (file < 0 || ::flock(file, LOCK_EX | LOCK_NB) == 0) return file;
+    const int why = errno;
+    ::close(file);
+    errno = why;
+    return -1;
+}
+SSE_DECL int make_log_folder(const char* path) noexcept { return ::mkdir(path, 0750); }
+SSE_DECL int sync_log_folder(const std::string& path) noexcept {
+    const file_handle folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!folder) return -1;
+    return ::fsync(folder.get()) == 0 || errno == EINVAL ? 0 : -1; // some file systems have none
+}
+SSE_DECL std::string boot_id() {
+    std::array<char, 36> id{};
+    const auto file = open_file("/proc/sys/kernel/random/boot_id");
+    if (!file || std::fread(id.data(), 1, id.size(), file.get()) != id.size()) return {};
+    return {id.data(), id.size()};
+}
+SSE_DECL std::uint64_t time_of_birth([[maybe_unused]] int file) noexcept {
+#if defined(__linux__) && defined(STATX_BTIME)
+    struct statx known {};
+    if (::statx(file, "", AT_EMPTY_PATH, STATX_BTIME, &known) != 0) return 0;
+    if ((known.stx_mask & STATX_BTIME) == 0) return 0;
+    return static_cast<std::uint64_t>(known.stx_btime.tv_sec) * 1'000'000'000 +
+           known.stx_btime.tv_nsec;
+#elif defined(__APPLE__)
+    struct stat known {};
+    if (::fstat(file, &known) != 0) return 0;
+    return static_cast<std::uint64_t>(known.st_birthtimespec.tv_sec) * 1'000'000'000 +
+           static_cast<std::uint64_t>(known.st_birthtimespec.tv_nsec);
+#else
+    return 0;
+#endif
+}
+
+#endif
+
+inline std::error_code last_error() noexcept { return {errno, std::generic_category()}; }
+
+// --- the format
+
+/// Eight tables, to take eight bytes at a time: table k is for a byte with k more after it.
+inline constexpr auto crc32c_tables = [] {
+    std::array<std::array<std::uint32_t, 256>, 8> tables{};
+    for (std::uint32_t byte = 0; byte < 256; ++byte) {
+        std::uint32_t crc = byte;
+        for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0x82f63b78u : 0u);
+        tables[0][byte] = crc;
+    }
+    for (std::size_t k = 1; k < 8; ++k) {
+        for (std::size_t byte = 0; byte < 256; ++byte) {
+            const std::uint32_t before = tables[k - 1][byte];
+            tables[k][byte] = (before >> 8) ^ tables[0][before & 255];
+        }
+    }
+    return tables;
+}();
+
+SSE_DECL std::uint32_t crc32c(std::string_view bytes, std::uint32_t so_far) noexcept {
+    const auto& t = crc32c_tables;
+    std::uint32_t crc = ~so_far;
+    std::size_t at = 0;
+    for (; at + 8 <= bytes.size(); at += 8) {
+        const std::uint32_t low = little_endian<std::uint32_t>(bytes, at) ^ crc;
+        const auto high = little_endian<std::uint32_t>(bytes, at + 4);
+        crc = t[7][low & 255] ^ t[6][(low >> 8) & 255] ^ t[5][(low >> 16) & 255] ^ t[4][low >> 24] ^
+              t[3][high & 255] ^ t[2][(high >> 8) & 255] ^ t[1][(high >> 16) & 255] ^
+              t[0][high >> 24];
+    }
+    for (; at < bytes.size(); ++at) {
+        crc = (crc >> 8) ^ t[0][(crc ^ static_cast<unsigned char>(bytes[at])) & 255];
+    }
+    return ~crc;
+}
+
+inline constexpr std::string_view log_magic = "\x89sselog\n";
+
+SSE_DECL std::string log_segment::file_name() const {
+    const auto padded = [](std::uint64_t number, std::size_t width) {
+        const std::string digits = std::to_string(number);
+        return std::string(width - std::min(width, digits.size()), '0') + digits;
+    };
+    return padded(serial, 10) + '-' + epoch + '-' + padded(first, 20) + ".log";
+}
+
+SSE_DECL std::string log_segment::header() const {
+    std::string bytes(header_size, '\0');
+    char* const to = bytes.data();
+    log_magic.copy(to, 8);
+    put_little_endian(to + 8, version);
+    put_little_endian(to + 12, static_cast<std::uint32_t>(header_size));
+    put_little_endian(to + 16, serial);
+    put_little_endian(to + 24, first);
+    epoch.copy(to + 32, 8);
+    previous.copy(to + 40, 8);
+    put_little_endian(to + 48, previous_last);
+    put_little_endian(to + 56, static_cast<std::uint64_t>(created));
+    put_little_endian(to + 76, crc32c(std::string_view(bytes).substr(0, 76)));
+    return bytes;
+}
+
+SSE_DECL log_segment::verdict log_segment::parse(std::string_view bytes) {
+    if (bytes.size() < header_size) return verdict::incomplete;
+    if (!bytes.starts_with(log_magic)) return verdict::foreign;
+    if (little_endian<std::uint32_t>(bytes, 8) > version) return verdict::newer;
+    if (little_endian<std::uint32_t>(bytes, 76) != crc32c(bytes.substr(0, 76)))
+        return verdict::damaged;
+    serial = little_endian<std::uint64_t>(bytes, 16);
+    first = little_endian<std::uint64_t>(bytes, 24);
+    epoch = bytes.substr(32, 8);
+    previous = bytes[40] == '\0' ? std::string_view() : bytes.substr(40, 8);
+    previous_last = little_endian<std::uint64_t>(bytes, 48);
+    created = static_cast<std::int64_t>(little_endian<std::uint64_t>(bytes, 56));
+    return verdict::good;
+}
+
+SSE_DECL std::size_t log_record::size_of(std::string_view head) noexcept {
+    if (head.size() < head_size) return 0;
+    const std::size_t length = little_endian<std::uint32_t>(head, 0);
+    return length <= max_bytes ? head_size + length : 0;
+}
+
+/// The crc stands between what it covers.
+inline std::uint32_t crc_of_record(std::string_view whole) noexcept {
+    return crc32c(whole.substr(8), crc32c(whole.substr(0, 4)));
+}
+
+SSE_DECL log_record log_record::parse(std::string_view bytes) noexcept {
+    const std::size_t size = size_of(bytes);
+    if (size == 0 || size > bytes.size()) return {};
+    const std::string_view whole = bytes.substr(0, size);
+    if (little_endian<std::uint32_t>(whole, 4) != crc_of_record(whole)) return {};
+    return {size, little_endian<std::uint64_t>(whole, 8),
+            static_cast<std::int64_t>(little_endian<std::uint64_t>(whole, 16)),
+            whole.substr(head_size)};
+}
+
+SSE_DECL void log_record::append(std::string& to, std::uint64_t number, std::int64_t time,
+                                 std::string_view bytes) {
+    const std::size_t begin = to.size();
+    to.resize(begin + head_size);
+    to.append(bytes);
+    char* const head = to.data() + begin;
+    put_little_endian(head, static_cast<std::uint32_t>(bytes.size()));
+    put_little_endian(head + 8, number);
+    put_little_endian(head + 16, static_cast<std::uint64_t>(time));
+    put_little_endian(head + 4, crc_of_record(std::string_view(to).substr(begin)));
+}
+
+SSE_DECL std::string log_mark::encode() const {
+    std::string bytes(bytes_size, '\0');
+    bytes[0] = static_cast<char>(what);
+    bytes[1] = static_cast<char>(sync);
+    put_little_endian(bytes.data() + 8, born);
+    boot.copy(bytes.data() + 16, 40);
+    std::string out;
+    log_record::append(out, 0, 0, bytes);
+    return out;
+}
+
+SSE_DECL std::optional<log_mark> log_mark::parse(const log_record& from) {
+    if (from.number != 0 || from.bytes.size() != bytes_size) return std::nullopt;
+    const auto what = static_cast<unsigned char>(from.bytes[0]);
+    const auto sync = static_cast<unsigned char>(from.bytes[1]);
+    if (what < 1 || what > 3 || sync > 2) return std::nullopt;
+    const std::string_view boot = from.bytes.substr(16);
+    return log_mark{static_cast<kind>(what), static_cast<file_sync>(sync),
+                    little_endian<std::uint64_t>(from.bytes, 8),
+                    std::string(boot.substr(0, boot.find('\0')))};
+}
+
+/// Looks whether what follows the last whole record is more than a torn end.
+SSE_DECL void log_scan::search_rest(std::string_view file) {
+    const std::string_view tail = file.substr(end);
+    const std::size_t size = log_record::size_of(tail);
+    cut = tail.size() < log_record::head_size || size > tail.size();
+    for (std::size_t at = 1; at + log_record::head_size <= tail.size(); ++at) {
+        const auto number = little_endian<std::uint64_t>(tail, at + 8);
+        // One that could be there; others need not be read.
+        if (number != 0 && (number <= next || number - next > tail.size())) continue;
+        if (number == 0 && log_record::size_of(tail.substr(at)) != log_mark::size) continue;
+        const log_record one = log_record::parse(tail.substr(at));
+        if (one.size == 0) continue;
+        (number == 0 ? more_marks : more_records) = true;
+    }
+}
+
+// --- reading
+
+SSE_DECL std::string explain(const std::string& path, std::error_code why) {
+    std::string remedy = "check the disk";
+    if (why == std::errc::no_space_on_device)
+        remedy = "free space, or lower file_log_options::bytes";
+    else if (why == std::errc::permission_denied || why == std::errc::operation_not_permitted)
+        remedy = "let the program's user read and write there";
+    else if (why == std::errc::read_only_file_system)
+        remedy = "choose a folder on a file system that can be written";
+    else if (why == std::errc::not_a_directory || why == std::errc::file_exists)
+        remedy = "give the path of a folder";
+    else if (why == std::errc::too_many_files_open)
+        remedy = "raise the limit of open files (ulimit -n)";
+    return path + ": " + why.message() + "; " + remedy;
+}
+
+SSE_DECL log_damaged::log_damaged(const std::string& path, std::uint64_t offset, bool newest)
+    : std::runtime_error(
+          path + ": damaged at offset " + std::to_string(offset) +
+          "; restore the file, or move it " +
+          (newest ? "out of the folder: then a new epoch begins after what is before it"
+                  : "and all before it out of the folder: then the history begins after it")) {}
+
+SSE_DECL segment_reader::segment_reader(const std::string& path, std::uint64_t next,
+                                        std::uint64_t offset, std::uint64_t until)
+    : path_(path), file_(open_log_file(path, file_mode::read)), next_(next), offset_(offset),
+      until_(until) {}
+
+/// Whether so many bytes are ahead in the buffer.
+SSE_DECL bool segment_reader::fill(std::size_t size) {
+    if (ahead().size() >= size) return true;
+    buffer_.erase(0, std::exchange(at_, 0));
+    std::size_t have = buffer_.size();
+    buffer_.resize(std::max(size, step));
+    std::ptrdiff_t got = 1;
+    while (have < size && got > 0) {
+        got = read_log_file(file_.get(), buffer_.data() + have, buffer_.size() - have,
+                            offset_ + have);
+        if (got > 0) have += static_cast<std::size_t>(got);
+    }
+    const std::error_code failed = got < 0 ? last_error() : std::error_code();
+    buffer_.resize(have);
+    if (failed) throw std::runtime_error(explain(path_, failed));
+    return have >= size;
+}
+
+SSE_DECL std::optional<log_record> segment_reader::read() {
+    while (next_ < until_) {
+        log_record one;
+        if (fill(log_record::head_size) && fill(log_record::size_of(ahead())))
+            one = log_record::parse(ahead());
+        if (one.size == 0 || (one.number != 0 && one.number != next_))
+            throw log_damaged(path_, offset_, false);
+        at_ += one.size;
+        offset_ += one.size;
+        if (one.number == 0) continue;
+        ++next_;
+        return one;
+    }
+    return std::nullopt;
+}
+
+SSE_DECL newest_records::newest_records(const bus::history& kept,
+                                        std::chrono::system_clock::time_point now)
+    : bounds_(kept), oldest_(std::numeric_limits<std::int64_t>::min()) {
+    using std::chrono::microseconds;
+    if (kept.age.count() > 0)
+        oldest_ = std::chrono::floor<microseconds>(now.time_since_epoch() - kept.age).count();
+}
+
+SSE_DECL void newest_records::push(const log_record& one) {
+    sizes_.push_back(one.bytes.size());
+    bytes_ += one.bytes.size();
+    if (one.time < oldest_) {
+        while (!sizes_.empty()) drop();
+    }
+    while (!sizes_.empty() && (sizes_.size() > bounds_.messages || bytes_ > bounds_.bytes)) drop();
+}
+
+SSE_DECL void newest_records::drop() {
+    dropped_ = true;
+    bytes_ -= sizes_.front();
+    sizes_.pop_front();
+}
+
+SSE_DECL bus::history newest_records::rest() const noexcept {
+    return {bounds_.messages - sizes_.size(), bounds_.bytes - bytes_, bounds_.age};
+}
+
+// --- the start
+
+SSE_DECL file_log_bus::file_log_bus(std::string folder, const file_log_options& options,
+                                    file_calls calls)
+    : folder_(std::move(folder)), options_(options), calls_(std::move(calls)) {
+    const auto need = [](bool holds, const char* text) {
+        if (!holds) throw std::invalid_argument(std::string("sse::file_log") + text);
+    };
+    using namespace std::chrono_literals;
+    need(!folder_.empty(), ": the folder has no name");
+    need(options.sync <= file_sync::each, "_options::sync: not one of file_sync");
+    need(options.interval >= 1ms && options.interval <= 1min,
+         "_options::interval: not from 1 ms to 1 min; for none use file_sync::each or none");
+    need(options.segment_bytes >= 4 * 1024 && options.segment_bytes <= 1024 * 1024 * 1024,
+         "_options::segment_bytes: not from 4 KiB to 1 GiB");
+    need(options.bytes >= 2 * std::uint64_t{options.segment_bytes},
+         "_options::bytes: less than twice segment_bytes; raise it, or lower segment_bytes");
+    need(options.age >= 0ms && options.age <= 87'600h, "_options::age: not from 0 to ten years");
+    need(options.queue_bytes >= 64 * 1024 && options.queue_bytes <= 1024 * 1024 * 1024,
+         "_options::queue_bytes: not from 64 KiB to 1 GiB");
+}
+
+SSE_DECL std::int64_t file_log_bus::now() noexcept {
+    const auto time = std::chrono::system_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::microseconds>(time).count();
+}
+
+SSE_DECL std::string file_log_bus::new_epoch() {
+    constexpr std::string_view letters = "0123456789abcdefghijklmnopqrstuvwxyz";
+    std::random_device random;
+    std::uniform_int_distribution<std::size_t> any(0, letters.size() - 1);
+    std::string name;
+    while (name.size() < 8) name += letters[any(random)];
+    return name;
+}
+
+SSE_DECL void file_log_bus::attach(sink& to, const history& kept) {
+    if (sink_) throw std::logic_error("sse::file_log: attach() is called once");
+    sink_ = &to;
+    try {
+        open(kept);
+    } catch (...) {
+        current_.reset();
+        lock_file_ = file_handle(); // another one may try
+        throw;
+    }
+    start_threads();
+}
+
+SSE_DECL void file_log_bus::open(const history& kept) {
+    open_folder();
+    list_segments();
+    if (segments_.empty()) {
+        fresh_segment_ = fresh_epoch_ = true;
+    } else {
+        judge_end();
+    }
+    plan_history(kept);
+    broken_ = prepare();
+    if (broken_ && (segments_.empty() || broken_ != std::errc::no_space_on_device))
+        throw std::runtime_error(explain(folder_, broken_));
+}
+
+SSE_DECL void file_log_bus::open_folder() {
+    namespace fs = std::filesystem;
+    fs::path made;
+    std::error_code failed;
+    for (const fs::path& part : fs::path(folder_)) {
+        made /= part;
+        if (fs::is_directory(made, failed)) continue;
+        if (make_log_folder(made.string().c_str()) == 0) continue;
+        const std::error_code why = last_error();
+        if (!fs::is_directory(made, failed)) throw std::runtime_error(explain(folder_, why));
+    }
+    lock_file_ = file_handle(lock_log_file(folder_ + "/lock"));
+    if (lock_file_) return;
+    const std::error_code why = last_error();
+    if (why == std::errc::operation_would_block)
+        throw std::runtime_error(folder_ + ": another process or server has this log open; end "
+                                           "it, or give each a folder of its own");
+    throw std::runtime_error(explain(folder_, why));
+}
+
+/// Reads the first bytes of the segments.
+SSE_DECL void file_log_bus::list_segments() {
+    std::error_code failed;
+    std::vector<std::string> names;
+    for (std::filesystem::directory_iterator at(folder_, failed), end; !failed && at != end;
+         at.increment(failed)) {
+        std::string name = at->path().filename().string();
+        if (name.size() == 44 && name.ends_with(".log")) names.push_back(std::move(name));
+    }
+    if (failed) throw std::runtime_error(explain(folder_, failed));
+    std::sort(names.begin(), names.end());
+    for (const std::string& name : names) {
+        log_segment one = read_header(name);
+        if (one.epoch.empty() && name != names.back())
+            throw log_damaged(folder_ + '/' + name, 0, false);
+        if (!one.epoch.empty()) {
+            segments_.push_back(std::move(one));
+        } else if (std::remove((folder_ + '/' + name).c_str()) != 0) { // another may get its serial
+            throw std::runtime_error(explain(folder_ + '/' + name, last_error()));
+        }
+    }
+    check_chain();
+}
+
+/// Without an epoch: the file was being made when the machine or the program went down.
+SSE_DECL log_segment file_log_bus::read_header(const std::string& name) {
+    constexpr std::size_t start = log_segment::header_size + log_mark::size;
+    const std::string path = folder_ + '/' + name;
+    const file_handle file(open_log_file(path, file_mode::read));
+    if (!file) throw std::runtime_error(explain(path, last_error()));
+    std::string bytes(start + 1, '\0');
+    const std::ptrdiff_t got = read_log_file(file.get(), bytes.data(), bytes.size(), 0);
+    if (got < 0) throw std::runtime_error(explain(path, last_error()));
+    bytes.resize(static_cast<std::size_t>(got));
+
+    log_segment one;
+    const auto verdict = one.parse(bytes);
+    if (verdict == log_segment::verdict::newer)
+        throw std::runtime_error(path + ": written by a newer version of the library; use that "
+                                        "version, or another folder");
+    // Nothing follows a header and its mark before they are on the disk.
+    const bool marked =
+        bytes.size() >= start && log_mark::parse(log_record::parse(std::string_view(bytes).substr(
+                                     log_segment::header_size, log_mark::size)));
+    if (bytes.size() <= start && !(verdict == log_segment::verdict::good && marked)) return {};
+    if (verdict != log_segment::verdict::good || one.file_name() != name)
+        throw std::runtime_error(path + ": its header is damaged, or the file was renamed; restore "
+                                        "it, or move it and all before it out of the folder");
+    one.size = std::filesystem::file_size(path);
+    return one;
+}
+
+SSE_DECL void file_log_bus::check_chain() const {
+    for (std::size_t i = 1; i < segments_.size(); ++i) {
+        const log_segment& before = segments_[i - 1];
+        const log_segment& after = segments_[i];
+        const bool linked = after.epoch == before.epoch
+                                ? after.first >= before.first
+                                : after.previous == before.epoch && after.first == 1 &&
+                                      after.previous_last + 1 >= before.first;
+        if (after.serial != before.serial + 1 || !linked)
+            throw std::runtime_error(path_of(after) +
+                                     ": the segment before it is missing; restore it, or move all "
+                                     "older ones out of the folder: then the history begins here");
+    }
+}
+
+SSE_DECL std::string read_whole(const std::string& path) {
+    const file_handle file(open_log_file(path, file_mode::read));
+    if (!file) throw std::runtime_error(explain(path, last_error()));
+    std::string bytes(static_cast<std::size_t>(std::filesystem::file_size(path)), '\0');
+    std::size_t have = 0;
+    while (have < bytes.size()) {
+        const std::ptrdiff_t got =
+            read_log_file(file.get(), bytes.data() + have, bytes.size() - have, have);
+        if (got < 0) throw std::runtime_error(explain(path, last_error()));
+        if (got == 0) break;
+        have += static_cast<std::size_t>(got);
+    }
+    bytes.resize(have);
+    return bytes;
+}
+
+/// Decides how to go on after the last segment.
+SSE_DECL void file_log_bus::judge_end() {
+    using kind = log_mark::kind;
+    const std::string path = path_of(segments_.back());
+    const std::string bytes = read_whole(path);
+    constexpr auto all = std::numeric_limits<std::uint64_t>::max();
+    log_scan found = scan_segment(bytes, segments_.back().first, all, [](const log_record&) {});
+    if (!found.opened) throw log_damaged(path, found.end, true);
+    if (!found.is(kind::continued)) found.search_rest(bytes);
+
+    const file_handle file(open_log_file(path, file_mode::write));
+    if (!file) throw std::runtime_error(explain(path, last_error()));
+    const std::uint64_t born = calls_.born(file.get());
+    const bool copied = born != 0 && found.opened->born != 0 && born != found.opened->born;
+    const bool same_boot = !calls_.boot.empty() && calls_.boot == found.opened->boot;
+    const bool closed = found.is(kind::closed);
+    const bool synced = closed || found.opened->sync == file_sync::each;
+    // A machine that goes down loses pages in any order; a program that ends loses an end.
+    if (found.more_marks || (found.more_records && (closed || same_boot)))
+        throw log_damaged(path, found.end, true);
+
+    next_ = found.next;
+    position_ = found.end;
+    segments_.back().size = found.end;
+    written_ = {next_ - 1, position_};
+    // How far it is on the disk is known once it was synced: not at all, as yet.
+    synced_ = {segments_.back().first - 1, log_segment::header_size};
+    const bool torn = found.rest > 0 && !found.is(kind::continued);
+    const bool odd = torn && (found.more_records || (same_boot && !found.cut) ||
+                              (closed && found.rest > log_mark::size));
+    fresh_segment_ = fresh_epoch_ =
+        copied || odd || found.is(kind::continued) || !(same_boot || synced);
+    if (torn)
+        warnings_.push_back(path + ": cut off at offset " + std::to_string(found.end) + ": " +
+                            std::to_string(found.rest) +
+                            " bytes of a message that was not written to its end");
+    if (!fresh_epoch_) return;
+    warnings_.push_back(path + ": " +
+                        (copied                      ? "is a copy, such as one from a backup"
+                         : found.is(kind::continued) ? "the segment after it is missing"
+                         : odd                       ? "its end is damaged"
+                               : "the machine went down before all was on the disk") +
+                        ", so messages after " + std::to_string(next_ - 1) +
+                        " may be lost: a new epoch begins, and clients are sent a gap");
+}
+
+/// Finds where the history begins that the sink is told, and checks that it is sound.
+SSE_DECL void file_log_bus::plan_history(const history& kept) {
+    const auto time = std::chrono::system_clock::now();
+    history left = kept;
+    told_from_ = segments_.size();
+    while (told_from_ > 0 && left.messages > 0 && left.bytes > 0) {
+        const log_segment& one = segments_[told_from_ - 1];
+        const std::uint64_t end = end_of(told_from_ - 1);
+        newest_records newest(left, time);
+        const auto found = scan_segment(read_whole(path_of(one)), one.first, end,
+                                        [&](const log_record& each) { newest.push(each); });
+        if (found.next != end)
+            throw log_damaged(path_of(one), found.end, told_from_ == segments_.size());
+        if (newest.count() == 0 && newest.has_dropped()) break;
+        --told_from_;
+        told_first_ = end - newest.count();
+        left = newest.rest();
+        if (newest.has_dropped()) break;
+    }
+}
+
+SSE_DECL void file_log_bus::start_threads() {
+    const asio::detail::signal_blocker blocked; // signals are for the program's own threads
+    running_ = true;
+    try {
+        writer_ = std::thread([this] { write_loop(); });
+        reader_ = std::thread([this] { read_loop(); });
+        if (options_.sync == file_sync::interval) syncer_ = std::thread([this] { sync_loop(); });
+    } catch (...) {
+        detach();
+        throw;
+    }
+}
+
+// --- what the server calls
+
+SSE_DECL void file_log_bus::publish(std::string bytes, bool store, std::chrono::milliseconds,
+                                    published done) {
+    errc why{};
+    {
+        const std::lock_guard lock(mutex_);
+        if (stopping_) {
+            why = errc::stopped;
+        } else if (!running_) {
+            why = errc::bus_down;
+        } else if (bytes.size() > log_record::max_bytes) {
+            why = errc::bus_refused;
+        } else if (queued_ > 0 && queued_ + bytes.size() > options_.queue_bytes) {
+            why = errc::no_room; // one alone may be larger
+        } else {
+            const std::size_t size = bytes.size();
+            queue_.push_back({std::move(bytes), store, std::move(done)});
+            queued_ += size + log_record::head_size;
+            if (queue_.size() == 1) writer_wakes_.notify_one();
+            return;
+        }
+    }
+    done(why, 0);
+}
+
+SSE_DECL void file_log_bus::read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+                                 std::function<void(page)> done) {
+    page refused;
+    {
+        const std::lock_guard lock(mutex_);
+        if (running_ && !stopping_) {
+            pages_.push_back({std::string(epoch), after, messages, std::move(done)});
+            reader_wakes_.notify_one();
+            return;
+        }
+        refused.failed = stopping_ ? errc::stopped : errc::bus_down;
+    }
+    done(std::move(refused));
+}
+
+SSE_DECL void file_log_bus::detach() noexcept {
+    const std::lock_guard one_at_a_time(detaching_);
+    {
+        const std::lock_guard lock(mutex_);
+        stopping_ = true;
+        writer_wakes_.notify_all();
+        reader_wakes_.notify_all();
+        syncer_wakes_.notify_all();
+    }
+    for (std::thread* each : {&syncer_, &reader_, &writer_}) {
+        if (each->joinable()) each->join();
+    }
+    const std::lock_guard lock(mutex_);
+    current_.reset();
+    lock_file_ = file_handle();
+}
+
+// --- writing
+
+/// What fails on this thread is for want of memory: in the sink, which then has not taken what it
+/// was told, or here before anything was written. So it is tried again.
+template <class F>
+void file_log_bus::insist(F&& f) noexcept {
+    for (;;) {
+        try {
+            return f();
+        } catch (const std::exception& e) { complain(e.what()); } catch (...) {
+            complain("unknown exception");
+        }
+        std::unique_lock lock(mutex_);
+        if (writer_wakes_.wait_for(lock, retry / 10, [&] { return stopping_; })) return;
+    }
+}
+
+SSE_DECL void file_log_bus::complain(const char* text) noexcept {
+    health_due_ = true; // that it is well again
+    try {
+        sink_->health(false, text);
+    } catch (...) {} // the next attempt says it
+}
+
+SSE_DECL void file_log_bus::write_loop() noexcept {
+    insist([&] { tell_history(); });
+    is_told_ = true;
+    for (bool more = true; more;) {
+        insist([&] { more = write_once(); });
+    }
+    close();
+}
+
+/// Begins where it was interrupted.
+SSE_DECL void file_log_bus::tell_history() {
+    if (told_from_ == segments_.size()) --told_from_; // only its epoch
+    if (told_first_ == 0) told_first_ = end_of(told_from_);
+    for (; told_from_ < segments_.size(); ++told_from_) {
+        const log_segment& one = segments_[told_from_];
+        told_first_ = std::max(told_first_, one.first);
+        if (told_epoch_ != one.epoch) {
+            if (!told_epoch_.empty()) told_first_ = one.first;
+            const auto why = one.previous.empty() ? gap_reason::epoch : gap_reason::rewound;
+            sink_->epoch(one.epoch, told_first_ - 1, why);
+            told_epoch_ = one.epoch;
+        }
+        segment_reader from(path_of(one), one.first, log_segment::header_size, end_of(told_from_));
+        while (const auto found = from.read()) {
+            if (found->number < told_first_) continue;
+            sink_->message({found->number, time_point_of(found->time), found->bytes});
+            told_first_ = found->number + 1;
+        }
+    }
+    sink_->ready();
+    told_from_ = 0;
+}
+
+/// Returns whether there may be more to write.
+SSE_DECL bool file_log_bus::write_once() {
+    bool more = true;
+    {
+        std::unique_lock lock(mutex_);
+        wait_for_work(lock);
+        if (taken_.empty()) taken_.swap(queue_);
+        more = !stopping_ || !taken_.empty();
+    }
+    check_sync();
+    if (broken_ || fresh_segment_) make_ready(0);
+    tell_health();
+    while (written_out_ < taken_.size()) {
+        const auto left = std::span(taken_).subspan(written_out_);
+        const auto group = left.first(group_size(left));
+        write_group(group);
+        written_out_ += group.size();
+    }
+    taken_.clear();
+    written_out_ = 0;
+    trim();
+    return more;
+}
+
+SSE_DECL void file_log_bus::wait_for_work(std::unique_lock<std::mutex>& lock) {
+    using std::chrono::milliseconds;
+    const auto is_due = [&] {
+        return stopping_ || !queue_.empty() || !taken_.empty() || lost_ || !warnings_.empty() ||
+               health_due_;
+    };
+    if (broken_) {
+        writer_wakes_.wait_for(lock, retry, is_due);
+    } else if (options_.age.count() > 0) {
+        const auto look = std::clamp(options_.age / 8, milliseconds(100), milliseconds(60'000));
+        writer_wakes_.wait_for(lock, look, is_due);
+    } else {
+        writer_wakes_.wait(lock, is_due);
+    }
+}
+
+/// How many of them go into one write.
+SSE_DECL std::size_t file_log_bus::group_size(std::span<const order> orders) const {
+    const std::size_t most = std::min<std::size_t>(options_.segment_bytes, 4 * 1024 * 1024);
+    std::size_t count = 0, bytes = 0;
+    for (; count < orders.size(); ++count) {
+        bytes += orders[count].bytes.size() + log_record::head_size;
+        if (bytes > most && count > 0) break;
+    }
+    return count;
+}
+
+SSE_DECL void file_log_bus::write_group(std::span<order> group) {
+    std::size_t size = 0, bytes = 0;
+    for (const order& each : group) {
+        bytes += each.bytes.size() + log_record::head_size;
+        if (each.store) size += each.bytes.size() + log_record::head_size;
+    }
+    const std::int64_t time = now();
+    if (size > 0 && make_ready(size)) set_broken(write_records(group, time));
+    insist([&] { tell_health(); }); // what is written must not be written twice
+    deliver(group, time);
+    if (buffer_.capacity() > 8 * 1024 * 1024) buffer_ = {}; // after an unusually large message
+    const std::lock_guard lock(mutex_);
+    queued_ -= bytes;
+}
+
+SSE_DECL std::error_code file_log_bus::write_records(std::span<order> group, std::int64_t time) {
+    buffer_.clear();
+    std::uint64_t number = next_;
+    for (const order& each : group) {
+        if (each.store) log_record::append(buffer_, number++, time, each.bytes);
+    }
+    if (const std::error_code failed = store(buffer_, number)) return failed;
+    for (order& each : group) {
+        if (each.store) each.number = next_++;
+    }
+    return {};
+}
+
+/// Appends records whose last has the number before `next`, all of them or none.
+SSE_DECL std::error_code file_log_bus::store(std::string_view bytes, std::uint64_t next) {
+    std::error_code failed = write_at(current_->handle.get(), bytes, position_);
+    if (!failed && options_.sync == file_sync::each) {
+        failed = sync(*current_);
+        if (failed) fresh_segment_ = true; // the system may have dropped what it could not write
+    }
+    if (failed) {
+        if (calls_.truncate(current_->handle.get(), position_) != 0) fresh_segment_ = true;
+        return failed;
+    }
+    position_ += bytes.size();
+    const std::lock_guard lock(mutex_);
+    if (written_.offset == synced_.offset) syncer_wakes_.notify_one();
+    written_ = {next - 1, position_};
+    if (options_.sync == file_sync::each) synced_ = written_;
+    return {};
+}
+
+SSE_DECL void file_log_bus::deliver(std::span<order> group, std::int64_t time) {
+    for (order& each : group) {
+        std::error_code failed;
+        if (!each.store) {
+            insist([&] { sink_->passing(each.bytes); });
+        } else if (each.number == 0) {
+            failed = errc::bus_refused;
+        } else {
+            insist([&] { sink_->message({each.number, time_point_of(time), each.bytes}); });
+        }
+        try {
+            each.done(failed, each.number);
+        } catch (...) {} // the publisher's own
+    }
+}
+
+/// Makes sure that there is a segment to which so many bytes can be appended; with 0, also that
+/// there is room. Returns whether it is worth trying.
+SSE_DECL bool file_log_bus::make_ready(std::size_t size) {
+    check_sync();
+    if (is_full(size)) {
+        if (const std::error_code failed = sync(*current_)) lose_unsynced(failed);
+        fresh_segment_ = true;
+    }
+    if (fresh_segment_ || !current_) {
+        set_broken(prepare());
+    } else if (broken_ && size == 0) {
+        set_broken(probe());
+    }
+    return current_ && !fresh_segment_;
+}
+
+/// Whether there is room again, by a file of its own: the segment has nothing to write.
+SSE_DECL std::error_code file_log_bus::probe() {
+    const std::string path = folder_ + "/probe";
+    const file_handle file(calls_.create(path));
+    if (!file) return last_error();
+    const std::error_code failed = write_at(file.get(), std::string(64 * 1024, '\0'), 0);
+    std::remove(path.c_str());
+    return failed;
+}
+
+SSE_DECL bool file_log_bus::is_full(std::size_t size) const {
+    const log_segment& last = segments_.back(); // an empty one stays
+    if (size == 0 || fresh_segment_ || !current_ || next_ == last.first) return false;
+    const std::int64_t age = std::chrono::microseconds(options_.age).count();
+    return position_ + size > options_.segment_bytes || (age > 0 && now() - last.created > age / 4);
+}
+
+/// Begins to write, in a segment that is there or a fresh one.
+SSE_DECL std::error_code file_log_bus::prepare() {
+    const std::error_code failed = fresh_segment_ ? begin_segment() : reopen();
+    if (failed) return failed;
+    fresh_segment_ = false;
+    if (std::exchange(fresh_epoch_, false) && is_told_)
+        insist([&] { sink_->epoch(segments_.back().epoch, 0, gap_reason::rewound); });
+    return {};
+}
+
+SSE_DECL std::error_code file_log_bus::reopen() {
+    std::shared_ptr<written_file> file = current_;
+    if (!file)
+        file = std::make_shared<written_file>(
+            open_log_file(path_of(segments_.back()), file_mode::write));
+    const int descriptor = file->handle.get();
+    if (descriptor < 0 || calls_.truncate(descriptor, position_) != 0) return last_error();
+    const std::string opened = mark(log_mark::kind::opened, descriptor).encode();
+    if (const std::error_code failed = write_at(descriptor, opened, position_)) return failed;
+    if (const std::error_code failed = sync(*file)) {
+        lose_unsynced(failed);
+        return failed;
+    }
+    position_ += opened.size();
+    const std::lock_guard lock(mutex_);
+    current_ = std::move(file);
+    written_ = synced_ = {next_ - 1, position_};
+    return {};
+}
+
+SSE_DECL std::error_code file_log_bus::begin_segment() {
+    log_segment made = segments_.empty() ? log_segment{.serial = 0} : segments_.back();
+    if (fresh_epoch_) {
+        made.previous = made.epoch;
+        made.previous_last = made.epoch.empty() ? 0 : next_ - 1;
+        made.epoch = new_epoch();
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        segments_.reserve(segments_.size() + 1); // what is made is also noted
+    }
+    made.first = fresh_epoch_ ? 1 : next_;
+    made.created = now();
+    ++made.serial;
+    const std::string path = path_of(made);
+    auto file = std::make_shared<written_file>(calls_.create(path));
+    const int descriptor = file->handle.get();
+    if (descriptor < 0) return last_error();
+    const std::string bytes = made.header() + mark(log_mark::kind::opened, descriptor).encode();
+    std::error_code failed = write_at(descriptor, bytes, 0);
+    if (!failed) failed = sync(*file);
+    if (!failed && sync_log_folder(folder_) != 0) failed = last_error();
+    if (failed) {
+        file.reset();
+        std::remove(path.c_str());
+        return failed;
+    }
+    if (!segments_.empty()) seal();
+    next_ = made.first;
+    position_ = bytes.size();
+    const std::lock_guard lock(mutex_);
+    segments_.push_back(std::move(made));
+    current_ = std::move(file);
+    written_ = synced_ = {next_ - 1, position_};
+    return {};
+}
+
+/// Says in the last segment that there is another, which exists already. Nothing depends on it as
+/// long as that is so; thus failures do not matter.
+SSE_DECL void file_log_bus::seal() noexcept try {
+    const file_handle file(open_log_file(path_of(segments_.back()), file_mode::write));
+    if (!file) return;
+    const std::string bytes = mark(log_mark::kind::continued, file.get()).encode();
+    if (calls_.truncate(file.get(), position_) == 0) write_at(file.get(), bytes, position_);
+    const std::lock_guard lock(mutex_);
+    segments_.back().size = position_ + bytes.size();
+} catch (const std::bad_alloc&) {}
+
+SSE_DECL log_mark file_log_bus::mark(log_mark::kind what, int file) const {
+    return {what, options_.sync, calls_.born(file), calls_.boot};
+}
+
+SSE_DECL std::error_code file_log_bus::write_at(int file, std::string_view bytes,
+                                                std::uint64_t at) {
+    while (!bytes.empty()) {
+        const std::ptrdiff_t put = calls_.write(file, bytes.data(), bytes.size(), at);
+        if (put < 0) return last_error();
+        if (put == 0) return std::make_error_code(std::errc::no_space_on_device);
+        bytes.remove_prefix(static_cast<std::size_t>(put));
+        at += static_cast<std::uint64_t>(put);
+    }
+    return {};
+}
+
+SSE_DECL std::error_code file_log_bus::sync(written_file& file) {
+    const std::lock_guard lock(file.syncing);
+    if (!file.failed && calls_.sync(file.handle.get()) != 0) file.failed = last_error();
+    return file.failed;
+}
+
+SSE_DECL void file_log_bus::check_sync() {
+    std::error_code failed;
+    {
+        const std::lock_guard lock(mutex_);
+        failed = std::exchange(lost_, {});
+    }
+    if (failed) lose_unsynced(failed);
+}
+
+/// What was written since the last sync may not come onto the disk any more, whatever the next
+/// sync says.
+SSE_DECL void file_log_bus::lose_unsynced(std::error_code why) {
+    const std::string path = path_of(segments_.back());
+    place kept;
+    {
+        const std::lock_guard lock(mutex_);
+        lost_ = {};
+        current_.reset();
+        kept = written_ = synced_;
+    }
+    fresh_segment_ = true;
+    position_ = kept.offset;
+    if (kept.number + 1 != next_) {
+        fresh_epoch_ = true;
+        warn(explain(path, why) + ": messages " + std::to_string(kept.number + 1) + " to " +
+             std::to_string(next_ - 1) +
+             " may be lost, so a new epoch begins, and clients are sent a gap");
+    }
+    next_ = kept.number + 1;
+    set_broken(why);
+}
+
+SSE_DECL void file_log_bus::set_broken(std::error_code now) {
+    if (static_cast<bool>(now) != static_cast<bool>(broken_)) health_due_ = true;
+    broken_ = now;
+}
+
+SSE_DECL void file_log_bus::tell_health() {
+    std::string text = broken_ ? explain(folder_, broken_) : std::string();
+    {
+        const std::lock_guard lock(mutex_);
+        if (warnings_.empty() && !health_due_) return;
+        for (const std::string& each : warnings_)
+            text.append(text.empty() ? "" : "; ").append(each);
+    }
+    sink_->health(!broken_, text);
+    const std::lock_guard lock(mutex_);
+    warnings_.clear();
+    health_due_ = false;
+}
+
+SSE_DECL void file_log_bus::warn(std::string text) {
+    const std::lock_guard lock(mutex_);
+    if (text == last_warning_) return; // each page of a damaged segment says it
+    last_warning_ = text;
+    warnings_.push_back(std::move(text));
+    writer_wakes_.notify_one();
+}
+
+/// Deletes segments beyond the bounds, one after the other: if it is cut short, none is missing in
+/// the middle.
+SSE_DECL void file_log_bus::trim() {
+    while (is_too_much()) {
+        const std::string path = path_of(segments_.front());
+        std::error_code failed;
+        std::filesystem::remove(path, failed);
+        if (!failed && sync_log_folder(folder_) != 0) failed = last_error();
+        if (failed) return warn(explain(path, failed));
+        const std::lock_guard lock(mutex_);
+        segments_.erase(segments_.begin());
+    }
+}
+
+SSE_DECL bool file_log_bus::is_too_much() const {
+    if (segments_.size() < 2) return false;
+    const std::int64_t age = std::chrono::microseconds(options_.age).count();
+    if (age > 0 && now() - segments_[1].created > age) return true;
+    std::uint64_t sum = position_;
+    for (std::size_t i = 0; i + 1 < segments_.size(); ++i) sum += segments_[i].size;
+    return sum > options_.bytes;
+}
+
+SSE_DECL void file_log_bus::close() noexcept {
+    try {
+        check_sync();
+        if (!current_ || fresh_segment_) return;
+        const int file = current_->handle.get();
+        std::error_code failed =
+            write_at(file, mark(log_mark::kind::closed, file).encode(), position_);
+        if (!failed) failed = sync(*current_);
+        if (failed) calls_.truncate(file, position_);
+    } catch (...) {} // the next start takes it for a crash
+}
+
+SSE_DECL void file_log_bus::sync_loop() noexcept {
+    std::unique_lock lock(mutex_);
+    const auto is_over = [&] { return stopping_; };
+    for (;;) {
+        syncer_wakes_.wait(lock, [&] {
+            return stopping_ || (current_ && !lost_ && written_.offset != synced_.offset);
+        });
+        if (syncer_wakes_.wait_for(lock, options_.interval, is_over)) return;
+        const std::shared_ptr<written_file> file = current_;
+        const place until = written_;
+        if (!file) continue;
+        lock.unlock();
+        const std::error_code failed = sync(*file);
+        lock.lock();
+        if (current_ != file) continue; // the writer has synced it
+        if (!failed) {
+            synced_ = until;
+            continue;
+        }
+        lost_ = failed;
+        writer_wakes_.notify_one();
+    }
+}
+
+// --- pages
+
+SSE_DECL void file_log_bus::read_loop() noexcept {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        reader_wakes_.wait(lock, [&] { return stopping_ || !pages_.empty(); });
+        if (pages_.empty()) return;
+        const page_order wanted = std::move(pages_.front());
+        pages_.pop_front();
+        const bool is_over = stopping_;
+        lock.unlock();
+        page found;
+        if (is_over) {
+            found.failed = errc::stopped;
+        } else {
+            try {
+                found = read_page(wanted);
+            } catch (const std::exception& e) {
+                found = {};
+                found.failed = errc::bus_refused;
+                try {
+                    warn(e.what());
+                } catch (...) {} // the publisher is told that it failed
+            }
+        }
+        try {
+            wanted.done(std::move(found));
+        } catch (...) {} // the caller's own
+        lock.lock();
+    }
+}
+
+SSE_DECL bus::page file_log_bus::read_page(const page_order& wanted) {
+    page found;
+    std::size_t bytes = 0;
+    std::uint64_t next = wanted.after + 1;
+    while (next != 0 && found.records.size() < wanted.messages && bytes < max_page) {
+        const auto from = locate(wanted.epoch, next);
+        if (!from || from->in.first > next) { // deleted
+            if (!found.records.empty()) break;
+            found.whole = false;
+            if (!from) break;
+            next = from->in.first;
+        }
+        if (next >= from->until) break;
+        next = read_some(found, bytes, *from, next, wanted.messages);
+    }
+    return found;
+}
+
+/// Reads from one segment. Returns the next number.
+SSE_DECL std::uint64_t file_log_bus::read_some(page& found, std::size_t& bytes, const located& from,
+                                               std::uint64_t next, std::size_t messages) {
+    const place start = known_before(from.in, next);
+    segment_reader file(path_of(from.in), start.number + 1, start.offset, from.until);
+    if (!file.is_open()) {
+        if (errno != ENOENT) throw std::runtime_error(explain(path_of(from.in), last_error()));
+        if (found.records.empty()) found.whole = false; // deleted meanwhile
+        return found.records.empty() ? from.until : 0;
+    }
+    while (found.records.size() < messages && bytes < max_page) {
+        const auto one = file.read();
+        if (!one) break;
+        remember(from.in.serial, {file.next() - 1, file.offset()});
+        if (one->number < next) continue;
+        found.records.push_back({one->number, time_point_of(one->time), std::string(one->bytes)});
+        bytes += one->bytes.size();
+    }
+    return file.next();
+}
+
+/// The segment with this record of the epoch, or with the oldest that is kept if that is newer.
+SSE_DECL std::optional<file_log_bus::located> file_log_bus::locate(std::string_view epoch,
+                                                                   std::uint64_t number) const {
+    const std::lock_guard lock(mutex_);
+    std::optional<std::size_t> found;
+    for (std::size_t i = segments_.size(); i-- > 0;) {
+        if (segments_[i].epoch != epoch) continue;
+        found = i;
+        if (segments_[i].first <= number) break;
+    }
+    if (!found) return std::nullopt;
+    return located{segments_[*found], end_of(*found)};
+}
+
+/// The number after the last record of a segment.
+SSE_DECL std::uint64_t file_log_bus::end_of(std::size_t segment) const {
+    if (segment + 1 == segments_.size()) return written_.number + 1;
+    const log_segment& after = segments_[segment + 1];
+    return after.epoch == segments_[segment].epoch ? after.first : after.previous_last + 1;
+}
+
+SSE_DECL file_log_bus::place file_log_bus::known_before(const log_segment& in,
+                                                        std::uint64_t number) {
+    while (!index_.empty() && index_.begin()->first < oldest_serial()) index_.erase(index_.begin());
+    const auto& places = index_[in.serial];
+    const auto after = std::find_if(places.begin(), places.end(),
+                                    [&](const place& each) { return each.number >= number; });
+    return after == places.begin() ? place{in.first - 1, log_segment::header_size} : after[-1];
+}
+
+SSE_DECL std::uint64_t file_log_bus::oldest_serial() const {
+    const std::lock_guard lock(mutex_);
+    return segments_.front().serial;
+}
+
+SSE_DECL void file_log_bus::remember(std::uint64_t serial, place at) {
+    auto& places = index_[serial];
+    const std::uint64_t last = places.empty() ? 0 : places.back().offset;
+    if (at.offset >= last + index_step) places.push_back(at);
+}
+
+#endif // SSE_BODIES
+
+} // namespace detail
+
+#if defined(SSE_BODIES)
+
+SSE_DECL std::shared_ptr<bus> file_log(std::string folder, file_log_options options) {
+    return std::make_shared<detail::file_log_bus>(std::move(folder), options);
+}
+
+#endif // SSE_BODIES
 
 #endif // SSE_BODIES || SSE_INTERNALS
 
