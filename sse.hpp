@@ -46,12 +46,15 @@
 //     >>origin   origin patterns and the CORS decision
 //     >>peer     who a client is behind trusted proxies, no I/O
 //     >>topic    topic paths and the tree of subscribers, no I/O
+//     >>record   a message as bytes for a bus, no I/O
 //     >>log      a worker's bounded history of frames, no I/O
+//     >>ids      which id stands for which position in the log, no I/O
 //     >>feed     from the log to the clients: fan-out, replay, gaps, lag policies, no I/O
 //     >>hub      what the threads share: options, routes, ring, counters, waiters for room
 //     >>connection  a stream with its state
 //     >>worker   one thread: drains the ring, writes to its sockets, enforces deadlines
 //     >>exchange a worker's coroutines, from accept to the end
+//     >>relay    between a server and its bus
 //     >>lifecycle  listens, accepts, spreads connections over the workers, drains, stops
 //     >>joblog   what a job has sent, and its viewers
 //     >>facade   the bodies of server
@@ -1331,6 +1334,10 @@ struct options {
     /// addresses; otherwise any. "*": any. X-Forwarded-Host from a trusted proxy replaces Host.
     std::vector<std::string> hosts = {};
     proxy_options proxy = {};
+    /// What orders and keeps the messages, for several servers or over a restart: file_log(),
+    /// redis_bus(), nats_bus(), or the program's own. It belongs to this server alone. Null: the
+    /// server's own memory.
+    std::shared_ptr<sse::bus> bus = {};
     hook_options hooks = {};
     /// SIGINT and SIGTERM call stop(). So does SIGHUP, which is sent when a terminal is closed,
     /// unless it is ignored or the program has taken it before start(), for example to reload its
@@ -1713,6 +1720,7 @@ private:
     void add_builtin_routes();
     template <class... Where>
     void launch(Where&&... where);
+    void attach_bus();
     void check_thread(const char* what) const;
     static asio::awaitable<void> serve_topics(detail::hub& hub, stream& s);
     static asio::awaitable<drain_result>
@@ -1723,7 +1731,10 @@ private:
                                                               std::shared_ptr<detail::listing> all);
 
     static std::error_code try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence);
+    std::uint64_t send(detail::frame_kind what, std::string_view topic, const message& m);
     std::error_code try_send(detail::frame_kind what, std::string_view topic, const message& m);
+    asio::awaitable<std::uint64_t> async_send(detail::frame_kind what, std::string_view topic,
+                                              const message& m);
     std::uint64_t push(frame_ref f);
     static asio::awaitable<std::uint64_t> async_push(std::shared_ptr<detail::hub> hub, frame_ref f);
 
@@ -2797,13 +2808,14 @@ private:
 // Tests: tests/log.cpp
 namespace detail {
 
-/// For whom a frame is.
+/// For whom a frame is. The numbers are part of what is stored, see >>record.
 enum class frame_kind : std::uint8_t {
     raw,      ///< Bytes of the server itself: a response head, a heartbeat.
     topic,    ///< A message for the subscribers of a topic and of its parents.
     user,     ///< A message for the streams of one user; its topic is that user's private one.
     stream,   ///< A message for one stream, by the stream's number.
     everyone, ///< A message for all streams.
+    mark,     ///< What the bus told: an epoch, which is its topic; a loss, if its event says why.
 };
 
 /// Its names and bytes follow the object in the same allocation. The reference count is atomic
@@ -2835,6 +2847,8 @@ public:
 
     kind type() const noexcept { return kind_; }
     bool is_message() const noexcept { return kind_ != kind::raw; }
+    /// A mark that says that messages before it may be lost.
+    bool is_loss() const noexcept { return kind_ == kind::mark && event_size_ != 0; }
     std::string_view topic() const noexcept { return {storage(), topic_size_}; }
     std::string_view key() const noexcept { return {storage() + topic_size_, key_size_}; }
     std::string_view event() const noexcept {
@@ -2852,6 +2866,10 @@ public:
     }
     char* writable() noexcept { return storage() + begin_; }
     std::uint64_t stream() const noexcept { return stream_; }
+    /// In its epoch, once stamped. Without a bus it is one more than the place.
+    std::uint64_t number() const noexcept { return number_; }
+    /// How old it was when the bus brought it, in milliseconds.
+    std::uint32_t age() const noexcept { return age_; }
 
     /// For current subscribers only.
     bool ephemeral() const noexcept { return ephemeral_; }
@@ -2864,9 +2882,12 @@ public:
     }
     void set_ephemeral() noexcept { ephemeral_ = true; }
     void set_stream(std::uint64_t number) noexcept { stream_ = number; }
+    void set_number(std::uint64_t number) noexcept { number_ = number; }
+    void set_age(std::uint32_t milliseconds) noexcept { age_ = milliseconds; }
 
     /// Writes `id: <epoch>-<number>` in front of the bytes, into the room reserved for it.
     void stamp(std::string_view epoch, std::uint64_t number) noexcept {
+        number_ = number;
         if (!wants_id_) return;
         char* at = storage() + begin_;
         *--at = '\n';
@@ -2915,7 +2936,9 @@ private:
     std::uint32_t key_size_;
     std::uint32_t event_size_;
     std::uint32_t own_id_size_;
+    std::uint32_t age_ = 0;
     std::uint64_t stream_ = 0;
+    std::uint64_t number_ = 0;
     std::size_t begin_; // of the bytes in the storage
     std::size_t end_;
 };
@@ -2969,9 +2992,23 @@ private:
     return made;
 }
 
-inline frame_ref make_raw_frame(std::string_view bytes) {
-    frame_ref made(frame::make(frame::kind::raw, {}, bytes.size(), false));
+inline frame_ref make_frame_of(frame::kind what, const frame::names& n, std::string_view bytes) {
+    frame_ref made(frame::make(what, n, bytes.size(), false));
     std::copy(bytes.begin(), bytes.end(), made->writable());
+    return made;
+}
+
+inline frame_ref make_raw_frame(std::string_view bytes) {
+    return make_frame_of(frame::kind::raw, {}, bytes);
+}
+
+/// Says that the messages after it are of this epoch, with numbers above `after`. If there is a
+/// reason, what lies between `from`, an id, and `after` may be lost to all that pass it.
+inline frame_ref make_mark(std::string_view epoch, std::uint64_t after,
+                           std::string_view reason = {}, std::string_view from = {}) {
+    frame_ref made = make_frame_of(frame::kind::mark, {.topic = epoch, .event = reason}, from);
+    made->set_number(after);
+    made->set_age(~std::uint32_t{0}); // as old as what is before it
     return made;
 }
 
@@ -4348,6 +4385,190 @@ private:
     node root_;
 };
 
+} // namespace detail
+
+// >>record ////////////////////////////////////////////////////////////////////////////////////////
+// A message as bytes for a bus, and back. Fields, not their encoding: what came over a bus is
+// checked like what a program publishes. Needs >>encoding, >>frame, >>topic.
+// Tests: tests/record.cpp
+//
+//     version (1)  kind  flags  node, 8 bytes  count, 8 bytes
+//     topic  event  key  comment  [id]  [data]    each: its size, then its bytes
+//     [retry]                                     numbers and sizes: 7 bits a byte, lowest first
+
+namespace detail {
+
+/// Tells a message that the bus stored twice: a publisher that gets no confirmation repeats it.
+struct token {
+    std::uint64_t node = 0;  ///< A random number of each server.
+    std::uint64_t count = 0; ///< Of its messages.
+};
+
+struct record {
+    frame::kind what = frame::kind::topic;
+    std::string_view topic = {};
+    message content = {};
+    token mark = {};
+};
+
+inline constexpr char record_version = 1;
+enum : std::uint8_t { record_data = 1, record_id = 2, record_retry = 4, record_ephemeral = 8 };
+
+inline void put_number(std::string& to, std::uint64_t n) {
+    for (; n >= 0x80; n >>= 7) to += static_cast<char>(n | 0x80);
+    to += static_cast<char>(n);
+}
+
+inline void put_text(std::string& to, std::string_view text) {
+    put_number(to, text.size());
+    to.append(text);
+}
+
+inline std::string encode_record(const record& r) {
+    const message& m = r.content;
+    unsigned flags = m.ephemeral ? record_ephemeral : 0;
+    if (m.data) flags |= record_data;
+    if (m.id) flags |= record_id;
+    if (m.retry) flags |= record_retry;
+    std::string out{record_version, static_cast<char>(r.what), static_cast<char>(flags)};
+    out.reserve(40 + r.topic.size() + m.event.size() + m.key.size() + m.comment.size() +
+                m.data.value_or("").size() + m.id.value_or("").size());
+    for (std::uint64_t n : {r.mark.node, r.mark.count}) {
+        for (int i = 0; i < 8; ++i, n >>= 8) out += static_cast<char>(n);
+    }
+    for (const std::string_view text : {r.topic, m.event, m.key, m.comment}) put_text(out, text);
+    if (m.id) put_text(out, *m.id);
+    if (m.data) put_text(out, *m.data);
+    if (m.retry) put_number(out, static_cast<std::uint64_t>(m.retry->count()));
+    return out;
+}
+
+/// Reads the parts of a record in turn. Once one is missing, nothing more is read.
+class record_reader {
+public:
+    explicit record_reader(std::string_view bytes) noexcept : rest_(bytes) {}
+
+    bool is_whole() const noexcept { return !failed_ && rest_.empty(); }
+    unsigned byte() noexcept { return static_cast<unsigned char>(take(1)[0]); }
+    std::uint64_t fixed() noexcept {
+        std::uint64_t n = 0;
+        const std::string_view bytes = take(8);
+        for (std::size_t i = 8; i > 0; --i) n = n << 8 | static_cast<unsigned char>(bytes[i - 1]);
+        return n;
+    }
+    std::uint64_t number() noexcept {
+        std::uint64_t n = 0;
+        for (unsigned shift = 0; shift < 63; shift += 7) {
+            const unsigned next = byte();
+            n |= std::uint64_t{next & 0x7f} << shift;
+            if (next < 0x80) return n;
+        }
+        failed_ = true;
+        return 0;
+    }
+    std::string_view text() noexcept {
+        const std::uint64_t size = number();
+        if (size > rest_.size()) {
+            failed_ = true;
+            return {};
+        }
+        const std::string_view out = rest_.substr(0, static_cast<std::size_t>(size));
+        rest_.remove_prefix(out.size());
+        return out;
+    }
+
+private:
+    std::string_view take(std::size_t size) noexcept {
+        static constexpr std::string_view zeros("\0\0\0\0\0\0\0\0", 8);
+        failed_ = failed_ || rest_.size() < size;
+        if (failed_) return zeros.substr(0, size);
+        const std::string_view out = rest_.substr(0, size);
+        rest_.remove_prefix(size);
+        return out;
+    }
+
+    std::string_view rest_;
+    bool failed_ = false;
+};
+
+/// Whether a message may have come over a bus for this topic.
+inline bool fits_topic(frame::kind what, std::string_view topic) {
+    if (what == frame::kind::everyone) return topic.empty();
+    if (what == frame::kind::topic) return canonical_topic(topic) == topic;
+    return what == frame::kind::user && topic.size() > 1 && topic.front() == '\x1f' &&
+           topic.find('/') == topic.npos;
+}
+
+/// Returns nullopt for bytes that are no record. The result views them.
+inline std::optional<record> decode_record(std::string_view bytes) {
+    record_reader in(bytes);
+    record r;
+    if (in.byte() != static_cast<unsigned char>(record_version)) return std::nullopt;
+    r.what = static_cast<frame::kind>(in.byte());
+    const unsigned flags = in.byte();
+    r.mark.node = in.fixed();
+    r.mark.count = in.fixed();
+    message& m = r.content;
+    for (std::string_view* const text : {&r.topic, &m.event, &m.key, &m.comment}) *text = in.text();
+    if ((flags & record_id) != 0) m.id = in.text();
+    if ((flags & record_data) != 0) m.data = in.text();
+    if ((flags & record_retry) != 0) {
+        const auto most = static_cast<std::uint64_t>(message::max_retry.count());
+        m.retry = std::chrono::milliseconds(std::min(in.number(), most + 1));
+    }
+    m.ephemeral = (flags & record_ephemeral) != 0;
+    if (!in.is_whole() || flags > 15 || !fits_topic(r.what, r.topic) || check(m)) {
+        return std::nullopt;
+    }
+    return r;
+}
+
+/// Which messages were seen, by their tokens.
+class seen_tokens {
+public:
+    /// Returns false if it was seen before, as far back as is remembered.
+    bool insert(token t);
+
+private:
+    static constexpr std::uint64_t window = 1 << 16; // of counts, from the highest down
+    static constexpr std::size_t max_nodes = 256;    // each start of a server is one
+
+    struct node {
+        std::uint64_t highest = 0;
+        std::uint64_t used = 0; ///< When it was heard last.
+        std::vector<bool> seen = std::vector<bool>(window);
+    };
+
+    std::map<std::uint64_t, node> nodes_;
+    std::uint64_t now_ = 0;
+};
+
+inline bool seen_tokens::insert(token t) {
+    auto found = nodes_.find(t.node);
+    if (found == nodes_.end()) {
+        if (nodes_.size() == max_nodes) {
+            nodes_.erase(std::min_element(nodes_.begin(), nodes_.end(), [](auto& a, auto& b) {
+                return a.second.used < b.second.used;
+            }));
+        }
+        found = nodes_.try_emplace(t.node).first;
+        found->second.highest = t.count;
+    }
+    node& of = found->second;
+    of.used = ++now_;
+    if (t.count < of.highest && of.highest - t.count >= window) return true; // nobody repeats that
+    for (; of.highest < t.count; ++of.highest) {
+        if (t.count - of.highest > window) of.highest = t.count - window;
+        of.seen[static_cast<std::size_t>((of.highest + 1) % window)] = false;
+    }
+    const auto at = static_cast<std::size_t>(t.count % window);
+    const bool known = of.seen[at];
+    of.seen[at] = true;
+    return !known;
+}
+
+} // namespace detail
+
 // >>log ///////////////////////////////////////////////////////////////////////////////////////////
 // A worker's bounded history. One thread, no clock of its own. Needs >>frame, >>topic.
 // Tests: tests/log.cpp
@@ -4355,6 +4576,8 @@ private:
 //     older_      a few frames, kept by a longer bound or as the newest of their key
 //     window_     every sequence in [begin, end): a frame, or empty where a bound dropped it
 //     shelves_    one for each set of bounds: the server's own, those of topics, ephemeral frames
+
+namespace detail {
 
 class frame_log {
 public:
@@ -4495,7 +4718,8 @@ private:
     std::map<full_key, std::uint64_t> newest_;       // of each key, while it is kept
     std::map<std::uint64_t, std::size_t> unshelved_; // bytes of those kept only for their key
     std::size_t unshelved_bytes_ = 0;
-    std::uint64_t clock_ = 0;     // does not wrap: a quiet history spans months
+    // Does not wrap: a quiet history spans months. Not from 0: a bus brings what is older.
+    std::uint64_t clock_ = std::uint64_t{1} << 40;
     std::uint64_t last_time_ = 0; // of the newest
     bool plain_ = true;
 };
@@ -4581,11 +4805,11 @@ std::optional<std::size_t> frame_log::push_from(Take&& take, std::uint32_t now) 
     made.what = std::move(taken);
     made.offset = end_offset_;
     advance_clock(now);
-    made.time = last_time_ = clock_;
+    made.time = last_time_ = std::max(last_time_, clock_ - f.age());
     made.shelf = static_cast<std::uint16_t>(shelf_for(f));
     end_offset_ += size;
     put_on_shelf(made, end() - 1);
-    plain_ = plain_ && !f.ephemeral() && f.type() != frame::kind::user;
+    plain_ = plain_ && !f.ephemeral() && f.type() != frame::kind::user && !f.is_loss();
     try {
         index(f, end() - 1);
     } catch (const std::bad_alloc&) {} // then its id is unknown, or older ones of its key stay
@@ -4715,10 +4939,160 @@ void frame_log::drop_newest(Forgot& forgot) {
 
 } // namespace detail
 
+// >>ids ///////////////////////////////////////////////////////////////////////////////////////////
+// Which id stands for which position in the log. A position counts what came in, from 0; its id
+// says "everything before it". Needs >>encoding, >>frame.
+// Tests: tests/ids.cpp
+namespace detail {
+
+/// The id that clients get: `<epoch>-<number>`.
+inline std::string make_id(std::string_view epoch, std::uint64_t number) {
+    return std::string(epoch) + "-" + std::to_string(number);
+}
+
+/// The epoch and the number of such an id. Returns nullopt if it cannot be one.
+inline std::optional<std::pair<std::string_view, std::uint64_t>> parse_id(std::string_view id) {
+    const std::size_t dash = std::min(id.rfind('-'), id.size());
+    const std::string_view digits = id.substr(std::min(dash + 1, id.size()));
+    const auto number = read_number<std::uint64_t>(digits);
+    if (!number) return std::nullopt;
+    return std::pair(id.substr(0, dash), *number);
+}
+
+constexpr std::size_t epoch_size = 8;
+
+/// Without a bus there is one epoch, and the number of a position is the position itself. A bus has
+/// numbers of its own, and marks in the log say where an epoch begins.
+class id_book {
+public:
+    explicit id_book(std::string epoch) : own_(std::move(epoch)) {}
+    id_book() = default; ///< With a bus: append() tells it what is in the log.
+
+    bool has_bus() const noexcept { return own_.empty(); }
+
+    /// The frame is next in the log.
+    void append(const frame& f);
+    /// Positions before this one need not be known exactly any more. Their ids are older then.
+    void trim(std::uint64_t begin);
+
+    std::string id_at(std::uint64_t position) const; ///< Before the first epoch: "".
+
+    enum class state : std::uint8_t {
+        known,       ///< The client continues there.
+        vague,       ///< After the last frame before there whose number is not larger.
+        ahead,       ///< It has messages that have not come here yet.
+        too_old,     ///< It lacks some that came before the log began.
+        other_epoch, ///< Of another run of the server, or of its bus.
+        unknown
+    };
+    struct found {
+        state what;
+        std::uint64_t position = 0;
+        std::uint64_t number = 0;
+    };
+    /// So many messages were published so far, which matters without a bus.
+    found find(std::string_view id, std::uint64_t published) const;
+
+private:
+    struct era {
+        std::string epoch;
+        std::uint64_t begin; ///< The position after its mark
+        std::uint64_t after; ///< stands for this number.
+    };
+    static constexpr std::size_t max_eras = 64;
+
+    std::uint64_t end() const noexcept { return first_ + numbers_.size(); }
+    std::uint64_t number_at(std::uint64_t place) const {
+        return numbers_[static_cast<std::size_t>(place - first_)];
+    }
+    const era& era_of(std::uint64_t position) const;
+    found find_in(const era& e, std::uint64_t end, std::uint64_t number) const;
+
+    std::string own_; // the one epoch; empty: there is a bus
+    std::vector<era> eras_;
+    std::deque<std::uint64_t> numbers_; // of each place, or of the last before it that has one
+    std::uint64_t first_ = 0;           // the place of the first of them
+};
+
+inline void id_book::append(const frame& f) {
+    const std::uint64_t last = numbers_.empty() ? 0 : numbers_.back();
+    numbers_.push_back(f.number() == 0 && f.type() != frame::kind::mark ? last : f.number());
+    if (f.type() != frame::kind::mark) return;
+    if (eras_.size() == max_eras) eras_.erase(eras_.begin());
+    eras_.push_back({std::string(f.topic()), end(), f.number()});
+}
+
+inline void id_book::trim(std::uint64_t begin) {
+    while (first_ + 1 < begin && numbers_.size() > 1) { // one more: the position `begin` needs it
+        numbers_.pop_front();
+        ++first_;
+    }
+}
+
+inline const id_book::era& id_book::era_of(std::uint64_t position) const {
+    const auto after =
+        std::upper_bound(eras_.begin(), eras_.end(), position,
+                         [](std::uint64_t at, const era& e) { return at < e.begin; });
+    return after == eras_.begin() ? *after : *std::prev(after);
+}
+
+inline std::string id_book::id_at(std::uint64_t position) const {
+    if (!has_bus()) return make_id(own_, position);
+    if (eras_.empty()) return {};
+    position = std::min(position, end()); // what is still in the ring has no number here
+    const era& e = era_of(position);
+    const bool is_known = position > e.begin && position > first_;
+    return make_id(e.epoch, is_known ? number_at(position - 1) : e.after);
+}
+
+inline id_book::found id_book::find(std::string_view id, std::uint64_t published) const {
+    const auto parts = parse_id(id);
+    if (!parts || parts->first.size() != epoch_size) return {state::unknown};
+    const auto [epoch, number] = *parts;
+    if (!has_bus()) {
+        if (epoch != own_) return {state::other_epoch};
+        if (number > published) return {state::unknown};
+        return {state::known, number, number};
+    }
+    std::uint64_t end_of_era = end();
+    const era* oldest = nullptr; // of this epoch: a hole begins another era of it
+    for (auto e = eras_.rbegin(); e != eras_.rend(); ++e) {
+        if (e->epoch == epoch && number >= e->after) return find_in(*e, end_of_era, number);
+        if (e->epoch == epoch) oldest = &*e;
+        end_of_era = e->begin - 1; // the place of its mark
+    }
+    if (oldest) return {state::too_old, oldest->begin, number};
+    return {state::other_epoch};
+}
+
+inline id_book::found id_book::find_in(const era& e, std::uint64_t end_of_era,
+                                       std::uint64_t number) const {
+    if (number == e.after) return {state::known, e.begin, number};
+    const std::uint64_t from = std::max(e.begin, first_);
+    if (from < end_of_era && number < number_at(from)) {
+        return {from == e.begin ? state::known : state::vague, e.begin, number};
+    }
+    const bool is_newest = &e == &eras_.back();
+    if (is_newest && (from >= end_of_era || number > number_at(end_of_era - 1))) {
+        return {state::ahead, end_of_era, number};
+    }
+    if (from >= end_of_era) {
+        if (first_ > e.begin) return {state::vague, e.begin, number};
+        return {state::known, end_of_era, number};
+    }
+    const auto begin = numbers_.begin() + static_cast<std::ptrdiff_t>(from - first_);
+    const auto end = numbers_.begin() + static_cast<std::ptrdiff_t>(end_of_era - first_);
+    const auto above = std::upper_bound(begin, end, number);
+    return {state::known, from + static_cast<std::uint64_t>(above - begin), number};
+}
+
+} // namespace detail
+
 // >>feed //////////////////////////////////////////////////////////////////////////////////////////
 // How a worker delivers its log to its clients: which are concerned, what each has not received
 // yet, what happens to those that fall behind. No I/O, no clock, no thread: a receiver writes and
-// the caller supplies the time, so that tests need neither. Needs >>topic, >>log, >>subscription.
+// the caller supplies the time, so that tests need neither. Needs >>topic, >>log, >>ids,
+// >>subscription.
 // Tests: tests/feed.cpp, tests/replay.cpp, tests/nothing_lost.pml
 //
 //     log      .. 40 41 42 | 43 44 45 46 | 47 48 ..
@@ -4726,7 +5100,6 @@ void frame_log::drop_newest(Forgot& forgot) {
 //            next_ of a client that is behind: it continues on its own, in flush()
 //
 // A client that is not busy has received everything due before fanned_; its next_ may be stale.
-// Positions count from 0; the id `<epoch>-<n>` means "everything before position n".
 
 #if defined(SSE_BODIES)
 
@@ -4789,20 +5162,6 @@ public:
 private:
     std::atomic<std::uint64_t> value_{0};
 };
-
-/// The id that clients get: `<epoch>-<number>`.
-inline std::string make_id(std::string_view epoch, std::uint64_t number) {
-    return std::string(epoch) + "-" + std::to_string(number);
-}
-
-/// The epoch and the number of such an id. Returns nullopt if it cannot be one.
-inline std::optional<std::pair<std::string_view, std::uint64_t>> parse_id(std::string_view id) {
-    const std::size_t dash = std::min(id.rfind('-'), id.size());
-    const std::string_view digits = id.substr(std::min(dash + 1, id.size()));
-    const auto number = read_number<std::uint64_t>(digits);
-    if (!number) return std::nullopt;
-    return std::pair(id.substr(0, dash), *number);
-}
 
 /// Bytes as a JSON string (RFC 8259 7), with U+FFFD for what is not UTF-8.
 inline std::string json_string(std::string_view text) {
@@ -4886,6 +5245,11 @@ public:
         lag_policy lag = lag_policy::disconnect;
     };
 
+    struct unplaced {
+        node* where;
+        start from;
+    };
+
     struct cold_state { ///< State that few clients need.
         std::vector<subscription> more;
         std::uint64_t reported_before =
@@ -4893,10 +5257,13 @@ public:
         std::uint64_t live_from = 0; ///< Before this position it gets no ephemeral messages.
         horizon gone;                ///< Of the messages to it alone.
         std::uint64_t conflated_before =
-            0;                      ///< Messages that conflation left out are counted up to here.
-        std::optional<gap> pending; ///< Still to be reported.
-        bool unknown_id = false;    ///< Its id was already found to be unknown.
-        frame_ref last;             ///< Its farewell, sent last.
+            0;                        ///< Messages that conflation left out are counted up to here.
+        std::optional<gap> pending;   ///< Still to be reported.
+        bool unknown_id = false;      ///< Its id was already found to be unknown.
+        std::vector<unplaced> starts; ///< Of subscriptions that wait for the bus.
+        std::uint32_t waits_since = 0; ///< For it.
+        bool gave_up = false;          ///< Its id does not come.
+        frame_ref last;                ///< Its farewell, sent last.
         bool finishing = false;
         bool said_farewell = false;     ///< Nothing follows it.
         std::uint32_t behind_since = 0; ///< Has held publishers back since then.
@@ -4910,6 +5277,7 @@ public:
     static constexpr std::uint32_t nowhere = ~std::uint32_t{0};
     static constexpr std::uint8_t by_program = 1; // in held_
     static constexpr std::uint8_t by_gap_hook = 2;
+    static constexpr std::uint8_t by_bus = 4; // until its position is known
 
     cold_state& cold() {
         if (!cold_) cold_ = std::make_unique<cold_state>();
@@ -4967,7 +5335,7 @@ class feed {
 public:
     struct settings {
         std::vector<topic_history> histories; ///< The server's own bounds first.
-        std::string epoch;
+        std::string epoch;                    ///< Empty: there is a bus, whose marks say it.
         std::string gap_event;
         bool heartbeat_ids = true;
         std::size_t max_unsent_bytes = 0;
@@ -4990,7 +5358,10 @@ public:
         tally delivered, lagged, gaps, conflated;
     };
 
-    explicit feed(settings s) : settings_(std::move(s)), log_(settings_.histories) {
+    explicit feed(settings s)
+        : settings_(std::move(s)), log_(settings_.histories),
+          ids_(settings_.epoch.empty() ? id_book() : id_book(settings_.epoch)),
+          is_ready_(!ids_.has_bus()) {
         gathered_.pieces.reserve(max_buffers);
     }
     feed(const feed&) = delete;
@@ -5013,6 +5384,7 @@ public:
     /// Forgets what is too old.
     void forget() {
         log_.trim(keep(), now, [this](auto&&... what) { forgot(what...); });
+        if (ids_.has_bus()) ids_.trim(log_.begin());
     }
 
     // --- fan-out
@@ -5025,6 +5397,17 @@ public:
 
     /// Continues the pass, as far as the budget of writes reaches. Returns false once it is done.
     bool work(std::size_t& budget);
+
+    // --- with a bus: clients wait until it is known where they start
+
+    /// The history is complete: all that was told before is in the log.
+    void set_ready();
+    bool is_ready() const noexcept { return is_ready_; }
+    /// Clients that have waited for this long for the message with their id, and the number that it
+    /// stands for; 0: an id of the program's own.
+    std::vector<std::pair<receiver*, id_book::found>> overdue(std::uint32_t time);
+    /// The message does not exist.
+    void give_up_waiting(receiver& r);
 
     /// Skips what came in, since nobody follows anything.
     void skip() {
@@ -5168,10 +5551,17 @@ private:
     void end_frame(receiver& r);
     void settle(receiver& r) const noexcept;
     static void say(receiver& r, frame_ref f) noexcept;
-    std::uint64_t place(receiver& r, node& where, const start& from, std::uint64_t published);
+    void place_waiting();
+    bool place_all(receiver& r);
+    void stop_waiting(receiver& r) noexcept;
+    void meet_loss(receiver& r, std::uint64_t place);
+    std::optional<std::uint64_t> place(receiver& r, node& where, const start& from,
+                                       std::uint64_t published);
     std::optional<std::uint64_t> first_kept(node& where, std::uint64_t from) const;
     std::uint64_t position_of_last(node& where, std::size_t count) const;
-    std::uint64_t position_of_id(receiver& r, const std::string& id, std::uint64_t published);
+    std::optional<std::uint64_t> position_of_id(receiver& r, const std::string& id,
+                                                std::uint64_t published);
+    std::uint64_t position_after(const id_book::found& what) const;
     void remove_from(node& where, std::uint32_t index);
     const batch* run_for(receiver& r, std::size_t& from);
     void extend(run& one, std::size_t size) const;
@@ -5187,6 +5577,11 @@ private:
 
     const settings settings_;
     frame_log log_;
+    id_book ids_;
+    bool is_ready_;                  // clients can be placed
+    bool passes_loss_ = false;       // the current pass is a mark alone
+    bool met_loss_ = false;          // by the last gather()
+    std::vector<receiver*> waiting_; // until they can be placed
     topic_tree<receiver> topics_;
     topic_tree<receiver> users_;
     std::vector<receiver*> receivers_; // those with a subscription
@@ -5231,10 +5626,12 @@ std::size_t feed::pull(Take&& take, std::size_t max_frames, std::size_t max_byte
         const auto size = log_.push_from(take, now);
         if (!size) break;
         bytes += *size;
+        if (ids_.has_bus()) ids_.append(log_[log_.end() - 1]);
     }
     if (frames == 0) return 0;
     forget();
     check_hold();
+    if (is_ready_ && !waiting_.empty()) place_waiting();
     return frames;
 }
 
@@ -5249,8 +5646,10 @@ inline std::uint64_t feed::keep() const {
 
 /// The log drops a frame: clients that it concerns and that have not received it are sent a gap.
 inline void feed::forgot(const frame& f, std::uint64_t sequence, horizon::loss kind) {
-    if (f.type() == frame::kind::everyone) {
+    if (f.type() == frame::kind::everyone || f.is_loss()) {
         broadcasts_gone_.raise(f, sequence, kind);
+    } else if (f.type() == frame::kind::mark) {
+        return;
     } else if (f.type() == frame::kind::stream) {
         if (receiver* const r = find(f.stream())) r->cold_->gone.raise(f, sequence, kind);
     } else {
@@ -5305,6 +5704,7 @@ inline bool feed::plan() {
 /// Finds the receivers of the next frames, up to the bounds of a pass.
 inline void feed::plan_shares() {
     broadcasts_.clear();
+    passes_loss_ = false;
     shares_.push_back({nullptr}); // done last: node shares already include the broadcasts
     const std::size_t most = is_anyone_behind() ? settings_.turn_bytes : batch_bytes;
     std::size_t frames = 0;
@@ -5313,6 +5713,13 @@ inline void feed::plan_shares() {
         const frame& f = log_[planned_];
         bytes += f.bytes().size();
         if (frames == batch_frames || (frames > 0 && bytes > most)) break;
+        if (f.type() == frame::kind::mark) {
+            if (!f.is_loss()) continue;
+            if (frames > 0) break; // it has a pass of its own
+            passes_loss_ = true;
+            broadcasts_.push_back(planned_++);
+            break;
+        }
         if (f.type() == frame::kind::everyone) {
             broadcasts_.push_back(planned_);
         } else if (f.type() == frame::kind::stream) {
@@ -5398,7 +5805,7 @@ inline void feed::assemble(const share& s) {
 inline void feed::deliver(receiver& r) {
     if (r.busy_ || r.held_ || r.next_ >= planned_) return;          // left to flush(), or has it
     const bool came_back = r.cold_ && fanned_ < r.cold_->live_from; // not all of a block is for it
-    const bool alone = !r.wants_plain_ || r.next_ > fanned_ || came_back;
+    const bool alone = !r.wants_plain_ || r.next_ > fanned_ || came_back || passes_loss_;
     if (!alone && !r.adds_framing_) {
         ready_[ready_count_++] = &r;
         if (ready_count_ == ready_.size()) deliver_block();
@@ -5577,6 +5984,7 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
         }
         const std::size_t count = offered == &gathered_ ? gathered_.pieces.size() : 1;
         if (count == 0) {
+            if (std::exchange(met_loss_, false)) continue;
             if (looked_enough) break;
             if (r.cold_ && r.cold_->holds_back) check_hold();
             if (r.cold_ && r.cold_->last) {
@@ -5710,6 +6118,10 @@ inline void feed::extend(run& one, std::size_t size) const {
         one.frames.upto = at;
         if (at == log_.end()) return;
         const frame& f = log_[at];
+        if (f.is_loss()) {
+            one.full = true;
+            return;
+        }
         if (f.type() == frame::kind::stream) {
             one.common = at + 1;
         } else if (concerns(one.topic, false, f)) {
@@ -5760,6 +6172,10 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
     std::uint64_t at = next_for(r, r.next_, newest);
     for (; at < log_.end() && room_left(); at = next_for(r, at + 1, newest)) {
         if (++looks > max_looks) break;
+        if (log_[at].is_loss()) {
+            if (gathered_.pieces.empty()) meet_loss(r, at);
+            break;
+        }
         bool left_out = false;
         if (wants(r, at, left_out)) {
             buffers_[gathered_.pieces.size()] = asio::buffer(log_[at].bytes());
@@ -5771,6 +6187,18 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
     }
     looked_enough = at < log_.end();
     if (gathered_.pieces.empty()) r.next_ = std::max(r.next_, at);
+}
+
+/// A mark says that messages before it may be lost: that is what the client is sent next.
+inline void feed::meet_loss(receiver& r, std::uint64_t place) {
+    const frame& f = log_[place];
+    gap_reason why = gap_reason::epoch;
+    for (const gap_reason one : {gap_reason::too_old, gap_reason::rewound}) {
+        if (f.event() == to_string(one)) why = one;
+    }
+    r.cold().pending = gap{why, std::string(f.bytes()), ids_.id_at(place + 1)};
+    r.next_ = place + 1;
+    met_loss_ = true;
 }
 
 inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_out) const {
@@ -5848,13 +6276,15 @@ inline bool feed::announce(receiver& r) {
     if (pending) {
         g = *std::exchange(r.cold_->pending, std::nullopt);
         if (g.reason == gap_reason::lapped) r.next_ = log_.end();
-        g.to = make_id(settings_.epoch, g.reason == gap_reason::lapped ? r.next_ : lost.before);
-        r.cold().reported_before = lost.before;
+        if (g.to.empty()) {
+            g.to = ids_.id_at(g.reason == gap_reason::lapped ? r.next_ : lost.before);
+            r.cold().reported_before = lost.before;
+        }
     } else if (r.starts_in_past_ || lost.policy != lag_policy::disconnect) {
         const bool skips = !r.starts_in_past_ && lost.policy == lag_policy::skip;
         const std::uint64_t to = skips ? log_.end() : lost.before;
-        g = {r.starts_in_past_ ? gap_reason::too_old : gap_reason::lapped,
-             make_id(settings_.epoch, r.next_), make_id(settings_.epoch, to)};
+        g = {r.starts_in_past_ ? gap_reason::too_old : gap_reason::lapped, ids_.id_at(r.next_),
+             ids_.id_at(to)};
         const bool all_of_it = r.wants_plain_ && r.first_.where->path.empty() && log_.is_plain() &&
                                lost.policy != lag_policy::conflate &&
                                (skips || !log_.has_bounds_by_topic());
@@ -5877,7 +6307,7 @@ inline bool feed::announce(receiver& r) {
 }
 
 inline frame_ref feed::gap_frame(const gap& g, std::uint64_t at) const {
-    const std::string id = make_id(settings_.epoch, at);
+    const std::string id = ids_.id_at(at);
     return make_raw_frame(
         encode({.event = settings_.gap_event, .data = to_json(g), .id = std::string_view(id)}));
 }
@@ -5885,7 +6315,7 @@ inline frame_ref feed::gap_frame(const gap& g, std::uint64_t at) const {
 /// A block without data: dispatches no event, but sets the last event ID (HTML 9.2.6).
 inline const frame_ref& feed::id_frame(std::uint64_t place) {
     if (!id_frame_ || id_frame_place_ != place) {
-        id_frame_ = make_raw_frame(":\nid: " + make_id(settings_.epoch, place) + "\n\n");
+        id_frame_ = make_raw_frame(":\nid: " + ids_.id_at(place) + "\n\n");
         id_frame_place_ = place;
     }
     return id_frame_;
@@ -5935,7 +6365,7 @@ inline bool feed::end_if_lagged(receiver& r, std::uint32_t longest_hold) {
         return true;
     }
     if (too_much && policy == lag_policy::skip && !r.cold().pending) { // sent once writable
-        r.cold().pending = gap{gap_reason::lapped, make_id(settings_.epoch, r.next_), {}};
+        r.cold().pending = gap{gap_reason::lapped, ids_.id_at(r.next_), {}};
     }
     return false;
 }
@@ -5956,8 +6386,15 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     }
     const std::uint64_t reached = r.busy_ || r.held_ ? r.next_ : std::max(r.next_, fanned_);
     subscription made;
+    bool waits = false; // for the bus
     try {
-        made.since = place(r, where, from, published);
+        const auto position = place(r, where, from, published);
+        waits = !position;
+        made.since = position.value_or(published);
+        if (waits) {
+            r.cold().starts.reserve(r.cold().starts.size() + 1);
+            if ((r.held_ & receiver::by_bus) == 0) waiting_.push_back(&r);
+        }
         if (made.since < published) r.cold().live_from = std::max(r.cold().live_from, published);
         if (filter) made.filter = std::make_unique<filter_function>(std::move(filter));
         if (r.first_.where) r.cold().more.reserve(r.cold().more.size() + 1); // few
@@ -5969,8 +6406,14 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
             where.subscribers.pop_back();
         }
         std::erase(holders_, &r);
+        if ((r.held_ & receiver::by_bus) == 0) std::erase(waiting_, &r);
         tree(is_private).prune(&where);
         throw;
+    }
+    if (waits) {
+        r.held_ |= receiver::by_bus;
+        r.cold_->starts.push_back({&where, from});
+        r.cold_->waits_since = now;
     }
     if (first) {
         r.index_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
@@ -5988,14 +6431,15 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     (r.first_.where ? r.cold().more.emplace_back() : r.first_) = std::move(made);
     // What the passes so far do not deliver, it gets on its own: what lies before them, a gap, its
     // first id.
-    const bool waits = r.next_ < planned_ || !r.has_id_ || is_gap_due(r);
-    if (waits && !std::exchange(r.busy_, true)) r.yield();
+    const bool has_more = r.next_ < planned_ || !r.has_id_ || is_gap_due(r);
+    if (has_more && !std::exchange(r.busy_, true)) r.yield();
 }
 
-/// The position where a subscription starts.
-inline std::uint64_t feed::place(receiver& r, node& where, const start& from,
-                                 std::uint64_t published) {
+/// The position where a subscription starts, unless only the bus can tell.
+inline std::optional<std::uint64_t> feed::place(receiver& r, node& where, const start& from,
+                                                std::uint64_t published) {
     std::uint64_t at = published;
+    if (!is_ready_) return std::nullopt;
     switch (from.kind_) {
     case start::kind::resume:
     case start::kind::now: return published;
@@ -6013,6 +6457,69 @@ inline std::uint64_t feed::place(receiver& r, node& where, const start& from,
     // At a frame that is kept, so that nothing is missing after the start; or at one that has yet
     // to come out of the ring.
     return std::min(first_kept(where, at).value_or(log_.end()), published);
+}
+
+inline void feed::set_ready() {
+    is_ready_ = true;
+    place_waiting();
+}
+
+/// Clients whose position is known now go on, on their own.
+inline void feed::place_waiting() {
+    std::erase_if(waiting_, [this](receiver* r) {
+        if (!place_all(*r)) return false;
+        r->held_ = static_cast<std::uint8_t>(r->held_ & ~receiver::by_bus);
+        if (r->held_ == 0 && !std::exchange(r->busy_, true)) r->yield();
+        return true;
+    });
+}
+
+/// Returns false if the position of a subscription is still unknown.
+inline bool feed::place_all(receiver& r) {
+    auto& starts = r.cold_->starts;
+    std::vector<std::uint64_t> positions;
+    for (const receiver::unplaced& one : starts) {
+        const auto position = place(r, *one.where, one.from, log_.end());
+        if (!position) return false;
+        positions.push_back(*position);
+    }
+    const std::uint64_t reached = r.next_;
+    std::uint64_t least = ~std::uint64_t{0};
+    r.for_each_subscription([&](subscription& one) {
+        const auto found = std::find_if(starts.begin(), starts.end(),
+                                        [&](const auto& each) { return each.where == one.where; });
+        if (found == starts.end()) {
+            one.had = std::max(one.had, reached);
+        } else {
+            one.since = positions[static_cast<std::size_t>(found - starts.begin())];
+        }
+        least = std::min(least, found == starts.end() ? reached : one.since);
+    });
+    r.next_ = r.last_id_ = least;
+    r.starts_in_past_ = least < log_.end();
+    starts.clear();
+    return true;
+}
+
+inline void feed::stop_waiting(receiver& r) noexcept {
+    if ((r.held_ & receiver::by_bus) != 0) std::erase(waiting_, &r);
+}
+
+inline std::vector<std::pair<receiver*, id_book::found>> feed::overdue(std::uint32_t time) {
+    std::vector<std::pair<receiver*, id_book::found>> out;
+    for (receiver* const r : waiting_) {
+        if (!is_ready_ || now - r->cold_->waits_since < time) continue;
+        r->cold_->waits_since = now;
+        const std::string& id = r->cold_->starts.front().from.id_;
+        out.emplace_back(r, ids_.find(id, log_.end()));
+    }
+    return out;
+}
+
+inline void feed::give_up_waiting(receiver& r) {
+    if ((r.held_ & receiver::by_bus) == 0) return;
+    r.cold().gave_up = true;
+    place_waiting();
 }
 
 /// The first message at or after `from` that is kept for the subscribers of a topic.
@@ -6034,19 +6541,35 @@ inline std::uint64_t feed::position_of_last(node& where, std::size_t count) cons
     return at;
 }
 
-inline std::uint64_t feed::position_of_id(receiver& r, const std::string& id,
-                                          std::uint64_t published) {
+/// Unless the message with this id has yet to come from the bus.
+inline std::optional<std::uint64_t> feed::position_of_id(receiver& r, const std::string& id,
+                                                         std::uint64_t published) {
+    using state = id_book::state;
     if (const auto own = log_.find_id(id)) return *own + 1;
-    const auto parts = parse_id(id);
-    const bool of_ours = parts && parts->first.size() == settings_.epoch.size();
-    const bool of_epoch = of_ours && parts->first == settings_.epoch;
-    if (of_epoch && parts->second <= published) return parts->second;
-    if (!r.cold().unknown_id) {
-        const bool other = of_ours && !of_epoch;
-        r.cold().pending = gap{other ? gap_reason::epoch : gap_reason::unknown, id, {}};
-        r.cold().unknown_id = true; // one gap for all topics
+    const id_book::found found = ids_.find(id, published);
+    if (found.what == state::known || found.what == state::vague) return position_after(found);
+    receiver::cold_state& rare = r.cold();
+    const bool may_come =
+        found.what == state::ahead || (found.what == state::unknown && ids_.has_bus());
+    if (may_come && !rare.gave_up) return std::nullopt;
+    if (!rare.unknown_id) {
+        gap_reason why = gap_reason::unknown;
+        if (found.what == state::other_epoch) why = gap_reason::epoch;
+        if (found.what == state::too_old) why = gap_reason::too_old;
+        rare.pending = gap{why, id, {}};
+        rare.unknown_id = true; // one gap for all topics
     }
-    return 0;
+    return found.position;
+}
+
+inline std::uint64_t feed::position_after(const id_book::found& what) const {
+    std::uint64_t at = what.position;
+    if (what.what == id_book::state::known) return at;
+    for (auto one = log_.next(at, true); one < log_.end(); one = log_.next(one + 1, true)) {
+        if (log_[one].number() > what.number) break;
+        at = one + 1;
+    }
+    return at;
 }
 
 inline bool feed::unsubscribe(receiver& r, std::string_view topic, bool is_private) {
@@ -6071,6 +6594,10 @@ inline bool feed::unsubscribe(receiver& r, std::string_view topic, bool is_priva
         return false;
     }
     r.wants_plain_ = false; // it has not received the same as others of its topic
+    if (r.cold_ && !r.cold_->starts.empty()) {
+        std::erase_if(r.cold_->starts, [&](const auto& one) { return one.where == ended.where; });
+        place_waiting();
+    }
     if (ended.lag == lag_policy::hold_back) {
         holders_.erase(std::find(holders_.begin(), holders_.end(), &r));
         if (std::find(holders_.begin(), holders_.end(), &r) == holders_.end()) {
@@ -6103,6 +6630,7 @@ inline void feed::remove(receiver& r) {
         std::erase(direct_, &r);
     }
     if (!r.follows()) return;
+    stop_waiting(r);
     receiver* const last = receivers_.back();
     last->index_in_feed_ = r.index_in_feed_;
     receivers_[r.index_in_feed_] = last;
@@ -6114,6 +6642,7 @@ inline void feed::remove(receiver& r) {
     if (r.cold_) {
         r.cold_->more.clear();
         r.cold_->pending.reset();
+        r.cold_->starts.clear();
     }
     if (std::erase(holders_, &r) != 0) check_hold();
 }
@@ -6514,6 +7043,7 @@ private:
 
 struct worker;
 class lifecycle;
+class relay;
 struct farewell;
 struct listing;
 
@@ -6523,12 +7053,17 @@ inline bool would_block(const asio::error_code& code) noexcept {
            code == asio::error::interrupted;
 }
 
-/// Eight characters of [0-9a-z] that differ with each start.
-inline std::string make_epoch() {
+/// Differs with each call.
+inline std::uint64_t random_number() {
     std::random_device device; // if it gives a fixed sequence, the clock still differs
     const auto time = std::chrono::system_clock::now().time_since_epoch().count();
-    std::uint64_t bits = (std::uint64_t{device()} << 32 | device()) ^
-                         static_cast<std::uint64_t>(time) * 0x9e37'79b9'7f4a'7c15u;
+    return (std::uint64_t{device()} << 32 | device()) ^
+           static_cast<std::uint64_t>(time) * 0x9e37'79b9'7f4a'7c15u;
+}
+
+/// Eight characters of [0-9a-z] that differ with each start.
+inline std::string make_epoch() {
+    std::uint64_t bits = random_number();
     std::string epoch;
     for (int i = 0; i < 8; ++i, bits /= 36)
         epoch += "0123456789abcdefghijklmnopqrstuvwxyz"[bits % 36];
@@ -6596,6 +7131,10 @@ struct hub : site {
 
     const char* why_not_ready(std::size_t own) const noexcept;
 
+    /// Puts a frame into the ring, with its number unless the bus gave it one. Returns its place,
+    /// or nullopt if there is no room. Any thread.
+    std::optional<std::uint64_t> put(frame_ref& f) noexcept;
+
     void log(const log_entry& entry) const {
         if (options.hooks.log) options.hooks.log(entry);
     }
@@ -6614,12 +7153,14 @@ struct hub : site {
     detail::room room;
     address_book addresses;
     std::atomic<bool> stopped{false};
-    std::atomic<std::size_t> holding{0};   ///< Workers with a client that publishers wait for.
-    std::atomic<std::uint64_t> names{0};   ///< Streams that were given an id.
-    std::atomic<std::size_t> undrained{0}; ///< Workers that are still draining.
-    std::function<void()> when_drained;    ///< Called once, by the last of these workers.
-    std::atomic<std::uint64_t> drained{0}; ///< Streams that received everything.
-    std::atomic<std::uint64_t> cut{0};     ///< Streams that a drain had to cut.
+    std::atomic<std::size_t> holding{0}; ///< Workers with a client that publishers wait for.
+    std::atomic<std::uint64_t> names{0}; ///< Streams that were given an id.
+    static constexpr std::uint64_t never = ~std::uint64_t{0};
+    std::atomic<std::uint64_t> ready_at{never}; ///< Places of the ring with the bus's history.
+    std::atomic<std::size_t> undrained{0};      ///< Workers that are still draining.
+    std::function<void()> when_drained;         ///< Called once, by the last of these workers.
+    std::atomic<std::uint64_t> drained{0};      ///< Streams that received everything.
+    std::atomic<std::uint64_t> cut{0};          ///< Streams that a drain had to cut.
     std::atomic<std::uint64_t> accepted{0};
     std::atomic<std::uint64_t> refused{0};
     std::atomic<std::uint64_t> accept_failures{0};
@@ -6628,6 +7169,7 @@ struct hub : site {
     std::atomic<bool> said_no_io_uring{false};
     std::atomic<bool> warned_missing_client{false}; ///< Logged that a trusted proxy names none.
     std::vector<std::unique_ptr<worker>> workers;   ///< They refer to the rest.
+    std::unique_ptr<detail::relay> relay;           ///< To the bus, if there is one.
     std::unique_ptr<detail::lifecycle> life;        ///< Destroyed first: it refers to the workers.
 };
 
@@ -7351,6 +7893,8 @@ struct worker {
     static constexpr std::chrono::microseconds short_turn{100}, turn{500}, longest_turn{20'000};
     static constexpr std::size_t max_discarded = 64 * 1024; // read from a client at once
     static constexpr std::uint32_t linger_ms = 2'000;
+    static constexpr std::uint32_t longest_lead_ms =
+        3'000; // of another server, before it is checked
     static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in total
 
     feed::settings feed_settings(hub& shared);
@@ -7400,6 +7944,7 @@ struct worker {
     void arm_sweep();
     void begin_sweep();
     void sweep();
+    void ask_for_overdue();
     void log_blocked_worker(std::chrono::steady_clock::duration late);
     void log_no_io_uring(const std::error_code& why);
     std::size_t check_deadlines(connection& s);
@@ -7585,7 +8130,7 @@ SSE_DECL feed::settings worker::feed_settings(hub& shared) {
     feed::settings made;
     made.histories.push_back({"", o.history.messages, o.history.bytes, o.history.age});
     made.histories.insert(made.histories.end(), o.history.topics.begin(), o.history.topics.end());
-    made.epoch = shared.epoch;
+    if (!shared.options.bus) made.epoch = shared.epoch;
     made.gap_event = o.history.gap_event;
     made.heartbeat_ids = o.heartbeat_ids;
     made.max_unsent_bytes = o.limits.unsent_bytes;
@@ -7866,9 +8411,10 @@ SSE_DECL void worker::wake_after(std::chrono::milliseconds delay) noexcept {
 /// there was none.
 SSE_DECL bool worker::pull(std::size_t max_frames, std::size_t max_bytes) {
     const auto take = [this] { return hub_.ring.try_read(index_).value_or(nullptr); };
-    if (feed_.pull(take, std::min(max_frames, hub_.ring.capacity()), max_bytes) == 0) return false;
-    hub_.room.notify();
-    return true;
+    const bool any = feed_.pull(take, std::min(max_frames, hub_.ring.capacity()), max_bytes) != 0;
+    if (!feed_.is_ready() && feed_.end() >= hub_.ready_at) feed_.set_ready();
+    if (any) hub_.room.notify();
+    return any;
 }
 
 /// For a handler that publishes while the ring is full, or a caller that looks into the history.
@@ -7991,8 +8537,12 @@ SSE_DECL void worker::subscribe(connection& s, const std::string& topic, const s
         if (first == exchange::no_place) first = published;
         published = first;
     }
-    feed_.subscribe(s, topic, from, published, how.lag.value_or(hub_.options.history.lag),
-                    how.filter, is_private);
+    const lag_policy lag = how.lag.value_or(hub_.options.history.lag);
+    if (hub_.relay && lag == lag_policy::hold_back) {
+        throw std::invalid_argument("sse::subscribe_options::lag: hold_back makes publishers wait, "
+                                    "but with a bus they are on other servers too");
+    }
+    feed_.subscribe(s, topic, from, published, lag, how.filter, is_private);
 }
 
 /// Its id in the server; assigned when first asked for, since each costs an entry. id % workers is
@@ -8538,6 +9088,7 @@ SSE_DECL void worker::sweep() {
         }
     }
     if (!fanning_ && !stopping_) fan_out(); // in case waking was out of memory
+    if (hub_.relay && !stopping_) ask_for_overdue();
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {
         if (writes >= slice_writes) {
@@ -9524,6 +10075,323 @@ SSE_DECL asio::awaitable<std::string> detail::connection::read_body(bool whole) 
     throw std::system_error(why, "sse::stream::body");
 }
 
+// >>relay /////////////////////////////////////////////////////////////////////////////////////////
+// Between a server and its bus: what is published goes to the bus, and what comes from it goes into
+// the ring. Needs >>bus, >>record, >>hub, >>worker.
+// Tests: tests/bus.cpp
+namespace detail {
+
+/// What a publisher waits for. Shared with the bus, which may tell it after the publisher gave up.
+struct confirmation {
+    detail::room changed;
+    std::mutex mutex;
+    std::optional<std::pair<std::error_code, std::uint64_t>> told; // under the mutex
+
+    bool is_told() {
+        const std::lock_guard lock(mutex);
+        return told.has_value();
+    }
+    void tell(std::error_code failed, std::uint64_t number) {
+        {
+            const std::lock_guard lock(mutex);
+            told.emplace(failed, number);
+        }
+        changed.notify();
+    }
+};
+
+class relay final : public bus::sink {
+public:
+    relay(hub& shared, std::shared_ptr<sse::bus> engine)
+        : hub_(shared), engine_(std::move(engine)) {}
+
+    void attach();
+    void detach() noexcept;
+
+    // Any thread.
+    std::uint64_t publish(frame::kind what, std::string_view topic, const sse::message& m);
+    std::error_code try_publish(frame::kind what, std::string_view topic, const sse::message& m);
+    /// What async_wait() awaits; the message is encoded here.
+    std::shared_ptr<confirmation> begin_publish(frame::kind what, std::string_view topic,
+                                                const sse::message& m);
+    static asio::awaitable<std::uint64_t> async_wait(std::shared_ptr<hub> kept,
+                                                     std::shared_ptr<confirmation> told);
+
+    std::string last_id() const;
+    std::string epoch_name() const {
+        const std::lock_guard lock(mutex_);
+        return epoch_;
+    }
+    std::string state() const; ///< For the health check.
+    bus& engine() noexcept { return *engine_; }
+
+private:
+    void epoch(std::string_view name, std::uint64_t after, gap_reason why) override;
+    void message(const bus::record& what) override;
+    void passing(std::string_view bytes) override;
+    void hole(std::uint64_t to) override;
+    void ready() override;
+    void health(bool up, std::string_view reason) override;
+
+    std::error_code check_publish(frame::kind what, std::string_view topic,
+                                  const sse::message& m) const;
+    void hand_over(frame::kind what, std::string_view topic, const sse::message& m,
+                   bus::published done);
+    frame_ref decoded(std::string_view bytes, std::uint64_t number);
+    static std::uint32_t age_of(const bus::record& what);
+    void mark(std::string_view epoch, std::uint64_t after, std::string_view reason);
+    void push(frame_ref f);
+
+    hub& hub_;
+    const std::shared_ptr<sse::bus> engine_;
+    const std::uint64_t node_ = random_number();
+    std::mutex publishing_; // so that counts reach the bus in their order
+    std::uint64_t count_ = 0;
+    seen_tokens seen_;         // of the sink, whose calls come one at a time
+    mutable std::mutex mutex_; // of the rest
+    std::string epoch_;
+    std::uint64_t last_ = 0; // number
+    std::optional<bool> up_;
+    std::string why_;
+    bool attached_ = false;
+};
+
+#if defined(SSE_BODIES)
+
+SSE_DECL void relay::attach() {
+    const auto& kept = hub_.options.history;
+    std::size_t messages = kept.messages;
+    std::size_t bytes = kept.bytes;
+    std::chrono::milliseconds age = kept.age;
+    for (const topic_history& one : kept.topics) { // theirs are kept beside the server's own
+        messages = one.messages > ~messages ? ~std::size_t{0} : messages + one.messages;
+        bytes = one.bytes > ~bytes ? ~std::size_t{0} : bytes + one.bytes;
+        if (one.age.count() == 0 || one.age > age) age = age.count() == 0 ? age : one.age;
+    }
+    engine_->attach(*this, {messages, bytes, age});
+    const std::lock_guard lock(mutex_);
+    attached_ = true;
+}
+
+SSE_DECL void relay::detach() noexcept {
+    mutex_.lock();
+    const bool was = std::exchange(attached_, false);
+    mutex_.unlock();
+    if (was) engine_->detach();
+}
+
+// --- to the bus
+
+SSE_DECL std::error_code relay::check_publish(frame::kind what, std::string_view topic,
+                                              const sse::message& m) const {
+    if (const auto wrong = check(m)) return wrong;
+    if (hub_.stopped) return errc::stopped;
+    if (!fits_topic(what, topic)) return errc::bad_topic;
+    const std::lock_guard lock(mutex_);
+    if (!attached_) return errc::bus_down; // before the start
+    if (m.id) {
+        const auto parts = parse_id(*m.id);
+        if (parts && !epoch_.empty() && parts->first == epoch_) return errc::reserved_id;
+    }
+    return {};
+}
+
+SSE_DECL void relay::hand_over(frame::kind what, std::string_view topic, const sse::message& m,
+                               bus::published done) {
+    record r{what, topic, m, {node_, 0}};
+    const std::lock_guard lock(publishing_);
+    r.mark.count = ++count_;
+    engine_->publish(encode_record(r), !m.ephemeral, hub_.options.timeouts.publish,
+                     std::move(done));
+}
+
+SSE_DECL std::shared_ptr<confirmation>
+relay::begin_publish(frame::kind what, std::string_view topic, const sse::message& m) {
+    if (const auto failed = check_publish(what, topic, m)) {
+        throw std::system_error(failed, "sse::server::publish");
+    }
+    auto made = std::make_shared<confirmation>();
+    hand_over(what, topic, m,
+              [made](std::error_code failed, std::uint64_t number) { made->tell(failed, number); });
+    return made;
+}
+
+SSE_DECL std::uint64_t relay::publish(frame::kind what, std::string_view topic,
+                                      const sse::message& m) {
+    using namespace std::chrono_literals;
+    const auto made = begin_publish(what, topic, m);
+    // The bus keeps to its patience. Twice that is for a bus that does not.
+    const auto deadline = std::chrono::steady_clock::now() + 2 * hub_.options.timeouts.publish +
+                          std::chrono::seconds(1);
+    worker* const here = hub_.worker_here();
+    const auto is_told = [&] { return made->is_told(); };
+    for (auto now = std::chrono::steady_clock::now(); now < deadline;
+         now = std::chrono::steady_clock::now()) {
+        if (here) here->make_room(); // otherwise what comes from the bus would wait for this thread
+        if (made->changed.wait_until(here ? std::min(deadline, now + 1ms) : deadline, is_told)) {
+            break;
+        }
+    }
+    const std::lock_guard lock(made->mutex);
+    const auto [failed, number] =
+        made->told.value_or(std::pair(make_error_code(errc::bus_timeout), std::uint64_t{0}));
+    if (failed) throw std::system_error(failed, "sse::server::publish");
+    return number;
+}
+
+SSE_DECL std::error_code relay::try_publish(frame::kind what, std::string_view topic,
+                                            const sse::message& m) {
+    if (const auto failed = check_publish(what, topic, m)) return failed;
+    // What fails before this returns is its result; what fails later is in the log.
+    struct attempt {
+        std::mutex mutex;
+        std::error_code failed;
+        bool over = false;
+    };
+    const auto one = std::make_shared<attempt>();
+    hand_over(what, topic, m, [this, one](std::error_code failed, std::uint64_t) {
+        const std::lock_guard lock(one->mutex);
+        one->failed = failed;
+        if (!failed || !one->over) return;
+        const std::string why = failed.message();
+        hub_.log({.level = log_level::warning, .what = "not published", .detail = why});
+    });
+    const std::lock_guard lock(one->mutex);
+    one->over = true;
+    return one->failed;
+}
+
+/// Keeps the hub, not the server, which the program may destroy while this waits.
+SSE_DECL asio::awaitable<std::uint64_t> relay::async_wait(std::shared_ptr<hub> kept,
+                                                          std::shared_ptr<confirmation> told) {
+    const auto goes_on = [of = told.get()] { return !of->is_told(); };
+    while (goes_on()) co_await told->changed.async_wait(goes_on);
+    const auto [failed, number] = *told->told;
+    if (failed) throw std::system_error(failed, "sse::server::publish");
+    kept.reset();
+    co_return number;
+}
+
+// --- from the bus
+
+SSE_DECL frame_ref relay::decoded(std::string_view bytes, std::uint64_t number) {
+    const auto r = decode_record(bytes);
+    if (!r) {
+        const std::string detail = "record " + std::to_string(number) +
+                                   " was written by something else, or by a newer version; it is "
+                                   "left out";
+        hub_.log({.level = log_level::warning, .what = "bus", .detail = detail});
+        return {};
+    }
+    if (!seen_.insert(r->mark)) return {}; // stored twice
+    return make_frame(r->what, r->topic, r->content);
+}
+
+SSE_DECL std::uint32_t relay::age_of(const bus::record& what) {
+    const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(
+        std::chrono::system_clock::now() - what.time);
+    constexpr std::int64_t most = 0xffff'ffff;
+    return static_cast<std::uint32_t>(std::clamp<std::int64_t>(age.count(), 0, most));
+}
+
+SSE_DECL void relay::message(const bus::record& what) {
+    frame_ref f = decoded(what.bytes, what.number);
+    if (f) {
+        if (hub_.ready_at == hub::never) f->set_age(age_of(what)); // of the history
+        f->stamp(epoch_, what.number); // only this thread changes the epoch
+        push(std::move(f));
+    }
+    const std::lock_guard lock(mutex_);
+    last_ = what.number;
+}
+
+SSE_DECL void relay::passing(std::string_view bytes) {
+    if (frame_ref f = decoded(bytes, 0)) push(std::move(f));
+}
+
+SSE_DECL void relay::mark(std::string_view epoch, std::uint64_t after, std::string_view reason) {
+    push(make_mark(epoch, after, reason, reason.empty() ? "" : last_id()));
+    const std::lock_guard lock(mutex_);
+    epoch_ = epoch;
+    last_ = after;
+}
+
+SSE_DECL void relay::epoch(std::string_view name, std::uint64_t after, gap_reason why) {
+    const bool is_word =
+        name.size() == epoch_size && std::all_of(name.begin(), name.end(), [](char c) {
+            return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z');
+        });
+    if (!is_word) {
+        throw std::invalid_argument("sse::bus: an epoch has eight characters of [0-9a-z], not '" +
+                                    std::string(name) + "'");
+    }
+    mark(name, after, epoch_.empty() ? "" : to_string(why));
+}
+
+SSE_DECL void relay::hole(std::uint64_t to) {
+    mark(std::string(epoch_), to, to_string(gap_reason::too_old));
+}
+
+SSE_DECL void relay::ready() {
+    hub_.ready_at = hub_.ring.published();
+    for (auto& w : hub_.workers) w->wake_always();
+}
+
+SSE_DECL void relay::health(bool up, std::string_view reason) {
+    {
+        const std::lock_guard lock(mutex_);
+        up_ = up;
+        why_ = reason;
+    }
+    const std::string detail =
+        std::string(up ? "up" : "down") + (reason.empty() ? "" : ": ") + std::string(reason);
+    hub_.log({.level = up ? log_level::info : log_level::warning, .what = "bus", .detail = detail});
+}
+
+/// Waits for room: the bus keeps what is not read yet.
+SSE_DECL void relay::push(frame_ref f) {
+    while (!hub_.stopped && !hub_.put(f)) {
+        hub_.room.wait_until(std::chrono::steady_clock::now() + std::chrono::seconds(1),
+                             [&] { return hub_.stopped || !hub_.ring.full(); });
+    }
+}
+
+SSE_DECL std::string relay::last_id() const {
+    const std::lock_guard lock(mutex_);
+    return epoch_.empty() ? std::string() : make_id(epoch_, last_);
+}
+
+SSE_DECL std::string relay::state() const {
+    const std::lock_guard lock(mutex_);
+    if (!up_) return "not reached yet";
+    return std::string(*up_ ? "up" : "down") + (why_.empty() ? "" : ": " + why_);
+}
+
+/// Clients that bring an id from another server wait until that message comes here. Whether it
+/// exists at all, the bus knows.
+SSE_DECL void worker::ask_for_overdue() {
+    using state = id_book::state;
+    for (const auto& [who, what] : feed_.overdue(longest_lead_ms)) {
+        if (what.what != state::ahead) {
+            feed_.give_up_waiting(*who);
+            continue;
+        }
+        const std::uint64_t name = name_of(static_cast<connection&>(*who));
+        const std::uint64_t number = what.number;
+        hub_.relay->engine().read(hub_.relay->epoch_name(), number - 1, 1, [=, this](bus::page p) {
+            const bool exists = !p.records.empty() && p.records.front().number == number;
+            if (p.failed || exists) return;
+            asio::post(io_, [this, name] {
+                if (receiver* const r = feed_.find(name)) feed_.give_up_waiting(*r);
+            });
+        });
+    }
+}
+
+#endif // SSE_BODIES
+
+} // namespace detail
+
 // >>lifecycle /////////////////////////////////////////////////////////////////////////////////////
 // The life of a server: it listens, accepts, spreads the connections over the workers, drains,
 // stops. The hub owns it, so that it exists as long as one of its operations is pending. Needs
@@ -9593,6 +10461,7 @@ private:
 SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     : site(std::move(o)), ring(options.ring_capacity, options.threads),
       life(std::make_unique<lifecycle>(*this)) {
+    if (options.bus) relay = std::make_unique<detail::relay>(*this, options.bus);
     for (std::size_t i = 0; i < options.threads; ++i) {
         asio::io_context* const context = contexts.empty() ? nullptr : contexts[i];
         workers.push_back(std::make_unique<worker>(*this, i, context));
@@ -9603,6 +10472,26 @@ SSE_DECL hub::~hub() {
     for (auto& w : workers) {
         while (w->pull()) {} // unread frames hold one reference for each worker
     }
+}
+
+SSE_DECL std::optional<std::uint64_t> hub::put(frame_ref& f) noexcept {
+    f->set_references(static_cast<std::uint32_t>(workers.size()));
+    std::optional<std::uint64_t> place;
+    if (holding.load(std::memory_order_relaxed) == 0) {
+        place = ring.try_publish(f.get(), [&](std::uint64_t claimed) noexcept {
+            if (!relay) f->stamp(epoch, claimed + 1);
+        });
+    }
+    if (!place) {
+        f->set_references(1);
+        return std::nullopt;
+    }
+    f.detach(); // each worker drops one reference
+    // Workers without a stream are not woken, but must empty their ring before it is full.
+    const std::uint64_t quarter = std::max<std::uint64_t>(1, ring.capacity() / 4);
+    const bool round = (*place & (quarter - 1)) == 0;
+    for (auto& w : workers) round ? w->wake_always() : w->wake();
+    return place;
 }
 
 SSE_DECL worker* hub::worker_here() const noexcept {
@@ -10292,6 +11181,9 @@ SSE_DECL sse::options server::checked(sse::options o) {
     require(o.threads <= 1024, "threads must be at most 1024");
     if (o.threads == 0) o.threads = std::max(1u, std::thread::hardware_concurrency());
     require(o.heartbeat.count() >= 0, "heartbeat must not be negative; 0 turns it off");
+    require(!o.bus || o.history.lag != lag_policy::hold_back,
+            "history.lag: hold_back makes publishers wait, but with a bus they are on other "
+            "servers too; choose disconnect, skip or conflate");
     positive(o.timeouts.header, "timeouts.header");
     positive(o.timeouts.body, "timeouts.body");
     positive(o.timeouts.idle, "timeouts.idle");
@@ -10367,6 +11259,7 @@ SSE_DECL server::server(std::span<asio::io_context* const> contexts, sse::option
 SSE_DECL server::~server() {
     stop();
     join();
+    if (hub_->relay) hub_->relay->detach();
 }
 
 SSE_DECL void server::add_route(detail::group& of, std::string method, const std::string& pattern,
@@ -10446,7 +11339,8 @@ SSE_DECL void server::add_builtin_routes() {
     if (!hub_->options.health.empty()) {
         add("GET", hub_->options.health, [&hub](stream& s) {
             const std::uint64_t streams = hub.count().streams;
-            const std::string text = "Active connections: " + std::to_string(streams) + "\n";
+            std::string text = "Active connections: " + std::to_string(streams) + "\n";
+            if (hub.relay) text += "Bus: " + hub.relay->state() + "\n";
             return s.respond(200, "text/plain; charset=utf-8", text);
         });
         add("GET", hub_->options.health + "/ready", [&hub](stream& s) {
@@ -10601,6 +11495,7 @@ void server::launch(Where&&... where) {
     const std::lock_guard lock(life.state);
     if (!life.has_started()) add_builtin_routes();
     life.start(std::forward<Where>(where)...);
+    if (hub_->relay) attach_bus();
     if (!has_threads_) {
         for (auto& w : hub_->workers) {
             asio::post(w->context(), [worker = w.get()] { worker->begin(); });
@@ -10617,6 +11512,16 @@ void server::launch(Where&&... where) {
     } catch (...) { // no more threads available
         life.abandon_start();
         for (std::thread& t : threads_) t.join();
+        throw;
+    }
+}
+
+/// If it cannot work, nothing runs.
+SSE_DECL void server::attach_bus() {
+    try {
+        hub_->relay->attach();
+    } catch (...) {
+        hub_->life->abandon_start();
         throw;
     }
 }
@@ -10696,6 +11601,7 @@ SSE_DECL void server::join() {
     for (std::thread& t : threads_) {
         if (t.joinable()) t.join();
     }
+    if (hub_->relay) hub_->relay->detach();
 }
 
 SSE_DECL asio::ip::tcp::endpoint server::endpoint() const { return hub_->life->endpoint(); }
@@ -10708,23 +11614,12 @@ SSE_DECL std::error_code server::try_push(detail::hub& hub, frame_ref& f, std::u
         const auto parts = detail::parse_id(f->own_id());
         if (parts && parts->first == hub.epoch) return errc::reserved_id;
     }
-    f->set_references(static_cast<std::uint32_t>(hub.workers.size()));
-    std::optional<std::uint64_t> place;
-    if (hub.holding.load(std::memory_order_relaxed) == 0) {
-        place = hub.ring.try_publish(
-            f.get(), [&](std::uint64_t claimed) noexcept { f->stamp(hub.epoch, claimed + 1); });
-    }
+    const auto place = hub.put(f);
     if (!place) {
-        f->set_references(1);
         hub.no_room.fetch_add(1, std::memory_order_relaxed);
         return errc::no_room;
     }
-    f.detach(); // each worker drops one reference
     sequence = *place + 1;
-    // Workers without a stream are not woken, but must empty their ring before it is full.
-    const std::uint64_t quarter = std::max<std::uint64_t>(1, hub.ring.capacity() / 4);
-    const bool round = (*place & (quarter - 1)) == 0;
-    for (auto& w : hub.workers) round ? w->wake_always() : w->wake();
     return {};
 }
 
@@ -10763,12 +11658,34 @@ SSE_DECL asio::awaitable<std::uint64_t> server::async_push(std::shared_ptr<detai
     }
 }
 
+SSE_DECL std::uint64_t server::send(frame::kind what, std::string_view topic, const message& m) {
+    if (hub_->relay) return hub_->relay->publish(what, topic, m);
+    return push(detail::make_frame(what, topic, m));
+}
+
+SSE_DECL std::error_code server::try_send(frame::kind what, std::string_view topic,
+                                          const message& m) {
+    if (hub_->relay) return hub_->relay->try_publish(what, topic, m);
+    if (const auto wrong = check(m)) return wrong;
+    frame_ref f = detail::make_frame(what, topic, m);
+    std::uint64_t sequence = 0;
+    return try_push(*hub_, f, sequence);
+}
+
+SSE_DECL asio::awaitable<std::uint64_t> server::async_send(frame::kind what, std::string_view topic,
+                                                           const message& m) {
+    if (hub_->relay) {
+        return detail::relay::async_wait(hub_, hub_->relay->begin_publish(what, topic, m));
+    }
+    return async_push(hub_, detail::make_frame(what, topic, m));
+}
+
 SSE_DECL std::uint64_t server::publish(std::string_view topic, const message& m) {
-    return push(detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
+    return send(frame::kind::topic, detail::checked_topic(topic), m);
 }
 
 SSE_DECL std::uint64_t server::broadcast(const message& m) {
-    return push(detail::make_frame(frame::kind::everyone, {}, m));
+    return send(frame::kind::everyone, {}, m);
 }
 
 SSE_DECL std::error_code server::try_publish(std::string_view topic, const message& m) {
@@ -10781,22 +11698,13 @@ SSE_DECL std::error_code server::try_broadcast(const message& m) {
     return try_send(frame::kind::everyone, {}, m);
 }
 
-SSE_DECL std::error_code server::try_send(frame::kind what, std::string_view topic,
-                                          const message& m) {
-    if (const auto wrong = check(m)) return wrong;
-    frame_ref f = detail::make_frame(what, topic, m);
-    std::uint64_t sequence = 0;
-    return try_push(*hub_, f, sequence);
-}
-
 SSE_DECL asio::awaitable<std::uint64_t> server::async_publish(std::string_view topic,
                                                               const message& m) {
-    return async_push(hub_,
-                      detail::make_frame(frame::kind::topic, detail::checked_topic(topic), m));
+    return async_send(frame::kind::topic, detail::checked_topic(topic), m);
 }
 
 SSE_DECL asio::awaitable<std::uint64_t> server::async_broadcast(const message& m) {
-    return async_push(hub_, detail::make_frame(frame::kind::everyone, {}, m));
+    return async_send(frame::kind::everyone, {}, m);
 }
 
 SSE_DECL std::uint64_t server::send_to(std::uint64_t stream, const message& m) {
@@ -10807,12 +11715,13 @@ SSE_DECL std::uint64_t server::send_to(std::uint64_t stream, const message& m) {
 }
 
 SSE_DECL std::uint64_t server::send_to_user(std::string_view user, const message& m) {
-    return push(detail::make_frame(frame::kind::user, detail::user_topic(user), m));
+    return send(frame::kind::user, detail::user_topic(user), m);
 }
 
 // --- streams by id
 
 SSE_DECL std::string server::last_id() const {
+    if (hub_->relay) return hub_->relay->last_id();
     return detail::make_id(hub_->epoch, hub_->ring.published());
 }
 

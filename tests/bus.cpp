@@ -1,0 +1,447 @@
+// bus.cpp - covers >>bus, >>relay: several servers on one bus, in memory: one order, ids that are
+// valid on each of them and after a restart, and what clients are told when the bus loses
+// something.
+#include "support/dice.hpp"
+#include "support/handlers.hpp"
+#include "support/memory_bus.hpp"
+#include "support/server.hpp"
+
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <map>
+#include <set>
+#include <thread>
+
+namespace bus_test {
+
+using namespace std::chrono_literals;
+using namespace support;
+using sse::errc;
+using sse::gap_reason;
+
+namespace {
+
+sse::options on(const std::shared_ptr<memory_store>& store, std::size_t threads = 1) {
+    sse::options o = with_threads(threads);
+    o.bus = std::make_shared<memory_bus>(store);
+    o.timeouts.body = 40ms; // so that deadlines are looked at every few milliseconds
+    return o;
+}
+
+header_list resuming(std::string id) { return {{"Last-Event-ID", std::move(id)}}; }
+
+/// The next event: its data, or what a gap says.
+std::string text_of(const decoded& event) {
+    if (event.type != "gap") return event.data;
+    const std::size_t at = event.data.find("\"reason\":\"") + 10;
+    return "[" + event.data.substr(at, event.data.find('"', at) - at) + "]";
+}
+
+/// The next so many, separated by spaces.
+std::string next(event_client& client, std::size_t count) {
+    std::string all;
+    for (; count > 0; --count) all += (all.empty() ? "" : " ") + text_of(client.next());
+    return all;
+}
+
+void publish(sse::server& server, int first, int last) {
+    for (int n = first; n <= last; ++n) server.publish("/t", {.data = std::to_string(n)});
+}
+
+std::error_code failure_of(const std::function<void()>& f) {
+    try {
+        f();
+    } catch (const std::system_error& e) { return e.code(); }
+    return {};
+}
+
+std::string id_of(const std::shared_ptr<memory_store>& store, int n) {
+    return store->with([](const auto& s) { return s.epoch; }) + "-" + std::to_string(n);
+}
+
+} // namespace
+
+TEST_SUITE_BEGIN("bus");
+
+TEST_CASE("what is published comes back from the bus, with its number and the bus's epoch") {
+    const auto store = std::make_shared<memory_store>();
+    running_server server(on(store));
+    event_client client(server.port(), "/subscribe/t");
+    CHECK(server.publish("/t", {.event = "e", .data = "one"}) == 1);
+    CHECK(server.broadcast({.data = "two"}) == 2);
+    const decoded first = client.next();
+    CHECK(first.type == "e");
+    CHECK(first.id == "memory00-1");
+    CHECK(first.data == "one");
+    CHECK(client.next().id == "memory00-2");
+    CHECK(server.last_id() == "memory00-2");
+    CHECK(!server.try_publish("/t", {.data = "three"}));
+    CHECK(client.next().data == "three");
+}
+
+TEST_CASE("several servers have one order, and a client goes on at another with the id it has") {
+    const auto store = std::make_shared<memory_store>();
+    store->with([](auto& s) { s.step = 10; }); // numbers need not be dense
+    running_server a(on(store, 2)), b(on(store, 2));
+    event_client at_a(a.port(), "/subscribe/t"), at_b(b.port(), "/subscribe/t");
+    for (int n = 1; n <= 6; ++n) publish(n % 2 == 0 ? a : b, n, n);
+    CHECK(next(at_a, 6) == "1 2 3 4 5 6");
+    CHECK(next(at_b, 6) == "1 2 3 4 5 6");
+    CHECK(at_a.decoder().last_event_id() == "memory00-60");
+    event_client moved(b.port(), "/subscribe/t", resuming("memory00-30"));
+    CHECK(next(moved, 3) == "4 5 6");
+    b.publish("/t", {.data = "7"});
+    CHECK(next(moved, 1) == "7");
+    CHECK(next(at_a, 1) == "7");
+}
+
+TEST_CASE("a server that starts has the history, within its bounds") {
+    const auto store = std::make_shared<memory_store>();
+    { publish(*std::make_unique<running_server>(on(store)), 1, 30); }
+    sse::options o = on(store);
+    o.history.messages = 10;
+    running_server server(o);
+    event_client oldest(server.port(), "/subscribe/t?from=oldest");
+    CHECK(next(oldest, 10) == "21 22 23 24 25 26 27 28 29 30");
+    event_client last(server.port(), "/subscribe/t?last=2");
+    CHECK(next(last, 2) == "29 30");
+    event_client resumed(server.port(), "/subscribe/t", resuming("memory00-25"));
+    CHECK(next(resumed, 5) == "26 27 28 29 30");
+    event_client edge(server.port(), "/subscribe/t", resuming("memory00-20"));
+    CHECK(next(edge, 1) == "21");
+    event_client since(server.port(), "/subscribe/t?since=1");
+    CHECK(next(since, 1) == "21");
+}
+
+TEST_CASE("history.age counts from when the bus stored a message") {
+    const auto store = std::make_shared<memory_store>();
+    { publish(*std::make_unique<running_server>(on(store)), 1, 4); }
+    store->with([](auto& s) {
+        s.all[0].time -= 2h;
+        s.all[1].time -= 2h;
+    });
+    sse::options o = on(store);
+    o.history.age = 1h;
+    running_server server(o);
+    event_client client(server.port(), "/subscribe/t?from=oldest");
+    CHECK(next(client, 2) == "3 4");
+    const auto an_hour_ago = std::chrono::duration_cast<std::chrono::seconds>(
+                                 (std::chrono::system_clock::now() - 50min).time_since_epoch())
+                                 .count();
+    event_client since(server.port(), "/subscribe/t?since=" + std::to_string(an_hour_ago));
+    CHECK(next(since, 2) == "3 4");
+}
+
+TEST_CASE("with the bus away at the start clients wait, and then get what they missed") {
+    const auto store = std::make_shared<memory_store>();
+    { publish(*std::make_unique<running_server>(on(store)), 1, 5); }
+    store->set_down(true);
+    running_server server(on(store));
+    CHECK(server.last_id().empty());
+    event_client resumed(server.port(), "/subscribe/t", resuming("memory00-3"));
+    event_client fresh(server.port(), "/subscribe/t");
+    event_client oldest(server.port(), "/subscribe/t?from=oldest");
+    CHECK(failure_of([&] { server.publish("/t", {.data = "x"}); }) == errc::bus_down);
+    CHECK(server.try_publish("/t", {.data = "x"}) == errc::bus_down);
+    CHECK(http_get(server.port(), "/health").body.find("Bus: down: the test took it away\n") !=
+          std::string::npos);
+    store->set_down(false);
+    CHECK(next(resumed, 2) == "4 5");
+    CHECK(next(oldest, 5) == "1 2 3 4 5");
+    publish(server, 6, 6);
+    CHECK(next(fresh, 1) == "6");
+    CHECK(next(resumed, 1) == "6");
+    CHECK(http_get(server.port(), "/health").body.find("Bus: up\n") != std::string::npos);
+}
+
+TEST_CASE("while the bus is away streams stay open, publishing fails, and nothing is lost") {
+    const auto store = std::make_shared<memory_store>();
+    running_server server(on(store));
+    event_client client(server.port(), "/subscribe/t");
+    publish(server, 1, 1);
+    CHECK(next(client, 1) == "1");
+    store->set_down(true);
+    CHECK(failure_of([&] { publish(server, 2, 2); }) == errc::bus_down);
+    event_client meanwhile(server.port(), "/subscribe/t", resuming("memory00-0"));
+    CHECK(next(meanwhile, 1) == "1");
+    store->set_down(false);
+    publish(server, 3, 3);
+    CHECK(next(client, 1) == "3");
+    CHECK(next(meanwhile, 1) == "3");
+}
+
+TEST_CASE("the bus lost everything: each client is told, in order, and once") {
+    const auto store = std::make_shared<memory_store>();
+    running_server server(on(store));
+    event_client plain(server.port(), "/subscribe/t");
+    event_client several(server.port(), "/subscribe?topic=/t&topic=/u");
+    publish(server, 1, 2);
+    CHECK(next(plain, 2) == "1 2");
+    CHECK(next(several, 2) == "1 2");
+    store->lose(gap_reason::epoch);
+    publish(server, 3, 3);
+    const decoded told = plain.next();
+    CHECK(told.type == "gap");
+    CHECK(told.data == R"({"reason":"epoch","from":"memory00-2","to":"memory11-0"})");
+    CHECK(told.id == "memory11-0");
+    CHECK(plain.next().id == "memory11-1");
+    CHECK(next(several, 2) == "[epoch] 3");
+    // Who comes back with an id of before passes the same place; who has one of now does not.
+    event_client before(server.port(), "/subscribe/t", resuming("memory00-1"));
+    CHECK(next(before, 3) == "2 [epoch] 3");
+    event_client after(server.port(), "/subscribe/t", resuming("memory11-0"));
+    CHECK(next(after, 1) == "3");
+    event_client beyond(server.port(), "/subscribe/t", resuming("memory00-9"));
+    CHECK(next(beyond, 2) == "[epoch] 3");
+    event_client oldest(server.port(), "/subscribe/t?from=oldest");
+    CHECK(next(oldest, 4) == "1 2 [epoch] 3");
+    // A server that has never seen the old epoch says that it does not know it.
+    running_server other(on(store));
+    event_client elsewhere(other.port(), "/subscribe/t", resuming("memory00-1"));
+    CHECK(next(elsewhere, 2) == "[epoch] 3");
+}
+
+TEST_CASE("a client that is behind is told of the loss at its place") {
+    const auto store = std::make_shared<memory_store>();
+    running_server server(on(store));
+    event_client live(server.port(), "/subscribe/t");
+    publish(server, 1, 3);
+    CHECK(next(live, 3) == "1 2 3"); // so it has read them
+    store->lose(gap_reason::rewound);
+    publish(server, 4, 5);
+    CHECK(next(live, 3) == "[rewound] 4 5");
+    store->lose(gap_reason::epoch);
+    publish(server, 6, 6);
+    event_client client(server.port(), "/subscribe/t?from=oldest");
+    CHECK(next(client, 8) == "1 2 3 [rewound] 4 5 [epoch] 6");
+}
+
+TEST_CASE("the gap hook runs for what the bus lost, once for each client") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    std::atomic<int> runs{0};
+    o.hooks.on_gap = [&runs](sse::stream& s, const sse::gap& g) -> asio::awaitable<void> {
+        ++runs;
+        const std::string text = "snapshot after " + std::string(to_string(g.reason));
+        co_await s.send({.data = text});
+    };
+    running_server server(o);
+    event_client client(server.port(), "/subscribe/t");
+    publish(server, 1, 1);
+    CHECK(next(client, 1) == "1");
+    store->lose(gap_reason::rewound);
+    publish(server, 2, 2);
+    CHECK(next(client, 2) == "snapshot after rewound 2");
+    CHECK(runs == 1);
+}
+
+TEST_CASE("what the bus dropped before this server read it is told as a gap") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    const auto engine = std::static_pointer_cast<memory_bus>(o.bus);
+    running_server a(o), b(on(store));
+    event_client client(a.port(), "/subscribe/t");
+    publish(b, 1, 2);
+    CHECK(next(client, 2) == "1 2");
+    engine->stall(true);
+    publish(b, 3, 9);
+    store->trim(7);
+    engine->stall(false);
+    CHECK(next(client, 3) == "[too_old] 8 9");
+    CHECK(client.decoder().last_event_id() == "memory00-9");
+    event_client at_hole(a.port(), "/subscribe/t", resuming("memory00-4"));
+    CHECK(next(at_hole, 3) == "[too_old] 8 9");
+    event_client at_its_end(a.port(), "/subscribe/t", resuming("memory00-7"));
+    CHECK(next(at_its_end, 2) == "8 9");
+}
+
+TEST_CASE("a message that the bus stored twice reaches clients once") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(on(store)), b(on(store));
+    event_client at_a(a.port(), "/subscribe/t"), at_b(b.port(), "/subscribe/t");
+    store->with([](auto& s) { s.replies_to_lose = 2; });
+    publish(a, 1, 3);
+    CHECK(next(at_a, 3) == "1 2 3");
+    CHECK(next(at_b, 3) == "1 2 3");
+    CHECK(at_a.decoder().last_event_id() == at_b.decoder().last_event_id());
+}
+
+TEST_CASE("a client that is ahead of its new server waits for it, and gets nothing twice") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    const auto engine = std::static_pointer_cast<memory_bus>(o.bus);
+    running_server a(on(store)), b(o);
+    event_client at_a(a.port(), "/subscribe/t");
+    event_client at_b(b.port(), "/subscribe/t");
+    publish(a, 1, 2);
+    CHECK(next(at_b, 2) == "1 2");
+    engine->stall(true);
+    publish(a, 3, 5);
+    CHECK(next(at_a, 5) == "1 2 3 4 5");
+    event_client moved(b.port(), "/subscribe/t", resuming("memory00-4"));
+    event_client several(b.port(), "/subscribe?topic=/t&topic=/u", resuming("memory00-5"));
+    engine->stall(false);
+    CHECK(next(moved, 1) == "5");
+    publish(a, 6, 6);
+    CHECK(next(moved, 1) == "6");
+    CHECK(next(several, 1) == "6");
+    CHECK(next(at_b, 4) == "3 4 5 6");
+}
+
+TEST_CASE("an id that the bus never gave does not hold a client for good") {
+    const auto store = std::make_shared<memory_store>();
+    running_server server(on(store));
+    publish(server, 1, 2);
+    event_client forged(server.port(), "/subscribe/t", resuming("memory00-1000"));
+    event_client own(server.port(), "/subscribe/t", resuming("some-id"));
+    CHECK(next(forged, 1) == "[unknown]");
+    publish(server, 3, 3);
+    CHECK(next(forged, 1) == "3"); // it may have had the others
+    CHECK(next(own, 4) == "[unknown] 1 2 3");
+}
+
+TEST_CASE("users, broadcasts, ephemeral messages and own ids reach the other server") {
+    const auto store = std::make_shared<memory_store>();
+    const auto with_user = [](sse::options o) {
+        o.hooks.authorize = [](const sse::request&) -> asio::awaitable<sse::access> {
+            sse::access::terms t;
+            t.user = "anna";
+            co_return sse::access::grant(std::move(t));
+        };
+        return o;
+    };
+    running_server a(on(store)), b(with_user(on(store)));
+    event_client client(b.port(), "/subscribe/t");
+    a.send_to_user("anna", {.data = "private"});
+    a.send_to_user("otto", {.data = "not hers"});
+    CHECK(a.publish("/t", {.data = "passing", .ephemeral = true}) == 0);
+    CHECK(next(client, 2) == "private passing");
+    a.broadcast({.data = "all", .id = "own/1"});
+    CHECK(client.next().id == "own/1");
+    publish(a, 4, 4);
+    CHECK(next(client, 1) == "4");
+    event_client back(a.port(), "/subscribe/t", resuming("own/1"));
+    CHECK(next(back, 1) == "4");
+    CHECK(failure_of([&] { a.publish("/t", {.data = "x", .id = id_of(store, 9)}); }) ==
+          errc::reserved_id);
+}
+
+TEST_CASE("a handler may publish and wait, although its worker must take what comes back") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    o.ring_capacity = 2;
+    o.history.messages = 100;
+    running_server server(o, [](sse::server& s) {
+        s.route("GET", "/go", [&s](sse::stream& client) -> asio::awaitable<void> {
+            for (int n = 1; n <= 20; ++n) s.publish("/t", {.data = "sync"});
+            for (int n = 1; n <= 20; ++n) {
+                const std::uint64_t number = co_await s.async_publish("/t", {.data = "async"});
+                if (number == 0) co_return;
+            }
+            const std::string text = s.last_id();
+            co_await client.respond(200, "text/plain", text);
+        });
+    });
+    event_client client(server.port(), "/subscribe/t");
+    CHECK(http_get(server.port(), "/go").status == 200);
+    for (int n = 1; n <= 40; ++n) CHECK(client.next().data == (n <= 20 ? "sync" : "async"));
+}
+
+TEST_CASE("what cannot work with a bus is refused, and a bus that cannot work ends the start") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    o.history.lag = sse::lag_policy::hold_back;
+    CHECK_THROWS_WITH_AS(sse::server{o},
+                         "sse::options::history.lag: hold_back makes publishers wait, but with a "
+                         "bus they are on other servers too; choose disconnect, skip or conflate",
+                         sse::bad_option);
+    struct broken final : sse::bus {
+        void attach(sink&, const history&) override { throw std::runtime_error("no such folder"); }
+        void publish(std::string, bool, std::chrono::milliseconds, published) override {}
+        void read(std::string_view, std::uint64_t, std::size_t,
+                  std::function<void(page)>) override {}
+        void detach() noexcept override {}
+    };
+    sse::options bad = with_threads(2);
+    bad.bus = std::make_shared<broken>();
+    sse::server server(bad);
+    CHECK(failure_of([&] { server.publish("/t", {.data = "before the start"}); }) ==
+          errc::bus_down);
+    CHECK_THROWS_WITH(server.start("127.0.0.1:0"), "no such folder");
+}
+
+TEST_CASE("on contexts of the program: the history comes, streams end, all is detached") {
+    const auto store = std::make_shared<memory_store>();
+    { publish(*std::make_unique<running_server>(on(store)), 1, 3); }
+    auto io = std::make_unique<asio::io_context>();
+    auto server = std::make_unique<sse::server>(*io, on(store));
+    server->start("127.0.0.1:0");
+    std::thread runs([&] { io->run(); });
+    event_client client(server->port(), "/subscribe/t?from=oldest");
+    CHECK(next(client, 3) == "1 2 3");
+    publish(*server, 4, 4);
+    CHECK(next(client, 1) == "4");
+    server->stop();
+    runs.join();
+    server.reset();
+    io.reset();
+    CHECK(store.use_count() == 1);
+}
+
+TEST_CASE("clients that move between servers, while the bus stalls, doubles and is away") {
+    dice dice(1611);
+    const auto store = std::make_shared<memory_store>();
+    constexpr std::size_t servers = 3, clients = 24;
+    constexpr int messages = 1'500;
+    std::vector<std::shared_ptr<memory_bus>> engines;
+    std::vector<std::unique_ptr<running_server>> all;
+    for (std::size_t i = 0; i < servers; ++i) {
+        sse::options o = on(store, 2);
+        engines.push_back(std::static_pointer_cast<memory_bus>(o.bus));
+        all.push_back(std::make_unique<running_server>(std::move(o)));
+    }
+    std::vector<std::thread> threads;
+    std::atomic<int> wrong{0};
+    for (std::size_t i = 0; i < clients; ++i) {
+        threads.emplace_back([&, seed = dice.below(1'000'000)] {
+            std::minstd_rand random(static_cast<unsigned>(seed + 1));
+            std::string id = "memory00-0";
+            int had = 0;
+            while (had < messages) {
+                event_client client(all[random() % servers]->port(), "/subscribe/t", resuming(id));
+                for (unsigned left = random() % 200 + 1; left > 0 && had < messages; --left) {
+                    const decoded event = client.next();
+                    if (event.data != std::to_string(had + 1)) {
+                        ++wrong;
+                        return;
+                    }
+                    ++had;
+                    id = event.id;
+                }
+            }
+        });
+    }
+    for (int n = 1; n <= messages; ++n) {
+        if (dice.one_in(40)) store->with([](auto& s) { s.replies_to_lose = 1; });
+        if (dice.one_in(30)) engines[dice.below(servers)]->stall(true);
+        if (dice.one_in(10)) engines[dice.below(servers)]->stall(false);
+        if (dice.one_in(100)) {
+            store->set_down(true);
+            CHECK(failure_of([&] { publish(*all[0], n, n); }) == errc::bus_down);
+            store->set_down(false);
+        }
+        if (dice.one_in(2)) {
+            CHECK(!all[dice.below(servers)]->try_publish("/t", {.data = std::to_string(n)}));
+        } else {
+            publish(*all[dice.below(servers)], n, n);
+        }
+    }
+    for (auto& one : engines) one->stall(false);
+    for (auto& one : threads) one.join();
+    CHECK(wrong == 0);
+}
+
+TEST_SUITE_END();
+
+} // namespace bus_test
