@@ -29,6 +29,7 @@
 //     >>bus      what orders and keeps messages for several servers and over restarts
 //     >>redisbus Redis as the bus
 //     >>files    a bus in the files of one machine: settings
+//     >>natsbus  NATS JetStream as the bus: settings
 //     >>options  every setting with its default
 //     >>stream   one client, as its handler sees it
 //     >>server   routes, start, publish, stop
@@ -61,6 +62,7 @@
 //     >>fetch    what is inside a client
 //     >>redis    the engine over Redis Streams
 //     >>filelog  a bus in the files of one machine: format, writing, reading
+//     >>nats     what is inside nats_bus
 //
 // How a message travels:
 //
@@ -195,6 +197,14 @@
 
 #include <future>
 #include <list>
+#endif
+
+#if defined(SSE_ENABLE_NATS)
+#if !__has_include(<nats/nats.h>)
+#error "SSE_ENABLE_NATS needs nats.c: install libnats-dev and link with -lnats"
+#include SSE_STOP
+#endif
+#include <nats/nats.h>
 #endif
 
 #include <asio/any_io_executor.hpp>
@@ -1095,6 +1105,53 @@ struct file_log_options {
 /// While the disk is full or fails, publishing gives errc::bus_refused, and works again once there
 /// is room. A message of more than 256 MiB gives errc::bus_refused too.
 std::shared_ptr<bus> file_log(std::string folder, file_log_options options = {});
+
+// >>natsbus ///////////////////////////////////////////////////////////////////////////////////////
+// NATS JetStream as the bus: for several servers, replicated if its servers are a cluster. Where
+// SSE_ENABLE_NATS is defined; link with -lnats. Needs >>bus.
+// Tests: tests/nats.cpp
+
+#if defined(SSE_ENABLE_NATS)
+
+/// Where the servers are, and the stream that keeps the messages. All servers that share topics
+/// give the same `stream` and `prefix`.
+struct nats_options {
+    /// At least one, as `nats://host:port` or `tls://host:port`. Others of a cluster are learnt.
+    std::vector<std::string> servers = {"nats://127.0.0.1:4222"};
+    std::string user = {};        ///< With `password`; or
+    std::string password = {};    ///< of `user`.
+    std::string token = {};       ///< Instead of a user; or
+    std::string credentials = {}; ///< a file of credentials (JWT and NKey).
+    /// Its name: up to 200 letters, digits, `-` and `_`.
+    std::string stream = "SSE";
+    /// Stored messages go to the subject `<prefix>.log`, those that are not stored to
+    /// `<prefix>.passing`, and `<prefix>.epoch` says which epochs there were. Up to 200 letters,
+    /// digits, `-`, `_`, and single dots between them.
+    std::string prefix = "sse";
+    /// Whether to make the stream, as the next members say, if there is none. One that is there is
+    /// left as it is: change its bounds with the tools of NATS.
+    bool create = true;
+    int replicas = 1;                       ///< 1, 3 or 5. One loses what its server loses.
+    bool in_memory = false;                 ///< Instead of in files: lost when the servers stop.
+    std::uint64_t max_messages = 1'000'000; ///< From 1,000; 0: no bound.
+    std::uint64_t max_bytes = 0;            ///< From 1 MiB; reserved at once. 0: no bound.
+    std::chrono::seconds max_age{0};        ///< From 60 s; 0: no bound.
+    /// For each server that is tried; 10 ms to 60 s. attach() and detach() may take as long.
+    std::chrono::milliseconds connect_timeout{2'000};
+    /// Without a reply for so long a connection counts as dead; 100 ms to 60 s.
+    std::chrono::milliseconds reply_timeout{5'000};
+    /// How often it is checked whether the stream is still what has been read; 10 ms to 60 s.
+    std::chrono::milliseconds check_interval{1'000};
+    std::size_t max_pending = 65'536;                 ///< Messages that wait to be stored; from 1.
+    std::size_t max_pending_bytes = 64 * 1024 * 1024; ///< And their bytes; from 64 KiB.
+};
+
+/// Throws std::invalid_argument if a member is out of its range. attach() throws std::system_error
+/// with errc::bus_refused if a server can be reached, but refuses the user, has no JetStream, or
+/// has a stream of that name which is another.
+std::shared_ptr<bus> nats_bus(nats_options options);
+
+#endif // SSE_ENABLE_NATS
 
 // >>options ///////////////////////////////////////////////////////////////////////////////////////
 // Every setting with its default, and the counters. Needs >>message, >>request, >>cors,
@@ -16452,6 +16509,1642 @@ SSE_DECL std::shared_ptr<bus> file_log(std::string folder, file_log_options opti
 }
 
 #endif // SSE_BODIES
+
+// >>nats //////////////////////////////////////////////////////////////////////////////////////////
+// What is inside nats_bus. Needs >>bus, >>natsbus, >>hub.
+// Tests: tests/nats.cpp
+//
+// A stream with two subjects, <prefix>.log and <prefix>.epoch. A message's number is its sequence.
+// Messages that are not stored go by plain NATS, to <prefix>.passing.
+//
+// Epochs. A server may lose the end of a stream (no fsync, a backup that was restored, all replicas
+// in memory), and a stream may be deleted and made anew: then sequences are given twice. So the
+// stream itself says which epochs there were: the newest message of <prefix>.epoch lists their
+// words, each with the sequence at which it begins. The list is written with the expected last
+// sequence of its subject: of several nodes one wins, and all read the same. Since it is in the
+// stream, what becomes of the stream becomes of it.
+//   No list, nothing known      a new word, from 1
+//   No list, ours is known      purged: ours again; made anew (another `created`): a new word
+//   Another list                made anew by another node: everything from there
+//   A list that goes on         another node found a loss: read again from where the epoch begins
+//   Our position is gone, or
+//   has other content           the end was lost: a new word from where it parts from what we read
+// At each connection and at each check_interval it is looked whether what was read last is still
+// there, with the same bytes and time. The list is written again before bounds of the stream drop
+// it. What nobody was connected to see cannot be noticed: before a backup is restored while all
+// nodes are down, purge <prefix>.epoch in it; they begin a new epoch then.
+//
+// One connection at a time. nats.c's own reconnecting is off: it keeps what is published meanwhile
+// and sends it later. No callback of nats.c is used, so that nothing is called after detach():
+// threads of ours wait in its synchronous subscriptions, and closing the connection ends all waits.
+
+#if defined(SSE_ENABLE_NATS)
+
+namespace detail {
+
+/// An entry of the list of epochs.
+struct nats_epoch {
+    std::string word;
+    std::uint64_t begin = 1; ///< Numbers from this one on are of it.
+    bool rewound = false;    ///< Whether its predecessor lost its end, rather than all.
+    bool operator==(const nats_epoch&) const = default;
+};
+using nats_epochs = std::vector<nats_epoch>;
+
+inline constexpr std::string_view nats_epochs_title = "sse epochs 1\n";
+inline constexpr std::size_t nats_epochs_kept = 16; // older ones cannot be read any more
+
+std::string format_nats_epochs(const nats_epochs& list);
+/// Empty if it is not a list.
+nats_epochs parse_nats_epochs(std::string_view text);
+
+/// What the server says of a message that was to be stored, such as {"stream":"SSE","seq":5} or
+/// {"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},...}.
+struct nats_ack {
+    std::uint64_t number = 0; ///< 0: it was not stored.
+    int error = 0;            ///< The server's err_code.
+    std::string reason;
+};
+nats_ack parse_nats_ack(std::string_view json);
+
+/// Tells two messages apart that were given the same number.
+std::uint64_t nats_print(std::string_view bytes, std::int64_t time) noexcept;
+
+/// Where a reader is: what it has read last, of which epoch.
+class nats_place {
+public:
+    struct mark {
+        std::uint64_t number;
+        std::uint64_t print;
+    };
+    /// What the sink is to be told.
+    struct opening {
+        std::string word;
+        std::uint64_t after;
+        gap_reason why;
+    };
+    enum class change : std::uint8_t {
+        none,
+        reread, ///< The position went back.
+        anew    ///< Nothing of what was known holds: restart() is next.
+    };
+
+    const nats_epochs& epochs() const noexcept { return epochs_; }
+    std::uint64_t position() const noexcept { return position_; }
+    /// The newest messages that were read, oldest first; to find where the stream parts from them.
+    const std::deque<mark>& marks() const noexcept { return marks_; }
+    /// Whether the sink knows an epoch.
+    bool opened() const noexcept { return opened_; }
+
+    /// Takes over the stream's list.
+    change adopt(const nats_epochs& list);
+    /// Begins after this number.
+    void restart(std::uint64_t position);
+    /// The message at `number` was read.
+    void pass(std::uint64_t number, std::uint64_t print);
+    /// Nothing is left up to this number.
+    void skip(std::uint64_t number) noexcept { position_ = std::max(position_, number); }
+    /// Goes on to the epoch of `number`, the next to be told. Set if the sink does not know it.
+    std::optional<opening> enter(std::uint64_t number);
+    void close() noexcept { opened_ = false; } ///< The sink does not know the epoch after all.
+    /// The list after the end of the stream was lost: only what is up to `common` is as before.
+    nats_epochs cut(std::uint64_t common) const;
+
+private:
+    static constexpr std::size_t marks_kept = 4096;
+
+    std::size_t find(std::string_view word) const noexcept;
+    void rewind(std::uint64_t position);
+
+    nats_epochs epochs_;
+    std::size_t current_ = 0; ///< The epoch that the sink was told.
+    bool opened_ = false;
+    std::uint64_t position_ = 0;
+    std::deque<mark> marks_;
+};
+
+/// What waits to be published, in order; or was sent and waits to be confirmed. Does no I/O; its
+/// user locks. A letter is taken out by finish() or expire(), so that it is completed once.
+class nats_outbox {
+public:
+    using clock = std::chrono::steady_clock;
+    struct letter {
+        std::uint64_t id = 0;
+        std::string bytes;
+        bool store = true;
+        bus::published done;
+        clock::time_point deadline = {};
+        clock::time_point first_sent = {}; ///< Unset: never.
+        clock::time_point last_sent = {};
+        bool flying = false; ///< Sent by this connection and not yet confirmed.
+        bool ever_sent() const noexcept { return first_sent != clock::time_point(); }
+    };
+    using letter_ref = std::shared_ptr<letter>;
+    struct ending {
+        letter_ref what;
+        errc why;
+    };
+
+    nats_outbox(std::size_t letters, std::size_t bytes, std::chrono::milliseconds reply_timeout)
+        : max_letters_(letters), max_bytes_(bytes), reply_timeout_(reply_timeout) {}
+
+    bool add(letter_ref what); ///< False: there is no room.
+    /// The next to send, marked as sent.
+    std::vector<letter_ref> take(clock::time_point now);
+    letter_ref finish(std::uint64_t id);         ///< Null if it is over already.
+    void again(const letter& what, bool unsent); ///< It is to be sent once more.
+    void again(std::uint64_t id, clock::time_point from);
+    void again_all(); ///< The connection is another.
+    /// Those whose time is over; `up`: those that were not sent will be.
+    std::vector<ending> expire(clock::time_point now, bool up);
+    letter_ref first() const { return letters_.empty() ? nullptr : letters_.begin()->second; }
+    clock::time_point wake() const noexcept { return std::min(next_look_, not_before_); }
+    /// For so long the server knows what it was given twice.
+    void window(clock::duration time) noexcept { window_ = time; }
+    std::size_t size() const noexcept { return letters_.size(); }
+
+private:
+    static constexpr std::size_t max_flying = 4096;
+    static constexpr std::size_t max_flying_bytes = 8 * 1024 * 1024;
+    static constexpr std::size_t max_taken = 256;
+
+    void land(letter& what);
+    bool late(letter& what, clock::time_point now, bool up);
+
+    std::map<std::uint64_t, letter_ref> letters_;
+    std::uint64_t next_id_ = 1;
+    std::uint64_t unsent_from_ = 1; ///< Those below are all flying.
+    std::size_t bytes_ = 0;
+    std::size_t flying_ = 0;
+    std::size_t flying_bytes_ = 0;
+    clock::time_point next_look_ = clock::time_point::max();
+    clock::time_point not_before_ = clock::time_point::max(); ///< Nothing is sent before; max: now.
+    clock::duration window_ = std::chrono::minutes(2);
+    std::size_t max_letters_;
+    std::size_t max_bytes_;
+    std::chrono::milliseconds reply_timeout_;
+};
+
+/// Why a connection does not work.
+struct nats_failure : std::runtime_error {
+    nats_failure(const std::string& text, bool for_good_)
+        : std::runtime_error(text), for_good(for_good_) {}
+    bool for_good; ///< It would not work later either.
+};
+
+template <auto Free>
+struct nats_free {
+    template <class T>
+    void operator()(T* what) const noexcept {
+        Free(what);
+    }
+};
+using nats_message_ptr = std::unique_ptr<natsMsg, nats_free<natsMsg_Destroy>>;
+using nats_subscription_ptr =
+    std::unique_ptr<natsSubscription, nats_free<natsSubscription_Destroy>>;
+
+inline std::string_view nats_bytes(const natsMsg& m) noexcept {
+    return {natsMsg_GetData(&m), static_cast<std::size_t>(natsMsg_GetDataLength(&m))};
+}
+
+/// A connection. All functions may be called from several threads, but for next().
+class nats_link {
+public:
+    struct state {
+        std::uint64_t first = 0;
+        std::uint64_t last = 0;
+        std::uint64_t messages = 0;
+        std::uint64_t bytes = 0;
+        std::int64_t created = 0;
+        std::chrono::nanoseconds window{0};
+        bool replicated = false;
+    };
+    struct listing {
+        std::uint64_t number = 0; ///< 0: there is none.
+        nats_epochs list;
+    };
+    /// A message of the stream.
+    struct item {
+        std::uint64_t number = 0;
+        std::uint64_t order = 0;   ///< Counts what this subscription was sent, from 1.
+        std::uint64_t pending = 0; ///< How many follow.
+        std::int64_t time = 0;     ///< In nanoseconds.
+        bool of_log = true;        ///< Otherwise a list of epochs.
+        nats_message_ptr message;
+    };
+    struct reading {
+        std::vector<item> items;
+        bool more = false;
+    };
+
+    explicit nats_link(const nats_options& options); ///< Throws nats_failure.
+
+    /// Ends all waits, also of other threads.
+    void close() noexcept { natsConnection_Close(connection_.get()); }
+    const std::string& url() const noexcept { return url_; }
+    std::string last_error() const;
+
+    /// Makes the stream if it is to be; throws nats_failure if it is not as it must be.
+    state examine();
+    listing epochs();
+    /// False if another node was first.
+    bool write_epochs(const nats_epochs& list, std::uint64_t expected);
+    /// Unset if there is no message of this number.
+    std::optional<std::uint64_t> print(std::uint64_t number);
+
+    void follow(std::uint64_t from);
+    /// Unset if nothing came.
+    std::optional<item> next(std::chrono::milliseconds wait);
+    bool idle() const noexcept;
+    /// What is stored from `from` on, in at most one reply's time.
+    reading read(std::uint64_t from, std::size_t messages, std::size_t bytes);
+
+    natsStatus send(const nats_outbox::letter& what, const std::string& sender);
+    /// These two wait; false: nothing came.
+    bool next_ack(std::uint64_t& id, nats_ack& ack);
+    bool next_passing(nats_message_ptr& message);
+
+private:
+    [[noreturn]] void fail(const char* doing, natsStatus status, jsErrCode code = {}) const;
+    void make_stream();
+    std::string wrong(const jsStreamConfig& config) const;
+    nats_subscription_ptr subscribe(const std::string& subject);
+    static item to_item(nats_message_ptr message, const std::string& epoch_subject);
+    bool wait_for(natsSubscription& from, nats_message_ptr& message,
+                  std::chrono::milliseconds wait);
+
+    const nats_options& options_;
+    const std::string log_ = options_.prefix + ".log";
+    const std::string epoch_ = options_.prefix + ".epoch";
+    const std::string passing_ = options_.prefix + ".passing";
+    std::unique_ptr<natsConnection, nats_free<natsConnection_Destroy>> connection_;
+    std::unique_ptr<jsCtx, nats_free<jsCtx_Destroy>> jetstream_;
+    std::string url_;
+    std::string inbox_;
+    nats_subscription_ptr acks_;
+    nats_subscription_ptr passings_;
+    nats_subscription_ptr stream_;
+};
+
+class nats_engine final : public bus {
+public:
+    explicit nats_engine(nats_options options);
+    ~nats_engine() override { detach(); }
+
+    void attach(sink& to, const history& kept) override;
+    void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
+                 published done) override;
+    void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+              std::function<void(page)> done) override;
+    void detach() noexcept override;
+
+private:
+    using link_ref = std::shared_ptr<nats_link>;
+    using clock = std::chrono::steady_clock;
+    struct request {
+        std::string epoch;
+        std::uint64_t after;
+        std::size_t messages;
+        std::function<void(page)> done;
+    };
+    enum class stage : std::uint8_t { fresh, attached, stopped };
+    class session;
+
+    // The reader's thread: connects, looks whether the stream is as before, reads.
+    void run_reader(link_ref link);
+    void serve(const link_ref& link);
+    void read_on(nats_link& link);
+    void take_item(nats_link::item item);
+    void take_message(const nats_link::item& item);
+    void check(nats_link& link);
+    void look_for_silence(const nats_link::state& state);
+    void settle(nats_link& link, const nats_link::state& state);
+    bool settle_once(nats_link& link, const nats_link::state& state);
+    nats_epochs next_list(nats_link& link, const nats_link::state& state,
+                          const nats_link::listing& found);
+    void adopt(const nats_epochs& list, const nats_link::state& state);
+    std::optional<std::uint64_t> lost_after(nats_link& link, const nats_link::state& state);
+    std::uint64_t history_start(const nats_link::state& state) const;
+    void open(std::uint64_t number);
+    void become_ready();
+    void lost(const char* why) noexcept;
+    void tell(bool up, const std::string& reason);
+    void tell_up(nats_link& link);
+    void pause();
+    void sleep(std::chrono::milliseconds time);
+
+    // Other threads: one sends; two more live as long as a connection; one reads for clients.
+    void run_writer();
+    void send(nats_link& link, const std::vector<nats_outbox::letter_ref>& letters);
+    bool send_one(nats_link& link, const nats_outbox::letter& what);
+    void run_acks(nats_link& link) noexcept;
+    void take_ack(std::uint64_t id, const nats_ack& ack);
+    void run_passing(nats_link& link) noexcept;
+    void run_requests();
+    page answer(const request& what);
+    static void read_range(nats_link& link, std::uint64_t from, std::uint64_t to,
+                           std::size_t messages, page& into);
+
+    bool stopped();
+    void refuse(std::string reason);
+    void complete(std::uint64_t id, std::error_code error, std::uint64_t number);
+    template <class F>
+    void told(F&& f) {
+        const std::lock_guard lock(sink_mutex_);
+        f(*sink_);
+    }
+
+    const nats_options options_;
+    const std::string sender_ = make_epoch() + make_epoch(); ///< First part of the tokens.
+    sink* sink_ = nullptr;
+    history kept_;
+    std::mutex sink_mutex_; ///< Calls of the sink come one at a time.
+
+    std::mutex mutex_; ///< For what follows, up to the reader's own.
+    std::condition_variable to_send_, to_read_, ended_;
+    stage stage_ = stage::fresh;
+    link_ref link_;     ///< The connection, from when it is made.
+    bool open_ = false; ///< The stream was found to be right: messages may be sent.
+    nats_outbox outbox_;
+    std::deque<request> requests_;
+    nats_epochs known_; ///< A copy of the reader's, for read().
+    std::string refusal_;
+
+    nats_place place_;
+    std::optional<bool> is_up_;
+    std::string why_;
+    std::int64_t created_ = 0; ///< When the stream was made.
+    std::uint64_t target_ = 0; ///< Where the history ends.
+    std::uint64_t order_ = 0;  ///< Of the newest message of this subscription.
+    bool ready_ = false;
+    bool resubscribe_ = false;
+    bool waited_ = false;
+    int quiet_ = 0;  ///< Checks since something came.
+    int behind_ = 0; ///< Checks that found the stream shorter than what was read.
+    unsigned failures_ = 0;
+    clock::time_point next_check_ = {};
+    std::minstd_rand random_{std::random_device{}()};
+
+    std::thread reader_, writer_, requester_;
+};
+
+#if defined(SSE_BODIES)
+
+// ---- values in, values out ----
+
+SSE_DECL std::string format_nats_epochs(const nats_epochs& list) {
+    std::string text(nats_epochs_title);
+    for (const auto& [word, begin, rewound] : list)
+        text += word + ' ' + std::to_string(begin) + (rewound ? " rewound\n" : " epoch\n");
+    return text;
+}
+
+/// The text up to `end`, which is taken off with it.
+SSE_DECL std::string_view take_until(std::string_view& text, char end) {
+    const auto size = std::min(text.find(end), text.size());
+    const auto part = text.substr(0, size);
+    text.remove_prefix(std::min(size + 1, text.size()));
+    return part;
+}
+
+SSE_DECL bool to_number(std::string_view text, std::uint64_t& number) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+    return error == std::errc() && end == text.data() + text.size();
+}
+
+SSE_DECL nats_epochs parse_nats_epochs(std::string_view text) {
+    if (!text.starts_with(nats_epochs_title)) return {};
+    text.remove_prefix(nats_epochs_title.size());
+    nats_epochs list;
+    while (!text.empty()) {
+        auto line = take_until(text, '\n');
+        nats_epoch next;
+        next.word = take_until(line, ' ');
+        const bool is_word =
+            next.word.size() == 8 && next.word.find_first_not_of("0123456789abcdefghijklmnopqrstuvw"
+                                                                 "xyz") == std::string::npos;
+        if (!is_word || !to_number(take_until(line, ' '), next.begin)) return {};
+        const auto lowest = list.empty() ? 1 : list.back().begin;
+        next.rewound = line == "rewound";
+        if (next.begin < lowest || (!next.rewound && line != "epoch")) return {};
+        list.push_back(std::move(next));
+        if (list.size() > nats_epochs_kept) return {};
+    }
+    return list;
+}
+
+/// What follows `"name":`, or nothing.
+SSE_DECL std::string_view json_value(std::string_view json, std::string_view name) {
+    const auto key = '"' + std::string(name) + "\":";
+    const auto at = json.find(key);
+    if (at == std::string_view::npos) return {};
+    json.remove_prefix(at + key.size());
+    json.remove_prefix(std::min(json.find_first_not_of(' '), json.size()));
+    return json;
+}
+
+SSE_DECL std::uint64_t json_number(std::string_view json, std::string_view name) {
+    const auto value = json_value(json, name);
+    std::uint64_t number = 0;
+    to_number(value.substr(0, value.find_first_not_of("0123456789")), number);
+    return number;
+}
+
+SSE_DECL nats_ack parse_nats_ack(std::string_view json) {
+    nats_ack ack;
+    if (json_value(json, "error").empty()) {
+        ack.number = json_number(json, "seq");
+        return ack;
+    }
+    ack.error = static_cast<int>(std::min<std::uint64_t>(json_number(json, "err_code"), 99'999));
+    auto text = json_value(json, "description");
+    if (text.starts_with('"')) text.remove_prefix(1);
+    ack.reason = text.substr(0, std::min<std::size_t>(text.find('"'), 500));
+    return ack;
+}
+
+SSE_DECL std::uint64_t nats_print(std::string_view bytes, std::int64_t time) noexcept {
+    auto print = 0xcbf2'9ce4'8422'2325ull ^ static_cast<std::uint64_t>(time); // FNV-1a
+    for (const char c : bytes) print = (print ^ static_cast<unsigned char>(c)) * 0x100'0000'01b3ull;
+    return print;
+}
+
+// ---- nats_place ----
+
+SSE_DECL std::size_t nats_place::find(std::string_view word) const noexcept {
+    const auto found = std::find_if(epochs_.begin(), epochs_.end(),
+                                    [&](const nats_epoch& e) { return e.word == word; });
+    return static_cast<std::size_t>(found - epochs_.begin());
+}
+
+SSE_DECL void nats_place::rewind(std::uint64_t position) {
+    position_ = position;
+    while (!marks_.empty() && marks_.back().number > position) marks_.pop_back();
+}
+
+SSE_DECL nats_place::change nats_place::adopt(const nats_epochs& list) {
+    std::size_t common = 0; // how many of the list are known, up to the last that is
+    for (std::size_t i = 0; i < list.size(); ++i)
+        if (find(list[i].word) < epochs_.size()) common = i + 1;
+    if (common == 0) {
+        epochs_ = list;
+        return change::anew;
+    }
+    const auto word = epochs_[current_].word;
+    epochs_ = list;
+    current_ = std::min(find(word), common - 1);
+    if (common == list.size() || list[common].begin > position_) return change::none;
+    rewind(list[common].begin - 1);
+    return change::reread;
+}
+
+SSE_DECL void nats_place::restart(std::uint64_t position) {
+    position_ = position;
+    marks_.clear();
+    current_ = 0;
+    opened_ = false;
+}
+
+SSE_DECL void nats_place::pass(std::uint64_t number, std::uint64_t print) {
+    position_ = number;
+    marks_.push_back({number, print});
+    if (marks_.size() > marks_kept) marks_.pop_front();
+}
+
+SSE_DECL std::optional<nats_place::opening> nats_place::enter(std::uint64_t number) {
+    const bool first = !opened_;
+    for (; current_ + 1 < epochs_.size() && epochs_[current_ + 1].begin <= number; ++current_)
+        opened_ = false;
+    if (opened_) return std::nullopt;
+    opened_ = true;
+    const nats_epoch& now = epochs_[current_];
+    if (first) return opening{now.word, number - 1, gap_reason::epoch};
+    return opening{now.word, now.begin - 1, now.rewound ? gap_reason::rewound : gap_reason::epoch};
+}
+
+SSE_DECL nats_epochs nats_place::cut(std::uint64_t common) const {
+    if (common == 0) return {{make_epoch(), 1, false}};
+    auto list = epochs_;
+    while (!list.empty() && list.back().begin > common + 1) list.pop_back();
+    list.push_back({make_epoch(), common + 1, true});
+    if (list.size() > nats_epochs_kept) list.erase(list.begin());
+    return list;
+}
+
+// ---- nats_outbox ----
+
+SSE_DECL bool nats_outbox::add(letter_ref what) {
+    if (letters_.size() >= max_letters_ || what->bytes.size() > max_bytes_ - bytes_) return false;
+    what->id = next_id_;
+    const auto [deadline, size] = std::pair(what->deadline, what->bytes.size());
+    letters_.emplace_hint(letters_.end(), what->id, std::move(what));
+    ++next_id_;
+    bytes_ += size;
+    next_look_ = std::min(next_look_, deadline);
+    return true;
+}
+
+SSE_DECL std::vector<nats_outbox::letter_ref> nats_outbox::take(clock::time_point now) {
+    std::vector<letter_ref> taken;
+    if (not_before_ != clock::time_point::max() && now < not_before_) return taken;
+    not_before_ = clock::time_point::max();
+    taken.reserve(max_taken);
+    auto next = letters_.lower_bound(unsent_from_);
+    for (; next != letters_.end() && taken.size() < max_taken; ++next) {
+        letter& l = *next->second;
+        if (l.flying) continue;
+        if (flying_ >= max_flying || flying_bytes_ >= max_flying_bytes) break;
+        if (!l.ever_sent()) l.first_sent = now;
+        l.last_sent = now;
+        l.flying = true;
+        ++flying_;
+        flying_bytes_ += l.bytes.size();
+        taken.push_back(next->second);
+    }
+    unsent_from_ = next == letters_.end() ? next_id_ : next->first;
+    if (!taken.empty()) next_look_ = std::min(next_look_, now + reply_timeout_ / 2);
+    return taken;
+}
+
+SSE_DECL void nats_outbox::land(letter& what) {
+    if (!std::exchange(what.flying, false)) return;
+    --flying_;
+    flying_bytes_ -= what.bytes.size();
+    unsent_from_ = std::min(unsent_from_, what.id);
+}
+
+SSE_DECL nats_outbox::letter_ref nats_outbox::finish(std::uint64_t id) {
+    const auto found = letters_.find(id);
+    if (found == letters_.end()) return nullptr;
+    letter_ref what = std::move(found->second);
+    letters_.erase(found);
+    bytes_ -= what->bytes.size();
+    if (what->flying) --flying_, flying_bytes_ -= what->bytes.size();
+    what->flying = false;
+    return what;
+}
+
+SSE_DECL void nats_outbox::again(const letter& what, bool unsent) {
+    const auto found = letters_.find(what.id);
+    if (found == letters_.end()) return;
+    letter& l = *found->second;
+    land(l);
+    if (unsent && l.first_sent == l.last_sent) l.first_sent = {};
+}
+
+SSE_DECL void nats_outbox::again(std::uint64_t id, clock::time_point from) {
+    const auto found = letters_.find(id);
+    if (found == letters_.end()) return;
+    land(*found->second);
+    not_before_ = from;
+}
+
+SSE_DECL void nats_outbox::again_all() {
+    for (const auto& [id, what] : letters_) land(*what);
+    not_before_ = clock::time_point::max();
+    next_look_ = {};
+}
+
+/// Whether its time is over. One that was not confirmed in time is sent again, since a cluster may
+/// have changed its leader; the server knows it by its token.
+SSE_DECL bool nats_outbox::late(letter& what, clock::time_point now, bool up) {
+    auto look = what.deadline;
+    if (what.ever_sent()) {
+        look = std::min(std::max(what.deadline, what.first_sent + reply_timeout_),
+                        what.first_sent + window_ / 2);
+        if (now >= look) return true;
+        if (what.flying && now >= what.last_sent + reply_timeout_ / 2) land(what);
+        look = std::min(look, now + reply_timeout_ / 2);
+    } else if (now >= look) {
+        if (!up) return true;
+        look = now + reply_timeout_; // it waits for those before it
+    }
+    next_look_ = std::min(next_look_, look);
+    return false;
+}
+
+SSE_DECL std::vector<nats_outbox::ending> nats_outbox::expire(clock::time_point now, bool up) {
+    std::vector<ending> over;
+    if (now < next_look_) return over;
+    next_look_ = clock::time_point::max();
+    std::vector<std::uint64_t> ids;
+    for (const auto& [id, what] : letters_)
+        if (late(*what, now, up)) ids.push_back(id);
+    over.reserve(ids.size());
+    for (const auto id : ids) {
+        letter_ref what = finish(id);
+        const errc why = what->ever_sent() ? errc::bus_timeout : errc::bus_down;
+        over.push_back({std::move(what), why});
+    }
+    return over;
+}
+
+// ---- nats_link ----
+
+/// In words, with what to do about it.
+SSE_DECL std::string nats_advice(natsStatus status, int code) {
+    switch (code) {
+    case JSNotEnabledErr:
+    case JSNotEnabledForAccountErr:
+        return "; start nats-server with JetStream (-js), and enable it for the account";
+    case JSStreamSubjectOverlapErr:
+        return "; another stream has these subjects: choose another prefix, or that stream's name";
+    case JSStreamReplicasNotSupportedErr:
+    case JSClusterNoPeersErr: return "; fewer servers than replicas: start more, or set less";
+    case JSStorageResourcesExceededErr:
+    case JSMemoryResourcesExceededErr:
+    case JSInsufficientResourcesErr: return "; give JetStream more room, or the stream fewer bytes";
+    default: break;
+    }
+    if (status == NATS_CONNECTION_AUTH_FAILED)
+        return "; set user and password, token or credentials";
+    if (status == NATS_NO_SERVER) return "; is nats-server running, and the address right?";
+    return {};
+}
+
+SSE_DECL bool nats_is_for_good(natsStatus status, int code) {
+    switch (code) {
+    case JSNotEnabledErr:
+    case JSNotEnabledForAccountErr:
+    case JSNoAccountErr:
+    case JSStreamSubjectOverlapErr:
+    case JSStreamReplicasNotSupportedErr:
+    case JSStreamInvalidConfig:
+    case JSStreamMaxBytesRequiredErr:
+    case JSStorageResourcesExceededErr:
+    case JSMemoryResourcesExceededErr: return true;
+    default: return status == NATS_CONNECTION_AUTH_FAILED || status == NATS_NOT_PERMITTED;
+    }
+}
+
+SSE_DECL void nats_link::fail(const char* doing, natsStatus status, jsErrCode code) const {
+    std::string text = std::string("NATS: ") + doing + ": ";
+    const char* const detail = nats_GetLastError(nullptr);
+    text += detail != nullptr && *detail != '\0' ? detail : natsStatus_GetText(status);
+    if (code != 0) text += " (" + std::to_string(static_cast<int>(code)) + ")";
+    const auto said = last_error();
+    if (!said.empty()) text += "; the server said: " + said;
+    throw nats_failure(text + nats_advice(status, code), nats_is_for_good(status, code));
+}
+
+SSE_DECL std::string nats_link::last_error() const {
+    const char* text = nullptr;
+    if (!connection_) return {};
+    // Something is said only while there is an error; the text lives as long as the connection.
+    const auto status = natsConnection_GetLastError(connection_.get(), &text);
+    return status != NATS_OK && text != nullptr ? text : "";
+}
+
+SSE_DECL std::unique_ptr<natsOptions, nats_free<natsOptions_Destroy>>
+nats_connect_options(const nats_options& o) {
+    natsOptions* made = nullptr;
+    auto status = natsOptions_Create(&made);
+    std::unique_ptr<natsOptions, nats_free<natsOptions_Destroy>> options(made);
+    const auto set = [&](natsStatus next) { status = status == NATS_OK ? next : status; };
+    std::vector<const char*> urls;
+    for (const auto& url : o.servers) urls.push_back(url.c_str());
+    const auto wait = [](std::chrono::milliseconds t) { return std::int64_t{t.count()}; };
+    if (made != nullptr) {
+        set(natsOptions_SetServers(made, urls.data(), static_cast<int>(urls.size())));
+        set(natsOptions_SetAllowReconnect(made, false));
+        set(natsOptions_SetTimeout(made, wait(o.connect_timeout)));
+        // A frozen server must not block those that wait for the connection's lock.
+        set(natsOptions_SetWriteDeadline(made, wait(std::min(o.reply_timeout, o.connect_timeout))));
+        set(natsOptions_SetName(made, "sse.hpp"));
+        // The default one prints.
+        set(natsOptions_SetErrorHandler(
+            made, [](natsConnection*, natsSubscription*, natsStatus, void*) {}, nullptr));
+        if (!o.user.empty()) set(natsOptions_SetUserInfo(made, o.user.c_str(), o.password.c_str()));
+        if (!o.token.empty()) set(natsOptions_SetToken(made, o.token.c_str()));
+        if (!o.credentials.empty())
+            set(natsOptions_SetUserCredentialsFromFiles(made, o.credentials.c_str(), nullptr));
+    }
+    if (status != NATS_OK)
+        throw nats_failure(std::string("NATS: options: ") + natsStatus_GetText(status), true);
+    return options;
+}
+
+SSE_DECL nats_link::nats_link(const nats_options& options) : options_(options) {
+    const auto settings = nats_connect_options(options);
+    natsConnection* connection = nullptr;
+    auto status = natsConnection_Connect(&connection, settings.get());
+    connection_.reset(connection);
+    if (status != NATS_OK) fail("connect", status);
+    std::array<char, 512> url{};
+    if (natsConnection_GetConnectedUrl(connection, url.data(), url.size()) == NATS_OK)
+        url_ = url.data();
+    jsOptions js;
+    jsOptions_Init(&js);
+    js.Wait = options.reply_timeout.count();
+    jsCtx* context = nullptr;
+    status = natsConnection_JetStream(&context, connection, &js);
+    jetstream_.reset(context);
+    if (status != NATS_OK) fail("JetStream", status);
+    natsInbox* inbox = nullptr;
+    status = natsInbox_Create(&inbox);
+    if (status != NATS_OK) fail("inbox", status);
+    const std::unique_ptr<natsInbox, nats_free<natsInbox_Destroy>> owner(inbox);
+    inbox_ = std::string(inbox) + '.';
+    acks_ = subscribe(inbox_ + '*');
+    passings_ = subscribe(passing_);
+}
+
+SSE_DECL nats_subscription_ptr nats_link::subscribe(const std::string& subject) {
+    natsSubscription* made = nullptr;
+    auto status = natsConnection_SubscribeSync(&made, connection_.get(), subject.c_str());
+    nats_subscription_ptr subscription(made);
+    // In front of a slow program 64 MiB are kept; then what is not stored is lost.
+    if (status == NATS_OK) status = natsSubscription_SetPendingLimits(made, -1, 64 * 1024 * 1024);
+    if (status != NATS_OK) fail("subscribe", status);
+    return subscription;
+}
+
+/// What makes the stream useless for us, or nothing.
+SSE_DECL std::string nats_link::wrong(const jsStreamConfig& config) const {
+    std::vector<std::string> subjects;
+    for (int i = 0; i < config.SubjectsLen; ++i) subjects.emplace_back(config.Subjects[i]);
+    std::sort(subjects.begin(), subjects.end());
+    if (subjects != std::vector{epoch_, log_}) {
+        std::string text = "it has other subjects than " + log_ + " and " + epoch_ + ":";
+        for (const auto& subject : subjects) text += ' ' + subject;
+        return text;
+    }
+    if (config.Retention != js_LimitsPolicy) return "its retention is not 'limits'";
+    if (config.NoAck) return "it acknowledges nothing (no_ack)";
+    if (config.Sealed) return "it is sealed";
+    return {};
+}
+
+SSE_DECL void nats_link::make_stream() {
+    if (!options_.create)
+        throw nats_failure("NATS: there is no stream " + options_.stream +
+                               ": make it with the subjects " + log_ + " and " + epoch_ +
+                               ", or set nats_options::create",
+                           true);
+    std::array<const char*, 2> subjects{log_.c_str(), epoch_.c_str()};
+    const auto bound = [](std::uint64_t n) { return n == 0 ? -1 : static_cast<std::int64_t>(n); };
+    const std::int64_t age = std::chrono::nanoseconds(options_.max_age).count();
+    const std::int64_t window = std::chrono::nanoseconds(std::chrono::minutes(2)).count();
+    jsStreamConfig config;
+    jsStreamConfig_Init(&config);
+    config.Name = options_.stream.c_str();
+    config.Subjects = subjects.data();
+    config.SubjectsLen = static_cast<int>(subjects.size());
+    config.MaxMsgs = bound(options_.max_messages);
+    config.MaxBytes = bound(options_.max_bytes);
+    config.MaxAge = age;
+    config.Duplicates = age == 0 ? window : std::min(window, age);
+    config.Storage = options_.in_memory ? js_MemoryStorage : js_FileStorage;
+    config.Replicas = options_.replicas;
+    jsErrCode code{};
+    const auto status = js_AddStream(nullptr, jetstream_.get(), &config, nullptr, &code);
+    // Another node may have been faster, with other bounds: examine() looks at what there is.
+    if (status != NATS_OK && code != JSStreamNameExistErr) fail("make the stream", status, code);
+}
+
+SSE_DECL nats_link::state nats_link::examine() {
+    jsStreamInfo* made = nullptr;
+    jsErrCode code{};
+    const auto ask = [&] {
+        return js_GetStreamInfo(&made, jetstream_.get(), options_.stream.c_str(), nullptr, &code);
+    };
+    auto status = ask();
+    if (status == NATS_NOT_FOUND) {
+        make_stream();
+        status = ask();
+    }
+    if (status != NATS_OK) fail("look at the stream", status, code);
+    const std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>> info(made);
+    const auto unfit = wrong(*info->Config);
+    if (!unfit.empty())
+        throw nats_failure("NATS: the stream " + options_.stream + " cannot be used, since " +
+                               unfit + "; choose another name and prefix, or delete it",
+                           true);
+    return {info->State.FirstSeq,
+            info->State.LastSeq,
+            info->State.Msgs,
+            info->State.Bytes,
+            info->Created,
+            std::chrono::nanoseconds(info->Config->Duplicates),
+            info->Config->Replicas > 1};
+}
+
+SSE_DECL nats_link::listing nats_link::epochs() {
+    natsMsg* made = nullptr;
+    jsErrCode code{};
+    const auto status = js_GetLastMsg(&made, jetstream_.get(), options_.stream.c_str(),
+                                      epoch_.c_str(), nullptr, &code);
+    if (status == NATS_NOT_FOUND && code == JSNoMessageFoundErr) return {};
+    if (status != NATS_OK) fail("read the epochs", status, code);
+    const nats_message_ptr message(made);
+    return {natsMsg_GetSequence(made), parse_nats_epochs(nats_bytes(*made))};
+}
+
+SSE_DECL bool nats_link::write_epochs(const nats_epochs& list, std::uint64_t expected) {
+    const auto text = format_nats_epochs(list);
+    natsMsg* made = nullptr;
+    auto status =
+        natsMsg_Create(&made, epoch_.c_str(), nullptr, text.data(), static_cast<int>(text.size()));
+    const nats_message_ptr message(made);
+    if (status == NATS_OK)
+        status = natsMsgHeader_Set(made, "Nats-Expected-Last-Subject-Sequence",
+                                   std::to_string(expected).c_str());
+    natsMsg* answer = nullptr;
+    if (status == NATS_OK)
+        status = natsConnection_RequestMsg(&answer, connection_.get(), made,
+                                           options_.reply_timeout.count());
+    if (status != NATS_OK) fail("write the epoch", status);
+    const nats_message_ptr owner(answer);
+    const auto ack = parse_nats_ack(nats_bytes(*answer));
+    if (ack.number != 0) return true;
+    if (ack.error == JSStreamWrongLastSequenceErr) return false;
+    throw nats_failure("NATS: the stream refused to store the epoch: " + ack.reason, false);
+}
+
+SSE_DECL std::optional<std::uint64_t> nats_link::print(std::uint64_t number) {
+    natsMsg* made = nullptr;
+    jsErrCode code{};
+    const auto status =
+        js_GetMsg(&made, jetstream_.get(), options_.stream.c_str(), number, nullptr, &code);
+    if (status == NATS_NOT_FOUND && code == JSNoMessageFoundErr) return std::nullopt;
+    if (status != NATS_OK) fail("read a message", status, code);
+    const nats_message_ptr message(made);
+    return nats_print(nats_bytes(*made), natsMsg_GetTime(made));
+}
+
+/// A consumer that nobody needs to delete, with the memory of one server.
+SSE_DECL jsSubOptions nats_consumer(const std::string& stream, std::uint64_t from) {
+    jsSubOptions options;
+    jsSubOptions_Init(&options);
+    options.Stream = stream.c_str();
+    options.Config.DeliverPolicy = js_DeliverByStartSequence;
+    options.Config.OptStartSeq = from;
+    options.Config.AckPolicy = js_AckNone;
+    options.Config.MaxDeliver = 1;
+    options.Config.MemoryStorage = true;
+    options.Config.Replicas = 1;
+    return options;
+}
+
+SSE_DECL void nats_link::follow(std::uint64_t from) {
+    stream_.reset();
+    auto options = nats_consumer(options_.stream, from);
+    options.Config.FlowControl = true; // bounds what waits here
+    options.Config.Heartbeat = std::chrono::nanoseconds(std::chrono::seconds(5)).count();
+    natsSubscription* made = nullptr;
+    jsErrCode code{};
+    auto status = js_SubscribeSync(&made, jetstream_.get(), ">", nullptr, &options, &code);
+    stream_.reset(made);
+    if (status == NATS_OK) status = natsSubscription_SetPendingLimits(made, -1, -1);
+    if (status != NATS_OK) fail("follow the stream", status, code);
+}
+
+SSE_DECL nats_link::item nats_link::to_item(nats_message_ptr message,
+                                            const std::string& epoch_subject) {
+    jsMsgMetaData* made = nullptr;
+    if (natsMsg_GetMetaData(&made, message.get()) != NATS_OK)
+        throw nats_failure("NATS: a message of the stream without its sequence", false);
+    const std::unique_ptr<jsMsgMetaData, nats_free<jsMsgMetaData_Destroy>> meta(made);
+    const bool of_log = epoch_subject != natsMsg_GetSubject(message.get());
+    return {
+        meta->Sequence.Stream, meta->Sequence.Consumer, meta->NumPending, meta->Timestamp, of_log,
+        std::move(message)};
+}
+
+/// False: nothing came. Throws if the connection is over.
+SSE_DECL bool nats_link::wait_for(natsSubscription& from, nats_message_ptr& message,
+                                  std::chrono::milliseconds wait) {
+    natsMsg* made = nullptr;
+    const auto status = natsSubscription_NextMsg(&made, &from, wait.count());
+    message.reset(made);
+    // What nats.c found out about heartbeats and order is looked into by ourselves.
+    if (status == NATS_OK) return true;
+    if (status == NATS_TIMEOUT || status == NATS_MISSED_HEARTBEAT || status == NATS_MISMATCH ||
+        status == NATS_SLOW_CONSUMER)
+        return false;
+    fail("the connection is lost", status);
+}
+
+SSE_DECL std::optional<nats_link::item> nats_link::next(std::chrono::milliseconds wait) {
+    nats_message_ptr message;
+    if (!wait_for(*stream_, message, wait)) return std::nullopt;
+    return to_item(std::move(message), epoch_);
+}
+
+SSE_DECL bool nats_link::idle() const noexcept {
+    std::uint64_t waiting = 0;
+    return natsSubscription_QueuedMsgs(stream_.get(), &waiting) == NATS_OK && waiting == 0;
+}
+
+SSE_DECL nats_link::reading nats_link::read(std::uint64_t from, std::size_t messages,
+                                            std::size_t bytes) {
+    auto options = nats_consumer(options_.stream, from);
+    natsSubscription* made = nullptr;
+    jsErrCode code{};
+    auto status = js_PullSubscribe(&made, jetstream_.get(), ">", nullptr, nullptr, &options, &code);
+    if (status != NATS_OK) fail("read the stream", status, code);
+    const nats_subscription_ptr subscription(made);
+    jsConsumerInfo* info = nullptr;
+    status = natsSubscription_GetConsumerInfo(&info, made, nullptr, &code);
+    if (status != NATS_OK) fail("read the stream", status, code);
+    reading result;
+    std::uint64_t left = info->NumPending;
+    jsConsumerInfo_Destroy(info);
+    while (left > 0 && result.items.size() < messages && bytes > 0) {
+        natsMsgList list{};
+        const auto batch = std::min<std::uint64_t>({64, left, messages - result.items.size()});
+        status = natsSubscription_Fetch(&list, made, static_cast<int>(batch),
+                                        options_.reply_timeout.count(), &code);
+        const std::unique_ptr<natsMsgList, nats_free<natsMsgList_Destroy>> owner(&list);
+        if (status != NATS_OK) fail("read the stream", status, code);
+        for (int i = 0; i < list.Count; ++i) {
+            nats_message_ptr message(std::exchange(list.Msgs[i], nullptr));
+            bytes -= std::min(bytes, nats_bytes(*message).size());
+            result.items.push_back(to_item(std::move(message), epoch_));
+            left = result.items.back().pending;
+        }
+    }
+    result.more = left > 0;
+    return result;
+}
+
+SSE_DECL natsStatus nats_link::send(const nats_outbox::letter& what, const std::string& sender) {
+    const auto size = static_cast<int>(what.bytes.size());
+    if (!what.store)
+        return natsConnection_Publish(connection_.get(), passing_.c_str(), what.bytes.data(), size);
+    const auto id = std::to_string(what.id);
+    natsMsg* made = nullptr;
+    auto status =
+        natsMsg_Create(&made, log_.c_str(), (inbox_ + id).c_str(), what.bytes.data(), size);
+    const nats_message_ptr message(made);
+    if (status == NATS_OK)
+        status = natsMsgHeader_Set(made, "Nats-Msg-Id", (sender + '-' + id).c_str());
+    if (status == NATS_OK) status = natsConnection_PublishMsg(connection_.get(), made);
+    return status;
+}
+
+/// False: nothing came.
+SSE_DECL bool nats_link::next_ack(std::uint64_t& id, nats_ack& ack) {
+    nats_message_ptr message;
+    if (!wait_for(*acks_, message, std::chrono::seconds(10))) return false;
+    std::string_view subject = natsMsg_GetSubject(message.get());
+    subject.remove_prefix(std::min(inbox_.size(), subject.size()));
+    if (!to_number(subject, id)) return false;
+    ack = parse_nats_ack(nats_bytes(*message));
+    if (natsMsg_IsNoResponders(message.get())) ack = {0, JSClusterNotAvailErr, "no responders"};
+    return true;
+}
+
+SSE_DECL bool nats_link::next_passing(nats_message_ptr& message) {
+    return wait_for(*passings_, message, std::chrono::seconds(10));
+}
+
+// ---- nats_engine: the server's calls ----
+
+/// A program's callback must not end a thread of ours.
+template <class F>
+void guarded(F&& f) noexcept {
+    try {
+        f();
+    } catch (...) {}
+}
+
+/// Throws std::invalid_argument that names the member.
+SSE_DECL void require_nats(bool fits, const char* member, const char* remedy) {
+    if (!fits)
+        throw std::invalid_argument(std::string("sse::nats_options::") + member + ": " + remedy);
+}
+
+/// Letters, digits, - and _; with dots, a subject of several parts.
+SSE_DECL bool is_nats_name(std::string_view name, bool dots) {
+    constexpr std::string_view good =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.";
+    if (name.empty() || name.size() > 200) return false;
+    if (name.find_first_not_of(good) != std::string_view::npos) return false;
+    if (!dots) return name.find('.') == std::string_view::npos;
+    return name.front() != '.' && name.back() != '.' && name.find("..") == std::string_view::npos;
+}
+
+SSE_DECL nats_options check_nats(nats_options o) {
+    using namespace std::chrono_literals;
+    require_nats(!o.servers.empty(), "servers", "is empty; name at least one");
+    for (const auto& url : o.servers)
+        require_nats(!url.empty() && url.find_first_of(" ,\t\r\n") == std::string::npos, "servers",
+                     "each is one URL without spaces, such as nats://127.0.0.1:4222");
+    require_nats(o.password.empty() || !o.user.empty(), "password", "set `user` too");
+    require_nats(
+        (o.user.empty() ? 0 : 1) + (o.token.empty() ? 0 : 1) + (o.credentials.empty() ? 0 : 1) <= 1,
+        "user", "set one of user, token and credentials");
+    require_nats(is_nats_name(o.stream, false), "stream",
+                 "use 1 to 200 letters, digits, '-' and '_'");
+    require_nats(is_nats_name(o.prefix, true), "prefix",
+                 "use 1 to 200 letters, digits, '-', '_' and single dots between them");
+    require_nats(o.replicas == 1 || o.replicas == 3 || o.replicas == 5, "replicas",
+                 "use 1, 3 or 5");
+    constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+    require_nats(o.max_messages == 0 || (o.max_messages >= 1'000 && o.max_messages <= most),
+                 "max_messages", "use 1,000 or more, or 0 for no bound");
+    require_nats(o.max_bytes == 0 || (o.max_bytes >= 1024 * 1024 && o.max_bytes <= most),
+                 "max_bytes", "use 1 MiB or more, or 0 for no bound");
+    require_nats(o.max_age == 0s || (o.max_age >= 60s && o.max_age <= 24h * 36'500), "max_age",
+                 "use 60 s to 100 years, or 0 for no bound");
+    const auto within = [](std::chrono::milliseconds t, std::chrono::milliseconds least) {
+        return t >= least && t <= 60s;
+    };
+    require_nats(within(o.connect_timeout, 10ms), "connect_timeout", "use 10 ms to 60 s");
+    require_nats(within(o.reply_timeout, 100ms), "reply_timeout", "use 100 ms to 60 s");
+    require_nats(within(o.check_interval, 10ms), "check_interval", "use 10 ms to 60 s");
+    require_nats(o.max_pending >= 1, "max_pending", "use 1 or more");
+    require_nats(o.max_pending_bytes >= 64 * 1024, "max_pending_bytes", "use 64 KiB or more");
+    return o;
+}
+
+SSE_DECL nats_engine::nats_engine(nats_options options)
+    : options_(check_nats(std::move(options))),
+      outbox_(options_.max_pending, options_.max_pending_bytes, options_.reply_timeout) {}
+
+/// The first connection is made here, so that what can never work is told by an exception.
+SSE_DECL void nats_engine::attach(sink& to, const history& kept) {
+    const asio::detail::signal_blocker blocked; // also for the threads that nats.c starts
+    sink_ = &to;
+    kept_ = kept;
+    link_ref link;
+    try {
+        link = std::make_shared<nats_link>(options_);
+        link->examine();
+    } catch (const nats_failure& failure) {
+        if (failure.for_good)
+            throw std::system_error(make_error_code(errc::bus_refused), failure.what());
+        link.reset(); // the reader tries again, and tells
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        if (stage_ != stage::fresh)
+            throw std::logic_error("sse::nats_bus: attach() is called once");
+        stage_ = stage::attached;
+    }
+    try {
+        reader_ = std::thread([this, link]() mutable { run_reader(std::move(link)); });
+        writer_ = std::thread([this] { run_writer(); });
+        requester_ = std::thread([this] { run_requests(); });
+    } catch (...) {
+        detach();
+        throw;
+    }
+}
+
+SSE_DECL void nats_engine::publish(std::string bytes, bool store,
+                                   std::chrono::milliseconds patience, published done) {
+    auto what = std::make_shared<nats_outbox::letter>();
+    what->bytes = std::move(bytes);
+    what->store = store;
+    what->done = std::move(done);
+    // A day is as good as for ever, and the clock cannot overflow.
+    what->deadline = clock::now() +
+                     std::min<std::chrono::milliseconds>(
+                         std::max(patience, std::chrono::milliseconds(0)), std::chrono::hours(24));
+    errc error{};
+    {
+        const std::lock_guard lock(mutex_);
+        if (stage_ != stage::attached)
+            error = stage_ == stage::fresh ? errc::bus_down : errc::stopped;
+        else if (!outbox_.add(what))
+            error = errc::no_room;
+    }
+    if (error == errc{})
+        to_send_.notify_one();
+    else
+        what->done(error, 0);
+}
+
+SSE_DECL void nats_engine::read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+                                std::function<void(page)> done) {
+    constexpr std::size_t most_requests = 256;
+    errc error{};
+    request wanted{std::string(epoch), after, messages, std::move(done)};
+    {
+        const std::lock_guard lock(mutex_);
+        if (stage_ != stage::attached)
+            error = stage_ == stage::fresh ? errc::bus_down : errc::stopped;
+        else if (requests_.size() >= most_requests)
+            error = errc::no_room;
+        else
+            requests_.push_back(std::move(wanted));
+    }
+    if (error == errc{})
+        to_read_.notify_one();
+    else
+        wanted.done(page{error, {}, true});
+}
+
+SSE_DECL void nats_engine::detach() noexcept {
+    link_ref link;
+    {
+        const std::lock_guard lock(mutex_);
+        if (std::exchange(stage_, stage::stopped) == stage::stopped) return;
+        link = link_;
+    }
+    for (auto* waiting : {&to_send_, &to_read_, &ended_}) waiting->notify_all();
+    if (link) link->close();
+    for (auto* thread : {&reader_, &writer_, &requester_})
+        if (thread->joinable()) thread->join();
+    while (const auto what = outbox_.first()) complete(what->id, errc::stopped, 0);
+    for (const auto& wanted : requests_) guarded([&] { wanted.done({errc::stopped, {}, true}); });
+    requests_.clear();
+}
+
+SSE_DECL bool nats_engine::stopped() {
+    const std::lock_guard lock(mutex_);
+    return stage_ == stage::stopped;
+}
+
+SSE_DECL void nats_engine::complete(std::uint64_t id, std::error_code error, std::uint64_t number) {
+    nats_outbox::letter_ref what;
+    {
+        const std::lock_guard lock(mutex_);
+        what = outbox_.finish(id);
+    }
+    if (!what) return;
+    guarded([&] { what->done(error, number); });
+    to_send_.notify_one(); // there may be room to send more
+}
+
+SSE_DECL void nats_engine::refuse(std::string reason) {
+    const std::lock_guard lock(mutex_);
+    refusal_ = std::move(reason);
+}
+
+// ---- nats_engine: writing ----
+
+SSE_DECL void nats_engine::run_writer() {
+    std::unique_lock lock(mutex_);
+    while (stage_ != stage::stopped) {
+        const auto now = clock::now();
+        std::vector<nats_outbox::ending> over;
+        std::vector<nats_outbox::letter_ref> letters;
+        const auto link = open_ ? link_ : nullptr;
+        try {
+            over = outbox_.expire(now, open_);
+            if (link) letters = outbox_.take(now);
+        } catch (...) { // no memory: nothing was taken
+            ended_.wait_for(lock, std::chrono::milliseconds(100));
+            continue;
+        }
+        if (over.empty() && letters.empty()) {
+            const auto wake = outbox_.wake();
+            if (wake == clock::time_point::max())
+                to_send_.wait(lock);
+            else
+                to_send_.wait_until(lock, wake);
+            continue;
+        }
+        lock.unlock();
+        for (const auto& [what, why] : over) guarded([&, w = why] { what->done(w, 0); });
+        if (link) send(*link, letters);
+        lock.lock();
+    }
+}
+
+SSE_DECL void nats_engine::send(nats_link& link,
+                                const std::vector<nats_outbox::letter_ref>& letters) {
+    for (auto next = letters.begin(); next != letters.end(); ++next) {
+        bool sent = false;
+        guarded([&] { sent = send_one(link, **next); });
+        if (sent) continue;
+        link.close();
+        const std::lock_guard lock(mutex_);
+        if (link_.get() == &link) open_ = false;
+        for (; next != letters.end(); ++next) outbox_.again(**next, true);
+        return;
+    }
+}
+
+/// False: the connection is lost, the message was not sent.
+SSE_DECL bool nats_engine::send_one(nats_link& link, const nats_outbox::letter& what) {
+    const auto status = link.send(what, sender_);
+    if (status == NATS_MAX_PAYLOAD) {
+        refuse("it has " + std::to_string(what.bytes.size()) +
+               " bytes, more than the server's max_payload: raise that, or send less");
+        complete(what.id, errc::bus_refused, 0);
+        return true;
+    }
+    if (status == NATS_OK && !what.store) complete(what.id, {}, 0);
+    return status == NATS_OK;
+}
+
+SSE_DECL void nats_engine::run_acks(nats_link& link) noexcept {
+    guarded([&] {
+        for (std::uint64_t id = 0;;) {
+            nats_ack ack;
+            if (link.next_ack(id, ack)) take_ack(id, ack);
+        }
+    });
+    link.close();
+}
+
+SSE_DECL void nats_engine::take_ack(std::uint64_t id, const nats_ack& ack) {
+    const bool later = ack.error == JSClusterNotAvailErr || ack.error == JSClusterNotLeaderErr;
+    if (ack.number != 0) return complete(id, {}, ack.number);
+    if (ack.error != 0 && !later) {
+        refuse(ack.reason + " (" + std::to_string(ack.error) + ")");
+        return complete(id, errc::bus_refused, 0);
+    }
+    // There is no leader, or the first copy is still on its way through the cluster.
+    const std::lock_guard lock(mutex_);
+    outbox_.again(id, clock::now() + std::chrono::milliseconds(100));
+    to_send_.notify_one();
+}
+
+SSE_DECL void nats_engine::run_passing(nats_link& link) noexcept {
+    guarded([&] {
+        for (nats_message_ptr message;;)
+            if (link.next_passing(message)) told([&](sink& s) { s.passing(nats_bytes(*message)); });
+    });
+    link.close();
+}
+
+// ---- nats_engine: reading ----
+
+/// What belongs to one connection.
+class nats_engine::session {
+public:
+    session(nats_engine& engine, link_ref link) : engine_(engine), link_(std::move(link)) {
+        const std::lock_guard lock(engine_.mutex_);
+        engine_.link_ = link_;
+        if (engine_.stage_ == stage::stopped) link_->close();
+    }
+    session(const session&) = delete;
+    session& operator=(const session&) = delete;
+
+    void open(std::chrono::nanoseconds window) {
+        acks_ = std::thread([this] { engine_.run_acks(*link_); });
+        passing_ = std::thread([this] { engine_.run_passing(*link_); });
+        const std::lock_guard lock(engine_.mutex_);
+        engine_.open_ = true;
+        engine_.outbox_.window(std::chrono::duration_cast<clock::duration>(window));
+        engine_.to_send_.notify_one();
+    }
+
+    ~session() {
+        link_->close();
+        for (auto* thread : {&acks_, &passing_})
+            if (thread->joinable()) thread->join();
+        const std::lock_guard lock(engine_.mutex_);
+        engine_.open_ = false;
+        engine_.link_ = nullptr;
+        engine_.outbox_.again_all();
+        engine_.to_send_.notify_one();
+    }
+
+private:
+    nats_engine& engine_;
+    link_ref link_;
+    std::thread acks_, passing_;
+};
+
+SSE_DECL void nats_engine::run_reader(link_ref link) {
+    while (!stopped()) {
+        try {
+            if (!link) link = std::make_shared<nats_link>(options_);
+            serve(link);
+        } catch (const std::exception& e) { lost(e.what()); } catch (...) {
+            lost("NATS: an unknown exception");
+        }
+        link.reset();
+        pause();
+    }
+}
+
+SSE_DECL void nats_engine::lost(const char* why) noexcept {
+    guarded([&] {
+        if (!stopped()) tell(false, why);
+    });
+}
+
+SSE_DECL void nats_engine::tell(bool up, const std::string& reason) {
+    if (is_up_ == up && why_ == reason) return;
+    told([&](sink& s) { s.health(up, reason); });
+    is_up_ = up;
+    why_ = reason;
+}
+
+SSE_DECL void nats_engine::tell_up(nats_link& link) {
+    std::string refusal;
+    {
+        const std::lock_guard lock(mutex_);
+        refusal = std::exchange(refusal_, {});
+    }
+    tell(true, refusal.empty() ? "NATS: connected to " + link.url()
+                               : "NATS: a message was refused: " + refusal);
+}
+
+/// 0.1, 0.2 .. 5 s, and up to a half more by chance, so that nodes do not come all at once.
+SSE_DECL void nats_engine::pause() {
+    const auto doubled =
+        std::min(std::ldexp(100.0, static_cast<int>(std::min(failures_, 10u))), 5e3);
+    ++failures_;
+    const auto wait = doubled * (1 + std::uniform_real_distribution<>(0, 0.5)(random_));
+    sleep(std::chrono::milliseconds(static_cast<int>(wait)));
+}
+
+/// Unless it is stopped.
+SSE_DECL void nats_engine::sleep(std::chrono::milliseconds time) {
+    std::unique_lock lock(mutex_);
+    ended_.wait_for(lock, time, [&] { return stage_ == stage::stopped; });
+}
+
+SSE_DECL void nats_engine::serve(const link_ref& link) {
+    session now(*this, link);
+    const auto state = link->examine();
+    settle(*link, state);
+    resubscribe_ = true;
+    now.open(state.window);
+    tell_up(*link);
+    failures_ = 0;
+    next_check_ = clock::now() + options_.check_interval;
+    if (!ready_ && place_.position() >= target_) become_ready();
+    while (!stopped()) read_on(*link);
+}
+
+SSE_DECL void nats_engine::read_on(nats_link& link) {
+    const auto now = clock::now();
+    if (now >= next_check_) {
+        check(link);
+        next_check_ = clock::now() + options_.check_interval;
+    }
+    if (resubscribe_) {
+        link.follow(place_.position() + 1);
+        resubscribe_ = false;
+        order_ = 0;
+    }
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_check_ - now);
+    auto item = link.next(std::max(left, std::chrono::milliseconds(1)));
+    if (item) take_item(std::move(*item));
+}
+
+SSE_DECL void nats_engine::take_item(nats_link::item item) {
+    quiet_ = 0;
+    // Some were lost on their way, or the stream is another: nothing is skipped for that.
+    if (item.order != order_ + 1 || item.number <= place_.position()) {
+        resubscribe_ = true;
+        next_check_ = {};
+        return;
+    }
+    order_ = item.order;
+    if (item.number > place_.position() + 1 && place_.opened()) {
+        open(item.number);
+        told([&](sink& s) { s.hole(item.number - 1); });
+        place_.skip(item.number - 1);
+    }
+    if (item.of_log)
+        take_message(item);
+    else
+        next_check_ = {}; // it looks what the newest list is
+    place_.pass(item.number, nats_print(nats_bytes(*item.message), item.time));
+    if (!ready_ && (item.number >= target_ || item.pending == 0)) become_ready();
+}
+
+SSE_DECL void nats_engine::take_message(const nats_link::item& item) {
+    using std::chrono::system_clock;
+    const system_clock::time_point time(
+        std::chrono::duration_cast<system_clock::duration>(std::chrono::nanoseconds(item.time)));
+    const bool of_history = !ready_ && kept_.age.count() > 0;
+    if (of_history && time < system_clock::now() - kept_.age) return;
+    open(item.number);
+    told([&](sink& s) { s.message({item.number, time, nats_bytes(*item.message)}); });
+}
+
+SSE_DECL void nats_engine::open(std::uint64_t number) {
+    const auto opening = place_.enter(number);
+    if (!opening) return;
+    try {
+        told([&](sink& s) { s.epoch(opening->word, opening->after, opening->why); });
+    } catch (...) {
+        place_.close(); // it was not told
+        throw;
+    }
+}
+
+SSE_DECL void nats_engine::become_ready() {
+    open(place_.position() + 1);
+    told([](sink& s) { s.ready(); });
+    ready_ = true;
+}
+
+SSE_DECL void nats_engine::check(nats_link& link) {
+    const auto state = link.examine();
+    settle(link, state);
+    tell_up(link);
+    if (resubscribe_ || !link.idle()) return;
+    ++quiet_;
+    look_for_silence(state);
+}
+
+/// Nothing came for some time: because there is nothing, because it was dropped, or because the
+/// server forgot the consumer.
+SSE_DECL void nats_engine::look_for_silence(const nats_link::state& state) {
+    if (quiet_ < 2) return;
+    if (state.first > place_.position() + 1) {
+        if (place_.opened()) told([&](sink& s) { s.hole(state.first - 1); });
+        place_.skip(state.first - 1);
+    }
+    if (state.last > place_.position()) resubscribe_ = true;
+    if (!ready_ && quiet_ > 3) become_ready(); // what is left was deleted one by one
+}
+
+SSE_DECL void nats_engine::settle(nats_link& link, const nats_link::state& state) {
+    constexpr int most_tries = 10;
+    for (int i = 0; i < most_tries; ++i) {
+        if (!settle_once(link, state)) continue;
+        created_ = state.created;
+        return;
+    }
+    throw nats_failure("NATS: other nodes write new epochs without an end; have they all the same "
+                       "stream?",
+                       false);
+}
+
+/// Whether the list is nearer to what bounds of the stream drop next than to the newest message.
+SSE_DECL bool is_worn_nats_list(std::uint64_t number, const nats_link::state& state) {
+    constexpr std::uint64_t few = 100;
+    return state.last > number + few && number - state.first < state.last - number;
+}
+
+/// False: another node wrote a list meanwhile.
+SSE_DECL bool nats_engine::settle_once(nats_link& link, const nats_link::state& state) {
+    const auto found = link.epochs();
+    if (place_.epochs().empty() && found.list.empty() && state.last > 0 && !waited_) {
+        waited_ = true; // after a purge: nodes that know the list are about to write it again
+        sleep(2 * options_.check_interval);
+        return false;
+    }
+    const auto list = next_list(link, state, found);
+    if (list != found.list || is_worn_nats_list(found.number, state)) {
+        if (!link.write_epochs(list, found.number)) return false;
+    }
+    adopt(list, state);
+    return true;
+}
+
+/// What the list is to be: see the table in the banner.
+SSE_DECL nats_epochs nats_engine::next_list(nats_link& link, const nats_link::state& state,
+                                            const nats_link::listing& found) {
+    const nats_epochs& ours = place_.epochs();
+    const auto has = [](const nats_epochs& list, const nats_epoch& e) {
+        return std::any_of(list.begin(), list.end(),
+                           [&](const nats_epoch& other) { return other.word == e.word; });
+    };
+    if (ours.empty()) return found.list.empty() ? nats_place().cut(0) : found.list;
+    if (found.list.empty()) {
+        if (created_ != state.created) return place_.cut(0);
+    } else if (found.list.back().word != ours.back().word) {
+        const bool goes_on = has(found.list, ours.back());
+        if (goes_on || !has(ours, found.list.back())) return found.list;
+    }
+    const auto common = lost_after(link, state);
+    return common ? place_.cut(*common) : ours;
+}
+
+/// Up to where the stream is as it was read; unset if nothing of it was lost.
+SSE_DECL std::optional<std::uint64_t> nats_engine::lost_after(nats_link& link,
+                                                              const nats_link::state& state) {
+    const auto& marks = place_.marks();
+    const bool shorter = place_.position() > state.last;
+    constexpr int patience = 6; // with the pauses between connections: 3 s
+    if (shorter && state.replicated && ++behind_ < patience)
+        throw nats_failure("NATS: the stream ends before what was read from it: a new leader may "
+                           "not have caught up",
+                           false);
+    behind_ = 0;
+    const auto is_kept = [&](const nats_place::mark& m) {
+        if (m.number < state.first) return true; // dropped, as it may be
+        if (m.number > state.last) return false;
+        const auto print = link.print(m.number);
+        return !print || *print == m.print;
+    };
+    if (!shorter && (marks.empty() || is_kept(marks.back()))) return std::nullopt;
+    const auto parts = std::partition_point(marks.begin(), marks.end(), is_kept);
+    if (parts == marks.end()) return state.last;
+    return parts == marks.begin() ? 0 : std::prev(parts)->number;
+}
+
+SSE_DECL void nats_engine::adopt(const nats_epochs& list, const nats_link::state& state) {
+    if (list == place_.epochs()) return;
+    switch (place_.adopt(list)) {
+    case nats_place::change::none: break;
+    case nats_place::change::reread: resubscribe_ = true; break;
+    case nats_place::change::anew:
+        place_.restart(history_start(state) - 1);
+        if (!ready_) target_ = state.last;
+        resubscribe_ = true;
+        break;
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        known_ = list;
+    }
+    if (ready_ || place_.opened()) open(place_.position() + 1);
+}
+
+/// The first message of the history; its bytes are estimated.
+SSE_DECL std::uint64_t nats_engine::history_start(const nats_link::state& state) const {
+    std::uint64_t count = kept_.messages;
+    if (kept_.bytes > 0 && state.messages > 0)
+        count = std::min<std::uint64_t>(
+            count, kept_.bytes / std::max<std::uint64_t>(1, state.bytes / state.messages));
+    const auto from = state.last >= count ? state.last + 1 - count : 1;
+    return std::max({from, state.first, place_.epochs().front().begin, std::uint64_t{1}});
+}
+
+// ---- nats_engine: for clients that come back ----
+
+SSE_DECL void nats_engine::run_requests() {
+    std::unique_lock lock(mutex_);
+    while (stage_ != stage::stopped) {
+        if (requests_.empty()) {
+            to_read_.wait(lock);
+            continue;
+        }
+        const request next = std::move(requests_.front());
+        requests_.pop_front();
+        lock.unlock();
+        page found;
+        try {
+            found = answer(next);
+        } catch (...) {
+            found = {};
+            found.failed = errc::bus_down;
+        }
+        lock.lock();
+        if (found.failed && stage_ == stage::stopped) found.failed = errc::stopped;
+        lock.unlock();
+        guarded([&] { next.done(std::move(found)); });
+        lock.lock();
+    }
+}
+
+SSE_DECL bus::page nats_engine::answer(const request& what) {
+    page found;
+    link_ref link;
+    nats_epochs known;
+    {
+        const std::lock_guard lock(mutex_);
+        if (open_) link = link_;
+        known = known_;
+    }
+    if (!link) {
+        found.failed = errc::bus_down;
+        return found;
+    }
+    const auto of = std::find_if(known.begin(), known.end(),
+                                 [&](const nats_epoch& e) { return e.word == what.epoch; });
+    if (of == known.end()) {
+        found.whole = false;
+        return found;
+    }
+    constexpr std::size_t most_messages = 1000;
+    const auto to = std::next(of) == known.end() ? std::numeric_limits<std::uint64_t>::max()
+                                                 : std::next(of)->begin - 1;
+    read_range(*link, std::max(what.after + 1, of->begin), to,
+               std::clamp<std::size_t>(what.messages, 1, most_messages), found);
+    return found;
+}
+
+/// Ends before a number that is missing, so that the next page says so.
+SSE_DECL void nats_engine::read_range(nats_link& link, std::uint64_t from, std::uint64_t to,
+                                      std::size_t messages, page& into) {
+    using std::chrono::system_clock;
+    constexpr std::size_t most_bytes = 4 * 1024 * 1024;
+    for (bool more = from <= to; more && into.records.empty();) {
+        const auto reading = link.read(from, messages, most_bytes);
+        more = reading.more;
+        for (const auto& item : reading.items) {
+            if (item.number > to) return;
+            if (item.number != from && !into.records.empty()) return;
+            if (item.number != from) into.whole = false;
+            from = item.number + 1;
+            if (!item.of_log) continue;
+            const std::chrono::nanoseconds time(item.time);
+            into.records.push_back(
+                {item.number,
+                 system_clock::time_point(std::chrono::duration_cast<system_clock::duration>(time)),
+                 std::string(nats_bytes(*item.message))});
+        }
+        if (reading.items.empty() && link.examine().last >= from) into.whole = false;
+    }
+}
+
+#endif // SSE_BODIES
+
+} // namespace detail
+
+#if defined(SSE_BODIES)
+SSE_DECL std::shared_ptr<bus> nats_bus(nats_options options) {
+    return std::make_shared<detail::nats_engine>(std::move(options));
+}
+#endif // SSE_BODIES
+
+#endif // SSE_ENABLE_NATS
 
 #endif // SSE_BODIES || SSE_INTERNALS
 

@@ -4,7 +4,9 @@
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 objects=()
-for object in tests_io_uring tests_redis tests_faults fuzz; do objects+=(-object "$1/tests/$object"); done
+for object in tests_io_uring tests_redis tests_nats tests_faults fuzz; do
+    objects+=(-object "$1/tests/$object")
+done
 llvm-profdata-19 merge -sparse "$1"/*.profraw -o "$1/all.profdata"
 llvm-cov-19 show "$1/tests/tests" "${objects[@]}" -instr-profile="$1/all.profdata" \
     -show-instantiations=false sse.hpp >"$1/sse.hpp.txt"

@@ -33,6 +33,14 @@ needs() { # VARIANT: what it cannot do without, and what it would like
     asan | coverage) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
     release | scripts | tsan | clang) wish redis-server have redis-server ;;&
     asan | coverage) need redis-server have redis-server ;;&
+    release | scripts | tsan | clang)
+        wish libnats-dev test -e /usr/include/nats/nats.h
+        wish nats-server have nats-server
+        ;;&
+    asan | coverage)
+        need libnats-dev test -e /usr/include/nats/nats.h
+        need nats-server have nats-server
+        ;;&
     release | scripts) wish valgrind test -e /usr/include/valgrind/callgrind.h ;;&
     release | scripts | interop | browser | asan | tsan | clang | coverage | soak)
         wish libboost-dev test -e /usr/include/boost/beast.hpp
