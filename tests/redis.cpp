@@ -7,9 +7,11 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <future>
+#include <map>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -1052,6 +1054,154 @@ TEST_CASE("what other programs add to the stream is left out") {
     CHECK(!a.publish("end").failed);
     CHECK(a.hears("end"));
     CHECK(a.told() == "end");
+}
+
+// --- all of it at once
+
+namespace {
+
+/// Servers that publish all the time, while something happens to Redis.
+class storm {
+public:
+    explicit storm(sse::redis_options o) {
+        for (int i = 0; i < 3; ++i) nodes_.push_back(std::make_unique<node>(o));
+        for (auto& n : nodes_) n->until_up();
+        for (std::size_t i = 0; i < nodes_.size(); ++i) {
+            publishers_.emplace_back([this, i] { publish(i); });
+        }
+    }
+    ~storm() { stop(); }
+
+    void stop() {
+        over_ = true;
+        for (auto& p : publishers_) p.join();
+        publishers_.clear();
+    }
+    /// Waits until all is told to all.
+    void settle() {
+        stop();
+        for (auto& n : nodes_) n->until_up();
+        redis_server::wait_until("a message without an end", [&] { return answered_ == sent_; });
+        CHECK(!nodes_[0]->publish("end").failed);
+        for (auto& n : nodes_) {
+            REQUIRE(n->sink.wait_until([](auto& s) {
+                return std::any_of(s.messages.rbegin(), s.messages.rend(),
+                                   [](auto& m) { return m.bytes == "end"; });
+            }));
+        }
+    }
+    /// Nowhere does a number belong to two messages, and numbers rise.
+    void check_numbers() {
+        std::map<std::pair<std::string, std::uint64_t>, std::string> all;
+        for (auto& n : nodes_) {
+            CHECK(n->events("a number that does not rise") == 0);
+            for (const auto& m : n->sink.now().messages) {
+                const auto [at, is_new] = all.try_emplace({m.epoch, m.number}, m.bytes);
+                CHECK(at->second == m.bytes);
+            }
+        }
+    }
+    std::size_t missing(node& n) {
+        std::set<std::string> heard;
+        for (const auto& m : n.sink.now().messages) heard.insert(m.bytes);
+        std::size_t count = 0;
+        for (const auto& [number, bytes] : confirmed_) count += heard.count(bytes) == 0;
+        return count;
+    }
+    /// Whether each publisher was told the number under which all were told its message.
+    bool numbers_agree() {
+        std::set<std::pair<std::uint64_t, std::string>> heard;
+        for (const auto& m : nodes_[0]->sink.now().messages) heard.insert({m.number, m.bytes});
+        return std::all_of(confirmed_.begin(), confirmed_.end(),
+                           [&](const auto& c) { return heard.count(c) == 1; });
+    }
+    std::vector<std::unique_ptr<node>>& nodes() { return nodes_; }
+    std::size_t confirmed() const { return confirmed_.size(); }
+
+private:
+    void publish(std::size_t who) {
+        for (int i = 0; !over_; ++i) {
+            const auto bytes = std::to_string(who) + "-" + std::to_string(i);
+            ++sent_;
+            (*nodes_[who])
+                ->publish(bytes, true, 20s, [=, this](std::error_code failed, std::uint64_t n) {
+                    const std::lock_guard lock(mutex_);
+                    if (!failed) confirmed_.emplace_back(n, bytes);
+                    ++answered_;
+                });
+            if (i % 4 == 0) std::this_thread::sleep_for(1ms);
+        }
+    }
+
+    std::mutex mutex_;
+    std::vector<std::pair<std::uint64_t, std::string>> confirmed_;
+    std::vector<std::unique_ptr<node>> nodes_;
+    std::vector<std::thread> publishers_;
+    std::atomic<std::size_t> sent_{0};
+    std::atomic<std::size_t> answered_{0};
+    std::atomic<bool> over_{false};
+};
+
+} // namespace
+
+TEST_CASE("Redis is killed, cut and frozen all the time: nothing is lost, all are told alike") {
+    if (!has_redis()) return;
+    redis_server redis({"--appendonly", "yes", "--appendfsync", "always"});
+    storm all(options_for(redis));
+    for (int round = 0; round < 12; ++round) {
+        std::this_thread::sleep_for(100ms);
+        if (round % 3 == 0) redis.restart();
+        if (round % 3 == 1) redis.command({"CLIENT", "KILL", "TYPE", "normal"});
+        if (round % 3 != 2) continue;
+        redis.freeze();
+        std::this_thread::sleep_for(100ms);
+        redis.thaw();
+    }
+    all.settle();
+    all.check_numbers();
+    CHECK(all.confirmed() > 100);
+    CHECK(all.numbers_agree());
+    for (auto& n : all.nodes()) {
+        CHECK(all.missing(*n) == 0);
+        CHECK(n->events("epoch") == 1);
+        CHECK(n->events("hole") == 0);
+    }
+    check_alike(*all.nodes()[0], *all.nodes()[1]);
+    check_alike(*all.nodes()[0], *all.nodes()[2]);
+}
+
+TEST_CASE("replicas that lag are promoted again and again: what is lost is told") {
+    if (!has_redis()) return;
+    redis_server one;
+    redis_server two;
+    two.follow(one);
+    auto o = options_for(one);
+    o.addresses = {one.address(), two.address()};
+    storm all(o);
+    redis_server* primary = &one;
+    redis_server* replica = &two;
+    for (int round = 0; round < 6; ++round) {
+        std::this_thread::sleep_for(100ms);
+        replica->command({"REPLICAOF", "127.0.0.1", "1"});
+        std::this_thread::sleep_for(50ms);
+        primary->kill();
+        replica->promote();
+        std::swap(primary, replica);
+        std::this_thread::sleep_for(100ms);
+        replica->arguments() = {"--replicaof", "127.0.0.1 " + std::to_string(primary->port())};
+        replica->start();
+        redis_server::wait_until("no replication",
+                                 [&] { return replica->info_has("master_link_status:up"); });
+    }
+    all.settle();
+    all.check_numbers();
+    CHECK(all.confirmed() > 100);
+    for (auto& n : all.nodes()) {
+        CHECK((all.missing(*n) == 0 || n->events("epoch") > 1));
+        CHECK(n->events("epoch") <= 8);
+        CHECK(n->events("hole") == 0);
+        CHECK(n->sink.now().epoch == all.nodes()[0]->sink.now().epoch);
+    }
 }
 
 } // namespace redis_test
