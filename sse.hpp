@@ -235,6 +235,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cassert>
 #include <charconv>
 #include <chrono>
@@ -15023,9 +15024,11 @@ std::uint32_t crc32c(std::string_view bytes, std::uint32_t so_far = 0) noexcept;
 template <class T>
 T little_endian(std::string_view bytes, std::size_t at) noexcept {
     T value = 0;
-    for (std::size_t i = 0; i < sizeof(T); ++i) {
-        const auto byte = static_cast<T>(static_cast<unsigned char>(bytes[at + i]));
-        value = static_cast<T>(value | static_cast<T>(byte << (8 * i)));
+    if constexpr (std::endian::native == std::endian::little) { // compilers miss what the loop is
+        std::memcpy(&value, bytes.data() + at, sizeof(T));
+    } else {
+        for (std::size_t i = sizeof(T); i-- > 0;)
+            value = static_cast<T>(value << 8 | static_cast<unsigned char>(bytes[at + i]));
     }
     return value;
 }
@@ -15087,37 +15090,59 @@ struct log_mark {
 struct log_scan {
     std::uint64_t next = 0;              ///< The number after its last whole record.
     std::size_t end = 0;                 ///< Where its whole records and marks end.
-    std::size_t rest = 0;                ///< Bytes after that.
     std::optional<log_mark> opened = {}; ///< The last.
     std::optional<log_mark> last = {};   ///< Unless a record follows.
-    bool cut = false;                    ///< The rest begins like a record that is longer.
-    bool more_records = false;           ///< Sound ones are in the rest.
-    bool more_marks = false;
 
     bool is(log_mark::kind what) const noexcept { return last && last->what == what; }
-    void search_rest(std::string_view file);
 };
 
-/// Calls f for each record of a segment before number `until`.
-template <class F>
-log_scan scan_segment(std::string_view file, std::uint64_t first, std::uint64_t until, F&& f) {
-    log_scan found{.next = first, .end = std::min(file.size(), log_segment::header_size)};
+/// What follows the last whole record of a file.
+struct log_tail {
+    bool cut = false; ///< It begins like a record that is longer.
+    bool more_records = false;
+    bool more_marks = false;
+
+    log_tail(std::string_view bytes, std::uint64_t next);
+};
+
+/// Bytes in memory, where others are in a file.
+class bytes_source {
+public:
+    explicit bytes_source(std::string_view bytes) : left_(bytes) {}
+    std::string_view peek(std::size_t) const noexcept { return left_; }
+    void skip(std::size_t size) noexcept { left_.remove_prefix(size); }
+
+private:
+    std::string_view left_;
+};
+
+/// The record that comes next; of size 0 if there is no sound one.
+template <class Source>
+log_record next_record(Source& from) {
+    const std::size_t size = log_record::size_of(from.peek(log_record::head_size));
+    return size == 0 ? log_record() : log_record::parse(from.peek(size));
+}
+
+/// Calls f for each record of a segment before number `until`. The source is after the header.
+template <class Source, class F>
+log_scan scan_segment(Source& from, std::uint64_t first, std::uint64_t until, F&& f) {
+    log_scan found{.next = first, .end = log_segment::header_size};
     while (found.next < until && !found.is(log_mark::kind::continued)) {
-        const log_record one = log_record::parse(file.substr(found.end));
-        if (one.size == 0) break;
-        if (one.number == 0) {
-            found.last = log_mark::parse(one);
-            if (!found.last) break;
-            if (found.is(log_mark::kind::opened)) found.opened = found.last;
-        } else {
-            if (one.number != found.next) break;
+        const log_record one = next_record(from);
+        if (one.size == 0 || (one.number != 0 && one.number != found.next)) break;
+        if (one.number != 0) {
             ++found.next;
             found.last.reset();
             f(one);
+        } else if (auto mark = log_mark::parse(one)) {
+            found.last = std::move(mark);
+            if (found.is(log_mark::kind::opened)) found.opened = found.last;
+        } else {
+            break;
         }
         found.end += one.size;
+        from.skip(one.size);
     }
-    found.rest = file.size() - found.end;
     return found;
 }
 
@@ -15132,31 +15157,52 @@ public:
     log_damaged(const std::string& path, std::uint64_t offset, bool newest);
 };
 
+/// The bytes of a file from an offset on.
+class file_source {
+public:
+    explicit file_source(const std::string& path, std::uint64_t offset = log_segment::header_size);
+
+    bool is_missing() const noexcept { return missing_; } ///< There is no such file.
+    /// At least so many bytes, if there are. Valid until the next call.
+    std::string_view peek(std::size_t size);
+    void skip(std::size_t size) noexcept {
+        at_ += size;
+        offset_ += size;
+    }
+    std::uint64_t offset() const noexcept { return offset_; }
+    std::uint64_t left() const noexcept { return size_ - std::min(size_, offset_); }
+
+private:
+    static constexpr std::size_t step = 256 * 1024;
+
+    std::string path_;
+    file_handle file_;
+    bool missing_;
+    std::uint64_t size_ = 0;
+    std::uint64_t offset_; // of what comes next, in the file
+    std::string buffer_;
+    std::size_t at_ = 0; // of what comes next, in the buffer
+};
+
 /// Reads the records of a segment one after the other.
 class segment_reader {
 public:
     /// Begins with record `next`, at this offset, and ends before `until`.
     segment_reader(const std::string& path, std::uint64_t next, std::uint64_t offset,
-                   std::uint64_t until);
+                   std::uint64_t until)
+        : path_(path), from_(path, offset), next_(next), until_(until) {}
 
     /// Valid until the next call. Nothing: the end. Throws if the file is damaged.
     std::optional<log_record> read();
-    bool is_open() const noexcept { return static_cast<bool>(file_); }
+    bool is_missing() const noexcept { return from_.is_missing(); } ///< Then it is not to be read.
     std::uint64_t next() const noexcept { return next_; }
-    std::uint64_t offset() const noexcept { return offset_; }
+    std::uint64_t offset() const noexcept { return from_.offset(); }
 
 private:
-    static constexpr std::size_t step = 256 * 1024;
-    std::string_view ahead() const noexcept { return std::string_view(buffer_).substr(at_); }
-    bool fill(std::size_t size);
-
     std::string path_;
-    file_handle file_;
+    file_source from_;
     std::uint64_t next_;
-    std::uint64_t offset_; // of what comes next, in the file
     std::uint64_t until_;
-    std::string buffer_;
-    std::size_t at_ = 0; // of what comes next, in the buffer
 };
 
 /// The newest records of those that come, within bounds.
@@ -15582,17 +15628,14 @@ SSE_DECL std::optional<log_mark> log_mark::parse(const log_record& from) {
                     std::string(boot.substr(0, boot.find('\0')))};
 }
 
-/// Looks whether what follows the last whole record is more than a torn end.
-SSE_DECL void log_scan::search_rest(std::string_view file) {
-    const std::string_view tail = file.substr(end);
-    const std::size_t size = log_record::size_of(tail);
-    cut = tail.size() < log_record::head_size || size > tail.size();
-    for (std::size_t at = 1; at + log_record::head_size <= tail.size(); ++at) {
-        const auto number = little_endian<std::uint64_t>(tail, at + 8);
+SSE_DECL log_tail::log_tail(std::string_view bytes, std::uint64_t next) {
+    cut = bytes.size() < log_record::head_size || log_record::size_of(bytes) > bytes.size();
+    for (std::size_t at = 1; at + log_record::head_size <= bytes.size(); ++at) {
+        const auto number = little_endian<std::uint64_t>(bytes, at + 8);
         // One that could be there; others need not be read.
-        if (number != 0 && (number <= next || number - next > tail.size())) continue;
-        if (number == 0 && log_record::size_of(tail.substr(at)) != log_mark::size) continue;
-        const log_record one = log_record::parse(tail.substr(at));
+        if (number != 0 && (number <= next || number - next > bytes.size())) continue;
+        if (number == 0 && log_record::size_of(bytes.substr(at)) != log_mark::size) continue;
+        const log_record one = log_record::parse(bytes.substr(at));
         if (one.size == 0) continue;
         (number == 0 ? more_marks : more_records) = true;
     }
@@ -15622,38 +15665,40 @@ SSE_DECL log_damaged::log_damaged(const std::string& path, std::uint64_t offset,
           (newest ? "out of the folder: then a new epoch begins after what is before it"
                   : "and all before it out of the folder: then the history begins after it")) {}
 
-SSE_DECL segment_reader::segment_reader(const std::string& path, std::uint64_t next,
-                                        std::uint64_t offset, std::uint64_t until)
-    : path_(path), file_(open_log_file(path, file_mode::read)), next_(next), offset_(offset),
-      until_(until) {}
+SSE_DECL file_source::file_source(const std::string& path, std::uint64_t offset)
+    : path_(path), file_(open_log_file(path, file_mode::read)), missing_(!file_ && errno == ENOENT),
+      offset_(offset) {
+    if (!file_ && !missing_) throw std::runtime_error(explain(path, last_error()));
+    std::error_code failed;
+    if (file_) size_ = std::filesystem::file_size(path, failed);
+    if (failed) throw std::runtime_error(explain(path, failed));
+}
 
-/// Whether so many bytes are ahead in the buffer.
-SSE_DECL bool segment_reader::fill(std::size_t size) {
-    if (ahead().size() >= size) return true;
-    buffer_.erase(0, std::exchange(at_, 0));
-    std::size_t have = buffer_.size();
-    buffer_.resize(std::max(size, step));
-    std::ptrdiff_t got = 1;
-    while (have < size && got > 0) {
-        got = read_log_file(file_.get(), buffer_.data() + have, buffer_.size() - have,
-                            offset_ + have);
-        if (got > 0) have += static_cast<std::size_t>(got);
+SSE_DECL std::string_view file_source::peek(std::size_t size) {
+    size = static_cast<std::size_t>(std::min<std::uint64_t>(size, left()));
+    if (buffer_.size() - at_ < size) {
+        buffer_.erase(0, std::exchange(at_, 0));
+        std::size_t have = buffer_.size();
+        buffer_.resize(std::max(size, step)); // what a damaged length claims is not in the file
+        std::ptrdiff_t got = 1;
+        while (have < size && got > 0) {
+            got = read_log_file(file_.get(), buffer_.data() + have, buffer_.size() - have,
+                                offset_ + have);
+            if (got > 0) have += static_cast<std::size_t>(got);
+        }
+        const std::error_code failed = got < 0 ? last_error() : std::error_code();
+        buffer_.resize(have);
+        if (failed) throw std::runtime_error(explain(path_, failed));
     }
-    const std::error_code failed = got < 0 ? last_error() : std::error_code();
-    buffer_.resize(have);
-    if (failed) throw std::runtime_error(explain(path_, failed));
-    return have >= size;
+    return std::string_view(buffer_).substr(at_);
 }
 
 SSE_DECL std::optional<log_record> segment_reader::read() {
     while (next_ < until_) {
-        log_record one;
-        if (fill(log_record::head_size) && fill(log_record::size_of(ahead())))
-            one = log_record::parse(ahead());
+        const log_record one = next_record(from_);
         if (one.size == 0 || (one.number != 0 && one.number != next_))
-            throw log_damaged(path_, offset_, false);
-        at_ += one.size;
-        offset_ += one.size;
+            throw log_damaged(path_, offset(), false);
+        from_.skip(one.size);
         if (one.number == 0) continue;
         ++next_;
         return one;
@@ -15838,31 +15883,18 @@ SSE_DECL void file_log_bus::check_chain() const {
     }
 }
 
-SSE_DECL std::string read_whole(const std::string& path) {
-    const file_handle file(open_log_file(path, file_mode::read));
-    if (!file) throw std::runtime_error(explain(path, last_error()));
-    std::string bytes(static_cast<std::size_t>(std::filesystem::file_size(path)), '\0');
-    std::size_t have = 0;
-    while (have < bytes.size()) {
-        const std::ptrdiff_t got =
-            read_log_file(file.get(), bytes.data() + have, bytes.size() - have, have);
-        if (got < 0) throw std::runtime_error(explain(path, last_error()));
-        if (got == 0) break;
-        have += static_cast<std::size_t>(got);
-    }
-    bytes.resize(have);
-    return bytes;
-}
-
 /// Decides how to go on after the last segment.
 SSE_DECL void file_log_bus::judge_end() {
     using kind = log_mark::kind;
     const std::string path = path_of(segments_.back());
-    const std::string bytes = read_whole(path);
+    file_source from(path);
     constexpr auto all = std::numeric_limits<std::uint64_t>::max();
-    log_scan found = scan_segment(bytes, segments_.back().first, all, [](const log_record&) {});
+    const log_scan found =
+        scan_segment(from, segments_.back().first, all, [](const log_record&) {});
     if (!found.opened) throw log_damaged(path, found.end, true);
-    if (!found.is(kind::continued)) found.search_rest(bytes);
+    // After a mark that there is a next segment, nothing counts.
+    const auto rest = found.is(kind::continued) ? 0 : static_cast<std::size_t>(from.left());
+    const log_tail tail(from.peek(rest).substr(0, rest), found.next);
 
     const file_handle file(open_log_file(path, file_mode::write));
     if (!file) throw std::runtime_error(explain(path, last_error()));
@@ -15872,7 +15904,7 @@ SSE_DECL void file_log_bus::judge_end() {
     const bool closed = found.is(kind::closed);
     const bool synced = closed || found.opened->sync == file_sync::each;
     // A machine that goes down loses pages in any order; a program that ends loses an end.
-    if (found.more_marks || (found.more_records && (closed || same_boot)))
+    if (tail.more_marks || (tail.more_records && (closed || same_boot)))
         throw log_damaged(path, found.end, true);
 
     next_ = found.next;
@@ -15881,14 +15913,13 @@ SSE_DECL void file_log_bus::judge_end() {
     written_ = {next_ - 1, position_};
     // How far it is on the disk is known once it was synced: not at all, as yet.
     synced_ = {segments_.back().first - 1, log_segment::header_size};
-    const bool torn = found.rest > 0 && !found.is(kind::continued);
-    const bool odd = torn && (found.more_records || (same_boot && !found.cut) ||
-                              (closed && found.rest > log_mark::size));
+    const bool odd = rest > 0 && (tail.more_records || (same_boot && !tail.cut) ||
+                                  (closed && rest > log_mark::size));
     fresh_segment_ = fresh_epoch_ =
         copied || odd || found.is(kind::continued) || !(same_boot || synced);
-    if (torn)
+    if (rest > 0)
         warnings_.push_back(path + ": cut off at offset " + std::to_string(found.end) + ": " +
-                            std::to_string(found.rest) +
+                            std::to_string(rest) +
                             " bytes of a message that was not written to its end");
     if (!fresh_epoch_) return;
     warnings_.push_back(path + ": " +
@@ -15909,8 +15940,9 @@ SSE_DECL void file_log_bus::plan_history(const history& kept) {
         const log_segment& one = segments_[told_from_ - 1];
         const std::uint64_t end = end_of(told_from_ - 1);
         newest_records newest(left, time);
-        const auto found = scan_segment(read_whole(path_of(one)), one.first, end,
-                                        [&](const log_record& each) { newest.push(each); });
+        file_source from(path_of(one));
+        const auto found =
+            scan_segment(from, one.first, end, [&](const log_record& each) { newest.push(each); });
         if (found.next != end)
             throw log_damaged(path_of(one), found.end, told_from_ == segments_.size());
         if (newest.count() == 0 && newest.has_dropped()) break;
@@ -16182,9 +16214,12 @@ SSE_DECL bool file_log_bus::make_ready(std::size_t size) {
 /// Whether there is room again, by a file of its own: the segment has nothing to write.
 SSE_DECL std::error_code file_log_bus::probe() {
     const std::string path = folder_ + "/probe";
-    const file_handle file(calls_.create(path));
-    if (!file) return last_error();
-    const std::error_code failed = write_at(file.get(), std::string(64 * 1024, '\0'), 0);
+    std::error_code failed;
+    if (const file_handle file(calls_.create(path)); file) {
+        failed = write_at(file.get(), std::string(64 * 1024, '\0'), 0);
+    } else {
+        failed = last_error();
+    }
     std::remove(path.c_str());
     return failed;
 }
@@ -16469,9 +16504,8 @@ SSE_DECL std::uint64_t file_log_bus::read_some(page& found, std::size_t& bytes, 
                                                std::uint64_t next, std::size_t messages) {
     const place start = known_before(from.in, next);
     segment_reader file(path_of(from.in), start.number + 1, start.offset, from.until);
-    if (!file.is_open()) {
-        if (errno != ENOENT) throw std::runtime_error(explain(path_of(from.in), last_error()));
-        if (found.records.empty()) found.whole = false; // deleted meanwhile
+    if (file.is_missing()) { // deleted meanwhile
+        if (found.records.empty()) found.whole = false;
         return found.records.empty() ? from.until : 0;
     }
     while (found.records.size() < messages && bytes < max_page) {
