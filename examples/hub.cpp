@@ -20,6 +20,7 @@
 
 #include <asio/co_spawn.hpp>
 #include <asio/io_context.hpp>
+#include <asio/ip/host_name.hpp>
 #include <asio/signal_set.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
@@ -30,6 +31,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdint>
+#include <cstdlib>
 #include <iostream>
 #include <limits>
 #include <memory>
@@ -263,20 +265,26 @@ try_read(const sse::request& request, std::string_view content_type, std::string
 int status_for(const std::error_code& failure) {
     if (failure == sse::errc::body_timeout) return 408;
     if (failure == sse::errc::body_too_large) return 413;
-    if (failure == sse::errc::no_room || failure == sse::errc::stopped) return 503;
+    if (failure == sse::errc::bus_timeout) return 504; // it may have been published
+    for (const sse::errc passing :
+         {sse::errc::no_room, sse::errc::stopped, sse::errc::bus_down, sse::errc::bus_refused}) {
+        if (failure == passing) return 503;
+    }
     return 400; // an event name, an id or a topic that the wire cannot carry
 }
 
-// The id that the server gave the message, for a client that wants to continue after it.
+// The id that the server gave the message, for a client that wants to continue after it. None if it
+// is not known yet, as before the first message has come back from the bus.
 std::string id_of(const sse::server& server, std::uint64_t sequence) {
     const std::string newest = server.last_id();
+    if (newest.empty()) return {};
     return newest.substr(0, newest.rfind('-') + 1) + std::to_string(sequence);
 }
 
 answer accepted(const sse::server& server, const sse::message& message, std::uint64_t sequence) {
     std::string json = "{\"seq\":" + std::to_string(sequence);
     const std::string id(message.id ? *message.id : id_of(server, sequence));
-    if (!message.ephemeral) json += ",\"id\":" + json::quoted(id);
+    if (!message.ephemeral && !id.empty()) json += ",\"id\":" + json::quoted(id);
     return {202, "application/json", json + "}\n"};
 }
 
@@ -344,7 +352,8 @@ asio::awaitable<void> send_page(const std::string& page, sse::stream& client) {
 
 // >>stats ////////////////////////////////////////////////////////////////////////////////////////
 
-std::string stats(const sse::server& server) {
+// The name tells which of several hubs serves this stream.
+std::string stats(const sse::server& server, const std::string& node) {
     using counters = sse::counters;
     constexpr std::pair<const char*, std::uint64_t counters::*> shown[] = {
         {"connections", &counters::connections},
@@ -358,21 +367,128 @@ std::string stats(const sse::server& server) {
         {"conflated", &counters::conflated},
     };
     const counters now = server.counters();
-    std::string json;
+    std::string json = "{\"node\":" + json::quoted(node);
     for (const auto& [name, member] : shown)
-        json += (json.empty() ? "{\"" : ",\"") + std::string(name) +
-                "\":" + std::to_string(now.*member);
+        json += ",\"" + std::string(name) + "\":" + std::to_string(now.*member);
     return json + '}';
 }
 
 // Sent to the clients of this route, not published: other subscribers have no use for it, and it
 // would count itself among the messages.
-asio::awaitable<void> send_stats(const sse::server& server, sse::stream& client) {
+asio::awaitable<void> send_stats(const sse::server& server, const std::string& node,
+                                 sse::stream& client) {
     for (const std::string& topic : client.request().query_values("topic")) client.subscribe(topic);
     for (;;) {
-        const std::string json = stats(server);
+        const std::string json = stats(server, node);
         co_await client.send({.event = "stats", .data = json});
         co_await client.sleep_for(milliseconds(1000));
+    }
+}
+
+// >>bus //////////////////////////////////////////////////////////////////////////////////////////
+// What keeps the messages, if it is not the server's memory.
+
+constexpr const char* redis_user = "SSE_HUB_REDIS_USER";
+constexpr const char* redis_password = "SSE_HUB_REDIS_PASSWORD";
+constexpr const char* nats_user = "SSE_HUB_NATS_USER";
+constexpr const char* nats_password = "SSE_HUB_NATS_PASSWORD";
+constexpr const char* nats_token = "SSE_HUB_NATS_TOKEN";
+constexpr const char* nats_credentials = "SSE_HUB_NATS_CREDENTIALS";
+
+// The library names its options; here these are a flag and variables.
+std::string as_the_hub_says(std::string_view text) {
+    constexpr std::pair<std::string_view, std::string_view> names[] = {
+        {"sse::redis_options::addresses: ", ""},
+        {"sse::nats_options::servers: ", ""},
+        {"redis_options::user and password", "SSE_HUB_REDIS_USER and SSE_HUB_REDIS_PASSWORD"},
+        {"redis_options::addresses", "--redis"},
+        {"nats_options::servers", "--nats"},
+        {"redis_options::user", redis_user},
+        {"nats_options::user", nats_user},
+        {"redis_options::password", redis_password},
+        {"nats_options::password", nats_password},
+        {"nats_options::token", nats_token},
+        {"nats_options::credentials", nats_credentials},
+        {"sse::SSE_HUB", "SSE_HUB"},
+    };
+    std::string out(text);
+    for (const auto& [option, name] : names) {
+        for (std::size_t at; (at = out.find(option)) != out.npos;)
+            out.replace(at, option.size(), name);
+    }
+    return out;
+}
+
+std::string from_environment(const char* name) {
+    const char* const value = std::getenv(name);
+    return value ? value : "";
+}
+
+std::shared_ptr<sse::bus> redis_bus(const settings& chosen) {
+#if defined(SSE_ENABLE_REDIS)
+    sse::redis_options how;
+    how.addresses = chosen.redis;
+    how.user = from_environment(redis_user);
+    how.password = from_environment(redis_password);
+    how.max_length = std::max<std::uint64_t>(how.max_length, chosen.options.history.messages);
+    return sse::redis_bus(how);
+#else
+    static_cast<void>(chosen);
+    throw usage_error("this hub was built without it; install libhiredis-dev and build it again");
+#endif
+}
+
+std::shared_ptr<sse::bus> nats_bus(const settings& chosen) {
+#if defined(SSE_ENABLE_NATS)
+    sse::nats_options how;
+    how.servers = chosen.nats;
+    how.user = from_environment(nats_user);
+    how.password = from_environment(nats_password);
+    how.token = from_environment(nats_token);
+    how.credentials = from_environment(nats_credentials);
+    return sse::nats_bus(how);
+#else
+    static_cast<void>(chosen);
+    throw usage_error("this hub was built without it; install libnats-dev and build it again");
+#endif
+}
+
+std::shared_ptr<sse::bus> log_bus(const settings& chosen) { return sse::file_log(chosen.log_dir); }
+
+void refuse_passwords(const std::vector<std::string>& servers, const std::string& variables) {
+    for (const std::string& each : servers) {
+        if (each.find('@') == each.npos) continue;
+        throw usage_error("everyone on this machine could read the password; leave out what is "
+                          "before the @, and set " +
+                          variables);
+    }
+}
+
+// Null if none was chosen.
+std::shared_ptr<sse::bus> make_bus(const settings& chosen) {
+    struct kind {
+        std::string flag;
+        bool given;
+        std::shared_ptr<sse::bus> (*make)(const settings&);
+    };
+    const kind kinds[] = {{"--log-dir", !chosen.log_dir.empty(), log_bus},
+                          {"--redis", !chosen.redis.empty(), redis_bus},
+                          {"--nats", !chosen.nats.empty(), nats_bus}};
+    const kind* one = nullptr;
+    for (const kind& each : kinds) {
+        if (!each.given) continue;
+        if (one)
+            throw usage_error(one->flag + " and " + each.flag +
+                              " exclude each other: the messages are kept in one place");
+        one = &each;
+    }
+    if (!one) return {};
+    try {
+        refuse_passwords(chosen.redis, std::string(redis_user) + " and " + redis_password);
+        refuse_passwords(chosen.nats, std::string(nats_user) + " and " + nats_password);
+        return one->make(chosen);
+    } catch (const std::exception& wrong) {
+        throw usage_error(one->flag + ": " + as_the_hub_says(wrong.what()));
     }
 }
 
@@ -397,7 +513,7 @@ std::string line_of(const sse::log_entry& entry) {
     if (entry.status != 0) line << ' ' << entry.status;
     if (entry.duration.count() > 0) line << ' ' << hub_options::in_seconds(entry.duration) << " s";
     if (!entry.client.is_unspecified()) line << " from " << entry.client;
-    if (!entry.detail.empty()) line << ": " << entry.detail;
+    if (!entry.detail.empty()) line << ": " << as_the_hub_says(entry.detail);
     return line.str();
 }
 
@@ -489,10 +605,17 @@ std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
         if (chosen.options.drain_window > std::chrono::hours(24)) {
             throw sse::bad_option("drain_window must be from 0 to a day");
         }
+        chosen.options.bus = make_bus(chosen);
         sse::options options = chosen.options;
         options.drain_window = milliseconds(0); // the hub takes the signals itself
         return std::make_unique<sse::server>(std::move(options));
     } catch (const sse::bad_option& refused) { throw usage_error(as_flag(chosen, refused)); }
+}
+
+std::string name_of(const settings& chosen) {
+    std::error_code failed;
+    const std::string host = asio::ip::host_name(failed);
+    return chosen.name.empty() ? host : chosen.name;
 }
 
 std::string listen_address(const settings& chosen) {
@@ -518,6 +641,7 @@ void listen(sse::server& server, const settings& chosen) {
     try {
         server.start(address);
     } catch (const std::system_error& failure) {
+        if (failure.code() == sse::errc::bus_refused) throw;
         throw std::runtime_error("cannot listen on " + address + ": " + failure.code().message() +
                                  "; choose another --address or --port");
     }
@@ -541,7 +665,9 @@ void run(sse::server& server, const settings& chosen, output& out) {
     server.route("POST", "/publish/*",
                  [&](sse::stream& client) { return answer_publish(server, chosen.token, client); });
     server.group("/hub", {.authorize = chosen.options.hooks.authorize})
-        .route("GET", "/stats", [&](sse::stream& client) { return send_stats(server, client); });
+        .route("GET", "/stats", [&server, node = name_of(chosen)](sse::stream& client) {
+            return send_stats(server, node, client);
+        });
 
     asio::io_context io(1);
     asio::signal_set signals(io);
@@ -597,7 +723,7 @@ int main(int argc, char** argv) {
         out.complain("hub: " + std::string(wrong.what()) + "\nhub --help lists the flags.");
         return 2;
     } catch (const std::exception& failure) {
-        out.complain("hub: " + std::string(failure.what()));
+        out.complain("hub: " + as_the_hub_says(failure.what()));
         return 1;
     }
 }

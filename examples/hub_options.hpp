@@ -40,6 +40,10 @@ struct settings {
     std::string token;                // empty: publishing over HTTP is off
     std::optional<sse::log_level> log_from = sse::log_level::warning; // empty: quiet
     std::string subscribe_token;                                      // empty: anyone may subscribe
+    std::string name;               // of this node; empty: the host's
+    std::string log_dir;            // at most one of these three is not empty
+    std::vector<std::string> redis; // addresses
+    std::vector<std::string> nats;  // URLs
     bool demo = false;
     bool help = false;
     bool version = false;
@@ -130,6 +134,26 @@ inline void history_for(settings& chosen, std::string_view value) {
     bound.topic = value.substr(0, equals);
     bound.messages = whole_number<std::size_t>(value.substr(equals + 1));
     chosen.options.history.topics.push_back(std::move(bound));
+}
+
+inline std::vector<std::string> with_commas(std::string_view value, const std::string& example) {
+    std::vector<std::string> all;
+    for (std::size_t at = 0; at <= value.size(); at += all.back().size() + 1) {
+        all.emplace_back(value.substr(at, value.find(',', at) - at));
+        if (all.back().empty())
+            throw usage_error("use one or several, with commas between them, such as " + example);
+    }
+    return all;
+}
+
+// It is shown on a page and in JSON.
+inline void check_name(std::string_view name) {
+    const auto fits = [](char c) {
+        return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
+               c == '.' || c == '_' || c == '-';
+    };
+    if (name.empty() || name.size() > 64 || !std::all_of(name.begin(), name.end(), fits))
+        throw usage_error("use 1 to 64 letters, digits, '.', '_' and '-', such as hub-1");
 }
 
 template <class Get> // the member of an sse::options
@@ -343,6 +367,26 @@ inline const std::vector<flag>& flags() {
                                                                  {"hold-back", policy::hold_back}});
          },
          "history.lag"},
+        {"log-dir", "DIR", "folder for the messages: then they are there after a restart (none)",
+         [](settings& chosen, std::string_view value) {
+             if (value.empty()) throw usage_error("use a folder; it is made if it is missing");
+             chosen.log_dir = value;
+         }},
+        {"redis", "ADDRESS,...",
+         "Redis that orders and keeps the messages of several hubs, and others to fail over to "
+         "(none)",
+         [](settings& chosen, std::string_view value) {
+             chosen.redis = with_commas(value, "10.0.0.1:6379,10.0.0.2:6379");
+         }},
+        {"nats", "URL,...", "the same with the JetStream of a NATS server, or of a cluster (none)",
+         [](settings& chosen, std::string_view value) {
+             chosen.nats = with_commas(value, "nats://10.0.0.1:4222,nats://10.0.0.2:4222");
+         }},
+        {"name", "NAME", "what the page calls this hub, one of several (the name of the host)",
+         [](settings& chosen, std::string_view value) {
+             check_name(value);
+             chosen.name = value;
+         }},
         size_flag(
             "max-unsent-bytes", "bytes of history that a client may be behind; 0: all",
             "limits.unsent_bytes", [](sse::options & o) -> auto& { return o.limits.unsent_bytes; }),
@@ -405,7 +449,17 @@ Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON
   newest message of each), ephemeral (true: no id, never sent again).
   JSON data other than a string is sent as its JSON text. Everything is UTF-8 and uncompressed.
   Responses: 202 {"seq":N,"id":"..."}, without id if the message is ephemeral; 400 and 415 with the
-  reason, 401 for a wrong token, 404 if it is off.
+  reason, 401 for a wrong token, 404 if it is off. 503: it was not published, try again. 504: it may
+  have been, as what keeps the messages did not confirm it.
+
+Several hubs, and restarts: by default messages are kept in the hub's memory, and its clients may miss
+some when it ends. With one of --log-dir, --redis and --nats they miss nothing: with --log-dir when
+one hub is restarted, with the others also when they come back to another hub. Give all hubs the same
+--publish-token and --history. Passwords are taken from the environment, as others see arguments:
+  SSE_HUB_REDIS_USER, SSE_HUB_REDIS_PASSWORD             user: only if it is not the default one
+  SSE_HUB_NATS_USER, SSE_HUB_NATS_PASSWORD, or
+  SSE_HUB_NATS_TOKEN, or SSE_HUB_NATS_CREDENTIALS        the last one is the name of a file
+/health says whether Redis, NATS or the disk works. examples/cluster.sh starts three hubs to try.
 
 Ctrl-C, SIGTERM or a closed terminal (SIGHUP) disconnects the clients, over --drain-window if that is
 given, and ends the hub with status 0; a second Ctrl-C or SIGTERM ends it at once. SIGUSR1 and SIGUSR2

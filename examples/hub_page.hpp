@@ -176,7 +176,7 @@ pre {
 
 @media (max-width: 60rem) { .columns { grid-template-columns: minmax(0, 1fr); } }
 @media (max-width: 40rem) {
-    h1 span { display: none; }
+    #host { display: none; }
     .readout { padding-bottom: 1rem; }
     .rate { width: 100%; }
     .small { width: 100%; justify-content: space-between; gap: 1rem; padding-top: .75rem; }
@@ -195,7 +195,7 @@ pre {
 )page"
                                              R"page(<body>
 <header class="wrap top">
-    <h1>sse.hpp hub <span id="host"></span></h1>
+    <h1>sse.hpp hub <span id="host"></span> <span id="node"></span></h1>
     <p class="state" id="state" data-state="connecting" role="status">
         <i class="lamp" aria-hidden="true"></i><span id="state-text">Connecting</span></p>
 </header>
@@ -592,11 +592,12 @@ for (const figure of figures) {
     byId("counters").append(line);
 }
 
-// Anybody with the token can publish an event called `stats`: only numbers are believed.
+// Anybody with the token can publish an event called `stats`: only numbers and a name are believed.
 function statsIn(text) {
     let stats;
     try { stats = JSON.parse(text); } catch { return null; }
-    return stats && figures.every(({key}) => Number.isFinite(stats[key]) && stats[key] >= 0)
+    const isName = typeof stats?.node === "string" && stats.node.length <= 255;
+    return isName && figures.every(({key}) => Number.isFinite(stats[key]) && stats[key] >= 0)
         ? stats : null;
 }
 
@@ -608,6 +609,7 @@ function showStats(stats) {
         const grown = before ? (stats[key] - before.stats[key]) / ((at - before.at) / 1000) : -1;
         if (rate) per.textContent = grown >= 0 ? `${format(Math.round(grown))}/s` : "";
     }
+    byId("node").textContent = `at ${stats.node}`; // a balancer may have led here, or elsewhere
     byId("connections").textContent = count.format(stats.connections);
     connections.push({at, value: stats.connections});
     if (connections.length > 90) connections.shift();

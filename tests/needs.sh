@@ -41,6 +41,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         need libnats-dev test -e /usr/include/nats/nats.h
         need nats-server have nats-server
         ;;&
+    release | scripts | asan | tsan | coverage) wish nginx test -x /usr/sbin/nginx ;;&
     release | scripts) wish valgrind test -e /usr/include/valgrind/callgrind.h ;;&
     release | scripts | interop | browser | asan | tsan | clang | coverage | soak)
         wish libboost-dev test -e /usr/include/boost/beast.hpp
