@@ -13346,10 +13346,14 @@ public:
     /// Calls the sink, one call at a time.
     template <class F>
     void tell(F&& f) {
-        const std::lock_guard lock(sink_mutex_);
-        if (sink) f(*sink);
+        {
+            const std::lock_guard lock(sink_mutex_);
+            f(*sink);
+        }
+        tell_health();
     }
-    /// Says how one part is; the sink is told what changes for the whole.
+    /// Says how one part is; the sink is told what changes for the whole. Does not wait for another
+    /// call of the sink: the writer must not, as publishers count on its deadlines.
     void say(part of, bool up, std::string_view reason = {}) noexcept;
 
     const redis_options options;
@@ -13357,6 +13361,7 @@ public:
     const std::string epochs;
     const std::string passing;
     bus::sink* sink = nullptr;
+    std::atomic<bool> begun{false}; ///< The sink knows the epoch.
     std::atomic<bool> stopped{false};
     /// Rises when the reader had to connect again. Then the others look at their server, too.
     std::atomic<unsigned> round{0};
@@ -13370,7 +13375,12 @@ public:
     void confirm(std::optional<place> p);
 
 private:
+    void tell_health();
+    std::optional<std::string> take_health();
+
     std::mutex sink_mutex_;
+    std::atomic<bool> has_news_{false};
+    std::mutex states_mutex_;
     std::array<std::optional<std::string>, parts> states_{}; // empty text: up
     std::optional<std::string> told_;
     std::mutex confirmed_mutex_;
@@ -13813,18 +13823,40 @@ SSE_DECL redis_room::redis_room(redis_options o)
 
 SSE_DECL void redis_room::say(part of, bool up, std::string_view reason) noexcept {
     try {
-        const std::lock_guard lock(sink_mutex_);
-        states_[of] = up ? std::string() : std::string(reason);
-        const auto is_down = [](const auto& s) { return s && !s->empty(); };
-        const auto down = std::find_if(states_.begin(), states_.end(), is_down);
-        const bool known = std::all_of(states_.begin(), states_.end(), [](auto& s) { return !!s; });
-        if (down == states_.end() && !known) return;
-        const std::string now = down == states_.end() ? std::string() : **down;
-        if (now == told_ || !sink) return;
-        told_ = now;
-        sink->health(now.empty(), now.empty() ? std::string_view("connected to Redis") : now);
+        {
+            const std::lock_guard lock(states_mutex_);
+            if (states_[of] && *states_[of] == (up ? std::string_view() : reason)) return;
+            states_[of] = up ? std::string() : std::string(reason);
+            has_news_ = true;
+        }
+        tell_health();
     } catch (const std::exception&) { // out of memory: the next attempt says it
     }
+}
+
+// Who finds the sink busy leaves it to the one that is with it, and looks again afterwards.
+SSE_DECL void redis_room::tell_health() {
+    while (has_news_) {
+        const std::unique_lock lock(sink_mutex_, std::try_to_lock);
+        if (!lock) return;
+        const auto news = take_health();
+        if (!news) continue;
+        sink->health(news->empty(), news->empty() ? "connected to Redis" : std::string_view(*news));
+    }
+}
+
+/// The reason why the whole is down, or empty; or nothing if it was told, or is not known yet.
+SSE_DECL std::optional<std::string> redis_room::take_health() {
+    const std::lock_guard lock(states_mutex_);
+    has_news_ = false;
+    const auto is_down = [](const auto& state) { return state && !state->empty(); };
+    const auto down = std::find_if(states_.begin(), states_.end(), is_down);
+    const bool known = std::all_of(states_.begin(), states_.end(), [](auto& one) { return !!one; });
+    if (down == states_.end() && !known) return std::nullopt;
+    auto now = down == states_.end() ? std::string() : **down;
+    if (now == told_) return std::nullopt;
+    told_ = now;
+    return now;
 }
 
 SSE_DECL std::optional<redis_room::place> redis_room::confirmed() {
@@ -14256,6 +14288,7 @@ SSE_DECL void redis_reader::enter(const redis_mark& m, std::uint64_t after) {
     room_.tell([&](bus::sink& s) { s.epoch(m.name, after, m.why); });
     mark_ = m;
     newest_ = after;
+    room_.begun = true;
 }
 
 // The read and the look at the own entry go together. If it is there after the read, it was there
@@ -14776,7 +14809,7 @@ SSE_DECL void redis_listener::attempt() {
 SSE_DECL void redis_listener::handle(const redisReply& r) {
     expect_no_error(r);
     if (r.type != REDIS_REPLY_ARRAY || r.elements != 3) return; // of PING
-    if (text_of(element_of(r, 0)) != "message") return;
+    if (text_of(element_of(r, 0)) != "message" || !room_.begun) return;
     room_.tell([&](bus::sink& s) { s.passing(text_of(element_of(r, 2))); });
 }
 

@@ -1,6 +1,7 @@
 // redis.cpp - covers >>redisbus, >>redis: What is published through Redis comes back once, in one
 // order, with one number, at every server; and what Redis loses is told. With a redis-server that
 // each case starts, kills, freezes, cuts, and promotes. Built with SSE_ENABLE_REDIS.
+#include "support/proxy.hpp"
 #include "support/recording_sink.hpp"
 #include "support/redis_server.hpp"
 
@@ -968,6 +969,58 @@ TEST_CASE("Redis refuses messages: said at once, with the remedy, and again when
     CHECK(a.told() == "x y y");
 }
 
+TEST_CASE("Redis cannot write its files: refused with the remedy until it can") {
+    if (!has_redis()) return;
+    redis_server redis;
+    node a(options_for(redis));
+    a.until_up();
+    CHECK(!a.publish("x").failed);
+    redis.command({"CONFIG", "SET", "save", "3600 1"});
+    const auto save = [&](const std::string& result) {
+        redis_server::wait_until("no snapshot", [&] {
+            if (redis.info_has("rdb_bgsave_in_progress:0")) redis.command({"BGSAVE"});
+            return redis.info_has("rdb_last_bgsave_status:" + result);
+        });
+    };
+    std::filesystem::create_directory(redis.folder() / "dump.rdb"); // in the way
+    save("err");
+    CHECK(a.publish("refused").failed == sse::errc::bus_refused);
+    REQUIRE(a.sink.wait_until([](auto& s) { return s.is_up == false; }));
+    names(a.sink.now().why, "look at its disk");
+    std::filesystem::remove(redis.folder() / "dump.rdb");
+    save("ok");
+    REQUIRE(a.sink.wait_until([](auto& s) { return s.is_up == true; }));
+    CHECK(!a.publish("y").failed);
+    CHECK(a.hears("y"));
+    CHECK(a.told() == "x y");
+}
+
+TEST_CASE("while Redis loads its files it is waited for") {
+    if (!has_redis()) return;
+    redis_server redis({"--rdbcompression", "no"});
+    node a(options_for(redis));
+    a.until_up();
+    CHECK(!a.publish("x").failed);
+    REQUIRE(a.hears("x"));
+    for (int i = 0; i < 100; ++i) {
+        redis.command({"SET", "key" + std::to_string(i), std::string(3'000, 'x')});
+    }
+    redis.command({"SAVE"});
+    redis.kill();
+    redis.arguments() = {"--key-load-delay", "20000", "--loading-process-events-interval-bytes",
+                         "1024"};
+    outcomes sent;
+    a.publish("meanwhile", sent);
+    redis.start(false);
+    REQUIRE(a.sink.wait_until(
+        [](auto& s) { return s.why.find("Redis reads its files") != std::string::npos; }));
+    CHECK(!sent.wait_for(1).at(0).failed);
+    a.until_up();
+    CHECK(a.hears("meanwhile"));
+    CHECK(a.told() == "x meanwhile");
+    CHECK(a.events("epoch") == 1);
+}
+
 TEST_CASE("a setup that goes wrong later is said, and tried again") {
     if (!has_redis()) return;
     redis_server redis;
@@ -1054,6 +1107,75 @@ TEST_CASE("what other programs add to the stream is left out") {
     CHECK(!a.publish("end").failed);
     CHECK(a.hears("end"));
     CHECK(a.told() == "end");
+}
+
+// --- what stands between
+
+TEST_CASE("replies that end at any byte") {
+    if (!has_redis()) return;
+    redis_server redis;
+    proxy between(redis.port());
+    auto o = options_for(redis);
+    o.addresses = {"127.0.0.1:" + std::to_string(between.port())};
+    o.block = 20ms;
+    node direct(options_for(redis));
+    direct.until_up();
+    node a(o);
+    a.until_up();
+    outcomes sent;
+    std::size_t count = 0;
+    for (std::size_t cut = 1; cut < 7'000; cut += cut < 300 ? 29 : 511) {
+        between.cut_after(cut);
+        between.cut_all();
+        a.publish(std::to_string(count++), sent, 60s);
+        CHECK(between.wait_for_cuts(cut < 5'000 ? 3 : 1)); // later only who reads much gets there
+        between.cut_after(0); // one that works, so that the next is tried soon
+        a.publish(std::to_string(count++), sent, 60s);
+        sent.wait_for(count);
+    }
+    between.cut_after(0);
+    between.cut_all();
+    for (const auto& one : sent.wait_for(count)) CHECK(!one.failed);
+    CHECK(!a.publish("end", 60s).failed);
+    CHECK(a.hears("end"));
+    CHECK(direct.hears("end"));
+    check_alike(a, direct);
+    std::set<std::string> heard;
+    for (const auto& m : a.sink.now().messages) heard.insert(m.bytes);
+    CHECK(heard.size() == count + 1);
+    CHECK(a.events("epoch") == 1);
+    CHECK(a.events("hole") == 0);
+}
+
+TEST_CASE("what is no Redis is said, and tried again") {
+    if (!has_redis()) return;
+    redis_server redis;
+    proxy between(redis.port());
+    auto o = options_for(redis);
+    o.addresses = {"127.0.0.1:" + std::to_string(between.port())};
+    o.connect_timeout = 200ms;
+    for (const char* reply :
+         {"HTTP/1.1 400 Bad Request\r\n\r\n", "\r\n\r\n", "$-5\r\n", "*-7\r\n", ":x\r\n",
+          "*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n", "+OK\r\n", ":1\r\n", "$-1\r\n",
+          "*0\r\n", "*-1\r\n", "*1\r\n$-1\r\n", "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n",
+          "-ERR unknown command\r\n", "$5\r\nab"}) {
+        CAPTURE(std::string(reply));
+        between.answer_with(reply);
+        recording_sink sink;
+        const auto bus = sse::redis_bus(o);
+        try {
+            bus->attach(sink, plenty);
+            CHECK(sink.wait_until([](auto& s) { return s.is_up == false && !s.why.empty(); }));
+        } catch (const std::runtime_error& e) { // what says that it never works
+            CHECK(std::string(e.what()).find("Redis") != std::string::npos);
+        }
+        bus->detach();
+        CHECK(sink.now().events == std::vector<std::string>(sink.now().events.size(), "down"));
+    }
+    between.answer_with("");
+    node a(o);
+    a.until_up();
+    CHECK(!a.publish("x").failed);
 }
 
 // --- all of it at once

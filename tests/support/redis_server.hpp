@@ -50,7 +50,7 @@ public:
     const std::filesystem::path& folder() const { return folder_; }
     std::vector<std::string>& arguments() { return arguments_; }
 
-    void start() {
+    void start(bool until_loaded = true) {
         std::vector<std::string> all{"redis-server",
                                      "--port",
                                      std::to_string(port_),
@@ -74,6 +74,9 @@ public:
             ::execvp(raw[0], raw.data());
             ::_exit(127);
         }
+        if (until_loaded) wait_until_loaded();
+    }
+    void wait_until_loaded() {
         wait_until("redis-server does not start", [&] {
             auto r = try_command({"PING"});
             return r && (r->type != REDIS_REPLY_ERROR ||
@@ -120,7 +123,10 @@ public:
     /// Makes it a replica of another, and waits until it has everything.
     void follow(redis_server& primary) {
         command({"REPLICAOF", "127.0.0.1", std::to_string(primary.port())});
-        wait_until("no replication", [&] { return info_has("master_link_status:up"); });
+        wait_until("no replication", [&] {
+            return info_has("master_link_status:up") &&
+                   primary.info_has("port=" + std::to_string(port_) + ",state=online");
+        });
     }
     void promote() { command({"REPLICAOF", "NO", "ONE"}); }
 
