@@ -14984,7 +14984,7 @@ SSE_DECL std::shared_ptr<bus> redis_bus(redis_options o) {
 //
 //     header    8 magic    4 version       4 its size     8 serial      8 number of first record
 //               8 epoch    8 epoch before  8 its last     8 created    12 zeros   4 crc of the rest
-//     record    4 length   4 crc of the rest of it        8 number      8 time    the bytes
+//     record    4 length   4 crc of the bytes     8 number    8 time    4 crc of these    the bytes
 //     mark      a record with number 0:    1 kind         1 file_sync   6 zeros   8 born   40 boot
 //
 // Marks tell the next start how the last one ended:
@@ -15090,7 +15090,7 @@ struct log_segment {
 };
 
 struct log_record {
-    static constexpr std::size_t head_size = 24;
+    static constexpr std::size_t head_size = 28;
     static constexpr std::size_t max_bytes = 256 * 1024 * 1024;
 
     std::size_t size = 0; ///< Of all of it; 0: no whole and sound record is there.
@@ -15101,7 +15101,8 @@ struct log_record {
     static log_record parse(std::string_view bytes) noexcept;
     static void append(std::string& to, std::uint64_t number, std::int64_t time,
                        std::string_view bytes);
-    /// How large the record is that begins so; 0: unknown as yet, or none can.
+    /// How large the record is whose head this is; 0: there is no sound head. It has a checksum of
+    /// its own, so that a record which is cut can be told from one with a damaged length.
     static std::size_t size_of(std::string_view head) noexcept;
 };
 
@@ -15608,35 +15609,29 @@ SSE_DECL log_segment::verdict log_segment::parse(std::string_view bytes) {
 
 SSE_DECL std::size_t log_record::size_of(std::string_view head) noexcept {
     if (head.size() < head_size) return 0;
+    if (little_endian<std::uint32_t>(head, 24) != crc32c(head.substr(0, 24))) return 0;
     const std::size_t length = little_endian<std::uint32_t>(head, 0);
     return length <= max_bytes ? head_size + length : 0;
-}
-
-/// The crc stands between what it covers.
-inline std::uint32_t crc_of_record(std::string_view whole) noexcept {
-    return crc32c(whole.substr(8), crc32c(whole.substr(0, 4)));
 }
 
 SSE_DECL log_record log_record::parse(std::string_view bytes) noexcept {
     const std::size_t size = size_of(bytes);
     if (size == 0 || size > bytes.size()) return {};
-    const std::string_view whole = bytes.substr(0, size);
-    if (little_endian<std::uint32_t>(whole, 4) != crc_of_record(whole)) return {};
-    return {size, little_endian<std::uint64_t>(whole, 8),
-            static_cast<std::int64_t>(little_endian<std::uint64_t>(whole, 16)),
-            whole.substr(head_size)};
+    const std::string_view what = bytes.substr(head_size, size - head_size);
+    if (little_endian<std::uint32_t>(bytes, 4) != crc32c(what)) return {};
+    return {size, little_endian<std::uint64_t>(bytes, 8),
+            static_cast<std::int64_t>(little_endian<std::uint64_t>(bytes, 16)), what};
 }
 
 SSE_DECL void log_record::append(std::string& to, std::uint64_t number, std::int64_t time,
                                  std::string_view bytes) {
-    const std::size_t begin = to.size();
-    to.resize(begin + head_size);
-    to.append(bytes);
-    char* const head = to.data() + begin;
-    put_little_endian(head, static_cast<std::uint32_t>(bytes.size()));
-    put_little_endian(head + 8, number);
-    put_little_endian(head + 16, static_cast<std::uint64_t>(time));
-    put_little_endian(head + 4, crc_of_record(std::string_view(to).substr(begin)));
+    std::array<char, head_size> head;
+    put_little_endian(head.data(), static_cast<std::uint32_t>(bytes.size()));
+    put_little_endian(head.data() + 4, crc32c(bytes));
+    put_little_endian(head.data() + 8, number);
+    put_little_endian(head.data() + 16, static_cast<std::uint64_t>(time));
+    put_little_endian(head.data() + 24, crc32c({head.data(), 24}));
+    to.append(head.data(), head.size()).append(bytes);
 }
 
 SSE_DECL std::string log_mark::encode() const {
@@ -15662,15 +15657,14 @@ SSE_DECL std::optional<log_mark> log_mark::parse(const log_record& from) {
 }
 
 SSE_DECL log_tail::log_tail(std::string_view bytes, std::uint64_t next) {
-    cut = bytes.size() < log_record::head_size || log_record::size_of(bytes) > bytes.size();
-    for (std::size_t at = 1; at + log_record::head_size <= bytes.size(); ++at) {
-        const auto number = little_endian<std::uint64_t>(bytes, at + 8);
-        // One that could be there; others need not be read.
-        if (number != 0 && (number <= next || number - next > bytes.size())) continue;
-        if (number == 0 && log_record::size_of(bytes.substr(at)) != log_mark::size) continue;
+    const std::size_t size = log_record::size_of(bytes);
+    cut = bytes.size() < log_record::head_size || size > bytes.size();
+    if (cut) return; // whatever its bytes look like, which are the publisher's
+    for (std::size_t at = std::max<std::size_t>(size, 1); at < bytes.size();) {
         const log_record one = log_record::parse(bytes.substr(at));
-        if (one.size == 0) continue;
-        (number == 0 ? more_marks : more_records) = true;
+        if (one.size > 0 && one.number >= next) more_records = true;
+        if (one.size > 0 && one.number == 0) more_marks = true;
+        at += std::max<std::size_t>(one.size, 1);
     }
 }
 

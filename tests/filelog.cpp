@@ -178,8 +178,7 @@ std::string leave_behind(const std::string& folder, const std::string& from, std
     return log.epoch();
 }
 
-// ---- the format
-// ----------------------------------------------------------------------------------
+// ---- the format ---------------------------------------------------------------------------------
 
 TEST_CASE("the checksum is CRC-32C") {
     CHECK(sse::detail::crc32c("123456789") == 0xe3069283u);
@@ -221,8 +220,106 @@ TEST_CASE("each bit of a header, a mark and a record is under its checksum") {
     CHECK(log_record::parse(std::string(100, '\0')).size == 0);
 }
 
-// ---- restarts
-// ------------------------------------------------------------------------------------
+/// Reads what follows a header.
+sse::detail::log_scan scan(std::string_view bytes, std::uint64_t first,
+                           std::vector<std::string>* found = nullptr) {
+    sse::detail::bytes_source from(bytes);
+    constexpr auto all = std::numeric_limits<std::uint64_t>::max();
+    return sse::detail::scan_segment(from, first, all, [&](const log_record& one) {
+        if (found) found->emplace_back(one.bytes);
+    });
+}
+
+/// What is read of any bytes is what writing it again gives.
+void check_scan(std::string_view bytes, std::uint64_t first) {
+    std::string again;
+    std::uint64_t next = first;
+    sse::detail::bytes_source from(bytes);
+    for (;;) {
+        const log_record one = sse::detail::next_record(from);
+        if (one.size == 0 || (one.number != 0 && one.number != next)) break;
+        const auto mark = log_mark::parse(one);
+        if (one.number == 0 && !mark) break;
+        if (one.number != 0) ++next;
+        log_record::append(again, one.number, one.time, one.bytes);
+        from.skip(one.size);
+        if (mark && mark->what == log_mark::kind::continued) break;
+    }
+    CHECK(bytes.starts_with(again));
+    const auto found = scan(bytes, first);
+    CHECK(found.next == next);
+    CHECK(found.end == log_segment::header_size + again.size());
+    const sse::detail::log_tail tail(bytes.substr(again.size()), found.next);
+    if (bytes.size() - again.size() < log_record::head_size) CHECK(tail.cut);
+}
+
+/// Sets the checksums of what looks like records, so that more than the first is read.
+std::string with_checksums(std::string bytes) {
+    for (std::size_t at = 0; at + log_record::head_size <= bytes.size();) {
+        const std::string_view left = std::string_view(bytes).substr(at);
+        const std::size_t length = sse::detail::little_endian<std::uint32_t>(left, 0);
+        if (length > left.size() - log_record::head_size) break;
+        char* const head = bytes.data() + at;
+        const auto crc = sse::detail::crc32c(left.substr(log_record::head_size, length));
+        sse::detail::put_little_endian(head + 4, crc);
+        sse::detail::put_little_endian(head + 24, sse::detail::crc32c(left.substr(0, 24)));
+        at += log_record::head_size + length;
+    }
+    return bytes;
+}
+
+/// A segment of these messages, cut anywhere, and with a bit flipped anywhere: the messages before
+/// that are read, and one that follows is noticed.
+void check_torn(support::dice& dice, const std::vector<std::string>& messages) {
+    std::string whole = log_mark{}.encode();
+    std::vector<std::size_t> ends;
+    for (const std::string& each : messages) {
+        log_record::append(whole, ends.size() + 1, 7, each);
+        ends.push_back(whole.size());
+    }
+    const auto before = [&](std::size_t at) { // so many messages end at or before it
+        return static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), at) -
+                                        ends.begin());
+    };
+    const std::size_t size = log_mark::size + dice.below(whole.size() - log_mark::size + 1);
+    std::vector<std::string> found, expected = messages;
+    expected.resize(before(size));
+    const auto torn = scan(std::string_view(whole).substr(0, size), 1, &found);
+    CHECK(found == expected);
+    const std::size_t end = torn.end - log_segment::header_size;
+    CHECK(end <= size);
+    const sse::detail::log_tail tail(std::string_view(whole).substr(end, size - end), torn.next);
+    CHECK(tail.cut);
+
+    if (messages.empty()) return;
+    const std::size_t at = log_mark::size + dice.below(whole.size() - log_mark::size);
+    whole[at] = static_cast<char>(whole[at] ^ (1 << dice.below(8)));
+    const auto flipped = scan(whole, 1);
+    CHECK(flipped.next == before(at) + 1);
+    const sse::detail::log_tail rest(
+        std::string_view(whole).substr(flipped.end - log_segment::header_size), flipped.next);
+    if (before(at) + 1 < messages.size()) CHECK(rest.more_records);
+}
+
+TEST_CASE("random bytes, with and without checksums, are read as they would be written") {
+    support::dice dice(1);
+    for (int i = 0; i < 2'000; ++i) {
+        const std::string bytes = dice.bytes(200, std::string_view("\0\0\0\0\0\0\1\2\x38", 9));
+        check_scan(bytes, 1);
+        check_scan(with_checksums(bytes), 1);
+    }
+}
+
+TEST_CASE("a random segment that is cut or damaged anywhere is read up to there") {
+    support::dice dice(1);
+    for (int i = 0; i < 2'000; ++i) {
+        std::vector<std::string> messages(dice.below(6));
+        for (std::string& each : messages) each = dice.bytes(40, "ab");
+        check_torn(dice, messages);
+    }
+}
+
+// ---- restarts -----------------------------------------------------------------------------------
 
 TEST_CASE("a log begins empty, numbers from 1, and says each message once") {
     const temporary_folder folder;
@@ -372,8 +469,7 @@ TEST_CASE("a copy, such as one from a backup, begins a new epoch") {
     CHECK(moved.epoch() == epoch);
 }
 
-// ---- torn and damaged
-// ----------------------------------------------------------------------------
+// ---- torn and damaged ---------------------------------------------------------------------------
 
 TEST_CASE("a last record that is cut anywhere is cut off, and its number is given again") {
     const temporary_folder folder;
@@ -426,7 +522,7 @@ TEST_CASE("a flipped bit in the last record of a killed process: numbers are not
     const std::string path = segments(folder / "log").back();
     const std::string whole = contents(path);
     const std::size_t last = whole.size() - log_record::head_size - 2;
-    for (std::size_t at = last + 4; at < whole.size(); ++at) {
+    for (std::size_t at = last; at < whole.size(); ++at) {
         CAPTURE(at);
         fs::remove_all(folder / "flipped");
         fs::copy(folder / "log", folder / "flipped", fs::copy_options::recursive);
@@ -583,8 +679,7 @@ TEST_CASE("options out of range name the member") {
     CHECK(refused({}).empty());
 }
 
-// ---- faults of the disk
-// --------------------------------------------------------------------------
+// ---- faults of the disk -------------------------------------------------------------------------
 
 /// A disk whose calls fail as told. The calls go through when `fails` is 0.
 struct bad_disk {
@@ -804,8 +899,7 @@ TEST_CASE("a disk that cannot be written at the first start is an error") {
     log.fill(1, 1);
 }
 
-// ---- retention and pages
-// -------------------------------------------------------------------------
+// ---- retention and pages ------------------------------------------------------------------------
 
 TEST_CASE("the oldest segments are deleted beyond the bound of bytes") {
     const temporary_folder folder;
@@ -883,8 +977,7 @@ TEST_CASE("a page is bounded in bytes, but not below one record") {
     CHECK(log.read(log.epoch(), 5).records[0].bytes == huge);
 }
 
-// ---- threads and ends
-// ----------------------------------------------------------------------------
+// ---- threads and ends ---------------------------------------------------------------------------
 
 TEST_CASE("the queue is bounded in bytes, and detach() answers all that waits") {
     const temporary_folder folder;

@@ -31,6 +31,7 @@ namespace fuzz {
 
 #include "../body.cpp"
 #include "../feed.cpp"
+#include "../filelog.cpp"
 #include "../head.cpp"
 #include "../parser.cpp"
 #include "../peer.cpp"
@@ -962,16 +963,34 @@ void feed(std::string_view bytes) {
     CHECK(fault.empty());
 }
 
+// ---- the log in files ---------------------------------------------------------------------------
+
+/// A segment, from its header on; and one whose messages are the lines.
+void filelog(std::string_view bytes) {
+    log_segment header;
+    if (header.parse(bytes) == log_segment::verdict::good) {
+        log_segment again;
+        CHECK(again.parse(header.header()) == log_segment::verdict::good);
+        CHECK(again.file_name() == header.file_name());
+    }
+    auto dice = dice_of(bytes);
+    const std::string_view rest = bytes.substr(std::min(bytes.size(), log_segment::header_size));
+    for (const std::string_view one : {bytes, rest}) {
+        filelog_test::check_scan(one, 1);
+        filelog_test::check_scan(filelog_test::with_checksums(std::string(one)), 1);
+    }
+    filelog_test::check_torn(dice, split(bytes, '\n'));
+}
+
 // ---- the program --------------------------------------------------------------------------------
 
 using target = void (*)(std::string_view);
 
 const std::map<std::string_view, target> targets = {
-    {"answer", answer}, {"body", body},           {"connection", connection},
-    {"encode", encode}, {"events", events},       {"feed", feed},
-    {"flags", flags},   {"forwarded", forwarded}, {"head", head},
-    {"origin", origin}, {"proxy", proxy},         {"route", route},
-    {"text", text},     {"topic", topic},         {"url", url},
+    {"answer", answer},       {"body", body}, {"connection", connection}, {"encode", encode},
+    {"events", events},       {"feed", feed}, {"filelog", filelog},       {"flags", flags},
+    {"forwarded", forwarded}, {"head", head}, {"origin", origin},         {"proxy", proxy},
+    {"route", route},         {"text", text}, {"topic", topic},           {"url", url},
 };
 
 target chosen = nullptr;
