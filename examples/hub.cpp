@@ -401,6 +401,9 @@ std::string as_the_hub_says(std::string_view text) {
         {"sse::redis_options::addresses: ", ""},
         {"sse::nats_options::servers: ", ""},
         {"redis_options::user and password", "SSE_HUB_REDIS_USER and SSE_HUB_REDIS_PASSWORD"},
+        {"set user and password, token or credentials",
+         "set SSE_HUB_NATS_USER and SSE_HUB_NATS_PASSWORD, SSE_HUB_NATS_TOKEN or "
+         "SSE_HUB_NATS_CREDENTIALS"},
         {"redis_options::addresses", "--redis"},
         {"nats_options::servers", "--nats"},
         {"redis_options::user", redis_user},
@@ -410,6 +413,7 @@ std::string as_the_hub_says(std::string_view text) {
         {"nats_options::token", nats_token},
         {"nats_options::credentials", nats_credentials},
         {"sse::SSE_HUB", "SSE_HUB"},
+        {"set `user` too", "set SSE_HUB_NATS_USER too"},
     };
     std::string out(text);
     for (const auto& [option, name] : names) {
@@ -636,12 +640,20 @@ std::string url(const sse::server& server) {
     return out.str() + "/";
 }
 
+// What is said of the code is about a message that is published, which none was yet.
+[[noreturn]] void throw_without_code(const std::system_error& failure) {
+    std::string text = failure.what();
+    const std::string code = ": " + failure.code().message();
+    if (text.ends_with(code)) text.resize(text.size() - code.size());
+    throw std::runtime_error(text);
+}
+
 void listen(sse::server& server, const settings& chosen) {
     const std::string address = listen_address(chosen);
     try {
         server.start(address);
     } catch (const std::system_error& failure) {
-        if (failure.code() == sse::errc::bus_refused) throw;
+        if (failure.code() == sse::errc::bus_refused) throw_without_code(failure);
         throw std::runtime_error("cannot listen on " + address + ": " + failure.code().message() +
                                  "; choose another --address or --port");
     }

@@ -664,6 +664,23 @@ std::optional<std::string> slow_token(const std::string& text) {
     return text.empty() ? std::nullopt : std::optional(text);
 }
 
+std::string with_commas(const std::vector<std::string>& parts) {
+    std::string all;
+    for (const std::string& part : parts) all += (all.empty() ? "" : ",") + part;
+    return all;
+}
+
+std::optional<std::string> slow_list(const std::string& text) {
+    const bool has_empty_part = ("," + text + ",").find(",,") != text.npos;
+    return has_empty_part ? std::nullopt : std::optional(text);
+}
+
+std::optional<std::string> slow_name(const std::string& text) {
+    const bool fits = text.size() <= 64 && is_of(text, "abcdefghijklmnopqrstuvwxyz0123456789-._"
+                                                       "ABCDEFGHIJKLMNOPQRSTUVWXYZ");
+    return fits ? std::optional(text) : std::nullopt;
+}
+
 template <class Get>
 flag_rule switch_rule(Get get) {
     return {nullptr, [get](const hub_options::settings& s) {
@@ -778,14 +795,20 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
                           [](const settings& s) {
                               return static_cast<int>(s.log_from.value_or(sse::log_level{4}));
                           })},
+        {"log-dir", text_rule([](const settings& s) { return s.log_dir; })},
+        {"redis", text_rule([](const settings& s) { return with_commas(s.redis); })},
+        {"nats", text_rule([](const settings& s) { return with_commas(s.nats); })},
+        {"name", text_rule([](const settings& s) { return s.name; })},
         {"publish-token", text_rule([](const settings& s) { return s.token; })},
         {"demo", switch_rule([](const settings& s) { return s.demo; })},
         {"version", switch_rule([](const settings& s) { return s.version; })},
         {"help", switch_rule([](const settings& s) { return s.help; })},
     };
-    rules["address"].read = [](const std::string& text) {
+    rules["address"].read = rules["log-dir"].read = [](const std::string& text) {
         return text.empty() ? std::nullopt : std::optional(text);
     };
+    rules["redis"].read = rules["nats"].read = slow_list;
+    rules["name"].read = slow_name;
     rules["port"].read = [](const std::string& text) { return slowly_counted(text, 65535); };
     rules["preflight-age"].read = [](const std::string& text) {
         return slowly_counted(text, 4294967295);
