@@ -1310,6 +1310,9 @@ struct history_options {
     std::vector<topic_history> topics = {};
     /// What happens to a client that falls behind the history, unless its subscription decides.
     lag_policy lag = lag_policy::disconnect;
+    /// With a bus: how many older messages one client is sent from there, if its id is older than
+    /// what is kept here; a few clients at a time, the others wait. After that, a gap. 0: none.
+    std::size_t from_bus = 100'000;
     /// The event that reports missed messages to a client. Not empty, without line breaks.
     std::string gap_event = "gap";
 };
@@ -5291,6 +5294,7 @@ public:
         cut,                           ///< The rest of a frame that a short write cut.
         control, ///< What the feed itself says: an id, a gap, a heartbeat, a farewell.
         own,     ///< Its own frames.
+        replay,  ///< What the bus had of before the log.
         log
     };
 
@@ -5308,6 +5312,14 @@ public:
         start from;
     };
 
+    /// Older messages than the log has, on their way from the bus.
+    struct replayed {
+        std::deque<frame_ref> frames; ///< Sent before what is in the log.
+        std::size_t count = 0;        ///< Of messages read so far.
+        bool asked = false;           ///< More is on its way.
+        seen_tokens seen;
+    };
+
     struct cold_state { ///< State that few clients need.
         std::vector<subscription> more;
         std::uint64_t reported_before =
@@ -5319,9 +5331,10 @@ public:
         std::optional<gap> pending;   ///< Still to be reported.
         bool unknown_id = false;      ///< Its id was already found to be unknown.
         std::vector<unplaced> starts; ///< Of subscriptions that wait for the bus.
-        std::uint32_t waits_since = 0; ///< For it.
-        bool gave_up = false;          ///< Its id does not come.
-        frame_ref last;                ///< Its farewell, sent last.
+        std::unique_ptr<replayed> replay; ///< What is older than the log, while it needs that.
+        std::uint32_t waits_since = 0;    ///< For it.
+        bool gave_up = false;             ///< Its id does not come.
+        frame_ref last;                   ///< Its farewell, sent last.
         bool finishing = false;
         bool said_farewell = false;     ///< Nothing follows it.
         std::uint32_t behind_since = 0; ///< Has held publishers back since then.
@@ -5400,6 +5413,10 @@ public:
         std::size_t run_bytes = 64 * 1024;         ///< The most that is copied at once for many.
         std::size_t turn_bytes = 64 * 1024;        ///< Of a client that is behind, and of a write.
         std::function<void(bool)> hold_publishers; ///< Whether they must wait for a client here.
+        /// Asks the bus for what comes after an id, if there is one; bring() follows. Null: the log
+        /// is all there is.
+        std::function<void(receiver&, const std::string& id)> fetch;
+        std::size_t max_fetched = 0; ///< Messages, for one client.
         /// A client is behind: catch_up() is due until it returns false. Must not throw.
         std::function<void()> begin_catch_up;
         /// Writes the same bytes to several clients without waiting, and reports what each took.
@@ -5464,8 +5481,16 @@ public:
     /// Clients that have waited for this long for the message with their id, and the number that it
     /// stands for; 0: an id of the program's own.
     std::vector<std::pair<receiver*, id_book::found>> overdue(std::uint32_t time);
-    /// The message does not exist.
+    /// The message does not exist, or cannot be had.
     void give_up_waiting(receiver& r);
+    /// What follows in the order of the bus. `whole`: nothing is missing before the first.
+    void bring(receiver& r, std::string_view epoch, bool whole,
+               std::vector<std::pair<token, frame_ref>> frames);
+    void ask_bus(receiver& r); ///< For more of it, unless that is on its way.
+    void
+    ask_later(receiver& r) noexcept { ///< The bus could not be asked: overdue() tells it again.
+        if (r.cold_ && r.cold_->replay) r.cold_->replay->asked = false;
+    }
 
     /// Skips what came in, since nobody follows anything.
     void skip() {
@@ -5617,8 +5642,14 @@ private:
                                        std::uint64_t published);
     std::optional<std::uint64_t> first_kept(node& where, std::uint64_t from) const;
     std::uint64_t position_of_last(node& where, std::size_t count) const;
-    std::optional<std::uint64_t> position_of_id(receiver& r, const std::string& id,
+    std::optional<std::uint64_t> position_of_id(receiver& r, node& where, const std::string& id,
                                                 std::uint64_t published);
+    bool is_at_hand(const node& where, const id_book::found& what) const;
+    bool is_at_hand(const receiver& r) const;
+    static bool is_replaying(const receiver& r) noexcept {
+        return r.cold_ && r.cold_->replay && !r.cold_->replay->frames.empty();
+    }
+    static bool wants_replayed(const receiver& r, const frame& f);
     std::uint64_t position_after(const id_book::found& what) const;
     void remove_from(node& where, std::uint32_t index);
     const batch* run_for(receiver& r, std::size_t& from);
@@ -5740,6 +5771,10 @@ inline void feed::check_hold() {
 // goes out together in the next pass: low latency when calm, high throughput when busy.
 
 inline bool feed::plan() {
+    if (!is_ready_) { // what comes now is the history, and everybody waits for the end of it
+        skip();
+        return false;
+    }
     fanned_ = planned_;
     if (planned_ == log_.end()) {
         forget(); // what the pass kept alive
@@ -5989,6 +6024,11 @@ inline void feed::begin_frame(receiver& r, const batch::piece& p) {
         r.cut_ = std::move(r.own_->waiting.front());
         r.own_->waiting.erase(r.own_->waiting.begin());
         break;
+    case origin::replay:
+        r.cut_ = std::move(r.cold_->replay->frames.front());
+        r.cold_->replay->frames.pop_front();
+        r.has_id_ = true;
+        break;
     case origin::log:
         r.cut_ = log_.ref(p.sequence);
         r.next_ = p.sequence + 1;
@@ -6045,6 +6085,11 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
             if (std::exchange(met_loss_, false)) continue;
             if (looked_enough) break;
             if (r.cold_ && r.cold_->holds_back) check_hold();
+            if (r.cold_ && r.cold_->replay) {
+                place_waiting(); // or asks the bus for more
+                if (r.cold_->starts.empty()) r.cold_->replay.reset();
+                if (r.held_ == 0 && r.next_ < log_.end()) continue;
+            }
             if (r.cold_ && r.cold_->last) {
                 say(r, std::exchange(r.cold_->last, frame_ref()));
                 r.cold_->said_farewell = true;
@@ -6125,6 +6170,7 @@ inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
     if ((r.own_ && !r.own_->waiting.empty()) || (settings_.heartbeat_ids && !r.has_id_)) {
         return nullptr;
     }
+    if (is_replaying(r)) return nullptr;
     const node& where = *r.first_.where;
     horizon gone = where.gone;
     gone.raise(broadcasts_gone_);
@@ -6218,12 +6264,20 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
     // Also for a client that has reconnected: by HTML 9.2.6 a block without an id, such as a
     // farewell or what its handler sends, would reset the last event ID that it had.
     const bool gap_has_it = gap_is_due && (r.starts_in_past_ || (r.cold_ && r.cold_->pending));
-    if (goes_on && settings_.heartbeat_ids && !r.has_id_) {
+    const bool replays = is_replaying(r);
+    if (goes_on && !replays && settings_.heartbeat_ids && !r.has_id_) {
         add_own(true);
         if (gap_has_it) return;
         if (room_left()) add(id_frame(r.next_)->bytes(), origin::control, r.next_);
     }
     add_own(false);
+    if (replays && !r.cold_->said_farewell) {
+        const auto& frames = r.cold_->replay->frames;
+        for (auto f = frames.begin(); f != frames.end() && room_left(); ++f) {
+            add((*f)->bytes(), origin::replay);
+        }
+        if (!room_left()) return;
+    }
     if (!goes_on || gap_is_due) return;
     const bool newest = r.conflates();
     std::size_t looks = 0;
@@ -6320,7 +6374,7 @@ inline bool feed::is_gap_due(const receiver& r) const {
 /// If messages are missing and the gap is next: sends the gap, or leaves it to the gap hook, or
 /// closes the connection. Returns false if it was closed: r may be destroyed.
 inline bool feed::announce(receiver& r) {
-    if (!r.follows() || r.held_ || r.cut_) return true;
+    if (!r.follows() || r.held_ || r.cut_ || is_replaying(r)) return true;
     if (r.cold_ && r.cold_->said_farewell) return true;
     const bool pending = r.cold_ && r.cold_->pending;
     if (r.own_ && !r.own_->waiting.empty()) {
@@ -6449,7 +6503,7 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
         const auto position = place(r, where, from, published);
         waits = !position;
         made.since = position.value_or(published);
-        if (waits) {
+        if (waits) { // one gap, or one read from the bus, for all of them
             r.cold().starts.reserve(r.cold().starts.size() + 1);
             if ((r.held_ & receiver::by_bus) == 0) waiting_.push_back(&r);
         }
@@ -6472,6 +6526,7 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
         r.held_ |= receiver::by_bus;
         r.cold_->starts.push_back({&where, from});
         r.cold_->waits_since = now;
+        ask_bus(r);
     }
     if (first) {
         r.index_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
@@ -6501,7 +6556,7 @@ inline std::optional<std::uint64_t> feed::place(receiver& r, node& where, const 
     switch (from.kind_) {
     case start::kind::resume:
     case start::kind::now: return published;
-    case start::kind::after: return position_of_id(r, from.id_, published);
+    case start::kind::after: return position_of_id(r, where, from.id_, published);
     case start::kind::oldest: at = 0; break;
     case start::kind::last:
         if (from.count_ == 0) return published;
@@ -6519,6 +6574,7 @@ inline std::optional<std::uint64_t> feed::place(receiver& r, node& where, const 
 
 inline void feed::set_ready() {
     is_ready_ = true;
+    skip();
     place_waiting();
 }
 
@@ -6534,11 +6590,15 @@ inline void feed::place_waiting() {
 
 /// Returns false if the position of a subscription is still unknown.
 inline bool feed::place_all(receiver& r) {
+    if (is_replaying(r)) return false;
     auto& starts = r.cold_->starts;
     std::vector<std::uint64_t> positions;
     for (const receiver::unplaced& one : starts) {
         const auto position = place(r, *one.where, one.from, log_.end());
-        if (!position) return false;
+        if (!position) {
+            ask_bus(r);
+            return false;
+        }
         positions.push_back(*position);
     }
     const std::uint64_t reached = r.next_;
@@ -6600,24 +6660,87 @@ inline std::uint64_t feed::position_of_last(node& where, std::size_t count) cons
 }
 
 /// Unless the message with this id has yet to come from the bus.
-inline std::optional<std::uint64_t> feed::position_of_id(receiver& r, const std::string& id,
-                                                         std::uint64_t published) {
+inline std::optional<std::uint64_t>
+feed::position_of_id(receiver& r, node& where, const std::string& id, std::uint64_t published) {
     using state = id_book::state;
     if (const auto own = log_.find_id(id)) return *own + 1;
     const id_book::found found = ids_.find(id, published);
-    if (found.what == state::known || found.what == state::vague) return position_after(found);
+    const bool is_here = found.what == state::known || found.what == state::vague;
+    const bool fetches = settings_.fetch && !(r.cold_ && r.cold_->gave_up);
+    if (is_here && (!ids_.has_bus() || is_at_hand(where, found))) return position_after(found);
     receiver::cold_state& rare = r.cold();
+    if (fetches && (is_here || found.what == state::too_old || found.what == state::other_epoch)) {
+        if (!rare.replay) rare.replay = std::make_unique<receiver::replayed>();
+        return std::nullopt;
+    }
     const bool may_come =
         found.what == state::ahead || (found.what == state::unknown && ids_.has_bus());
     if (may_come && !rare.gave_up) return std::nullopt;
     if (!rare.unknown_id) {
         gap_reason why = gap_reason::unknown;
         if (found.what == state::other_epoch) why = gap_reason::epoch;
-        if (found.what == state::too_old) why = gap_reason::too_old;
+        if (found.what == state::too_old || is_here) why = gap_reason::too_old;
         rare.pending = gap{why, id, {}};
         rare.unknown_id = true; // one gap for all topics
     }
-    return found.position;
+    return is_here ? position_after(found) : found.position;
+}
+
+/// Whether the log has all that comes after it, and need not drop it before the client gets it.
+inline bool feed::is_at_hand(const node& where, const id_book::found& what) const {
+    if (what.what != id_book::state::known && what.what != id_book::state::vague) return false;
+    const std::uint64_t at = position_after(what);
+    horizon gone = where.gone;
+    gone.raise(broadcasts_gone_);
+    if (at < log_.end() && log_.end() - at > log_.bounds().messages) return false;
+    return gone.hides(horizon::loss::each, log_.end()) <= at;
+}
+
+inline bool feed::is_at_hand(const receiver& r) const {
+    const auto& starts = r.cold_->starts;
+    return std::all_of(starts.begin(), starts.end(), [this](const receiver::unplaced& one) {
+        return is_at_hand(*one.where, ids_.find(one.from.id_, log_.end()));
+    });
+}
+
+inline void feed::ask_bus(receiver& r) {
+    receiver::cold_state& rare = *r.cold_;
+    if (!rare.replay || rare.replay->asked || !rare.replay->frames.empty()) return;
+    rare.replay->asked = true;
+    settings_.fetch(r, rare.starts.front().from.id_);
+}
+
+inline bool feed::wants_replayed(const receiver& r, const frame& f) {
+    bool wanted = false;
+    const auto& starts = r.cold_->starts;
+    r.for_each_subscription([&](const subscription& one) {
+        const bool waits = std::any_of(starts.begin(), starts.end(),
+                                       [&](const auto& each) { return each.where == one.where; });
+        wanted = wanted || (waits && concerns(one.where->path, one.where->is_private, f) &&
+                            (!one.filter || (*one.filter)(published(f))));
+    });
+    return wanted;
+}
+
+inline void feed::bring(receiver& r, std::string_view epoch, bool whole,
+                        std::vector<std::pair<token, frame_ref>> frames) {
+    if (!r.cold_ || !r.cold_->replay || r.cold_->starts.empty()) return;
+    receiver::cold_state& rare = *r.cold_;
+    receiver::replayed& replay = *rare.replay;
+    replay.asked = false;
+    const std::string id = rare.starts.front().from.id_;
+    const auto differs = [&](const receiver::unplaced& one) { return one.from.id_ != id; };
+    rare.gave_up = !whole || frames.empty() || replay.count > settings_.max_fetched ||
+                   std::any_of(rare.starts.begin(), rare.starts.end(), differs);
+    for (auto& [mark, f] : frames) {
+        if (rare.gave_up || is_at_hand(r)) break;
+        ++replay.count;
+        const std::string reached = make_id(epoch, f->number());
+        if (replay.seen.insert(mark) && wants_replayed(r, *f)) replay.frames.push_back(f);
+        for (receiver::unplaced& one : rare.starts) one.from.id_ = reached;
+    }
+    place_waiting();
+    if (!std::exchange(r.busy_, true)) r.yield(); // sends them, then asks for more
 }
 
 inline std::uint64_t feed::position_after(const id_book::found& what) const {
@@ -7188,6 +7311,7 @@ struct hub : site {
     void drop_waiters(const asio::execution_context& context) noexcept; ///< Context shuts down.
 
     const char* why_not_ready(std::size_t own) const noexcept;
+    void open(); ///< See lifecycle::open().
 
     /// Puts a frame into the ring, with its number unless the bus gave it one. Returns its place,
     /// or nullopt if there is no room. Any thread.
@@ -7951,6 +8075,8 @@ struct worker {
     static constexpr std::chrono::microseconds short_turn{100}, turn{500}, longest_turn{20'000};
     static constexpr std::size_t max_discarded = 64 * 1024; // read from a client at once
     static constexpr std::uint32_t linger_ms = 2'000;
+    static constexpr std::size_t max_fetching = 16; // pages at once
+    static constexpr std::size_t page_messages = 256;
     static constexpr std::uint32_t longest_lead_ms =
         3'000; // of another server, before it is checked
     static constexpr std::uint32_t max_uninvited = 256 * 1024; // bytes on an open stream, in total
@@ -8003,6 +8129,9 @@ struct worker {
     void begin_sweep();
     void sweep();
     void ask_for_overdue();
+    void fetch(connection& s, const std::string& id);
+    void fetch_next();
+    void fetched(std::uint64_t name, const std::string& epoch, bus::page p);
     void log_blocked_worker(std::chrono::steady_clock::duration late);
     void log_no_io_uring(const std::error_code& why);
     std::size_t check_deadlines(connection& s);
@@ -8092,8 +8221,10 @@ struct worker {
     clock::time_point slice_ended_{}; // of the current pass
     bool catching_up_ = false;        // catch_up() is posted
     detail::operation_memory turn_memory_;
-    std::vector<connection*> connections_; // all; holds a reference to each
-    std::unique_ptr<waiter> woken_;        // resumed in FIFO order
+    std::vector<connection*> connections_;                      // all; holds a reference to each
+    std::deque<std::pair<std::uint64_t, std::string>> fetches_; // streams that want a page, after
+    std::size_t fetching_ = 0;                                  // pages on their way from the bus
+    std::unique_ptr<waiter> woken_;                             // resumed in FIFO order
     waiter* last_woken_ = nullptr;
     bool resume_posted_ = false;                           // resume_waiters() is posted
     bool cancels_are_due_ = false;                         // for some of exchanges_
@@ -8200,6 +8331,12 @@ SSE_DECL feed::settings worker::feed_settings(hub& shared) {
             shared.room.notify();
         }
     };
+    if (shared.options.bus && o.history.from_bus != 0) {
+        made.fetch = [this](receiver& r, const std::string& id) {
+            fetch(static_cast<connection&>(r), id);
+        };
+        made.max_fetched = o.history.from_bus;
+    }
     made.begin_catch_up = [this] { catch_up_soon(); };
     made.write_block = [this](auto... what) { write_block(what...); };
     return made;
@@ -8547,8 +8684,8 @@ SSE_DECL bool worker::plan() {
         recheck_ring();
         return false;
     }
-    if (feed_.plan()) return true;
-    if (!pull(feed::batch_frames, feed::batch_bytes)) {
+    while (!feed_.plan()) {
+        if (pull(feed::batch_frames, feed::batch_bytes)) continue;
         sleep_.prepare_to_sleep();
         if (!pull(feed::batch_frames, feed::batch_bytes)) {
             fanning_ = false;
@@ -8557,7 +8694,7 @@ SSE_DECL bool worker::plan() {
         }
         sleep_.wake();
     }
-    return feed_.plan();
+    return true;
 }
 
 /// Publishers wake this worker from now on: it has a stream that could receive a message.
@@ -10175,6 +10312,10 @@ public:
     static asio::awaitable<std::uint64_t> async_wait(std::shared_ptr<hub> kept,
                                                      std::shared_ptr<confirmation> told);
 
+    /// Of a page; nullopt if it is no record.
+    static std::optional<std::pair<token, frame_ref>> decoded(const bus::page::entry& one,
+                                                              std::string_view epoch);
+
     std::string last_id() const;
     std::string epoch_name() const {
         const std::lock_guard lock(mutex_);
@@ -10345,6 +10486,15 @@ SSE_DECL frame_ref relay::decoded(std::string_view bytes, std::uint64_t number) 
     return make_frame(r->what, r->topic, r->content);
 }
 
+SSE_DECL std::optional<std::pair<token, frame_ref>> relay::decoded(const bus::page::entry& one,
+                                                                   std::string_view epoch) {
+    const auto r = decode_record(one.bytes);
+    if (!r) return std::nullopt;
+    frame_ref f = make_frame(r->what, r->topic, r->content);
+    f->stamp(epoch, one.number);
+    return std::pair(r->mark, std::move(f));
+}
+
 SSE_DECL std::uint32_t relay::age_of(const bus::record& what) {
     const auto age = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::system_clock::now() - what.time);
@@ -10393,6 +10543,7 @@ SSE_DECL void relay::hole(std::uint64_t to) {
 SSE_DECL void relay::ready() {
     hub_.ready_at = hub_.ring.published();
     for (auto& w : hub_.workers) w->wake_always();
+    hub_.open();
 }
 
 SSE_DECL void relay::health(bool up, std::string_view reason) {
@@ -10401,6 +10552,7 @@ SSE_DECL void relay::health(bool up, std::string_view reason) {
         up_ = up;
         why_ = reason;
     }
+    if (!up) hub_.open();
     const std::string detail =
         std::string(up ? "up" : "down") + (reason.empty() ? "" : ": ") + std::string(reason);
     hub_.log({.level = up ? log_level::info : log_level::warning, .what = "bus", .detail = detail});
@@ -10430,6 +10582,10 @@ SSE_DECL std::string relay::state() const {
 SSE_DECL void worker::ask_for_overdue() {
     using state = id_book::state;
     for (const auto& [who, what] : feed_.overdue(longest_lead_ms)) {
+        if (who->cold_->replay) {
+            feed_.ask_bus(*who);
+            continue;
+        }
         if (what.what != state::ahead) {
             feed_.give_up_waiting(*who);
             continue;
@@ -10444,6 +10600,46 @@ SSE_DECL void worker::ask_for_overdue() {
             });
         });
     }
+}
+
+/// A client needs what comes after an id, from the bus. It waits for its turn.
+SSE_DECL void worker::fetch(connection& s, const std::string& id) {
+    fetches_.emplace_back(name_of(s), id);
+    fetch_next();
+}
+
+SSE_DECL void worker::fetch_next() {
+    while (fetching_ < max_fetching && !fetches_.empty()) {
+        const auto next = std::move(fetches_.front());
+        fetches_.pop_front();
+        const std::uint64_t name = next.first;
+        const auto parts = parse_id(next.second);
+        if (!parts || !feed_.find(name)) continue;
+        const std::string epoch(parts->first);
+        ++fetching_;
+        hub_.relay->engine().read(
+            epoch, parts->second, page_messages, [this, name, epoch](bus::page p) {
+                asio::post(io_, [this, name, epoch, p = std::move(p)]() mutable {
+                    --fetching_;
+                    fetched(name, epoch, std::move(p));
+                    fetch_next();
+                });
+            });
+    }
+}
+
+SSE_DECL void worker::fetched(std::uint64_t name, const std::string& epoch, bus::page p) {
+    receiver* const r = feed_.find(name);
+    if (!r || stopping_) return;
+    refresh();
+    guarded(static_cast<connection&>(*r), [&] {
+        if (p.failed) return feed_.ask_later(*r);
+        std::vector<std::pair<token, frame_ref>> frames;
+        for (const bus::page::entry& one : p.records) {
+            if (auto made = relay::decoded(one, epoch)) frames.push_back(*std::move(made));
+        }
+        feed_.bring(*r, epoch, p.whole, std::move(frames));
+    });
 }
 
 #endif // SSE_BODIES
@@ -10468,6 +10664,9 @@ public:
     void start(asio::ip::tcp::acceptor listener);
     void start();
     void abandon_start() noexcept;
+    /// With a bus: connections are accepted once the history is there, or the bus is known to be
+    /// away. Any thread, any number of times.
+    void open();
     bool has_started() const noexcept { return stage_ != stage::unused; }
     void require_unused(const char* what) const;
     std::chrono::steady_clock::time_point drained_by() const noexcept { return drained_by_; }
@@ -10512,6 +10711,7 @@ private:
     std::optional<asio::basic_signal_set<io_executor>> signals_;
     std::optional<asio::ip::tcp::endpoint> endpoint_;
     stage stage_ = stage::unused;
+    std::atomic<bool> opened_{false};
     std::chrono::steady_clock::time_point drained_by_{};
 };
 
@@ -10531,6 +10731,8 @@ SSE_DECL hub::~hub() {
         while (w->pull()) {} // unread frames hold one reference for each worker
     }
 }
+
+SSE_DECL void hub::open() { life->open(); }
 
 SSE_DECL std::optional<std::uint64_t> hub::put(frame_ref& f) noexcept {
     f->set_references(static_cast<std::uint32_t>(workers.size()));
@@ -10721,7 +10923,7 @@ SSE_DECL void lifecycle::launch(std::string_view given_host) {
     }
     if (std::count(hub_.hosts.begin(), hub_.hosts.end(), "*") > 0) hub_.hosts.clear();
     if (hub_.options.handle_signals) take_signals();
-    if (acceptor_) accept();
+    if (acceptor_ && !hub_.relay) accept();
     enter(stage::running);
 }
 
@@ -10764,6 +10966,13 @@ SSE_DECL void lifecycle::abandon_start() noexcept {
     for (auto& w : hub_.workers) w->shut_down();
     asio::error_code ignored;
     if (acceptor_) acceptor_->close(ignored);
+}
+
+SSE_DECL void lifecycle::open() {
+    if (opened_.exchange(true)) return;
+    asio::post(hub_.workers.front()->context(), [this] {
+        if (acceptor_ && acceptor_->is_open()) accept();
+    });
 }
 
 SSE_DECL void lifecycle::stop() noexcept {

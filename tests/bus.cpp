@@ -80,6 +80,94 @@ TEST_CASE("what is published comes back from the bus, with its number and the bu
     CHECK(client.next().data == "three");
 }
 
+TEST_CASE("an id older than the server's history is served from the bus, then from the history") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    o.history.messages = 10;
+    {
+        running_server before(o);
+        for (int n = 1; n <= 1'000; ++n) {
+            before.publish(n % 2 == 0 ? "/t" : "/u", {.data = std::to_string(n)});
+        }
+    }
+    const auto numbers = [](event_client& client, int from, int to, int step) {
+        for (int n = from; n <= to; n += step) {
+            const decoded event = client.next();
+            REQUIRE(event.data == std::to_string(n));
+            REQUIRE(event.id == "memory00-" + std::to_string(n));
+        }
+    };
+    sse::options small = on(store, 2);
+    small.history.messages = 10;
+    running_server server(small);
+    event_client plain(server.port(), "/subscribe/t", resuming("memory00-5"));
+    numbers(plain, 6, 1'000, 2);
+    event_client several(server.port(), "/subscribe?topic=/t&topic=/u", resuming("memory00-1"));
+    numbers(several, 2, 1'000, 1);
+    event_client all(server.port(), "/subscribe", resuming("memory00-0"));
+    numbers(all, 1, 1'000, 1);
+    server.publish("/t", {.data = "1001"});
+    numbers(plain, 1'001, 1'001, 1);
+    numbers(several, 1'001, 1'001, 1);
+    numbers(all, 1'001, 1'001, 1);
+    // The server's own log forgets too: what it has dropped since comes from the bus as well.
+    for (int n = 1'002; n <= 1'100; ++n) server.publish("/t", {.data = std::to_string(n)});
+    event_client again(server.port(), "/subscribe/t", resuming("memory00-1001"));
+    numbers(again, 1'002, 1'100, 1);
+}
+
+TEST_CASE("from the bus: many clients at once, while messages go on") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store, 2);
+    o.history.messages = 10;
+    running_server server(o);
+    for (int n = 1; n <= 600; ++n) server.publish("/t", {.data = std::to_string(n)});
+    std::vector<std::unique_ptr<event_client>> clients;
+    for (int i = 0; i < 60; ++i) {
+        clients.push_back(std::make_unique<event_client>(
+            server.port(), "/subscribe/t", resuming("memory00-" + std::to_string(i * 9))));
+        server.publish("/t", {.data = std::to_string(601 + i)});
+    }
+    for (int i = 0; i < 60; ++i) {
+        for (int n = i * 9 + 1; n <= 660; ++n) {
+            REQUIRE(clients[static_cast<std::size_t>(i)]->next().data == std::to_string(n));
+        }
+    }
+}
+
+TEST_CASE("what the bus no longer has either, or more than one client may have, is a gap") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    o.history.messages = 10;
+    o.history.from_bus = 300;
+    running_server server(o);
+    for (int n = 1; n <= 1'000; ++n) server.publish("/t", {.data = std::to_string(n)});
+    event_client far(server.port(), "/subscribe/t", resuming("memory00-100"));
+    const decoded first = far.next();
+    CHECK(first.data == "101"); // some pages, then it is enough
+    decoded event = far.next();
+    int last = 101;
+    for (; event.type != "gap"; event = far.next()) REQUIRE(event.data == std::to_string(++last));
+    CHECK(last >= 400);
+    CHECK(last < 900);
+    CAPTURE(event.data);
+    CAPTURE(last);
+    CHECK(event.data.find("\"too_old\",\"from\":\"memory00-" + std::to_string(last) + "\"") !=
+          std::string::npos);
+    CHECK(next(far, 1) == "991");
+    store->trim(950);
+    event_client trimmed(server.port(), "/subscribe/t", resuming("memory00-940"));
+    CHECK(next(trimmed, 2) == "[too_old] 991");
+    event_client kept(server.port(), "/subscribe/t", resuming("memory00-960"));
+    CHECK(next(kept, 2) == "961 962");
+    sse::options none = on(store);
+    none.history.messages = 10;
+    none.history.from_bus = 0;
+    running_server other(none);
+    event_client without(other.port(), "/subscribe/t", resuming("memory00-960"));
+    CHECK(next(without, 2) == "[too_old] 991");
+}
+
 TEST_CASE("several servers have one order, and a client goes on at another with the id it has") {
     const auto store = std::make_shared<memory_store>();
     store->with([](auto& s) { s.step = 10; }); // numbers need not be dense
