@@ -13422,22 +13422,23 @@ SSE_DECL std::uint64_t client::connections() const noexcept { return core_->conn
 //     number = (ms - base) << 24 | seq        of an entry whose id in Redis is ms-seq
 //
 // Ids are always given by Redis. Numbers of our own were given twice after a lost tail, and so
-// could those of Redis be, if the clock of a promoted server is behind. Hence a mark is made, in
-// one step with its list, by the script `join`, which every connection runs before it adds
-// anything:
+// could those of Redis be, if the clock of a promoted server is behind. Hence the script `join`,
+// which every connection runs before it adds anything. In one step it looks and, if need be, adds a
+// mark to the stream and to its list. Where
 //
-// - The server is not the one of the newest mark (its run, or its replication id): the same epoch,
-//   but the base goes back by a day at least. So numbers go forward by a day, above all that were
-//   given, whatever was lost and wherever the clock is, up to a day behind. Clients notice nothing.
-// - The stream, or its list, is gone: a new epoch, `epoch`. XADD has NOMKSTREAM, so nothing is
-// added
-//   to a stream that was lost before that.
-// - The stream ends before its newest mark, or a reader asks for it since an entry that it has
-// told,
-//   or a publisher was confirmed, is missing: a new epoch, `rewound`. Who asks names the mark that
-//   it saw, so that several who find the same loss make one epoch.
-// - The seq of the last entry is large, since the clock stands still: a mark in the next
-//   millisecond, so that the number has room for it.
+//   - the server is not the one of the newest mark (its run, or its replication id), and who joins
+//     was there before, and so will find what is missing: a mark of the same epoch, but with a base
+//     that is a day or two earlier. So numbers rise above all that were given, whatever was lost,
+//     and wherever the clock is, up to a day back. Clients notice nothing;
+//   - the same, but who joins has just started, and cannot know what was lost: a new epoch,
+//     `rewound`;
+//   - the stream or its list is gone: a new epoch, `epoch`. XADD has NOMKSTREAM, so that nothing is
+//     added to a stream that was lost before this;
+//   - the stream ends before its newest mark, or a reader asks for it, since an entry that it has
+//     told, or that a publisher knows to be stored, is missing: a new epoch, `rewound`. Who asks
+//     names the mark that it saw, so that several who find the same loss make one epoch;
+//   - the clock stands still, and the seq of the last entry is large: a mark of the same epoch, in
+//     the next millisecond, before the number has no room for it.
 //
 // As a mark is an entry, each reader meets it at the same place. What others added after the loss
 // and before the new epoch has numbers of the old one that were never given before; a reader tells
@@ -14345,7 +14346,9 @@ else
     name, why, base = ARGV[2], 'rewound', nil
   elseif of ~= server then
     base = tonumber(base) - tonumber(ARGV[3])
-    if ms - base > 1099000000000 then name, why, base = ARGV[2], 'rewound', nil end
+    if ARGV[4] ~= 'vouches' or ms - base > 1099000000000 then
+      name, why, base = ARGV[2], 'rewound', nil
+    end
   elseif seq >= 8388608 then
     base, at = tonumber(base), text(ms + 1) .. '-0'
   else
@@ -14377,8 +14380,8 @@ SSE_DECL redis_facts redis_link::join(const std::string& replaced) {
     std::string name;
     for (int i = 0; i < 8; ++i) name += letters[device() % letters.size()];
     const auto jump = std::to_string(86'400'000 + device() % 86'400'000);
-    const auto reply =
-        call({"EVAL", redis_join, "2", room_.messages, room_.epochs, replaced, name, jump});
+    const auto reply = call({"EVAL", redis_join, "2", room_.messages, room_.epochs, replaced, name,
+                             jump, room_.begun ? "vouches" : "is new"});
     redis_facts found;
     found.first = redis_id::parse(text_of(element_of(*reply, 0)));
     found.last = redis_id::parse(text_of(element_of(*reply, 1))).value_or(redis_id());

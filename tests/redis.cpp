@@ -559,6 +559,33 @@ TEST_CASE("Redis restarts with all it had: nothing is lost, nothing is told") {
     check_alike(a, c);
 }
 
+TEST_CASE("Redis and all servers start again: nobody knows what was lost, and that is told") {
+    if (!has_redis()) return;
+    redis_server redis({"--appendonly", "yes", "--appendfsync", "always"});
+    std::string epoch;
+    {
+        node a(options_for(redis));
+        a.until_up();
+        CHECK(!a.publish("x").failed);
+        epoch = a.sink.now().epoch;
+    }
+    { // of the servers alone: nothing
+        node a(options_for(redis));
+        a.until_up();
+        CHECK(a.sink.now().epoch == epoch);
+        CHECK(a.told() == "x");
+    }
+    redis.restart();
+    node a(options_for(redis));
+    a.until_up();
+    CHECK(a.was_told(" rewound"));
+    CHECK(!a.publish("y").failed);
+    CHECK(a.hears("y"));
+    CHECK(a.told() == "x y");
+    CHECK(a.first_epoch() == epoch);
+    CHECK(a.sink.now().epoch != epoch);
+}
+
 TEST_CASE("publishers are refused after their patience while Redis is away") {
     if (!has_redis()) return;
     redis_server redis({"--appendonly", "yes"});
@@ -1054,7 +1081,7 @@ TEST_CASE("with wait_replicas a message counts when the replicas have it") {
     replica.follow(primary);
     auto o = options_for(primary);
     o.wait_replicas = 1;
-    o.wait_time = 300ms;
+    o.wait_time = 2s;
     node a(o);
     a.until_up();
     CHECK(a.publish("x").number > 0);
