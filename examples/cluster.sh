@@ -32,8 +32,10 @@ fi
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/sse-cluster-XXXXXX")
 token=secret
-more=()            # flags of the hubs
+more=() # flags of the hubs
 declare -A pid port
+SSE_HUB_REDIS_PASSWORD=$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')
+export SSE_HUB_REDIS_PASSWORD REDISCLI_AUTH=$SSE_HUB_REDIS_PASSWORD # of the hubs, and of redis-cli
 
 end_all() {
     trap - EXIT INT TERM HUP
@@ -83,10 +85,20 @@ start_until() { # READY NAME COMMAND...
 # Most likely a free one. The system gives those from 32768 on to connections.
 any_port() { echo $((20000 + RANDOM % 12000)); }
 
+# What a bus needs of it: what was confirmed is in a file, and nothing is evicted. Its password is
+# not among the arguments of a program, which everyone sees.
 start_redis() {
-    start_until is_redis_up redis redis-server --bind 127.0.0.1 --port "${port[redis]}" \
-        --dir "$folder" --appendonly yes --appendfsync everysec --save "" \
-        --maxmemory-policy noeviction
+    cat >"$folder/redis.conf" <<END
+bind 127.0.0.1
+port ${port[redis]}
+dir "$folder"
+requirepass $SSE_HUB_REDIS_PASSWORD
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory-policy noeviction
+END
+    start_until is_redis_up redis redis-server "$folder/redis.conf"
 }
 is_redis_up() { [ "$(redis-cli -p "${port[redis]}" ping 2>/dev/null)" = PONG ]; }
 

@@ -2,11 +2,13 @@
 #include "support/client.hpp"
 #include "support/swarm.hpp"
 
+#include <asio/ip/host_name.hpp>
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <sstream>
@@ -149,6 +151,16 @@ struct scratch_file {
     const std::string path;
 };
 
+/// A folder that is there for the time of a test.
+struct scratch_folder {
+    scratch_folder() { REQUIRE(::mkdtemp(path.data())); }
+    ~scratch_folder() {
+        std::error_code ignored;
+        std::filesystem::remove_all(path, ignored);
+    }
+    std::string path = "/tmp/sse-test-XXXXXX";
+};
+
 } // namespace
 
 TEST_SUITE("examples") {
@@ -223,6 +235,10 @@ TEST_SUITE("examples") {
                                  "--gap-event",
                                  "--lag",
                                  "--max-topics",
+                                 "--log-dir",
+                                 "--redis",
+                                 "--nats",
+                                 "--name",
                                  "--log",
                                  "--publish-token",
                                  "--demo",
@@ -255,7 +271,37 @@ TEST_SUITE("examples") {
         check_refused("--trusted-proxy nobody", "--trusted-proxy");
         check_refused("--allow-credentials", "--allow-credentials needs --allow-origin");
         check_refused("--demo=yes", "switch");
+        check_refused("--log-dir ''", "use a folder");
+        check_refused("--redis 10.0.0.1:6379,,10.0.0.2:6379", "with commas between them");
+        check_refused("--nats ''", "with commas between them");
+        check_refused("--name 'a b'", "use 1 to 64 letters");
+        check_refused("--log-dir x --redis 127.0.0.1:1",
+                      "--log-dir and --redis exclude each other");
+        check_refused("--nats nats://h --redis h:1", "--redis and --nats exclude each other");
         check_refused("demo", "flags begin with --");
+    }
+
+    TEST_CASE("a bus that the hub cannot take is told with what to do") {
+        const auto [status, text] = run(example("hub") + " --redis nobody");
+        CHECK(status == 2);
+        CHECK_MESSAGE((has(text, "--redis: 'nobody' must be like host:6379") ||
+                       has(text, "--redis: this hub was built without it; install libhiredis-dev")),
+                      text);
+        const auto [other, said] = run(example("hub") + " --nats 'a b'");
+        CHECK(other == 2);
+        CHECK_MESSAGE((has(said, "--nats: each is one URL") ||
+                       has(said, "--nats: this hub was built without it; install libnats-dev")),
+                      said);
+        for (const std::string of : {"redis", "nats"}) {
+            const auto [refused, why] = run(example("hub") + " --" + of + " user:hidden@host:1");
+            CHECK(refused == 2);
+            CHECK(has(why, "everyone on this machine could read the password"));
+            CHECK(has(why, of == "redis" ? "SSE_HUB_REDIS_PASSWORD" : "SSE_HUB_NATS_PASSWORD"));
+            CHECK_FALSE(has(why, "hidden")); // it may go to a log
+        }
+        const auto no_folder = run(example("hub") + " --port 0 --log-dir /dev/null/x");
+        CHECK(no_folder.first == 1);
+        CHECK(has(no_folder.second, "hub: /dev/null/x: "));
     }
 
     TEST_CASE("what the server finds wrong is told with the flag that was given, and its value") {
@@ -562,6 +608,50 @@ TEST_SUITE("examples") {
         CHECK(back.next().data == "7");
 
         CHECK(http_get(hub.port, "/subscribe/?topic=a&topic=b&topic=c").status == 400);
+    }
+
+    TEST_CASE("with --log-dir a client goes on where it was when the hub was killed, or ended") {
+        scratch_folder folder;
+        const std::vector<std::string> flags{"--publish-token", "secret", "--log-dir", folder.path};
+        std::string first;
+        {
+            running_hub hub(flags);
+            event_client client(hub.port, "/subscribe/room");
+            REQUIRE(hub.publish("room", form, "data=one").status == 202);
+            first = client.next().id;
+            REQUIRE(hub.publish("room", form, "data=two").status == 202);
+            hub.signal(SIGKILL);
+            hub.wait_for_exit();
+        }
+        {
+            running_hub hub(flags);
+            event_client client(hub.port, "/subscribe/room", {{"Last-Event-ID", first}});
+            CHECK(client.next().data == "two");
+            const auto given = hub.publish("room", form, "data=three");
+            const auto three = client.next();
+            CHECK(three.data == "three");
+            CHECK(has(given.body, R"(,"id":")" + three.id + "\"}"));
+            hub.signal(SIGTERM);
+            CHECK(hub.wait_for_exit().code == 0);
+        }
+        running_hub hub(flags);
+        event_client client(hub.port, "/subscribe/room", {{"Last-Event-ID", first}});
+        CHECK(data_of(client.next(2)) == std::vector<std::string>{"two", "three"});
+        CHECK(eventually([&] { return has(http_get(hub.port, "/health").body, "Bus: up"); }));
+        const auto second = run(example("hub") + " --port 0 --log-dir " + folder.path);
+        CHECK(second.first == 1);
+        CHECK(has(second.second, "another process or server has this log open"));
+    }
+
+    TEST_CASE("the hub says its name to those who ask for its counters") {
+        running_hub named({"--name", "hub-1.example"});
+        CHECK(event_client(named.port, "/hub/stats")
+                  .next()
+                  .data.starts_with(R"({"node":"hub-1.example","connections":)"));
+        running_hub unnamed;
+        CHECK(event_client(unnamed.port, "/hub/stats")
+                  .next()
+                  .data.starts_with(R"({"node":")" + asio::ip::host_name() + "\","));
     }
 
     TEST_CASE("the hub forgets what is older than --history-age") {
