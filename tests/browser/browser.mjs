@@ -89,7 +89,8 @@ async function start(program, ...args) {
     };
 }
 
-const startHub = port => start(hubProgram, "--port", port, "--demo", "--publish-token", token);
+const startHub = (port, name = "hub-1") =>
+    start(hubProgram, "--port", port, "--demo", "--publish-token", token, "--name", name);
 const startHubWithoutDemo = (port, ...flags) =>
     start(hubProgram, "--port", port, "--publish-token", token, ...flags);
 const startChat = port =>
@@ -333,6 +334,8 @@ async function picture(page, name) {
 }
 
 // >>hub
+const isAt = (page, name) => page.locator("#node", { hasText: `at ${name}` }).waitFor();
+
 async function hubShowsEvents(page) {
     await check("hub: the page says that it is connected", () => state(page, "open"));
     await check("hub: events of the demo appear", async () => {
@@ -362,6 +365,7 @@ async function hubShowsEvents(page) {
             ![...document.querySelectorAll("#counters dd")].some(dd => dd.textContent === "–"));
         expect(await number(page, "#connections") >= 1, "no connection counted");
     });
+    await check("hub: the page says at which hub it is", () => isAt(page, "hub-1"));
 }
 
 async function hubKeepsTextText(hub, page) {
@@ -467,7 +471,7 @@ async function hubComesBack(hub, page) {
     });
     let again = hub;
     await check("hub: the page reconnects by itself and counts it", async () => {
-        again = await startHub(hub.port);
+        again = await startHub(hub.port, "hub-2");
         await state(page, "open");
         equal(await number(page, "#reconnects"), 1, "reconnects");
     });
@@ -476,6 +480,7 @@ async function hubComesBack(hub, page) {
         await row(page, "after the restart").waitFor();
         await more(page, "price", await arrived(page, "price"));
     });
+    await check("hub: the page says that it is at another one now", () => isAt(page, "hub-2"));
     return again;
 }
 
