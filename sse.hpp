@@ -17019,6 +17019,7 @@ public:
         std::int64_t created = 0;
         std::chrono::nanoseconds window{0};
         bool replicated = false;
+        std::string leader; ///< Of the servers that have the stream; empty if there is one.
     };
     struct listing {
         std::uint64_t number = 0; ///< 0: there is none.
@@ -17053,7 +17054,8 @@ public:
     /// Unset if there is no message of this number.
     std::optional<std::uint64_t> print(std::uint64_t number);
 
-    void follow(std::uint64_t from);
+    /// Reads what this server has, if it can be arranged.
+    void follow(std::uint64_t from, const std::string& leader);
     /// Unset if nothing came.
     std::optional<item> next(std::chrono::milliseconds wait);
     bool idle() const noexcept;
@@ -17070,6 +17072,7 @@ private:
     void make_stream();
     std::string wrong(const jsStreamConfig& config) const;
     nats_subscription_ptr subscribe(const std::string& subject);
+    void subscribe_stream(std::uint64_t from);
     static item to_item(nats_message_ptr message, const std::string& epoch_subject);
     bool wait_for(natsSubscription& from, nats_message_ptr& message,
                   std::chrono::milliseconds wait);
@@ -17175,6 +17178,7 @@ private:
     std::optional<bool> is_up_;
     std::string why_;
     std::int64_t created_ = 0; ///< When the stream was made.
+    std::string leader_;       ///< Of the stream.
     std::uint64_t target_ = 0; ///< Where the history ends.
     std::uint64_t order_ = 0;  ///< Of the newest message of this subscription.
     bool ready_ = false;
@@ -17627,7 +17631,11 @@ SSE_DECL nats_link::state nats_link::examine() {
             info->State.Bytes,
             info->Created,
             std::chrono::nanoseconds(info->Config->Duplicates),
-            info->Config->Replicas > 1};
+            info->Config->Replicas > 1,
+            info->Cluster != nullptr && info->Cluster->Leader != nullptr &&
+                    info->Config->Replicas > 1
+                ? info->Cluster->Leader
+                : ""};
 }
 
 SSE_DECL nats_link::listing nats_link::epochs() {
@@ -17687,7 +17695,26 @@ SSE_DECL jsSubOptions nats_consumer(const std::string& stream, std::uint64_t fro
     return options;
 }
 
-SSE_DECL void nats_link::follow(std::uint64_t from) {
+/// A consumer lives on any server of the stream, and reads what that one has. That of a leader that
+/// was frozen for a while was seen to have other messages at the same sequences as the others, for
+/// good (nats-server 2.9.10). So all nodes read what the leader has: they try until they are there.
+SSE_DECL void nats_link::follow(std::uint64_t from, const std::string& leader) {
+    constexpr int most_tries = 12; // of 3 servers: 1 % of nodes read from another one
+    for (int i = 1; i <= most_tries; ++i) {
+        subscribe_stream(from);
+        if (leader.empty() || i == most_tries) return;
+        jsConsumerInfo* made = nullptr;
+        jsErrCode code{};
+        const auto status = natsSubscription_GetConsumerInfo(&made, stream_.get(), nullptr, &code);
+        if (status != NATS_OK) fail("follow the stream", status, code);
+        const std::unique_ptr<jsConsumerInfo, nats_free<jsConsumerInfo_Destroy>> info(made);
+        const char* const where = info->Cluster != nullptr ? info->Cluster->Leader : nullptr;
+        if (where == nullptr || leader == where) return;
+        natsSubscription_Unsubscribe(stream_.get()); // the consumer is deleted with it
+    }
+}
+
+SSE_DECL void nats_link::subscribe_stream(std::uint64_t from) {
     stream_.reset();
     auto options = nats_consumer(options_.stream, from);
     options.Config.FlowControl = true; // bounds what waits here
@@ -18174,7 +18201,7 @@ SSE_DECL void nats_engine::read_on(nats_link& link) {
         next_check_ = clock::now() + options_.check_interval;
     }
     if (resubscribe_) {
-        link.follow(place_.position() + 1);
+        link.follow(place_.position() + 1, leader_);
         resubscribe_ = false;
         order_ = 0;
     }
@@ -18258,6 +18285,8 @@ SSE_DECL void nats_engine::settle(nats_link& link, const nats_link::state& state
     for (int i = 0; i < most_tries; ++i) {
         if (!settle_once(link, state)) continue;
         created_ = state.created;
+        if (leader_ != state.leader) resubscribe_ = true;
+        leader_ = state.leader;
         return;
     }
     throw nats_failure("NATS: other nodes write new epochs without an end; have they all the same "
