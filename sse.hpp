@@ -15536,6 +15536,7 @@ private:
     void write_group(std::span<order> group);
     std::error_code write_records(std::span<order> group, std::int64_t time);
     std::error_code store(std::string_view bytes, std::uint64_t next);
+    void take_back();
     void deliver(std::span<order> group, std::int64_t time);
     bool make_ready(std::size_t size);
     bool is_full(std::size_t size) const;
@@ -16161,6 +16162,7 @@ SSE_DECL void file_log_bus::judge_end() {
                             std::to_string(rest) +
                             " bytes of a message that was not written to its end");
     if (!fresh_epoch_) return;
+    if (calls_.sync(file.get()) != 0) throw std::runtime_error(explain(path, last_error()));
     warnings_.push_back(path + ": " +
                         (copied                      ? "is a copy, such as one from a backup"
                          : found.is(kind::continued) ? "the segment after it is missing"
@@ -16194,7 +16196,10 @@ SSE_DECL void file_log_bus::plan_history(const history& kept) {
 
 SSE_DECL void file_log_bus::start_threads() {
     const asio::detail::signal_blocker blocked; // signals are for the program's own threads
-    running_ = true;
+    {
+        const std::lock_guard lock(mutex_);
+        running_ = true;
+    }
     try {
         writer_ = std::thread([this] { write_loop(); });
         reader_ = std::thread([this] { read_loop(); });
@@ -16402,12 +16407,9 @@ SSE_DECL std::error_code file_log_bus::write_records(std::span<order> group, std
 /// Appends records whose last has the number before `next`, all of them or none.
 SSE_DECL std::error_code file_log_bus::store(std::string_view bytes, std::uint64_t next) {
     std::error_code failed = write_at(current_->handle.get(), bytes, position_);
-    if (!failed && options_.sync == file_sync::each) {
-        failed = sync(*current_);
-        if (failed) fresh_segment_ = true; // the system may have dropped what it could not write
-    }
+    if (!failed && options_.sync == file_sync::each) failed = sync(*current_);
     if (failed) {
-        if (calls_.truncate(current_->handle.get(), position_) != 0) fresh_segment_ = true;
+        take_back();
         return failed;
     }
     position_ += bytes.size();
@@ -16416,6 +16418,16 @@ SSE_DECL std::error_code file_log_bus::store(std::string_view bytes, std::uint64
     written_ = {next - 1, position_};
     if (options_.sync == file_sync::each) synced_ = written_;
     return {};
+}
+
+/// Cuts off what a failed write has left. On the disk too, and before anything else is written: its
+/// numbers go to other messages.
+SSE_DECL void file_log_bus::take_back() {
+    // If that fails, a fresh segment says where this one ends.
+    if (calls_.truncate(current_->handle.get(), position_) != 0) fresh_segment_ = true;
+    if (const std::error_code failed = sync(*current_)) return lose_unsynced(failed);
+    const std::lock_guard lock(mutex_);
+    synced_ = written_;
 }
 
 SSE_DECL void file_log_bus::deliver(std::span<order> group, std::int64_t time) {
@@ -16655,8 +16667,12 @@ SSE_DECL bool file_log_bus::is_too_much() const {
 SSE_DECL void file_log_bus::close() noexcept {
     try {
         check_sync();
-        if (!current_ || fresh_segment_) return;
+        if (!current_) return;
         const int file = current_->handle.get();
+        if (fresh_segment_) { // once more what take_back() could not do
+            calls_.truncate(file, position_);
+            return;
+        }
         std::error_code failed =
             write_at(file, mark(log_mark::kind::closed, file).encode(), position_);
         if (!failed) failed = sync(*current_);

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 #include <future>
+#include <map>
 #include <set>
 
 #if !defined(_WIN32)
@@ -1080,6 +1081,251 @@ TEST_CASE("what waits shares a write and a sync") {
     CHECK(disk.writes - writes <= 4);
     CHECK(disk.syncs - syncs <= 4);
 }
+
+/// Has no memory for every third call.
+class short_of_memory final : public sse::bus::sink {
+public:
+    void epoch(std::string_view, std::uint64_t, sse::gap_reason) override { maybe(); }
+    void message(const sse::bus::record& what) override {
+        maybe();
+        const std::lock_guard lock(mutex_);
+        numbers_.push_back(what.number);
+    }
+    void passing(std::string_view) override {
+        maybe();
+        const std::lock_guard lock(mutex_);
+        numbers_.push_back(0);
+    }
+    void hole(std::uint64_t) override {}
+    void ready() override { maybe(); }
+    void health(bool up, std::string_view) override {
+        maybe();
+        is_up = up;
+    }
+    std::vector<std::uint64_t> numbers() {
+        const std::lock_guard lock(mutex_);
+        return numbers_;
+    }
+    std::atomic<bool> is_up{false};
+
+private:
+    void maybe() {
+        if (++calls_ % 3 == 0) throw std::bad_alloc();
+    }
+    std::atomic<int> calls_{0};
+    std::mutex mutex_;
+    std::vector<std::uint64_t> numbers_;
+};
+
+TEST_CASE("a server that is short of memory is told again, and nothing twice") {
+    const temporary_folder folder;
+    for (const std::uint64_t before : {0u, 4u}) {
+        short_of_memory sink;
+        file_log_bus log(folder / "log", {});
+        log.attach(sink, everything);
+        std::atomic<int> done{0};
+        for (int i = 0; i < 5; ++i) {
+            log.publish("x", i != 2, 1s, [&](std::error_code failed, std::uint64_t) {
+                if (!failed) ++done;
+            });
+        }
+        const auto deadline = std::chrono::steady_clock::now() + 30s;
+        while (!(done == 5 && sink.is_up) && std::chrono::steady_clock::now() < deadline) {
+            std::this_thread::yield();
+        }
+        CHECK(sink.is_up);
+        std::vector<std::uint64_t> expected;
+        for (std::uint64_t n = 1; n <= before; ++n) expected.push_back(n);
+        for (const std::uint64_t n : {1u, 2u, 0u, 3u, 4u}) expected.push_back(n ? before + n : 0);
+        CHECK(sink.numbers() == expected);
+    }
+}
+
+#if defined(__linux__)
+
+/// A disk that fails at random, and remembers what is on it for certain: a machine that goes down
+/// keeps that, and pieces of the rest.
+class doubtful_disk {
+public:
+    explicit doubtful_disk(std::uint64_t seed) : dice_(seed) {}
+
+    /// Of so many calls, one fails. 0: none does.
+    void fail_one_in(std::size_t n) {
+        const std::lock_guard lock(mutex_);
+        one_in_ = n;
+    }
+
+    file_calls calls(const std::string& boot) {
+        file_calls real = of_boot(boot), made = real;
+        is_left_ = false;
+        made.create = [this, real](const std::string& path) {
+            const std::lock_guard lock(mutex_);
+            if (fails()) return -1;
+            if (!is_left_) on_disk_.erase(path);
+            return real.create(path);
+        };
+        made.write = [this, real](int file, const char* from, std::size_t size,
+                                  std::uint64_t at) -> std::ptrdiff_t {
+            const std::lock_guard lock(mutex_);
+            if (fails()) return -1;
+            return real.write(file, from, dice_.one_in(2) ? size : (size + 1) / 2, at);
+        };
+        made.sync = [this](int file) {
+            const std::lock_guard lock(mutex_);
+            if (fails()) return -1;
+            const std::string path = fs::read_symlink("/proc/self/fd/" + std::to_string(file));
+            if (!is_left_) on_disk_[path] = contents(path);
+            return 0;
+        };
+        made.truncate = [this, real](int file, std::uint64_t size) {
+            const std::lock_guard lock(mutex_); // two faults at once leave what was refused
+            return real.truncate(file, size);
+        };
+        return made;
+    }
+
+    /// What a program leaves that is killed now.
+    void leave(const std::string& folder, const std::string& copy) {
+        const std::lock_guard lock(mutex_);
+        is_left_ = true;
+        fs::remove_all(copy);
+        fs::copy(folder, copy);
+    }
+
+    void lose_power(const std::string& folder) {
+        for (const std::string& path : segments(folder)) {
+            const std::string now = contents(path);
+            const auto found = on_disk_.find(path);
+            std::string left = found == on_disk_.end() ? "" : found->second;
+            if (found == on_disk_.end() && dice_.one_in(2)) {
+                fs::remove(path);
+                continue;
+            }
+            const std::size_t end =
+                now.size() > left.size() ? dice_.between(left.size(), now.size()) : 0;
+            while (left.size() < end) {
+                const std::size_t size = std::min<std::size_t>(end - left.size(), 16);
+                left += dice_.one_in(2) ? now.substr(left.size(), size) : std::string(size, '\0');
+            }
+            write(path, left);
+            on_disk_[path] = left;
+        }
+    }
+
+private:
+    bool fails() {
+        if (one_in_ == 0 || !dice_.one_in(one_in_)) return false;
+        errno = dice_.one_in(2) ? ENOSPC : EIO;
+        return true;
+    }
+
+    support::dice dice_;
+    std::mutex mutex_;
+    std::size_t one_in_ = 0;
+    bool is_left_ = false; // what happens now is not of this life any more
+    std::map<std::string, std::string> on_disk_;
+};
+
+/// What clients have seen of a log.
+class ledger {
+public:
+    /// All that a sink was told: no number has two messages, none that was refused is among them.
+    void add(const recording_sink::seen& seen) {
+        for (const auto& each : seen.messages) {
+            const auto [found, is_new] = told_.try_emplace({each.epoch, each.number}, each.bytes);
+            if (!is_new) CHECK(found->second == each.bytes);
+            CHECK(refused_.count(each.bytes) == 0);
+        }
+    }
+    void refuse(const std::string& bytes) { refused_.insert(bytes); }
+
+    /// Of what was told, only the ends of former epochs may be missing in a history.
+    void check_history(const recording_sink::seen& seen, bool may_lose) {
+        std::map<std::string, std::uint64_t> last;
+        for (const auto& each : seen.messages) {
+            CHECK(each.number == last[each.epoch] + 1);
+            last[each.epoch] = each.number;
+        }
+        for (const auto& [id, bytes] : told_) {
+            if (id.second <= last[id.first]) continue;
+            CHECK(may_lose);
+            CHECK(id.first != seen.epoch);
+        }
+        // What is lost once does not come back: it is not looked for again.
+        std::erase_if(told_,
+                      [&](const auto& each) { return each.first.second > last[each.first.first]; });
+    }
+
+private:
+    std::map<std::pair<std::string, std::uint64_t>, std::string> told_;
+    std::set<std::string> refused_;
+};
+
+/// Publishes some messages at a time, and waits for all.
+void publish_some(attached& log, support::dice& dice, ledger& all, int& serial) {
+    const std::size_t count = dice.between(1, 6);
+    std::vector<std::string> sent;
+    std::vector<std::error_code> outcome(count);
+    std::atomic<std::size_t> done{0};
+    for (std::size_t i = 0; i < count; ++i) {
+        sent.push_back("message " + std::to_string(++serial) + std::string(dice.below(60), 'x'));
+        log.bus().publish(sent.back(), true, 1s, [&, i](std::error_code failed, std::uint64_t) {
+            outcome[i] = failed;
+            ++done;
+        });
+    }
+    while (done < count) std::this_thread::yield();
+    for (std::size_t i = 0; i < count; ++i) {
+        if (!outcome[i]) continue;
+        CHECK(outcome[i] == sse::errc::bus_refused);
+        all.refuse(sent[i]);
+    }
+}
+
+TEST_CASE(
+    "random faults, ends and losses of power: nothing is lost untold, no number comes twice") {
+    for (const auto how : {sse::file_sync::none, sse::file_sync::interval, sse::file_sync::each}) {
+        CAPTURE(static_cast<int>(how));
+        const temporary_folder folder;
+        support::dice dice(static_cast<std::uint64_t>(how) + 1);
+        doubtful_disk disk(dice.below(1'000'000));
+        ledger all;
+        sse::file_log_options options{.sync = how, .interval = 1ms, .segment_bytes = 4 * 1024};
+        int serial = 0, boot = 0;
+        bool may_lose = false;
+        for (int round = 0; round < 30; ++round) {
+            CAPTURE(round);
+            const std::string path = folder / "log";
+            {
+                attached log(path, options, disk.calls("boot" + std::to_string(boot)));
+                all.check_history(log.sink.now(), may_lose);
+                may_lose = false;
+                disk.fail_one_in(dice.one_in(2) ? 0 : dice.between(3, 12));
+                for (std::size_t i = dice.below(12); i > 0; --i)
+                    publish_some(log, dice, all, serial);
+                disk.fail_one_in(0);
+                all.add(log.sink.now());
+                may_lose = how != sse::file_sync::each; // where a sync failed
+                if (dice.one_in(3)) {
+                    log.detach();
+                    continue;
+                }
+                disk.leave(path, folder / "left");
+                log.detach();
+                all.add(log.sink.now());
+            }
+            fs::remove_all(path);
+            fs::rename(folder / "left", path);
+            if (dice.one_in(2)) {
+                disk.lose_power(path);
+                ++boot;
+            }
+        }
+        CHECK(serial > 200);
+    }
+}
+
+#endif
 
 #if !defined(_WIN32)
 
