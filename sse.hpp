@@ -13642,7 +13642,7 @@ public:
     std::function<clock::time_point()> meanwhile = {};
 
 private:
-    void connect(const std::string& address);
+    void connect(const std::string& where);
     void log_in();
     void check_server();
     std::string broken() const;
@@ -13998,16 +13998,16 @@ SSE_DECL void check_redis_options(const redis_options& o) {
     };
     using namespace std::chrono_literals;
     require(!o.addresses.empty(), "addresses: give at least one, like 127.0.0.1:6379");
-    for (const auto& address : o.addresses) {
-        const auto colon = address.rfind(':');
+    for (const auto& where : o.addresses) {
+        const auto colon = where.rfind(':');
         int port = 0;
-        const char* const end = address.data() + address.size();
-        const char* const from = colon == std::string::npos ? end : address.data() + colon + 1;
+        const char* const end = where.data() + where.size();
+        const char* const from = colon == std::string::npos ? end : where.data() + colon + 1;
         const auto parsed = std::from_chars(from, end, port);
-        const bool bare_v6 = address.find(':') != colon && address.front() != '[';
+        const bool bare_v6 = where.find(':') != colon && where.front() != '[';
         require(colon > 0 && from != end && parsed.ptr == end && port > 0 && port < 65'536 &&
                     !bare_v6,
-                "addresses: '" + address + "' must be like host:6379 or [::1]:6379");
+                "addresses: '" + where + "' must be like host:6379 or [::1]:6379");
     }
     require(o.user.empty() || !o.password.empty(), "password: a user needs one");
     require(o.database >= 0 && o.database <= 1'000'000, "database must be from 0 to 1000000");
@@ -14138,18 +14138,15 @@ SSE_DECL void redis_link::open() {
     std::string reasons;
     bool of_setup = false;
     for (std::size_t i = 0; i < room_.options.addresses.size(); ++i) {
-        const auto& address = room_.options.addresses[address_];
+        const auto& where = room_.options.addresses[address_];
         try {
-            connect(address);
+            connect(where);
             log_in();
             check_role();
             check_server();
             return;
         } catch (const redis_trouble& e) {
-            reasons.append(reasons.empty() ? "" : "; ")
-                .append(address)
-                .append(": ")
-                .append(e.what());
+            reasons.append(reasons.empty() ? "" : "; ").append(where).append(": ").append(e.what());
             of_setup |= e.of_setup;
             close();
         }
@@ -14158,11 +14155,11 @@ SSE_DECL void redis_link::open() {
     throw redis_trouble("Redis at " + reasons, of_setup);
 }
 
-SSE_DECL void redis_link::connect(const std::string& address) {
-    const auto colon = address.rfind(':');
-    std::string host = address.substr(0, colon);
+SSE_DECL void redis_link::connect(const std::string& where) {
+    const auto colon = where.rfind(':');
+    std::string host = where.substr(0, colon);
     if (host.front() == '[') host = host.substr(1, host.size() - 2);
-    context_.reset(redisConnectNonBlock(host.c_str(), std::atoi(address.c_str() + colon + 1)));
+    context_.reset(redisConnectNonBlock(host.c_str(), std::atoi(where.c_str() + colon + 1)));
     if (!context_) throw std::bad_alloc();
     if (context_->err) throw redis_trouble(broken());
     close_on_exec(context_->fd);
