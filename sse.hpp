@@ -1104,7 +1104,8 @@ struct file_log_options {
 /// one.
 ///
 /// While the disk is full or fails, publishing gives errc::bus_refused, and works again once there
-/// is room. A message of more than 256 MiB gives errc::bus_refused too.
+/// is room. A message of more than 256 MiB gives errc::bus_refused too. One that was refused can
+/// come after a restart only if the disk also failed to take it back until the program ended.
 std::shared_ptr<bus> file_log(std::string folder, file_log_options options = {});
 
 // >>natsbus ///////////////////////////////////////////////////////////////////////////////////////
@@ -15583,11 +15584,12 @@ private:
 
     // Of the thread that writes, before that of attach().
     sink* sink_ = nullptr;
-    std::uint64_t next_ = 1;       // the number of the next record
-    std::uint64_t position_ = 0;   // where it goes
-    bool fresh_segment_ = false;   // begin a segment before anything else is written
-    bool fresh_epoch_ = false;     // and an epoch
-    std::error_code broken_{};     // why nothing can be written now
+    std::uint64_t next_ = 1;     // the number of the next record
+    std::uint64_t position_ = 0; // where it goes
+    bool fresh_segment_ = false; // begin a segment before anything else is written
+    bool fresh_epoch_ = false;   // and an epoch
+    std::error_code broken_{};   // why nothing can be written now
+    std::chrono::steady_clock::time_point next_try_{};
     std::size_t told_from_ = 0;    // the history begins, or goes on, in this segment
     std::uint64_t told_first_ = 0; // with this record; 0: none
     std::string told_epoch_;
@@ -16332,7 +16334,11 @@ SSE_DECL bool file_log_bus::write_once() {
         more = !stopping_ || !taken_.empty();
     }
     check_sync();
-    if (broken_ || fresh_segment_) make_ready(0);
+    // What is published tries too; but perhaps nothing is.
+    if (const auto time = std::chrono::steady_clock::now(); broken_ && time >= next_try_) {
+        make_ready(0);
+        next_try_ = time + retry;
+    }
     tell_health();
     while (written_out_ < taken_.size()) {
         const auto left = std::span(taken_).subspan(written_out_);
