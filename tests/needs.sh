@@ -29,11 +29,11 @@ needs() { # VARIANT: what it cannot do without, and what it would like
     clang) wish clang-tidy have clang-tidy ;;&
     release | scripts) wish liburing-dev test -e /usr/include/liburing.h ;;&
     asan | coverage) need liburing-dev test -e /usr/include/liburing.h ;;&
-    release | scripts | tsan | clang) wish libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
+    release | scripts | tsan | clang | judge) wish libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
     asan | coverage) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
-    release | scripts | tsan | clang) wish redis-server have redis-server ;;&
+    release | scripts | tsan | clang | judge) wish redis-server have redis-server ;;&
     asan | coverage) need redis-server have redis-server ;;&
-    release | scripts | tsan | clang)
+    release | scripts | tsan | clang | judge)
         wish libnats-dev test -e /usr/include/nats/nats.h
         wish nats-server have nats-server
         ;;&
@@ -43,7 +43,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         ;;&
     release | scripts | asan | tsan | coverage) wish nginx test -x /usr/sbin/nginx ;;&
     release | scripts) wish valgrind test -e /usr/include/valgrind/callgrind.h ;;&
-    release | scripts | interop | browser | asan | tsan | clang | coverage | soak)
+    release | scripts | interop | browser | asan | tsan | clang | coverage | soak | judge)
         wish libboost-dev test -e /usr/include/boost/beast.hpp
         ;;&
     interop | browser)

@@ -12,11 +12,15 @@
 # interop   clients and servers of other people     (npm)
 # browser   the pages in a real browser             (npm, chromium)
 # matrix fuzz soak   other builds, the fuzzers, a long storm
+# judge     nodes on each kind of bus, both killed and frozen: nothing lost, doubled or out of order
 # coverage valgrind mutants bare (*)    bare is both README commands, in both orders, in a Debian with
 #           nothing installed (root, debootstrap)
 # What cannot run here for want of a program, a package or the network is named and counted apart.
 # SOAK_DURATION_SEC is how long the soak goes on: 30. SOAK_CLIENTS, SOAK_MSG_PER_SEC and
 # SOAK_REPORT_SEC are its others: 200, 300, 10. SOAK=0 leaves it out.
+# JUDGE_DURATION_SEC is how long the judge looks at each bus: 10. JUDGE_BUS_SEC, JUDGE_NODE_MS are
+# how often it is harmed, and a node: 3, 1000. JUDGE_CLIENTS, JUDGE_MSG_PER_SEC: 300, 150. JUDGE=0
+# leaves it out.
 # FUZZ_SECONDS is how long each of the fuzzers goes on: 60, or 0 for what is known already.
 # ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
 # One test again: meson test -C build-asan feed. What they said: build*/meson-logs/VARIANT.txt
@@ -109,14 +113,14 @@ run_variant() {
         LLVM_PROFILE_FILE=$PWD/build-coverage/%p-%m.profraw FUZZ_SECONDS=0 \
             test_suites build-coverage 2 tests examples io_uring bus faults fuzz coverage
         ;;
-    *) # scripts, model, matrix, soak; mutants, bare, valgrind
+    *) # scripts, model, matrix, soak, judge; mutants, bare, valgrind
         configure_release
         test_suites build 2 "$variant"
         ;;
     esac
 }
 
-known=(scripts release asan tsan clang model interop browser matrix fuzz soak)
+known=(scripts release asan tsan clang model interop browser matrix fuzz soak judge)
 variants=("${@:-quick}")
 [ "${variants[0]}" != all ] || variants=("${known[@]}")
 for variant in "${variants[@]}"; do

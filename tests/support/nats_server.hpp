@@ -1,9 +1,9 @@
 // nats-server, started by a test in a folder of its own: on loopback, gone with its object.
 #pragma once
 
-#include <nats/nats.h>
+#include "client.hpp"
 
-#include <doctest/doctest.h>
+#include <nats/nats.h>
 
 #include <arpa/inet.h>
 #include <csignal>
@@ -48,17 +48,6 @@ inline int free_port() {
         if (!bound) throw std::runtime_error("no free port");
         if (given.insert(ntohs(at.sin_port)).second) return ntohs(at.sin_port);
     }
-}
-
-/// Until this is true, at most half a minute.
-template <class F>
-bool eventually(F&& is_true) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-    while (!is_true()) {
-        if (std::chrono::steady_clock::now() > end) return false;
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    return true;
 }
 
 class nats_server {
@@ -228,6 +217,17 @@ public:
             info->Cluster && info->Cluster->Leader ? info->Cluster->Leader : "";
         jsStreamInfo_Destroy(info);
         return name;
+    }
+
+    /// Whether all of so many followers have what the leader has.
+    bool is_replicated(int followers) {
+        jsStreamInfo* info = nullptr;
+        if (js_GetStreamInfo(&info, js_, "SSE", nullptr, nullptr) != NATS_OK) return false;
+        int current = 0;
+        for (int i = 0; info->Cluster && i < info->Cluster->ReplicasLen; ++i)
+            current += info->Cluster->Replicas[i]->Current ? 1 : 0;
+        jsStreamInfo_Destroy(info);
+        return current >= followers;
     }
 
 private:

@@ -90,8 +90,9 @@ public:
         ::waitpid(pid_, nullptr, 0);
         pid_ = -1;
     }
-    void freeze() { ::kill(pid_, SIGSTOP); }
-    void thaw() { ::kill(pid_, SIGCONT); }
+    void signal(int number) { ::kill(pid_, number); }
+    void freeze() { signal(SIGSTOP); }
+    void thaw() { signal(SIGCONT); }
     void restart() {
         kill();
         start();
