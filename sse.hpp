@@ -156,6 +156,10 @@
 // SSE_SEPARATE_COMPILATION in all of them, and also SSE_SOURCE in one, which then compiles what
 // they share: the others see the interface alone. With SSE_INTERNALS they see what is in namespace
 // detail too, for tests of it.
+//
+// SSE_DECL stands before definitions outside a class, and before virtual functions in it, too: else
+// the first of these would be the class's key function (Itanium C++ ABI 5.2.3), and each file would
+// compile the whole class and what it uses, although nothing in it asks for that.
 #if !defined(SSE_SEPARATE_COMPILATION)
 #if defined(SSE_SOURCE)
 #error "SSE_SOURCE goes with SSE_SEPARATE_COMPILATION, which all files of the program must define"
@@ -7603,16 +7607,17 @@ struct connection final : receiver, stream {
     }
 
     // What the feed asks of it.
-    std::optional<std::size_t> write_some(std::span<const asio::const_buffer> bytes) override;
-    void await_writable() override;
-    void yield() override;
-    void progressed() override;
-    void settled() override;
+    SSE_DECL std::optional<std::size_t>
+    write_some(std::span<const asio::const_buffer> bytes) override;
+    SSE_DECL void await_writable() override;
+    SSE_DECL void yield() override;
+    SSE_DECL void progressed() override;
+    SSE_DECL void settled() override;
     bool is_streaming() const override { return phase_ == phase::streaming; }
-    bool run_gap_hook(const gap& g) override;
-    void finished() override;
-    void end(end_reason why) override;
-    void fail(std::exception_ptr what) override;
+    SSE_DECL bool run_gap_hook(const gap& g) override;
+    SSE_DECL void finished() override;
+    SSE_DECL void end(end_reason why) override;
+    SSE_DECL void fail(std::exception_ptr what) override;
 
     asio::awaitable<bool> refused_by(access given);
     exchange& current_exchange(const char* asked) const;
@@ -10322,16 +10327,16 @@ public:
         const std::lock_guard lock(mutex_);
         return epoch_;
     }
-    std::string state() const; ///< For the health check.
     bus& engine() noexcept { return *engine_; }
+    std::string state() const; ///< For the health check.
 
 private:
-    void epoch(std::string_view name, std::uint64_t after, gap_reason why) override;
-    void message(const bus::record& what) override;
-    void passing(std::string_view bytes) override;
-    void hole(std::uint64_t to) override;
-    void ready() override;
-    void health(bool up, std::string_view reason) override;
+    SSE_DECL void epoch(std::string_view name, std::uint64_t after, gap_reason why) override;
+    SSE_DECL void message(const bus::record& what) override;
+    SSE_DECL void passing(std::string_view bytes) override;
+    SSE_DECL void hole(std::uint64_t to) override;
+    SSE_DECL void ready() override;
+    SSE_DECL void health(bool up, std::string_view reason) override;
 
     std::error_code check_publish(frame::kind what, std::string_view topic,
                                   const sse::message& m) const;
@@ -12416,7 +12421,7 @@ public:
     void remove(client_core* one);
 
 private:
-    void shutdown() override;
+    SSE_DECL void shutdown() override;
 
     std::mutex mutex_;
     std::vector<client_core*> clients_;
@@ -13835,7 +13840,7 @@ public:
     explicit redis_engine(redis_options o) : room_(std::move(o)), writer_(room_), fetcher_(room_) {}
     ~redis_engine() { redis_engine::detach(); }
 
-    void attach(sink& to, const history& kept) override;
+    SSE_DECL void attach(sink& to, const history& kept) override;
     void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
                  published done) override {
         writer_.publish(std::move(bytes), store, patience, std::move(done));
@@ -13844,7 +13849,7 @@ public:
               std::function<void(page)> done) override {
         fetcher_.read(epoch, after, messages, std::move(done));
     }
-    void detach() noexcept override;
+    SSE_DECL void detach() noexcept override;
 
 private:
     redis_room room_;
@@ -15473,12 +15478,12 @@ public:
     file_log_bus(std::string folder, const file_log_options& options, file_calls calls = {});
     ~file_log_bus() override { detach(); }
 
-    void attach(sink& to, const history& kept) override;
-    void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
-                 published done) override;
-    void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
-              std::function<void(page)> done) override;
-    void detach() noexcept override;
+    SSE_DECL void attach(sink& to, const history& kept) override;
+    SSE_DECL void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
+                          published done) override;
+    SSE_DECL void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+                       std::function<void(page)> done) override;
+    SSE_DECL void detach() noexcept override;
 
     static constexpr std::size_t max_page = 1024 * 1024;     ///< Bytes; or one record.
     static constexpr std::chrono::milliseconds retry{1'000}; ///< While the disk fails.
@@ -17114,12 +17119,12 @@ public:
     explicit nats_engine(nats_options options);
     ~nats_engine() override { detach(); }
 
-    void attach(sink& to, const history& kept) override;
-    void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
-                 published done) override;
-    void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
-              std::function<void(page)> done) override;
-    void detach() noexcept override;
+    SSE_DECL void attach(sink& to, const history& kept) override;
+    SSE_DECL void publish(std::string bytes, bool store, std::chrono::milliseconds patience,
+                          published done) override;
+    SSE_DECL void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
+                       std::function<void(page)> done) override;
+    SSE_DECL void detach() noexcept override;
 
 private:
     using link_ref = std::shared_ptr<nats_link>;
