@@ -956,7 +956,8 @@ public:
         /// Says which epoch the records that follow are of, and that their numbers are above
         /// `after`. Comes first, and again before records of another epoch. Then `why` is reported
         /// to every client that passes from one to the other: `epoch` if the bus lost everything,
-        /// `rewound` if only what it stored last.
+        /// `rewound` if only what it stored last. The same epoch once more only says that no record
+        /// that comes has a number up to `after`.
         virtual void epoch(std::string_view name, std::uint64_t after, gap_reason why) = 0;
 
         /// A stored record: first the history, oldest first, then what is new.
@@ -5084,6 +5085,8 @@ inline void id_book::append(const frame& f) {
     const std::uint64_t last = numbers_.empty() ? 0 : numbers_.back();
     numbers_.push_back(f.number() == 0 && f.type() != frame::kind::mark ? last : f.number());
     if (f.type() != frame::kind::mark) return;
+    const bool goes_on = !eras_.empty() && eras_.back().epoch == f.topic() && !f.is_loss();
+    if (goes_on) return;
     if (eras_.size() == max_eras) eras_.erase(eras_.begin());
     eras_.push_back({std::string(f.topic()), end(), f.number()});
 }
@@ -5322,6 +5325,8 @@ public:
         std::deque<frame_ref> frames; ///< Sent before what is in the log.
         std::size_t count = 0;        ///< Of messages read so far.
         bool asked = false;           ///< More is on its way.
+        bool rests = false;           ///< Until overdue() tells of it.
+        std::size_t empty_pages = 0;  ///< Of an epoch that is not known here.
         seen_tokens seen;
     };
 
@@ -5491,11 +5496,8 @@ public:
     /// What follows in the order of the bus. `whole`: nothing is missing before the first.
     void bring(receiver& r, std::string_view epoch, bool whole,
                std::vector<std::pair<token, frame_ref>> frames);
-    void ask_bus(receiver& r); ///< For more of it, unless that is on its way.
-    void
-    ask_later(receiver& r) noexcept { ///< The bus could not be asked: overdue() tells it again.
-        if (r.cold_ && r.cold_->replay) r.cold_->replay->asked = false;
-    }
+    void ask_bus(receiver& r);       ///< For more of it, unless that is on its way.
+    void rest(receiver& r) noexcept; ///< The bus could not say: overdue() tells of it in a while.
 
     /// Skips what came in, since nobody follows anything.
     void skip() {
@@ -5615,6 +5617,7 @@ private:
     static constexpr std::size_t max_buffers = 64;             // what Asio passes to one call
     static constexpr std::size_t max_looks = 4096;             // frames examined for one write
     static constexpr std::size_t max_runs = 128;
+    static constexpr std::size_t max_empty_pages = 5;  // some seconds apart
     static constexpr std::size_t run_step = 32 * 1024; // little is copied if little is taken
 
     std::uint64_t keep() const;
@@ -6710,9 +6713,16 @@ inline bool feed::is_at_hand(const receiver& r) const {
 
 inline void feed::ask_bus(receiver& r) {
     receiver::cold_state& rare = *r.cold_;
-    if (!rare.replay || rare.replay->asked || !rare.replay->frames.empty()) return;
+    if (!rare.replay || rare.replay->asked || rare.replay->rests || is_replaying(r)) return;
     rare.replay->asked = true;
     settings_.fetch(r, rare.starts.front().from.id_);
+}
+
+inline void feed::rest(receiver& r) noexcept {
+    if (!r.cold_ || !r.cold_->replay) return;
+    r.cold_->replay->asked = false;
+    r.cold_->replay->rests = true;
+    r.cold_->waits_since = now;
 }
 
 inline bool feed::wants_replayed(const receiver& r, const frame& f) {
@@ -6735,8 +6745,13 @@ inline void feed::bring(receiver& r, std::string_view epoch, bool whole,
     replay.asked = false;
     const std::string id = rare.starts.front().from.id_;
     const auto differs = [&](const receiver::unplaced& one) { return one.from.id_ != id; };
-    rare.gave_up = !whole || frames.empty() || replay.count > settings_.max_fetched ||
+    rare.gave_up = !whole || replay.count > settings_.max_fetched ||
                    std::any_of(rare.starts.begin(), rare.starts.end(), differs);
+    // It has all of an epoch. Either that has yet to be read here, or it has long ended.
+    const bool may_come = frames.empty() && ids_.find(id, 0).what == id_book::state::other_epoch;
+    if (may_come) rare.gave_up = rare.gave_up || ++replay.empty_pages == max_empty_pages;
+    if (may_come && !rare.gave_up) { return rest(r); }
+    rare.gave_up = rare.gave_up || frames.empty();
     for (auto& [mark, f] : frames) {
         if (rare.gave_up || is_at_hand(r)) break;
         ++replay.count;
@@ -10539,7 +10554,7 @@ SSE_DECL void relay::epoch(std::string_view name, std::uint64_t after, gap_reaso
         throw std::invalid_argument("sse::bus: an epoch has eight characters of [0-9a-z], not '" +
                                     std::string(name) + "'");
     }
-    mark(name, after, epoch_.empty() ? "" : to_string(why));
+    mark(name, after, epoch_.empty() || epoch_ == name ? "" : to_string(why));
 }
 
 SSE_DECL void relay::hole(std::uint64_t to) {
@@ -10589,6 +10604,7 @@ SSE_DECL void worker::ask_for_overdue() {
     using state = id_book::state;
     for (const auto& [who, what] : feed_.overdue(longest_lead_ms)) {
         if (who->cold_->replay) {
+            who->cold_->replay->rests = false;
             feed_.ask_bus(*who);
             continue;
         }
@@ -10599,8 +10615,7 @@ SSE_DECL void worker::ask_for_overdue() {
         const std::uint64_t name = name_of(static_cast<connection&>(*who));
         const std::uint64_t number = what.number;
         hub_.relay->engine().read(hub_.relay->epoch_name(), number - 1, 1, [=, this](bus::page p) {
-            const bool exists = !p.records.empty() && p.records.front().number == number;
-            if (p.failed || exists) return;
+            if (p.failed || !p.records.empty()) return; // it has yet to come here
             asio::post(io_, [this, name] {
                 if (receiver* const r = feed_.find(name)) feed_.give_up_waiting(*r);
             });
@@ -10639,7 +10654,7 @@ SSE_DECL void worker::fetched(std::uint64_t name, const std::string& epoch, bus:
     if (!r || stopping_) return;
     refresh();
     guarded(static_cast<connection&>(*r), [&] {
-        if (p.failed) return feed_.ask_later(*r);
+        if (p.failed) return feed_.rest(*r);
         std::vector<std::pair<token, frame_ref>> frames;
         for (const bus::page::entry& one : p.records) {
             if (auto made = relay::decoded(one, epoch)) frames.push_back(*std::move(made));
@@ -16920,6 +16935,7 @@ public:
     const std::deque<mark>& marks() const noexcept { return marks_; }
     /// Whether the sink knows an epoch.
     bool opened() const noexcept { return opened_; }
+    const std::string& word() const { return epochs_[current_].word; } ///< Of that epoch.
 
     /// Takes over the stream's list.
     change adopt(const nats_epochs& list);
@@ -17144,6 +17160,7 @@ private:
     void read_on(nats_link& link);
     void take_item(nats_link::item item);
     void take_message(const nats_link::item& item);
+    void told_number(std::uint64_t number);
     void check(nats_link& link);
     void look_for_silence(const nats_link::state& state);
     void settle(nats_link& link, const nats_link::state& state);
@@ -18248,10 +18265,12 @@ SSE_DECL void nats_engine::take_item(nats_link::item item) {
         told([&](sink& s) { s.hole(item.number - 1); });
         place_.skip(item.number - 1);
     }
-    if (item.of_log)
+    if (item.of_log) {
         take_message(item);
-    else
+    } else {
+        if (place_.opened()) told_number(item.number);
         next_check_ = {}; // it looks what the newest list is
+    }
     place_.pass(item.number, nats_print(nats_bytes(*item.message), item.time));
     if (!ready_ && (item.number >= target_ || item.pending == 0)) become_ready();
 }
@@ -18264,6 +18283,11 @@ SSE_DECL void nats_engine::take_message(const nats_link::item& item) {
     if (of_history && time < system_clock::now() - kept_.age) return;
     open(item.number);
     told([&](sink& s) { s.message({item.number, time, nats_bytes(*item.message)}); });
+}
+
+/// No message has a number up to this one any more: another node may have given it to a client.
+SSE_DECL void nats_engine::told_number(std::uint64_t number) {
+    told([&](sink& s) { s.epoch(place_.word(), number, gap_reason::epoch); });
 }
 
 SSE_DECL void nats_engine::open(std::uint64_t number) {

@@ -377,6 +377,32 @@ TEST_CASE("a client that is ahead of its new server waits for it, and gets nothi
     CHECK(next(at_b, 4) == "3 4 5 6");
 }
 
+TEST_CASE("a client that has an epoch which its new server has not read yet waits for that too") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    const auto engine = std::static_pointer_cast<memory_bus>(o.bus);
+    running_server a(on(store)), b(o);
+    event_client at_a(a.port(), "/subscribe/t"), at_b(b.port(), "/subscribe/t");
+    publish(a, 1, 3);
+    CHECK(next(at_a, 3) == "1 2 3");
+    CHECK(next(at_b, 3) == "1 2 3");
+    engine->stall(true);
+    store->lose(gap_reason::rewound);
+    publish(a, 4, 5);
+    CHECK(next(at_a, 3) == "[rewound] 4 5");
+    event_client begun(b.port(), "/subscribe/t", resuming("memory11-0"));
+    event_client later(b.port(), "/subscribe/t", resuming("memory11-1"));
+    event_client all(b.port(), "/subscribe/t", resuming("memory11-2"));
+    CHECK(next(begun, 2) == "4 5"); // from the bus: it has read on meanwhile
+    CHECK(next(later, 1) == "5");
+    engine->stall(false);
+    publish(a, 6, 6);
+    CHECK(next(begun, 1) == "6");
+    CHECK(next(later, 1) == "6");
+    CHECK(next(all, 1) == "6");
+    CHECK(next(at_b, 4) == "[rewound] 4 5 6");
+}
+
 TEST_CASE("an id that the bus never gave does not hold a client for good") {
     const auto store = std::make_shared<memory_store>();
     running_server server(on(store));

@@ -27,13 +27,16 @@ frame_ref numbered(std::uint64_t n) {
     return f;
 }
 
-/// Marks and messages, written as "aaaaaaaa/5" and "7"; "-" is a message without a number.
+/// Marks and messages, written as "aaaaaaaa/5", with "!" if something was lost, and "7"; "-" is a
+/// message without a number.
 id_book book_of(const std::vector<std::string>& log) {
     id_book ids;
     for (const std::string& one : log) {
         const std::size_t slash = one.find('/');
         if (slash != one.npos) {
-            ids.append(*make_mark(one.substr(0, slash), std::stoull(one.substr(slash + 1))));
+            const bool lost = one.ends_with('!');
+            ids.append(*make_mark(one.substr(0, slash), std::stoull(one.substr(slash + 1)),
+                                  lost ? "too_old" : ""));
         } else {
             ids.append(*numbered(one == "-" ? 0 : std::stoull(one)));
         }
@@ -120,12 +123,24 @@ TEST_CASE("an epoch in which nothing has come yet") {
 }
 
 TEST_CASE("a hole in an epoch: ids before it lead before its mark, ids in it too") {
-    const id_book ids = book_of({"aaaaaaaa/0", "1", "2", "aaaaaaaa/50", "51"});
+    const id_book ids = book_of({"aaaaaaaa/0", "1", "2", "aaaaaaaa/50!", "51"});
     CHECK(ids.find("aaaaaaaa-1", 0).position == 2);
     CHECK(ids.find("aaaaaaaa-2", 0).position == 3);
     CHECK(ids.find("aaaaaaaa-30", 0).position == 3);
     CHECK(ids.find("aaaaaaaa-50", 0).position == 4);
     CHECK(ids.find("aaaaaaaa-51", 0).position == 5);
+}
+
+TEST_CASE("the same epoch once more says that nothing else has numbers up to there") {
+    const id_book ids = book_of({"aaaaaaaa/0", "aaaaaaaa/3", "5", "aaaaaaaa/9"});
+    CHECK(ids.find("aaaaaaaa-0", 0).position == 1);
+    CHECK(ids.find("aaaaaaaa-3", 0).position == 2);
+    CHECK(ids.find("aaaaaaaa-4", 0).position == 2);
+    CHECK(ids.find("aaaaaaaa-5", 0).position == 3);
+    CHECK(ids.find("aaaaaaaa-9", 0).position == 4);
+    CHECK(ids.find("aaaaaaaa-10", 0).what == state::ahead);
+    CHECK(ids.id_at(2) == "aaaaaaaa-3");
+    CHECK(ids.id_at(4) == "aaaaaaaa-9");
 }
 
 TEST_CASE("of positions that the log forgot the ids are older, never newer") {
