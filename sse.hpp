@@ -13452,7 +13452,7 @@ SSE_DECL std::uint64_t client::connections() const noexcept { return core_->conn
 //     that is a day or two earlier. So numbers rise above all that were given, whatever was lost,
 //     and wherever the clock is, up to a day back. Clients notice nothing;
 //   - the same, but who joins has just started, and cannot know what was lost: a new epoch,
-//     `rewound`;
+//     `rewound`. But a Redis that was restarted, with appendfsync always, has lost nothing;
 //   - the stream or its list is gone: a new epoch, `epoch`. XADD has NOMKSTREAM, so that nothing is
 //     added to a stream that was lost before this;
 //   - the stream ends before its newest mark, or a reader asks for it, since an entry that it has
@@ -13666,11 +13666,13 @@ private:
     void connect(const std::string& where);
     void log_in();
     void check_server();
+    bool syncs_always();
     std::string broken() const;
 
     redis_room& room_;
     std::unique_ptr<redisContext, redis_free> context_;
     std::size_t address_ = 0; // the one to begin with
+    bool lost_nothing_ = false;
     unsigned failures_ = 0;
     std::minstd_rand random_{std::random_device()()};
 };
@@ -14232,6 +14234,9 @@ SSE_DECL void redis_link::check_server() {
                                 ", which loses messages; set it to noeviction",
                             true);
     }
+    // A promoted replica has the id of its old primary, and perhaps not all that this had.
+    lost_nothing_ = value("\naof_enabled:") == "1" && syncs_always() &&
+                    value("\nmaster_replid2:").find_first_not_of('0') == std::string_view::npos;
     const auto version = value("redis_version:");
     int major = 0;
     int minor = 0;
@@ -14241,6 +14246,14 @@ SSE_DECL void redis_link::check_server() {
     if (major < 6 || (major == 6 && minor < 2)) {
         throw redis_trouble("Redis is " + std::string(version) + "; 6.2 or newer is needed", true);
     }
+}
+
+/// Whether what Redis confirmed is on its disk. No, if this user may not know.
+SSE_DECL bool redis_link::syncs_always() {
+    append({"CONFIG", "GET", "appendfsync"});
+    const auto reply = take(clock::now() + room_.options.connect_timeout);
+    return reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 &&
+           text_of(element_of(*reply, 1)) == "always";
 }
 
 SSE_DECL std::string redis_link::broken() const {
@@ -14399,7 +14412,7 @@ SSE_DECL redis_facts redis_link::join(const std::string& replaced) {
     for (int i = 0; i < 8; ++i) name += letters[device() % letters.size()];
     const auto jump = std::to_string(86'400'000 + device() % 86'400'000);
     const auto reply = call({"EVAL", redis_join, "2", room_.messages, room_.epochs, replaced, name,
-                             jump, room_.begun ? "vouches" : "is new"});
+                             jump, room_.begun || lost_nothing_ ? "vouches" : "is new"});
     redis_facts found;
     found.first = redis_id::parse(text_of(element_of(*reply, 0)));
     found.last = redis_id::parse(text_of(element_of(*reply, 1))).value_or(redis_id());
