@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Checks tests/nothing_lost.pml with Spin: that it holds, in every interleaving, and that it finds
-# each of the faults it can be planted with.
+# Checks tests/nothing_lost.pml and tests/nothing_lost_bus.pml with Spin: that they hold, in every
+# interleaving, and that they find each of the faults they can be planted with.
 #   tests/model.sh DIRECTORY                         all runs, in this directory
 #   tests/model.sh DIRECTORY KIND NAME DEFINE...     one of them; then, where it found something:
-#   cd DIRECTORY/NAME && spin -t -p -g -DDEFINE... nothing_lost.pml
+#   cd DIRECTORY/NAME && spin -t -p -g -DDEFINE... model.pml
 set -euo pipefail
 tests=$(cd "$(dirname "$0")" && pwd)
 
 # holds NAME DEFINE...: no interleaving breaks the promise.
 # ends NAME DEFINE...: none goes on for ever, so all reach the point where everything must be told.
 # finds FAULT DEFINE...: one does, with this fault.
+# bus_holds, bus_finds: the same, with a bus.
 runs() {
     cat <<'END'
 holds skip POLICY=skip_ahead
@@ -59,6 +60,37 @@ finds key_ignored POLICY=conflate
 finds held_back_forgotten POLICY=hold_back
 finds hold_not_ended POLICY=hold_back
 finds snapshot_exact HELD=1
+bus_holds bus
+bus_holds bus_cuts LOSSES=1 CUTS=2
+bus_holds bus_short HISTORY=1
+bus_holds bus_loss LOSSES=1 HISTORY=1
+bus_holds bus_loss_long LOSSES=1 HISTORY=3
+bus_holds bus_loss_kept LOSSES=1 KEPT=1
+bus_holds bus_loss_trim LOSSES=1 TRIMS=1
+bus_holds bus_loss_start LOSSES=1 STARTS=1
+bus_holds bus_loss_repeat LOSSES=1 REPEATS=1 MESSAGES=2
+bus_holds bus_trim TRIMS=1
+bus_holds bus_start STARTS=1
+bus_holds bus_repeat REPEATS=1
+bus_finds numbers_reused LOSSES=1
+bus_finds name_reused LOSSES=1
+bus_finds no_compare LOSSES=1
+bus_finds loss_untold LOSSES=1
+bus_finds no_token REPEATS=1
+bus_finds lost_token_kept LOSSES=1 REPEATS=1 HISTORY=3
+bus_finds split REPEATS=1 STARTS=1 HISTORY=1
+bus_finds hole_untold TRIMS=1
+bus_finds hole_too_short TRIMS=1
+bus_finds ahead_clamped
+bus_finds ahead_unknown
+bus_finds newer_epoch_unknown LOSSES=1
+bus_finds waits_for_ever LOSSES=1 STARTS=1 MESSAGES=1
+bus_finds epoch_ignored LOSSES=1
+bus_finds asks_too_soon LOSSES=1 TRIMS=1
+bus_finds asks_for_it_alone TRIMS=1
+bus_finds mark_walked_over LOSSES=1
+bus_finds id_too_old KEPT=1 HISTORY=1
+bus_finds forgotten_untold HISTORY=1
 END
 }
 
@@ -69,10 +101,12 @@ fail() {
 
 run() { # KIND NAME DEFINE...
     local kind=$1 name=$2 log expected=0 states search=-DSAFETY options=(-m20000)
-    local defines=("${@:3}") what="$*"
+    local defines=("${@:3}") what="$*" model=nothing_lost
+    [[ $kind = bus_* ]] && model=nothing_lost_bus
+    kind=${kind#bus_}
     mkdir -p "$directory/$name"
     cd "$directory/$name"
-    cp "$tests/nothing_lost.pml" .
+    cp "$tests/$model.pml" model.pml
     if [ "$kind" = finds ]; then
         expected=1
         defines+=("FAULT=$name")
@@ -81,7 +115,7 @@ run() { # KIND NAME DEFINE...
         search=-DNP
         options+=(-l)
     fi
-    log=$(spin -a "${defines[@]/#/-D}" nothing_lost.pml 2>&1) || fail "$what: spin: $log"
+    log=$(spin -a "${defines[@]/#/-D}" model.pml 2>&1) || fail "$what: spin: $log"
     # A fault is found soon, so the compiler may be quick rather than the program.
     gcc "-O$((1 - expected))" -w $search -DCOLLAPSE -o pan pan.c
     ./pan "${options[@]}" >pan.log 2>&1 || fail "$what: $(cat pan.log)"
@@ -107,7 +141,8 @@ if [ $# -gt 1 ]; then
     exit
 fi
 planted=$(sed -n '/^\/\/ Planted faults/,/^$/s/^#define \([a-z_]*\) .*/\1/p' \
-    "$tests/nothing_lost.pml" | grep -vx none)
-unplanted=$(comm -3 <(sort <<<"$planted") <(runs | sed -n 's/^finds \([a-z_]*\).*/\1/p' | sort))
+    "$tests"/nothing_lost{,_bus}.pml | grep -vx none)
+run=$(runs | sed -n 's/^\(bus_\)*finds \([a-z_]*\).*/\2/p')
+unplanted=$(comm -3 <(sort <<<"$planted") <(sort <<<"$run"))
 [ -z "$unplanted" ] || fail "not both a fault and a run:" "$unplanted"
 runs | xargs -L 1 -P "$(nproc)" "$tests/model.sh" "$directory"
