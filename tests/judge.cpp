@@ -562,6 +562,7 @@ public:
         crowd_.emplace(crowd::settings{.clients = asked_.clients,
                                        .ports = ports_,
                                        .gaps_are_allowed = bus_->may_lose(),
+                                       .may_be_stored_twice = bus_->engine() != "file",
                                        .seed = asked_.seed});
         if (pass_until([&] { return crowd_->positioned() == asked_.clients; },
                        "get their first id"))
@@ -741,6 +742,7 @@ private:
             with_commas(killed_) + ", " + with_commas(stopped_) + ", " + with_commas(frozen_));
         row("gaps", gaps.empty() ? "0" : gaps);
         row("missing, and told", with_commas(sum.told_missing));
+        row("confirmed with the number of a copy", with_commas(sum.copies));
         row("lost", with_commas(sum.of(wrong::lost)));
         row("doubled", with_commas(sum.of(wrong::doubled)));
         row("out of order", with_commas(sum.of(wrong::order)));
