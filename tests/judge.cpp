@@ -1,5 +1,5 @@
-// judge.cpp - nodes on one bus, killed, stopped and frozen like the bus itself, while
-// clients come back to another node each time, and every message is accounted for.
+// judge.cpp - nodes on one bus, killed, stopped and frozen like the bus itself, while clients come
+// back to another node each time, and every message is accounted for.
 //
 // JUDGE_DURATION_SEC=600 JUDGE_BUS_SEC=30 build/tests/judge redis nats-cluster
 //

@@ -526,10 +526,10 @@ private:
         watch(c, EPOLL_CTL_ADD, EPOLLOUT);
     }
     void watch(client& c, int operation, std::uint32_t events) {
-        epoll_event entry{};
-        entry.events = events;
-        entry.data.ptr = &c;
-        if (::epoll_ctl(epoll_.get(), operation, c.socket.get(), &entry) != 0)
+        epoll_event wanted{};
+        wanted.events = events;
+        wanted.data.ptr = &c;
+        if (::epoll_ctl(epoll_.get(), operation, c.socket.get(), &wanted) != 0)
             throw_errno("epoll_ctl");
     }
     void leave(client& c, const char* why, std::chrono::milliseconds pause) {
