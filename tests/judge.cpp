@@ -130,7 +130,7 @@ struct node_settings {
     }
 };
 
-std::vector<std::string> parts_of(const std::string& list) {
+[[maybe_unused]] std::vector<std::string> parts_of(const std::string& list) {
     std::vector<std::string> parts;
     for (std::size_t at = 0; at < list.size();) {
         const std::size_t end = std::min(list.find(',', at), list.size());
