@@ -963,7 +963,8 @@ public:
         /// A stored record: first the history, oldest first, then what is new.
         virtual void message(const record& what) = 0;
 
-        /// A record that is not stored: it reaches only servers that are attached now.
+        /// A record that is not stored: it reaches only servers that are attached now. Not before
+        /// the first epoch().
         virtual void passing(std::string_view bytes) = 0;
 
         /// Records up to this number are lost to this server: the bus dropped them before it had
@@ -974,7 +975,8 @@ public:
         virtual void ready() = 0;
 
         /// Whether the bus can be reached. The reason names the cause and the remedy. Comes at each
-        /// change, and once at the start.
+        /// change, and once at the start. With `up` it may be a warning: what was repaired, or
+        /// cannot be read.
         virtual void health(bool up, std::string_view reason) = 0;
 
     protected:
@@ -991,7 +993,7 @@ public:
 
     /// Called once, with the number of a stored record, or 0 for one that is not; or with
     /// - errc::bus_down, bus_refused, no_room or stopped: it was not published;
-    /// - errc::bus_timeout: the bus did not confirm it. It may have been published.
+    /// - errc::bus_timeout: the bus did not confirm it. It may have been published, or be yet.
     using published = std::function<void(std::error_code, std::uint64_t number)>;
 
     /// Stored records, as read() found them.
@@ -1022,7 +1024,9 @@ public:
                          published done) = 0;
 
     /// Reads at most so many stored records of an epoch after a number, for a client that comes
-    /// back with an older id than the server remembers. `done` is called once, on any thread.
+    /// back with an older id than the server remembers; they may be ahead of what the sink was
+    /// told. Of an epoch that is not kept there are none, and they are not whole. `done` is called
+    /// once, on any thread.
     virtual void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
                       std::function<void(page)> done) = 0;
 
@@ -1732,15 +1736,21 @@ public:
     /// nothing was published. What is published while another thread calls stop() may reach nobody.
     /// A handler that publishes a lot should await async_publish: without a pause it delays the
     /// delivery of what it publishes.
+    ///
+    /// With a bus: returns the number that the bus gave the message, 0 for one that is ephemeral,
+    /// once it is stored. It waits for that at most options::timeouts.publish, and throws
+    /// errc::bus_down or bus_refused, nothing was published; or bus_timeout, it may have been.
     std::uint64_t publish(std::string_view topic, const message& m);
     std::uint64_t broadcast(const message& m);
 
-    /// The same without waiting. The code is false if the message was published.
+    /// The same without waiting. The code is false if the message was published; with a bus, if it
+    /// is on its way there, and a later failure is in the log.
     [[nodiscard]] std::error_code try_publish(std::string_view topic, const message& m);
     [[nodiscard]] std::error_code try_broadcast(const message& m);
 
     /// The same for coroutines (asio::awaitable on its default executor): suspends until there is
-    /// room. The message is encoded before the call returns. Once cancelled, nothing was published.
+    /// room, or the bus has it. The message is encoded before the call returns. Once cancelled,
+    /// nothing was published; with a bus it may have been.
     /// stop() ends the wait with errc::stopped. The server may be destroyed
     /// meanwhile; the coroutine's own context must not be.
     asio::awaitable<std::uint64_t> async_publish(std::string_view topic, const message& m);
@@ -1754,7 +1764,8 @@ public:
     std::uint64_t send_to_user(std::string_view user, const message& m);
 
     /// The id of the newest message so far, or the one before the first. Call this, then take a
-    /// snapshot, then open a stream with ?lastEventId= and this id: nothing is missed.
+    /// snapshot, then open a stream with ?lastEventId= and this id: nothing is missed. With a bus,
+    /// of the newest that came from it; empty while it has never been reached.
     std::string last_id() const;
 
     /// Calls `what` soon on the stream's own thread, unless the stream is gone by then: to add
