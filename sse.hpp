@@ -5067,6 +5067,7 @@ public:
         state what;
         std::uint64_t position = 0;
         std::uint64_t number = 0;
+        std::uint64_t end = 0; ///< Of its epoch, if it is vague: numbers begin anew there.
     };
     /// So many messages were published so far, which matters without a bus.
     found find(std::string_view id, std::uint64_t published) const;
@@ -5150,14 +5151,14 @@ inline id_book::found id_book::find_in(const era& e, std::uint64_t end_of_era,
     if (number == e.after) return {state::known, e.begin, number};
     const std::uint64_t from = std::max(e.begin, first_);
     if (from < end_of_era && number < number_at(from)) {
-        return {from == e.begin ? state::known : state::vague, e.begin, number};
+        return {from == e.begin ? state::known : state::vague, e.begin, number, end_of_era};
     }
     const bool is_newest = &e == &eras_.back();
     if (is_newest && (from >= end_of_era || number > number_at(end_of_era - 1))) {
         return {state::ahead, end_of_era, number};
     }
     if (from >= end_of_era) {
-        if (first_ > e.begin) return {state::vague, e.begin, number};
+        if (first_ > e.begin) return {state::vague, e.begin, number, end_of_era};
         return {state::known, end_of_era, number};
     }
     const auto begin = numbers_.begin() + static_cast<std::ptrdiff_t>(from - first_);
@@ -6287,6 +6288,11 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
     if (goes_on && !replays && settings_.heartbeat_ids && !r.has_id_) {
         add_own(true);
         if (gap_has_it) return;
+        const std::uint64_t next = ids_.has_bus() ? log_.next(r.next_) : log_.end();
+        if (next < log_.end() && log_[next].is_loss()) { // it may have an id of what was lost
+            if (gathered_.pieces.empty()) meet_loss(r, next);
+            return;
+        }
         if (room_left()) add(id_frame(r.next_)->bytes(), origin::control, r.next_);
     }
     add_own(false);
@@ -6759,10 +6765,14 @@ inline void feed::bring(receiver& r, std::string_view epoch, bool whole,
     rare.gave_up = !whole || replay.count > settings_.max_fetched ||
                    std::any_of(rare.starts.begin(), rare.starts.end(), differs);
     // It has all of an epoch. Either that has yet to be read here, or it has long ended.
-    const bool may_come = frames.empty() && ids_.find(id, 0).what == id_book::state::other_epoch;
+    const id_book::found known = ids_.find(id, 0);
+    const bool may_come = frames.empty() && known.what == id_book::state::other_epoch;
     if (may_come) rare.gave_up = rare.gave_up || ++replay.empty_pages == max_empty_pages;
     if (may_come && !rare.gave_up) { return rest(r); }
-    rare.gave_up = rare.gave_up || frames.empty();
+    rare.gave_up = rare.gave_up || (frames.empty() && known.what != id_book::state::too_old);
+    if (!rare.gave_up && frames.empty()) { // there is nothing between its id and the log
+        for (receiver::unplaced& one : rare.starts) one.from.id_ = ids_.id_at(known.position);
+    }
     for (auto& [mark, f] : frames) {
         if (rare.gave_up || is_at_hand(r)) break;
         ++replay.count;
@@ -6777,7 +6787,8 @@ inline void feed::bring(receiver& r, std::string_view epoch, bool whole,
 inline std::uint64_t feed::position_after(const id_book::found& what) const {
     std::uint64_t at = what.position;
     if (what.what == id_book::state::known) return at;
-    for (auto one = log_.next(at, true); one < log_.end(); one = log_.next(one + 1, true)) {
+    const std::uint64_t end = std::min(log_.end(), what.end);
+    for (auto one = log_.next(at, true); one < end; one = log_.next(one + 1, true)) {
         if (log_[one].number() > what.number) break;
         at = one + 1;
     }
@@ -15139,8 +15150,9 @@ SSE_DECL bus::page redis_fetcher::fetch(const request& r) {
         newest, oldest, [&](const redis_mark& m) { return m.number(m.start) <= r.after; });
     redis_id from = std::max(holder->id(r.after), oldest->start);
     if (holder != marks.begin()) from = std::min(from, (holder - 1)->start); // it was lost there
-    const auto end = newest == marks.begin() ? std::string("+") : "(" + (newest - 1)->start.text();
-    std::string begin = "(" + from.text();
+    const auto end =
+        newest == marks.begin() ? std::string("+") : std::string("(") + (newest - 1)->start.text();
+    std::string begin = std::string("(") + from.text();
     redis_pace pace;
     for (std::size_t bytes = 0; p.records.size() < r.messages && bytes < most_bytes;) {
         const auto count = std::min(pace.count(), r.messages - p.records.size());
@@ -15149,7 +15161,7 @@ SSE_DECL bus::page redis_fetcher::fetch(const request& r) {
         std::size_t size = 0;
         for (std::size_t i = 0; i < found->elements; ++i) {
             const redis_entry e(element_of(*found, i));
-            begin = "(" + e.id.text();
+            begin.assign("(").append(e.id.text());
             size += e.size;
             const redis_mark* const m = mark_of(marks, e.id);
             if (!e.message || !m || m->number(e.id) <= r.after) continue;

@@ -168,6 +168,15 @@ TEST_CASE("what the bus no longer has either, or more than one client may have, 
     CHECK(next(without, 2) == "[too_old] 991");
 }
 
+TEST_CASE("numbers that no message has are no gap") {
+    const auto store = std::make_shared<memory_store>();
+    store->with([](auto& s) { s.newest = 5; });
+    running_server server(on(store));
+    event_client client(server.port(), "/subscribe/t", resuming("memory00-3"));
+    server.publish("/t", {.data = "6"});
+    CHECK(next(client, 1) == "6");
+}
+
 TEST_CASE("several servers have one order, and a client goes on at another with the id it has") {
     const auto store = std::make_shared<memory_store>();
     store->with([](auto& s) { s.step = 10; }); // numbers need not be dense
@@ -280,8 +289,12 @@ TEST_CASE("the bus lost everything: each client is told, in order, and once") {
     CHECK(next(before, 3) == "2 [epoch] 3");
     event_client after(server.port(), "/subscribe/t", resuming("memory11-0"));
     CHECK(next(after, 1) == "3");
-    event_client beyond(server.port(), "/subscribe/t", resuming("memory00-9"));
-    CHECK(next(beyond, 2) == "[epoch] 3");
+    // Who has more of the old epoch than is left is told no older id of it first.
+    connection beyond(server.port());
+    beyond.send_request("GET", "/subscribe/t", resuming("memory00-9"));
+    CHECK(beyond.read_head().status == 200);
+    CHECK(beyond.read_through("id: ").find("gap") != std::string::npos);
+    CHECK(beyond.read_through("\n\n").find("memory11-0") != std::string::npos);
     event_client oldest(server.port(), "/subscribe/t?from=oldest");
     CHECK(next(oldest, 4) == "1 2 [epoch] 3");
     // A server that has never seen the old epoch says that it does not know it.
@@ -303,6 +316,25 @@ TEST_CASE("a client that is behind is told of the loss at its place") {
     publish(server, 6, 6);
     event_client client(server.port(), "/subscribe/t?from=oldest");
     CHECK(next(client, 8) == "1 2 3 [rewound] 4 5 [epoch] 6");
+}
+
+TEST_CASE("an id of an ended epoch that the history has left is told what it missed since") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    o.history.messages = 3;
+    running_server server(o);
+    event_client live(server.port(), "/subscribe/t");
+    publish(server, 1, 6);
+    CHECK(next(live, 6) == "1 2 3 4 5 6");
+    store->lose(gap_reason::rewound);
+    for (int n = 7; n <= 40; ++n) {
+        publish(server, n, n);
+        CHECK(next(live, n == 7 ? 2 : 1) == (n == 7 ? "[rewound] 7" : std::to_string(n)));
+    }
+    event_client back(server.port(), "/subscribe/t", resuming("memory00-3"));
+    const std::string first = next(back, 1);
+    CHECK((first == "[epoch]" || first == "[too_old]"));
+    CHECK(next(back, 1) == "38");
 }
 
 TEST_CASE("the gap hook runs for what the bus lost, once for each client") {
@@ -524,7 +556,7 @@ TEST_CASE("clients that move between servers, while the bus stalls, doubles and 
             int had = 0;
             while (had < messages) {
                 event_client client(all[random() % servers]->port(), "/subscribe/t", resuming(id));
-                for (unsigned left = random() % 200 + 1; left > 0 && had < messages; --left) {
+                for (auto left = random() % 200 + 1; left > 0 && had < messages; --left) {
                     const decoded event = client.next();
                     if (event.data != std::to_string(had + 1)) {
                         ++wrong;

@@ -12,7 +12,7 @@
 # interop   clients and servers of other people     (npm)
 # browser   the pages in a real browser             (npm, chromium)
 # matrix fuzz soak   other builds, the fuzzers, a long storm
-# judge     nodes on each kind of bus, both killed and frozen: nothing lost, doubled or out of order
+# judge (*) nodes on each kind of bus, both killed and frozen: nothing lost, doubled or out of order
 # coverage valgrind mutants bare (*)    bare is both README commands, in both orders, in a Debian with
 #           nothing installed (root, debootstrap)
 # What cannot run here for want of a program, a package or the network is named and counted apart.
@@ -120,15 +120,15 @@ run_variant() {
     esac
 }
 
-known=(scripts release asan tsan clang model interop browser matrix fuzz soak judge)
+known=(scripts release asan tsan clang model interop browser matrix fuzz soak)
 variants=("${@:-quick}")
 [ "${variants[0]}" != all ] || variants=("${known[@]}")
 for variant in "${variants[@]}"; do
-    case " quick ${known[*]} coverage valgrind mutants bare " in
+    case " quick ${known[*]} judge coverage valgrind mutants bare " in
     *" $variant "*) ;;
     *)
         say "no variant '$variant'; give all, or some of:" \
-            "quick ${known[*]} coverage valgrind mutants bare" >&2
+            "quick ${known[*]} judge coverage valgrind mutants bare" >&2
         trap - EXIT
         exit 2
         ;;
