@@ -15161,7 +15161,7 @@ SSE_DECL bus::page redis_fetcher::fetch(const request& r) {
         std::size_t size = 0;
         for (std::size_t i = 0; i < found->elements; ++i) {
             const redis_entry e(element_of(*found, i));
-            begin.assign("(").append(e.id.text());
+            begin = std::string(1, '(') + e.id.text();
             size += e.size;
             const redis_mark* const m = mark_of(marks, e.id);
             if (!e.message || !m || m->number(e.id) <= r.after) continue;
