@@ -28,8 +28,11 @@ public:
 
     void epoch(std::string_view name, std::uint64_t after, sse::gap_reason why) override {
         note([&](seen& s) {
-            s.events.push_back("epoch " + std::string(name) + " after " + std::to_string(after) +
-                               " " + std::string(to_string(why)));
+            const bool goes_on = name == s.epoch; // then it only says what is not to come
+            if (!goes_on) {
+                s.events.push_back("epoch " + std::string(name) + " after " +
+                                   std::to_string(after) + " " + std::string(to_string(why)));
+            }
             s.epoch = name;
             s.newest = after;
         });
