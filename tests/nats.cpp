@@ -102,6 +102,18 @@ public:
         return static_cast<std::size_t>(std::count_if(
             events.begin(), events.end(), [&](const auto& e) { return e.starts_with(begin); }));
     }
+    /// How many epochs were told in turn. The same one again only says how far its numbers are.
+    std::size_t epochs() {
+        std::size_t count = 0;
+        std::string last;
+        for (const auto& event : sink.now().events) {
+            if (!event.starts_with("epoch ")) continue;
+            const auto word = event.substr(6, 8);
+            if (word != last) ++count;
+            last = word;
+        }
+        return count;
+    }
     sse::bus::page read(const std::string& epoch, std::uint64_t after, std::size_t n) const {
         auto promise = std::make_shared<std::promise<sse::bus::page>>();
         auto future = promise->get_future();
@@ -245,7 +257,7 @@ TEST_CASE("two nodes are told the same messages in the same order, their own too
     REQUIRE(b.has(1000));
     check_same(a, b);
     CHECK(a.sink.now().is_up == true);
-    CHECK(a.count("epoch") == 1);
+    CHECK(a.epochs() == 1);
     CHECK(a.count("hole") == 0);
     CHECK(a.sink.now().epoch.size() == 8);
 }
@@ -335,7 +347,7 @@ TEST_CASE(
     REQUIRE(a.has(201));
     REQUIRE(b.has(201));
     check_same(a, b);
-    CHECK(a.count("epoch") == 1);
+    CHECK(a.epochs() == 1);
     CHECK(a.count("hole") == 0);
 }
 
@@ -374,8 +386,8 @@ TEST_CASE("a server that lost everything begins a new epoch on every node") {
     a.store("new", 1);
     REQUIRE(a.has_text("new0"));
     REQUIRE(b.has_text("new0"));
-    CHECK(a.count("epoch") == 2);
-    CHECK(b.count("epoch") == 2);
+    CHECK(a.epochs() == 2);
+    CHECK(b.epochs() == 2);
     CHECK(a.sink.now().epoch == b.sink.now().epoch);
     CHECK(a.sink.now().epoch != before);
     CHECK(a.sink.now().events.back().find("rewound") == std::string::npos);
@@ -392,12 +404,12 @@ TEST_CASE("a stream that is deleted and made anew is noticed while the connectio
     REQUIRE(b.has(10));
     nats_operator tools(server.url());
     REQUIRE(tools.remove());
-    REQUIRE(tools.make({"sse.log", "sse.epoch"}));
+    tools.make({"sse.log", "sse.epoch"}); // unless a node was faster
     for (int i = 0; i < 30; ++i)
         REQUIRE(tools.publish("other" + std::to_string(i))); // more than before
     REQUIRE(a.has_text("other29"));
     REQUIRE(b.has_text("other29"));
-    CHECK(a.count("epoch") == 2);
+    CHECK(a.epochs() == 2);
     check_same(a, b);
     node c(server);
     REQUIRE(c.is_ready());
@@ -479,7 +491,7 @@ TEST_CASE("a purge drops the history, and keeps epoch and numbers") {
     REQUIRE(tools.purge());
     CHECK(a.store("new", 1) > last);
     REQUIRE(b.has_text("new0"));
-    CHECK(b.count("epoch") == 1);
+    CHECK(b.epochs() == 1);
     node c(server);
     REQUIRE(c.is_ready());
     CHECK(c.sink.now().epoch == a.sink.now().epoch);
@@ -529,7 +541,7 @@ TEST_CASE("messages that are dropped before a node read them are a hole") {
     a.store("new", 1);
     REQUIRE(a.has_text("new0"));
     CHECK(a.count("hole") == 1);
-    CHECK(a.count("epoch") == 1);
+    CHECK(a.epochs() == 1);
 }
 
 TEST_CASE("a frozen server is a dead one, until it is there again") {
@@ -547,7 +559,7 @@ TEST_CASE("a frozen server is a dead one, until it is there again") {
     REQUIRE(a.is_up(true));
     a.store("after", 10);
     REQUIRE(a.has_text("after9"));
-    CHECK(a.count("epoch") == 1);
+    CHECK(a.epochs() == 1);
     CHECK(a.count("hole") == 0);
 }
 
@@ -656,7 +668,7 @@ TEST_CASE("the list of epochs outlives the bounds of the stream, and what is not
         for (int i = 0; i < 10; ++i) a.store("m", 400); // checks are in between
         REQUIRE(a.has(4000));
         epoch = a.sink.now().epoch;
-        CHECK(a.count("epoch") == 1);
+        CHECK(a.epochs() == 1);
         CHECK(a.count("hole") == 0);
         REQUIRE(eventually([&] { return !tools.all("sse.epoch").empty(); }));
     }
@@ -668,7 +680,7 @@ TEST_CASE("the list of epochs outlives the bounds of the stream, and what is not
         [&] { return tools.all("sse.epoch").back().second.starts_with("sse epochs 1\n"); }));
     b.store("new", 1);
     REQUIRE(b.has_text("new0"));
-    CHECK(b.count("epoch") == 1);
+    CHECK(b.epochs() == 1);
 }
 
 TEST_CASE("what is published twice with the same token is stored once") {
@@ -803,7 +815,7 @@ TEST_CASE("a cluster goes on when the leader of its stream is killed: nothing is
     REQUIRE(b.has(2000));
     CHECK(a.sink.now().messages.size() == 2000);
     check_same(a, b);
-    CHECK(a.count("epoch") == 1);
+    CHECK(a.epochs() == 1);
     CHECK(a.count("hole") == 0);
 }
 

@@ -114,7 +114,10 @@ public:
         start();
     }
     void signal(int number) const {
-        if (pid_ > 0) ::kill(pid_, number);
+        if (pid_ <= 0) return;
+        ::kill(pid_, number);
+        if (number == SIGSTOP)
+            ::waitpid(pid_, nullptr, WUNTRACED); // its threads go on for a moment
     }
     /// As a crash of the process does.
     void kill() {
