@@ -25,6 +25,7 @@
 #endif
 #if defined(SSE_ENABLE_NATS)
 #include "support/nats_server.hpp"
+#include "support/setting.hpp"
 #endif
 
 #include <filesystem>
@@ -42,22 +43,6 @@ using clock = std::chrono::steady_clock;
 namespace {
 
 // ---- what is asked for --------------------------------------------------------------------------
-
-/// A whole number of the environment, or what holds without one.
-std::uint64_t setting(const char* name, std::uint64_t usual, std::uint64_t least,
-                      std::uint64_t most) {
-    const char* const text = std::getenv(name);
-    if (!text) return usual;
-    const std::string_view digits = text;
-    std::uint64_t value = 0;
-    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), value);
-    if (parsed.ec == std::errc() && parsed.ptr == digits.data() + digits.size() && value >= least &&
-        value <= most)
-        return value;
-    throw std::invalid_argument(std::string(name) + " must be a whole number from " +
-                                std::to_string(least) + " to " + std::to_string(most) + ", not '" +
-                                text + "'");
-}
 
 struct settings {
     bool wanted = setting("JUDGE", 1, 0, 1) == 1;
