@@ -13451,7 +13451,7 @@ SSE_DECL std::uint64_t client::connections() const noexcept { return core_->conn
 // >>redis /////////////////////////////////////////////////////////////////////////////////////////
 // The engine over Redis Streams. Four threads, each with a connection: the reader tells what is
 // stored, the writer publishes, the listener hears what is only passed on, the fetcher serves
-// read(). Where SSE_ENABLE_REDIS is defined. Needs >>bus, >>redisbus, >>system.
+// read(). Where SSE_ENABLE_REDIS is defined. Needs >>bus, >>redisbus, >>system, >>hub.
 // Tests: tests/redis.cpp
 //
 // In Redis, with the default prefix:
@@ -14428,11 +14428,8 @@ SSE_DECL std::vector<redis_mark> parse_marks(const redisReply& list) {
 }
 
 SSE_DECL redis_facts redis_link::join(const std::string& replaced) {
-    constexpr std::string_view letters = "0123456789abcdefghijklmnopqrstuvwxyz";
-    std::random_device device;
-    std::string name;
-    for (int i = 0; i < 8; ++i) name += letters[device() % letters.size()];
-    const auto jump = std::to_string(86'400'000 + device() % 86'400'000);
+    const std::string name = make_epoch();
+    const auto jump = std::to_string(86'400'000 + random_number() % 86'400'000);
     const auto reply = call({"EVAL", redis_join, "2", room_.messages, room_.epochs, replaced, name,
                              jump, room_.begun || lost_nothing_ ? "vouches" : "is new"});
     redis_facts found;
@@ -15241,7 +15238,7 @@ SSE_DECL std::shared_ptr<bus> redis_bus(redis_options o) {
 #endif // SSE_ENABLE_REDIS
 
 // >>filelog ///////////////////////////////////////////////////////////////////////////////////////
-// A bus in the files of one machine. Needs >>files, >>system.
+// A bus in the files of one machine. Needs >>files, >>system, >>hub.
 // Tests: tests/filelog.cpp
 //
 // A log is a folder of segments, SERIAL-EPOCH-FIRST.log, and a file `lock`. Serials count from 1
@@ -15631,7 +15628,6 @@ private:
         return clock::time_point(
             std::chrono::duration_cast<clock::duration>(std::chrono::microseconds(time)));
     }
-    static std::string new_epoch();
 
     const std::string folder_;
     const file_log_options options_;
@@ -16053,15 +16049,6 @@ SSE_DECL file_log_bus::file_log_bus(std::string folder, const file_log_options& 
 SSE_DECL std::int64_t file_log_bus::now() noexcept {
     const auto time = std::chrono::system_clock::now().time_since_epoch();
     return std::chrono::duration_cast<std::chrono::microseconds>(time).count();
-}
-
-SSE_DECL std::string file_log_bus::new_epoch() {
-    constexpr std::string_view letters = "0123456789abcdefghijklmnopqrstuvwxyz";
-    std::random_device random;
-    std::uniform_int_distribution<std::size_t> any(0, letters.size() - 1);
-    std::string name;
-    while (name.size() < 8) name += letters[any(random)];
-    return name;
 }
 
 SSE_DECL void file_log_bus::attach(sink& to, const history& kept) {
@@ -16576,7 +16563,7 @@ SSE_DECL std::error_code file_log_bus::begin_segment() {
     if (fresh_epoch_) {
         made.previous = made.epoch;
         made.previous_last = made.epoch.empty() ? 0 : next_ - 1;
-        made.epoch = new_epoch();
+        made.epoch = make_epoch();
     }
     {
         const std::lock_guard lock(mutex_);
