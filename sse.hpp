@@ -7280,8 +7280,7 @@ inline bool would_block(const asio::error_code& code) noexcept {
 inline std::uint64_t random_number() {
     std::random_device device; // if it gives a fixed sequence, the clock still differs
     const auto time = std::chrono::system_clock::now().time_since_epoch().count();
-    return (std::uint64_t{device()} << 32 | device()) ^
-           static_cast<std::uint64_t>(time) * 0x9e37'79b9'7f4a'7c15u;
+    return (std::uint64_t{device()} << 32 | device()) ^ static_cast<std::uint64_t>(time);
 }
 
 /// Eight characters of [0-9a-z] that differ with each start.
