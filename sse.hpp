@@ -956,8 +956,8 @@ public:
         /// Says which epoch the records that follow are of, and that their numbers are above
         /// `after`. Comes first, and again before records of another epoch. Then `why` is reported
         /// to every client that passes from one to the other: `epoch` if the bus lost everything,
-        /// `rewound` if only what it stored last. The same epoch once more only says that no record
-        /// that comes has a number up to `after`.
+        /// `rewound` if it lost what it stored last, or may have. The same epoch again says only
+        /// that no record that comes has a number up to `after`.
         virtual void epoch(std::string_view name, std::uint64_t after, gap_reason why) = 0;
 
         /// A stored record: first the history, oldest first, then what is new.
@@ -966,6 +966,10 @@ public:
         /// A record that is not stored: it reaches only servers that are attached now. Not before
         /// the first epoch().
         virtual void passing(std::string_view bytes) = 0;
+
+        /// The bus has lost the records of this epoch above this number, which it had told. Comes
+        /// before the next epoch. A publisher that repeats one of them is heard again.
+        virtual void lost(std::uint64_t above) = 0;
 
         /// Records up to this number are lost to this server: the bus dropped them before it had
         /// read them. Clients that were connected are sent a gap, `too_old`.
@@ -4604,12 +4608,18 @@ inline std::optional<record> decode_record(std::string_view bytes) {
 /// Which messages were seen, by their tokens.
 class seen_tokens {
 public:
-    /// Returns false if it was seen before, as far back as is remembered.
-    bool insert(token t);
+    /// Returns false if it was seen before, as far back as is remembered. The number is of the
+    /// record; 0: none.
+    bool insert(token t, std::uint64_t number = 0);
+
+    /// Records of this epoch above this number count as not seen.
+    void forget(std::uint64_t above);
+    void next_epoch() noexcept { numbers_.clear(); }
 
 private:
     static constexpr std::uint64_t window = 1 << 16; // of counts, from the highest down
     static constexpr std::size_t max_nodes = 256;    // each start of a server is one
+    static constexpr std::size_t max_numbers = 1 << 16;
 
     struct node {
         std::uint64_t highest = 0;
@@ -4619,9 +4629,19 @@ private:
 
     std::map<std::uint64_t, node> nodes_;
     std::uint64_t now_ = 0;
+    std::deque<std::pair<std::uint64_t, token>> numbers_; // of this epoch, the newest; they rise
 };
 
-inline bool seen_tokens::insert(token t) {
+inline void seen_tokens::forget(std::uint64_t above) {
+    for (; !numbers_.empty() && numbers_.back().first > above; numbers_.pop_back()) {
+        const token t = numbers_.back().second;
+        const auto of = nodes_.find(t.node);
+        const bool is_marked = of != nodes_.end() && of->second.highest - t.count < window;
+        if (is_marked) of->second.seen[static_cast<std::size_t>(t.count % window)] = false;
+    }
+}
+
+inline bool seen_tokens::insert(token t, std::uint64_t number) {
     auto found = nodes_.find(t.node);
     if (found == nodes_.end()) {
         if (nodes_.size() == max_nodes) {
@@ -4640,9 +4660,11 @@ inline bool seen_tokens::insert(token t) {
         of.seen[static_cast<std::size_t>((of.highest + 1) % window)] = false;
     }
     const auto at = static_cast<std::size_t>(t.count % window);
-    const bool known = of.seen[at];
+    if (of.seen[at]) return false;
+    if (number != 0) numbers_.emplace_back(number, t); // if this throws, it is not seen
+    if (numbers_.size() > max_numbers) numbers_.pop_front();
     of.seen[at] = true;
-    return !known;
+    return true;
 }
 
 } // namespace detail
@@ -5352,6 +5374,8 @@ public:
             0;                        ///< Messages that conflation left out are counted up to here.
         std::optional<gap> pending;   ///< Still to be reported.
         bool unknown_id = false;      ///< Its id was already found to be unknown.
+        std::string own_id = {};      ///< It came with, where next_ has none that is as new,
+        std::uint64_t own_id_at = 0;  ///< until next_ is another.
         std::vector<unplaced> starts; ///< Of subscriptions that wait for the bus.
         std::unique_ptr<replayed> replay; ///< What is older than the log, while it needs that.
         std::uint32_t waits_since = 0;    ///< For it.
@@ -5503,6 +5527,7 @@ public:
     /// Clients that have waited for this long for the message with their id, and the number that it
     /// stands for; 0: an id of the program's own.
     std::vector<std::pair<receiver*, id_book::found>> overdue(std::uint32_t time);
+    std::string newest_id() const { return ids_.id_at(log_.end()); }
     /// The message does not exist, or cannot be had.
     void give_up_waiting(receiver& r);
     /// What follows in the order of the bus. `whole`: nothing is missing before the first.
@@ -5671,6 +5696,7 @@ private:
     }
     static bool wants_replayed(const receiver& r, const frame& f);
     std::uint64_t position_after(const id_book::found& what) const;
+    std::uint64_t enter(receiver& r, const std::string& id, const id_book::found& found) const;
     void remove_from(node& where, std::uint32_t index);
     const batch* run_for(receiver& r, std::size_t& from);
     void extend(run& one, std::size_t size) const;
@@ -5680,8 +5706,10 @@ private:
     loss missing(const receiver& r) const;
     bool is_gap_due(const receiver& r) const;
     bool announce(receiver& r);
-    frame_ref gap_frame(const gap& g, std::uint64_t at) const;
-    const frame_ref& id_frame(std::uint64_t place);
+    frame_ref gap_frame(const gap& g, const std::string& id) const;
+    static bool has_own_id(const receiver& r, std::uint64_t place) noexcept;
+    std::string id_of(const receiver& r, std::uint64_t place) const;
+    const frame_ref& id_frame(const receiver& r, std::uint64_t place);
     void check_hold();
 
     const settings settings_;
@@ -6037,7 +6065,7 @@ inline void feed::begin_frame(receiver& r, const batch::piece& p) {
     switch (p.from) {
     case origin::cut: return; // it has begun
     case origin::control:
-        r.cut_ = id_frame(p.sequence);
+        r.cut_ = id_frame(r, p.sequence);
         r.has_id_ = true;
         break;
     case origin::own:
@@ -6293,7 +6321,7 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
             if (gathered_.pieces.empty()) meet_loss(r, next);
             return;
         }
-        if (room_left()) add(id_frame(r.next_)->bytes(), origin::control, r.next_);
+        if (room_left()) add(id_frame(r, r.next_)->bytes(), origin::control, r.next_);
     }
     add_own(false);
     if (replays && !r.cold_->said_farewell) {
@@ -6420,7 +6448,7 @@ inline bool feed::announce(receiver& r) {
     } else if (r.starts_in_past_ || lost.policy != lag_policy::disconnect) {
         const bool skips = !r.starts_in_past_ && lost.policy == lag_policy::skip;
         const std::uint64_t to = skips ? log_.end() : lost.before;
-        g = {r.starts_in_past_ ? gap_reason::too_old : gap_reason::lapped, ids_.id_at(r.next_),
+        g = {r.starts_in_past_ ? gap_reason::too_old : gap_reason::lapped, id_of(r, r.next_),
              ids_.id_at(to)};
         const bool all_of_it = r.wants_plain_ && r.first_.where->path.empty() && log_.is_plain() &&
                                lost.policy != lag_policy::conflate &&
@@ -6438,24 +6466,33 @@ inline bool feed::announce(receiver& r) {
         r.held_ |= receiver::by_gap_hook;
         return true;
     }
-    say(r, gap_frame(g, r.next_));
+    say(r, gap_frame(g, id_of(r, r.next_)));
     r.has_id_ = true;
     return true;
 }
 
-inline frame_ref feed::gap_frame(const gap& g, std::uint64_t at) const {
-    const std::string id = ids_.id_at(at);
+inline frame_ref feed::gap_frame(const gap& g, const std::string& id) const {
     return make_raw_frame(
         encode({.event = settings_.gap_event, .data = to_json(g), .id = std::string_view(id)}));
 }
 
 /// A block without data: dispatches no event, but sets the last event ID (HTML 9.2.6).
-inline const frame_ref& feed::id_frame(std::uint64_t place) {
-    if (!id_frame_ || id_frame_place_ != place) {
-        id_frame_ = make_raw_frame(":\nid: " + ids_.id_at(place) + "\n\n");
-        id_frame_place_ = place;
+inline const frame_ref& feed::id_frame(const receiver& r, std::uint64_t place) {
+    const bool is_own = has_own_id(r, place);
+    if (!id_frame_ || is_own || id_frame_place_ != place) {
+        id_frame_ = make_raw_frame(":\nid: " + id_of(r, place) + "\n\n");
+        id_frame_place_ = is_own ? ~std::uint64_t{0} : place;
     }
     return id_frame_;
+}
+
+/// Where the numbers are forgotten, an id that a client came with is newer than what the log says.
+inline bool feed::has_own_id(const receiver& r, std::uint64_t place) noexcept {
+    return r.cold_ && !r.cold_->own_id.empty() && r.cold_->own_id_at == place;
+}
+
+inline std::string feed::id_of(const receiver& r, std::uint64_t place) const {
+    return has_own_id(r, place) ? r.cold_->own_id : ids_.id_at(place);
 }
 
 inline bool feed::heartbeat(receiver& r) {
@@ -6463,7 +6500,7 @@ inline bool feed::heartbeat(receiver& r) {
     settle(r);
     frame_ref sign = heartbeat_;
     if (settings_.heartbeat_ids && r.follows() && !r.held_) {
-        sign = id_frame(r.next_);
+        sign = id_frame(r, r.next_);
         r.last_id_ = r.next_;
         r.has_id_ = true;
     }
@@ -6502,7 +6539,7 @@ inline bool feed::end_if_lagged(receiver& r, std::uint32_t longest_hold) {
         return true;
     }
     if (too_much && policy == lag_policy::skip && !r.cold().pending) { // sent once writable
-        r.cold().pending = gap{gap_reason::lapped, ids_.id_at(r.next_), {}};
+        r.cold().pending = gap{gap_reason::lapped, id_of(r, r.next_), {}};
     }
     return false;
 }
@@ -6692,7 +6729,7 @@ feed::position_of_id(receiver& r, node& where, const std::string& id, std::uint6
     const id_book::found found = ids_.find(id, published);
     const bool is_here = found.what == state::known || found.what == state::vague;
     const bool fetches = settings_.fetch && !(r.cold_ && r.cold_->gave_up);
-    if (is_here && (!ids_.has_bus() || is_at_hand(where, found))) return position_after(found);
+    if (is_here && (!ids_.has_bus() || is_at_hand(where, found))) return enter(r, id, found);
     receiver::cold_state& rare = r.cold();
     if (fetches && (is_here || found.what == state::too_old || found.what == state::other_epoch)) {
         if (!rare.replay) rare.replay = std::make_unique<receiver::replayed>();
@@ -6708,7 +6745,18 @@ feed::position_of_id(receiver& r, node& where, const std::string& id, std::uint6
         rare.pending = gap{why, id, {}};
         rare.unknown_id = true; // one gap for all topics
     }
-    return is_here ? position_after(found) : found.position;
+    return is_here ? enter(r, id, found) : found.position;
+}
+
+/// Its position, where it goes on with the id that it came with.
+inline std::uint64_t feed::enter(receiver& r, const std::string& id,
+                                 const id_book::found& found) const {
+    const std::uint64_t at = position_after(found);
+    if (found.what == id_book::state::vague) {
+        r.cold().own_id = id;
+        r.cold().own_id_at = at;
+    }
+    return at;
 }
 
 /// Whether the log has all that comes after it, and need not drop it before the client gets it.
@@ -10370,6 +10418,7 @@ private:
     SSE_DECL void epoch(std::string_view name, std::uint64_t after, gap_reason why) override;
     SSE_DECL void message(const bus::record& what) override;
     SSE_DECL void passing(std::string_view bytes) override;
+    SSE_DECL void lost(std::uint64_t above) override;
     SSE_DECL void hole(std::uint64_t to) override;
     SSE_DECL void ready() override;
     SSE_DECL void health(bool up, std::string_view reason) override;
@@ -10524,8 +10573,9 @@ SSE_DECL frame_ref relay::decoded(std::string_view bytes, std::uint64_t number) 
         hub_.log({.level = log_level::warning, .what = "bus", .detail = detail});
         return {};
     }
-    if (!seen_.insert(r->mark)) return {}; // stored twice
-    return make_frame(r->what, r->topic, r->content);
+    frame_ref made = make_frame(r->what, r->topic, r->content);
+    if (!seen_.insert(r->mark, number)) return {}; // stored twice
+    return made;
 }
 
 SSE_DECL std::optional<std::pair<token, frame_ref>> relay::decoded(const bus::page::entry& one,
@@ -10575,8 +10625,13 @@ SSE_DECL void relay::epoch(std::string_view name, std::uint64_t after, gap_reaso
         throw std::invalid_argument("sse::bus: an epoch has eight characters of [0-9a-z], not '" +
                                     std::string(name) + "'");
     }
-    mark(name, after, epoch_.empty() || epoch_ == name ? "" : to_string(why));
+    const bool is_next = !epoch_.empty() && epoch_ != name;
+    if (is_next && why == gap_reason::epoch) seen_.forget(0); // all of it is lost
+    mark(name, after, is_next ? to_string(why) : "");
+    if (is_next) seen_.next_epoch();
 }
+
+SSE_DECL void relay::lost(std::uint64_t above) { seen_.forget(above); }
 
 SSE_DECL void relay::hole(std::uint64_t to) {
     mark(std::string(epoch_), to, to_string(gap_reason::too_old));
@@ -10619,8 +10674,8 @@ SSE_DECL std::string relay::state() const {
     return std::string(*up_ ? "up" : "down") + (why_.empty() ? "" : ": " + why_);
 }
 
-/// Clients that bring an id from another server wait until that message comes here. Whether it
-/// exists at all, the bus knows.
+/// Clients that bring an id from another server wait until that message comes here. It does not if
+/// nothing follows what has come: the id was never given, or the bus has lost its message.
 SSE_DECL void worker::ask_for_overdue() {
     using state = id_book::state;
     for (const auto& [who, what] : feed_.overdue(longest_lead_ms)) {
@@ -10634,9 +10689,10 @@ SSE_DECL void worker::ask_for_overdue() {
             continue;
         }
         const std::uint64_t name = name_of(static_cast<connection&>(*who));
-        const std::uint64_t number = what.number;
-        hub_.relay->engine().read(hub_.relay->epoch_name(), number - 1, 1, [=, this](bus::page p) {
-            if (p.failed || !p.records.empty()) return; // it has yet to come here
+        const std::string end = feed_.newest_id();
+        const auto newest = parse_id(end).value();
+        hub_.relay->engine().read(newest.first, newest.second, 1, [=, this](bus::page p) {
+            if (p.failed || !p.records.empty()) return; // there is more to come
             asio::post(io_, [this, name] {
                 if (receiver* const r = feed_.find(name)) feed_.give_up_waiting(*r);
             });
@@ -14660,7 +14716,13 @@ SSE_DECL void redis_reader::check(redis_facts found) {
     const bool same = found.marks.front().name == mark_.name;
     if (same && !is_here && is_trimmed(found, position_.id)) return skip_to_first(found);
     const auto now = same ? renew(found) : found;
-    if (!is_here && !go_back_to_survivor(now)) skip_to_first(now);
+    if (is_here) return;
+    const bool survives = go_back_to_survivor(now);
+    const redis_mark* const m = survives ? mark_of(now.marks, position_.id) : nullptr;
+    const bool of_this_epoch = m && m->name == mark_.name;
+    const auto above = of_this_epoch ? m->number(position_.id) : 0;
+    room_.tell([&](bus::sink& s) { s.lost(above); });
+    if (!survives) skip_to_first(now);
 }
 
 /// Has a new epoch begin, unless another server has done so.
@@ -18317,7 +18379,10 @@ SSE_DECL void nats_engine::open(std::uint64_t number) {
     const auto opening = place_.enter(number);
     if (!opening) return;
     try {
-        told([&](sink& s) { s.epoch(opening->word, opening->after, opening->why); });
+        told([&](sink& s) {
+            if (opening->why == gap_reason::rewound) s.lost(opening->after);
+            s.epoch(opening->word, opening->after, opening->why);
+        });
     } catch (...) {
         place_.close(); // it was not told
         throw;

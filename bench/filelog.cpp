@@ -45,6 +45,7 @@ public:
         sum += static_cast<unsigned char>(what.bytes.back());
     }
     void passing(std::string_view) override {}
+    void lost(std::uint64_t) override {}
     void hole(std::uint64_t) override {}
     void ready() override {
         const std::lock_guard lock(mutex_);

@@ -170,6 +170,25 @@ TEST_CASE("what the bus no longer has either, or more than one client may have, 
     CHECK(next(without, 2) == "[too_old] 991");
 }
 
+TEST_CASE("an id whose place the history has forgotten is not replaced by an older one") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    o.history.messages = 10;
+    o.history.topics = {{"/kept", 100}};
+    running_server server(o);
+    event_client steady(server.port(), "/subscribe/t");
+    publish(server, 1, 20);
+    server.publish("/kept", {.data = "21"});
+    publish(server, 22, 40);
+    REQUIRE(next(steady, 39).ends_with(" 40"));
+    store->trim(18);
+    event_client client(server.port(), "/subscribe/kept", resuming("memory00-15"));
+    const decoded gap = client.next();
+    CHECK(text_of(gap) == "[too_old]");
+    CHECK(gap.id == "memory00-15"); // with an older one it would get more than it lacks
+    CHECK(next(client, 1) == "21");
+}
+
 TEST_CASE("numbers that no message has are no gap") {
     const auto store = std::make_shared<memory_store>();
     store->with([](auto& s) { s.newest = 5; });
@@ -217,8 +236,8 @@ TEST_CASE("history.age counts from when the bus stored a message") {
     const auto store = std::make_shared<memory_store>();
     { publish(*std::make_unique<running_server>(on(store)), 1, 4); }
     store->with([](auto& s) {
-        s.all[0].time -= 2h;
         s.all[1].time -= 2h;
+        s.all[2].time -= 2h;
     });
     sse::options o = on(store);
     o.history.age = 1h;
@@ -389,6 +408,29 @@ TEST_CASE("a message that the bus stored twice reaches clients once") {
     CHECK(at_a.decoder().last_event_id() == at_b.decoder().last_event_id());
 }
 
+TEST_CASE("a message that the bus lost, and stores when its publisher repeats it, is not taken for "
+          "a copy") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(on(store)), b(on(store));
+    event_client at_a(a.port(), "/subscribe/t"), at_b(b.port(), "/subscribe/t");
+    publish(a, 1, 3);
+    CHECK(next(at_a, 3) == "1 2 3");
+    CHECK(next(at_b, 3) == "1 2 3");
+    const auto [kept, lost] =
+        store->with([](auto& s) { return std::pair(s.all.at(2).bytes, s.all.at(3).bytes); });
+    store->cut(2);
+    store->repeat(kept); // its reply was lost too, but not the message
+    store->repeat(lost);
+    publish(a, 4, 4);
+    CHECK(next(at_a, 3) == "[rewound] 3 4");
+    CHECK(next(at_b, 3) == "[rewound] 3 4");
+    // Who did not see the first copy gets the second.
+    event_client other(b.port(), "/subscribe/t", resuming("memory11-2"));
+    CHECK(next(other, 2) == "3 4");
+    event_client before(b.port(), "/subscribe/t", resuming("memory00-1"));
+    CHECK(next(before, 5) == "2 3 [rewound] 3 4"); // it was stored under that id, once
+}
+
 TEST_CASE("a client that is ahead of its new server waits for it, and gets nothing twice") {
     const auto store = std::make_shared<memory_store>();
     sse::options o = on(store);
@@ -435,6 +477,27 @@ TEST_CASE("a client that has an epoch which its new server has not read yet wait
     CHECK(next(later, 1) == "6");
     CHECK(next(all, 1) == "6");
     CHECK(next(at_b, 4) == "[rewound] 4 5 6");
+}
+
+TEST_CASE("an id that the bus has lost waits until its server has read what is left") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    const auto engine = std::static_pointer_cast<memory_bus>(o.bus);
+    running_server a(on(store)), b(o);
+    event_client at_a(a.port(), "/subscribe/t"), at_b(b.port(), "/subscribe/t");
+    publish(a, 1, 2);
+    CHECK(next(at_b, 2) == "1 2");
+    engine->stall(true);
+    publish(a, 3, 5);
+    CHECK(next(at_a, 5) == "1 2 3 4 5");
+    store->cut(4);
+    event_client moved(b.port(), "/subscribe/t", resuming("memory00-5"));
+    const std::size_t asked = engine->reads();
+    CHECK(eventually([&] { return engine->reads() > asked; })); // it has waited for long
+    engine->stall(false);
+    publish(a, 6, 6);
+    CHECK(next(moved, 2) == "[rewound] 6"); // and not 3 and 4 again
+    CHECK(next(at_b, 4) == "3 4 [rewound] 6");
 }
 
 TEST_CASE("an id that the bus never gave does not hold a client for good") {

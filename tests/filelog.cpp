@@ -1096,6 +1096,7 @@ public:
         const std::lock_guard lock(mutex_);
         numbers_.push_back(0);
     }
+    void lost(std::uint64_t) override {}
     void hole(std::uint64_t) override {}
     void ready() override { maybe(); }
     void health(bool up, std::string_view) override {
@@ -1335,6 +1336,7 @@ TEST_CASE(
         void epoch(std::string_view, std::uint64_t, sse::gap_reason) override {}
         void message(const sse::bus::record&) override {}
         void passing(std::string_view) override {}
+        void lost(std::uint64_t) override {}
         void hole(std::uint64_t) override {}
         void ready() override {}
         void health(bool, std::string_view) override {}

@@ -27,10 +27,6 @@
 // server begins between the two. Its tokens are not older than its history, so it would send the
 // second to a client that had the first from another server; `split` shows that.
 //
-// The model found these faults in sse.hpp, and shows what is right in their place; a fault that is
-// repaired there is taken out of this list: lost_token_kept, newer_epoch_unknown, asks_too_soon,
-// asks_for_it_alone, mark_walked_over, id_too_old.
-//
 // spin -a -DNAME=VALUE...
 //   MESSAGES  published in all (3)            CUTS     times the connection is lost, at most (1)
 //   HISTORY   options.history (2)             REPEATS  publishes whose reply is lost (0)

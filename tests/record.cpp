@@ -135,6 +135,27 @@ TEST_CASE("a token is new once") {
     CHECK(seen.insert({1, ~0ull - 1}));
 }
 
+TEST_CASE("what the bus lost was not seen") {
+    seen_tokens seen;
+    CHECK(seen.insert({1, 1}, 10));
+    CHECK(seen.insert({2, 1}, 11));
+    CHECK(!seen.insert({2, 1}, 12));
+    CHECK(seen.insert({1, 2}, 13));
+    CHECK(seen.insert({1, 3})); // not stored
+    seen.forget(10);
+    CHECK(!seen.insert({1, 1}, 11));
+    CHECK(seen.insert({2, 1}, 11));
+    CHECK(seen.insert({1, 2}, 12));
+    CHECK(!seen.insert({1, 3}));
+    seen.next_epoch();
+    seen.forget(0); // nothing of this one
+    CHECK(!seen.insert({1, 2}, 1));
+    CHECK(seen.insert({1, 4}, 1));
+    CHECK(seen.insert({1, 100'000}, 2));
+    seen.forget(0); // the first of them is out of the window
+    CHECK(seen.insert({1, 100'000}, 1));
+}
+
 TEST_CASE("tokens of 256 starts of servers are remembered, the least recent is forgotten") {
     seen_tokens seen;
     for (std::uint64_t node = 0; node < 256; ++node) CHECK(seen.insert({node, 1}));

@@ -882,6 +882,7 @@ public:
         to_.message(what);
     }
     void passing(std::string_view bytes) override { to_.passing(bytes); }
+    void lost(std::uint64_t above) override { to_.lost(above); }
     void hole(std::uint64_t to) override { to_.hole(to); }
     void ready() override { to_.ready(); }
     void health(bool up, std::string_view reason) override { to_.health(up, reason); }

@@ -4,6 +4,7 @@
 
 #include "sse.hpp"
 
+#include <algorithm>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -21,14 +22,19 @@ public:
         std::uint64_t number; ///< 0: it is passed on, not kept.
         std::string bytes;
         std::chrono::system_clock::time_point time;
+        std::string epoch = {};                       ///< Of a mark: what follows is of this one.
+        std::uint64_t after = 0;                      ///< Of a mark.
+        sse::gap_reason why = sse::gap_reason::epoch; ///< Of a mark.
+        bool is_mark() const { return !epoch.empty(); }
     };
     struct state {
         std::string epoch = "memory00";
-        std::vector<entry> all;                       ///< In their order.
-        std::uint64_t newest = 0;                     ///< Number.
-        std::uint64_t begin = 0;                      ///< Everything up to this number was dropped.
-        std::uint64_t generation = 0;                 ///< Of epochs.
-        sse::gap_reason why = sse::gap_reason::epoch; ///< Of the last change of the epoch.
+        std::vector<entry> all{{0, {}, {}, "memory00"}}; ///< In their order.
+        std::uint64_t newest = 0;                        ///< Number.
+        std::uint64_t begin = 0;       ///< Everything up to this number was dropped.
+        std::uint64_t generation = 0;  ///< Of epochs.
+        std::size_t kept = 0;          ///< How many of `all` are as they were before this one,
+        std::uint64_t kept_number = 0; ///< up to this number.
         bool is_down = false;
         unsigned replies_to_lose = 0; ///< Of the next publishes: stored, and stored again.
         std::uint64_t step = 1;       ///< From number to number.
@@ -47,12 +53,20 @@ public:
     /// Forgets all of it, and begins a new epoch.
     void lose(sse::gap_reason why) {
         with([&](state& s) {
-            ++s.generation;
-            s.epoch = "memory" + std::to_string(10 + s.generation);
-            s.why = why;
-            s.begin = s.newest = 0;
             s.all.clear();
+            begin_epoch(s, 0, why);
         });
+    }
+    /// Forgets what is above this number, and begins a new epoch.
+    void cut(std::uint64_t above) {
+        with([&](state& s) {
+            std::erase_if(s.all, [&](const entry& e) { return e.number > above; });
+            begin_epoch(s, above, sse::gap_reason::rewound);
+        });
+    }
+    /// Stores the bytes of a record again, as a publisher does that got no reply.
+    void repeat(const std::string& bytes) {
+        with([&](state& s) { s.all.push_back({s.newest += s.step, bytes, {}}); });
     }
     /// Drops the oldest ones.
     void trim(std::uint64_t upto) {
@@ -64,6 +78,16 @@ public:
 
 private:
     friend class memory_bus;
+
+    static void begin_epoch(state& s, std::uint64_t kept, sse::gap_reason why) {
+        ++s.generation;
+        s.kept = s.all.size();
+        s.kept_number = s.newest = kept;
+        s.begin = std::min(s.begin, kept);
+        s.epoch = "memory" + std::to_string(10 + s.generation);
+        s.all.push_back({0, {}, {}, s.epoch, kept, why});
+    }
+
     std::mutex mutex_;
     std::condition_variable changed_;
     state state_;
@@ -104,14 +128,18 @@ public:
               std::function<void(page)> done) override {
         page p;
         store_->with([&](memory_store::state& s) {
+            ++reads_;
             if (s.is_down) {
                 p.failed = sse::errc::bus_down;
                 return;
             }
-            p.whole = epoch == s.epoch && after >= s.begin;
+            bool is_it = false;
+            p.whole = false;
             for (const auto& e : s.all) {
-                if (epoch != s.epoch || p.records.size() == messages) break;
-                if (e.number <= std::max(after, s.begin)) continue;
+                if (e.is_mark()) is_it = e.epoch == epoch;
+                p.whole |= is_it && after >= s.begin;
+                if (!is_it || e.number <= std::max(after, s.begin)) continue;
+                if (p.records.size() == messages) break;
                 p.records.push_back({e.number, e.time, e.bytes});
             }
         });
@@ -128,12 +156,16 @@ public:
         store_->with([&](memory_store::state&) { stalled_ = on; });
     }
 
+    std::size_t reads() {
+        return store_->with([&](memory_store::state&) { return reads_; });
+    }
+
 private:
     void read_all() {
         constexpr std::uint64_t none = ~std::uint64_t{0};
         std::uint64_t generation = none;
         std::uint64_t last = 0; // number
-        std::size_t at = 0;
+        std::size_t at = 0;     // in `all`
         std::optional<bool> up;
         bool ready = false;
         std::unique_lock lock(store_->mutex_);
@@ -149,17 +181,30 @@ private:
                 tell([&] { sink_->health(*up, *up ? "" : "the test took it away"); });
             } else if (s.is_down || stalled_) {
                 store_->changed_.wait(lock);
-            } else if (generation != s.generation) {
-                at = 0;
-                last = s.begin;
-                if (generation == none) last = std::max(last, first_wanted(s) - 1);
+            } else if (generation == none) {
                 generation = s.generation;
-                tell([&, name = s.epoch, why = s.why] { sink_->epoch(name, last, why); });
+                at = first_wanted(s);
+                std::size_t mark = at - 1;
+                for (; !s.all[mark].is_mark(); --mark) last = std::max(last, s.all[mark].number);
+                const memory_store::entry begin = s.all[mark];
+                last = std::max({last, begin.after, s.begin});
+                tell([&] { sink_->epoch(begin.epoch, last, begin.why); });
+            } else if (generation != s.generation) {
+                generation = s.generation;
+                if (at <= s.kept) continue;
+                at = s.kept;
+                last = s.kept_number;
+                tell([&, above = last] { sink_->lost(above); });
             } else if (last < s.begin) {
                 last = s.begin;
                 tell([&, to = last] { sink_->hole(to); });
             } else if (at < s.all.size()) {
                 const memory_store::entry e = s.all[at++];
+                if (e.is_mark()) {
+                    last = e.after;
+                    tell([&] { sink_->epoch(e.epoch, e.after, e.why); });
+                    continue;
+                }
                 if (e.number == 0 ? !ready : e.number <= last) continue;
                 if (e.number != 0) last = e.number;
                 tell([&] {
@@ -175,15 +220,16 @@ private:
         }
     }
 
-    std::uint64_t first_wanted(const memory_store::state& s) const {
+    /// Where the history begins in `all`, after a mark.
+    std::size_t first_wanted(const memory_store::state& s) const {
         std::size_t count = 0;
-        std::uint64_t first = s.newest + 1;
-        for (auto e = s.all.rbegin(); e != s.all.rend() && count < kept_.messages; ++e) {
-            if (e->number == 0) continue;
-            first = e->number;
+        std::size_t first = s.all.size();
+        for (std::size_t i = s.all.size(); i > 1 && count < kept_.messages; --i) {
+            if (s.all[i - 1].number == 0) continue;
+            first = i - 1;
             ++count;
         }
-        return first;
+        return count < kept_.messages ? 1 : first;
     }
 
     const std::shared_ptr<memory_store> store_;
@@ -191,6 +237,7 @@ private:
     history kept_;
     std::thread reader_;
     bool stalled_ = false; // these under the mutex of the store
+    std::size_t reads_ = 0;
     bool ended_ = false;
 };
 

@@ -47,6 +47,9 @@ public:
     void passing(std::string_view bytes) override {
         note([&](seen& s) { s.messages.push_back({s.epoch, 0, std::string(bytes)}); });
     }
+    void lost(std::uint64_t above) override {
+        note([&](seen& s) { s.events.push_back("lost above " + std::to_string(above)); });
+    }
     void hole(std::uint64_t to) override {
         note([&](seen& s) {
             s.events.push_back("hole to " + std::to_string(to));
