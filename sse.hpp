@@ -1067,6 +1067,11 @@ struct redis_options {
     /// A message is published when so many replicas have it; else errc::bus_timeout. At most 100.
     unsigned wait_replicas = 0;
     std::chrono::milliseconds wait_time{500}; ///< How long they have. From 1 ms to a minute.
+    /// Promises that a Redis that was restarted has all that it confirmed: it has `appendonly yes`
+    /// and `appendfsync always`, which is checked, and no replica of it is ever promoted. Then a
+    /// restart is not told to clients. Otherwise it is, as a gap `rewound`: what was lost, nobody
+    /// knows. With one address only.
+    bool keeps_all = false;
     /// What may wait to be sent; more gets errc::no_room. Each at least 1.
     std::size_t queue_messages = 65'536;
     std::size_t queue_bytes = std::size_t(64) * 1024 * 1024;
@@ -13524,12 +13529,12 @@ SSE_DECL std::uint64_t client::connections() const noexcept { return core_->conn
 // which every connection runs before it adds anything. In one step it looks and, if need be, adds a
 // mark to the stream and to its list. Where
 //
-//   - the server is not the one of the newest mark (its run, or its replication id), and who joins
-//     was there before, and so will find what is missing: a mark of the same epoch, but with a base
-//     that is a day or two earlier. So numbers rise above all that were given, whatever was lost,
-//     and wherever the clock is, up to a day back. Clients notice nothing;
-//   - the same, but who joins has just started, and cannot know what was lost: a new epoch,
-//     `rewound`. But a Redis that was restarted, with appendfsync always, has lost nothing;
+//   - the server is not the one of the newest mark (its run, or its replication id): a new epoch,
+//     `rewound`. It may lack what the last one had told to another node, or confirmed: no node
+//     knows what all others saw;
+//   - the same, but redis_options::keeps_all says that it lacks nothing: a mark of the same epoch,
+//     but with a base that is a day or two earlier. So numbers rise above all that were given,
+//     wherever the clock is, up to a day back. Clients notice nothing;
 //   - the stream or its list is gone: a new epoch, `epoch`. XADD has NOMKSTREAM, so that nothing is
 //     added to a stream that was lost before this;
 //   - the stream ends before its newest mark, or a reader asks for it, since an entry that it has
@@ -13743,13 +13748,12 @@ private:
     void connect(const std::string& where);
     void log_in();
     void check_server();
-    bool syncs_always();
+    void check_keeps_all(bool has_file);
     std::string broken() const;
 
     redis_room& room_;
     std::unique_ptr<redisContext, redis_free> context_;
     std::size_t address_ = 0; // the one to begin with
-    bool lost_nothing_ = false;
     unsigned failures_ = 0;
     std::minstd_rand random_{std::random_device()()};
 };
@@ -14098,6 +14102,9 @@ SSE_DECL void check_redis_options(const redis_options& o) {
     };
     using namespace std::chrono_literals;
     require(!o.addresses.empty(), "addresses: give at least one, like 127.0.0.1:6379");
+    require(!o.keeps_all || o.addresses.size() == 1,
+            "keeps_all: of several addresses one may be promoted, which lacks what it had not "
+            "received; give one address");
     for (const auto& where : o.addresses) {
         const auto colon = where.rfind(':');
         int port = 0;
@@ -14311,9 +14318,7 @@ SSE_DECL void redis_link::check_server() {
                                 ", which loses messages; set it to noeviction",
                             true);
     }
-    // A promoted replica has the id of its old primary, and perhaps not all that this had.
-    lost_nothing_ = value("\naof_enabled:") == "1" && syncs_always() &&
-                    value("\nmaster_replid2:").find_first_not_of('0') == std::string_view::npos;
+    if (room_.options.keeps_all) check_keeps_all(value("\naof_enabled:") == "1");
     const auto version = value("redis_version:");
     int major = 0;
     int minor = 0;
@@ -14325,12 +14330,15 @@ SSE_DECL void redis_link::check_server() {
     }
 }
 
-/// Whether what Redis confirmed is on its disk. No, if this user may not know.
-SSE_DECL bool redis_link::syncs_always() {
+/// Whether what Redis confirmed is on its disk. If this user may not know, it is believed.
+SSE_DECL void redis_link::check_keeps_all(bool has_file) {
     append({"CONFIG", "GET", "appendfsync"});
     const auto reply = take(clock::now() + room_.options.connect_timeout);
-    return reply->type == REDIS_REPLY_ARRAY && reply->elements == 2 &&
-           text_of(element_of(*reply, 1)) == "always";
+    const bool is_known = reply->type == REDIS_REPLY_ARRAY && reply->elements == 2;
+    if (has_file && (!is_known || text_of(element_of(*reply, 1)) == "always")) return;
+    throw redis_trouble("redis_options::keeps_all is not true of it; set appendonly to yes and "
+                        "appendfsync to always in Redis",
+                        true);
 }
 
 SSE_DECL std::string redis_link::broken() const {
@@ -14454,7 +14462,7 @@ else
     name, why, base = ARGV[2], 'rewound', nil
   elseif of ~= server then
     base = tonumber(base) - tonumber(ARGV[3])
-    if ARGV[4] ~= 'vouches' or ms - base > 1099000000000 then
+    if ARGV[4] ~= 'keeps all' or ms - base > 1099000000000 then
       name, why, base = ARGV[2], 'rewound', nil
     end
   elseif seq >= 8388608 then
@@ -14486,7 +14494,7 @@ SSE_DECL redis_facts redis_link::join(const std::string& replaced) {
     const std::string name = make_epoch();
     const auto jump = std::to_string(86'400'000 + random_number() % 86'400'000);
     const auto reply = call({"EVAL", redis_join, "2", room_.messages, room_.epochs, replaced, name,
-                             jump, room_.begun || lost_nothing_ ? "vouches" : "is new"});
+                             jump, room_.options.keeps_all ? "keeps all" : ""});
     redis_facts found;
     found.first = redis_id::parse(text_of(element_of(*reply, 0)));
     found.last = redis_id::parse(text_of(element_of(*reply, 1))).value_or(redis_id());

@@ -399,6 +399,8 @@ constexpr const char* nats_credentials = "SSE_HUB_NATS_CREDENTIALS";
 std::string as_the_hub_says(std::string_view text) {
     constexpr std::pair<std::string_view, std::string_view> names[] = {
         {"sse::redis_options::addresses: ", ""},
+        {"sse::redis_options::keeps_all: ", "--redis-keeps-all: "},
+        {"redis_options::keeps_all", "--redis-keeps-all"},
         {"sse::nats_options::servers: ", ""},
         {"redis_options::user and password", "SSE_HUB_REDIS_USER and SSE_HUB_REDIS_PASSWORD"},
         {"set user and password, token or credentials",
@@ -432,6 +434,7 @@ std::shared_ptr<sse::bus> redis_bus(const settings& chosen) {
 #if defined(SSE_ENABLE_REDIS)
     sse::redis_options how;
     how.addresses = chosen.redis;
+    how.keeps_all = chosen.redis_keeps_all;
     how.user = from_environment(redis_user);
     how.password = from_environment(redis_password);
     how.max_length = std::max<std::uint64_t>(how.max_length, chosen.options.history.messages);
@@ -486,6 +489,9 @@ std::shared_ptr<sse::bus> make_bus(const settings& chosen) {
                               " exclude each other: the messages are kept in one place");
         one = &each;
     }
+    if (chosen.redis_keeps_all && chosen.redis.empty())
+        throw usage_error("--redis-keeps-all says something of a Redis; give its address with "
+                          "--redis");
     if (!one) return {};
     try {
         refuse_passwords(chosen.redis, std::string(redis_user) + " and " + redis_password);

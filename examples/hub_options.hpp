@@ -43,7 +43,8 @@ struct settings {
     std::string name;               // of this node; empty: the host's
     std::string log_dir;            // at most one of these three is not empty
     std::vector<std::string> redis; // addresses
-    std::vector<std::string> nats;  // URLs
+    bool redis_keeps_all = false;
+    std::vector<std::string> nats; // URLs
     bool demo = false;
     bool help = false;
     bool version = false;
@@ -378,6 +379,10 @@ inline const std::vector<flag>& flags() {
          [](settings& chosen, std::string_view value) {
              chosen.redis = with_commas(value, "10.0.0.1:6379,10.0.0.2:6379");
          }},
+        {"redis-keeps-all", "",
+         "Redis has appendfsync always, and none of its replicas is ever promoted: clients are not "
+         "told of its restart",
+         [](settings& chosen, std::string_view) { chosen.redis_keeps_all = true; }},
         {"nats", "URL,...", "the same with the JetStream of a NATS server, or of a cluster (none)",
          [](settings& chosen, std::string_view value) {
              chosen.nats = with_commas(value, "nats://10.0.0.1:4222,nats://10.0.0.2:4222");

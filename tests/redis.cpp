@@ -71,6 +71,14 @@ sse::redis_options options_for(const redis_server& s) {
     return o;
 }
 
+/// For a Redis that writes all at once.
+const std::vector<std::string> durable{"--appendonly", "yes", "--appendfsync", "always"};
+sse::redis_options durable_options_for(const redis_server& s) {
+    auto o = options_for(s);
+    o.keeps_all = true;
+    return o;
+}
+
 /// A server's end of the bus.
 class node {
 public:
@@ -531,9 +539,9 @@ TEST_CASE("what waits to be sent is bounded") {
 
 TEST_CASE("Redis restarts with all it had: nothing is lost, nothing is told") {
     if (!has_redis()) return;
-    redis_server redis({"--appendonly", "yes", "--appendfsync", "always"});
-    node a(options_for(redis));
-    node b(options_for(redis));
+    redis_server redis(durable);
+    node a(durable_options_for(redis));
+    node b(durable_options_for(redis));
     a.until_up();
     b.until_up();
     for (int round = 0; round < 3; ++round) {
@@ -554,7 +562,7 @@ TEST_CASE("Redis restarts with all it had: nothing is lost, nothing is told") {
     check_alike(a, b);
     CHECK(a.events("epoch") == 1);
     CHECK(a.events("hole") == 0);
-    node c(options_for(redis)); // which was not there
+    node c(durable_options_for(redis)); // which was not there
     c.until_up();
     check_alike(a, c);
 }
@@ -579,6 +587,7 @@ TEST_CASE("Redis and all servers start again: nobody knows what was lost, and th
     node a(options_for(redis));
     a.until_up();
     CHECK(a.was_told(" rewound"));
+    CHECK(a.events("lost above") == 0);
     CHECK(!a.publish("y").failed);
     CHECK(a.hears("y"));
     CHECK(a.told() == "x y");
@@ -586,11 +595,50 @@ TEST_CASE("Redis and all servers start again: nobody knows what was lost, and th
     CHECK(a.sink.now().epoch != epoch);
 }
 
+TEST_CASE("Redis restarts, and may have lost what another server told: rewound, for all alike") {
+    if (!has_redis()) return;
+    redis_server redis({"--appendonly", "yes", "--appendfsync", "everysec"});
+    node a(options_for(redis));
+    node b(options_for(redis));
+    a.until_up();
+    b.until_up();
+    CHECK(!a.publish("before").failed);
+    REQUIRE(b.hears("before"));
+    redis.restart();
+    CHECK(a.was_told(" rewound"));
+    CHECK(b.was_told(" rewound"));
+    CHECK(!b.publish("after").failed);
+    REQUIRE(a.hears("after"));
+    REQUIRE(b.hears("after"));
+    check_alike(a, b);
+    CHECK(a.told() == "before after");
+    CHECK(a.events("epoch") == 2);
+    CHECK(a.events("lost above") == 0); // what it had read is still there
+}
+
+TEST_CASE("keeps_all is refused where it is not true") {
+    if (!has_redis()) return;
+    for (const std::vector<std::string>& arguments :
+         {std::vector<std::string>{"--appendonly", "yes", "--appendfsync", "everysec"},
+          std::vector<std::string>{"--appendonly", "no", "--appendfsync", "always"}}) {
+        redis_server redis(arguments);
+        recording_sink sink;
+        const auto bus = sse::redis_bus(durable_options_for(redis));
+        CHECK_THROWS_WITH_AS(bus->attach(sink, plenty), doctest::Contains("appendfsync to always"),
+                             std::runtime_error);
+    }
+    auto o = sse::redis_options();
+    o.keeps_all = true;
+    o.addresses = {"127.0.0.1:1", "127.0.0.1:2"};
+    CHECK_THROWS_WITH_AS(sse::redis_bus(o), doctest::Contains("keeps_all: "),
+                         std::invalid_argument);
+}
+
 TEST_CASE("Redis and all servers start again, but it writes all at once: nothing is told") {
     if (!has_redis()) return;
-    redis_server redis({"--appendonly", "yes", "--appendfsync", "always"});
+    redis_server redis(durable);
     const auto publish = [&](const std::string& bytes) {
-        node a(options_for(redis));
+        node a(durable_options_for(redis));
         a.until_up();
         CHECK(!a.publish(bytes).failed);
         REQUIRE(a.hears(bytes));
@@ -675,11 +723,11 @@ TEST_CASE("FLUSHALL, and DEL of either key: a new epoch") {
 
 TEST_CASE("Redis loses its tail: rewound, and no number twice") {
     if (!has_redis()) return;
-    redis_server redis({"--appendonly", "yes", "--appendfsync", "always"});
-    node a(options_for(redis));
+    redis_server redis(durable);
+    node a(durable_options_for(redis));
     a.until_up();
     {
-        node b(options_for(redis)); // it will have been told all but the last two
+        node b(durable_options_for(redis)); // it will have been told all but the last two
         b.until_up();
         CHECK(!a.publish("one").failed);
         REQUIRE(b.hears("one"));
@@ -695,6 +743,8 @@ TEST_CASE("Redis loses its tail: rewound, and no number twice") {
     redis.cut_append_only_file(150); // one entry has more than 100 bytes there, with its trim
     redis.start();
     REQUIRE(a.was_told(" rewound"));
+    const auto kept = a.sink.now().messages.at(1).number;
+    CHECK(a.events("lost above " + std::to_string(kept)) == 1);
     const auto o = a.publish("three");
     CHECK(!o.failed);
     REQUIRE(a.hears("three"));
@@ -703,7 +753,7 @@ TEST_CASE("Redis loses its tail: rewound, and no number twice") {
     CHECK(a.events("epoch") == 2);
     CHECK(a.events("a number that does not rise") == 0);
     CHECK(o.number == s.messages.back().number);
-    node c(options_for(redis));
+    node c(durable_options_for(redis));
     c.until_up();
     const auto later = c.sink.now();
     CHECK(later.messages.back().number == o.number);
@@ -832,7 +882,7 @@ TEST_CASE("the clock of the promoted server is behind: nobody is deaf, no number
     CHECK(a.events("epoch") == 2);
 }
 
-TEST_CASE("a planned failover loses nothing and tells nothing") {
+TEST_CASE("a planned failover loses nothing, and tells that nobody knows that") {
     if (!has_redis()) return;
     redis_server primary;
     redis_server replica;
@@ -859,7 +909,8 @@ TEST_CASE("a planned failover loses nothing and tells nothing") {
     std::set<std::string> heard;
     for (const auto& m : a.sink.now().messages) heard.insert(m.bytes);
     CHECK(heard.size() == 502);
-    CHECK(a.events("epoch") == 1);
+    CHECK(a.events("epoch") == 2);
+    CHECK(a.events("lost above") == 0);
     CHECK(a.events("hole") == 0);
     redis_server::wait_until("deaf", [&] { // once its connection is made again
         CHECK(!a.publish("not stored", 20s, false).failed);
@@ -1063,7 +1114,7 @@ TEST_CASE("while Redis loads its files it is waited for") {
     a.until_up();
     CHECK(a.hears("meanwhile"));
     CHECK(a.told() == "x meanwhile");
-    CHECK(a.events("epoch") == 1);
+    CHECK(a.events("epoch") == 2);
 }
 
 TEST_CASE("a setup that goes wrong later is said, and tried again") {
@@ -1313,8 +1364,8 @@ private:
 
 TEST_CASE("Redis is killed, cut and frozen all the time: nothing is lost, all are told alike") {
     if (!has_redis()) return;
-    redis_server redis({"--appendonly", "yes", "--appendfsync", "always"});
-    storm all(options_for(redis));
+    redis_server redis(durable);
+    storm all(durable_options_for(redis));
     for (int round = 0; round < 12; ++round) {
         std::this_thread::sleep_for(100ms);
         if (round % 3 == 0) redis.restart();
