@@ -12,7 +12,7 @@
 # interop   clients and servers of other people     (npm)
 # browser   the pages in a real browser             (npm, chromium)
 # matrix fuzz soak   other builds, the fuzzers, a long storm
-# judge (*) nodes on each kind of bus, both killed and frozen: nothing lost, doubled or out of order
+# judge     nodes on each kind of bus, both killed and frozen: nothing lost, doubled or out of order
 # coverage valgrind mutants bare (*)    bare is both README commands, in both orders, in a Debian with
 #           nothing installed (root, debootstrap)
 # What cannot run here for want of a program, a package or the network is named and counted apart.
@@ -21,7 +21,7 @@
 # JUDGE_DURATION_SEC is how long the judge looks at each bus: 10. JUDGE_BUS_SEC, JUDGE_NODE_MS are
 # how often it is harmed, and a node: 3, 1000. JUDGE_CLIENTS, JUDGE_MSG_PER_SEC: 300, 150. JUDGE=0
 # leaves it out.
-# FUZZ_SECONDS is how long each of the fuzzers goes on: 60, or 0 for what is known already.
+# FUZZ_SECONDS is how long each of the fuzzers goes on: 30, or 0 for what is known already.
 # ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
 # One test again: meson test -C build-asan feed. What they said: build*/meson-logs/VARIANT.txt
 set -euo pipefail
@@ -120,15 +120,15 @@ run_variant() {
     esac
 }
 
-known=(scripts release asan tsan clang model interop browser matrix fuzz soak)
+known=(scripts release asan tsan clang model interop browser matrix fuzz soak judge)
 variants=("${@:-quick}")
 [ "${variants[0]}" != all ] || variants=("${known[@]}")
 for variant in "${variants[@]}"; do
-    case " quick ${known[*]} judge coverage valgrind mutants bare " in
+    case " quick ${known[*]} coverage valgrind mutants bare " in
     *" $variant "*) ;;
     *)
         say "no variant '$variant'; give all, or some of:" \
-            "quick ${known[*]} judge coverage valgrind mutants bare" >&2
+            "quick ${known[*]} coverage valgrind mutants bare" >&2
         trap - EXIT
         exit 2
         ;;

@@ -62,7 +62,8 @@ public:
 
     struct totals {
         std::uint64_t deliveries = 0, connections = 0, refused = 0, told_missing = 0;
-        std::uint64_t copies = 0;                  ///< publish() returned the number of a copy.
+        std::uint64_t copies = 0; ///< publish() returned the number of a copy.
+        std::uint64_t again = 0;  ///< Received again after a gap `rewound`: the bus lost the first.
         std::map<std::string, std::uint64_t> gaps; // by reason
         std::array<std::uint64_t, static_cast<std::size_t>(wrong::count)> faults{};
 
@@ -166,7 +167,8 @@ private:
     };
     struct trace { // of a publisher, at a client
         std::uint32_t last = 0;
-        std::size_t gaps = 0; // told to the client before that
+        std::uint32_t rewound = 0; // the last before a gap of that reason
+        std::size_t gaps = 0;      // told to the client before that
         std::vector<bool> seen;
     };
     struct hole {
@@ -269,6 +271,8 @@ private:
     void on_gap(client& c, const decoded& e) {
         ++sum_.gaps[word_of(e.data, "reason")];
         ++c.gaps;
+        if (word_of(e.data, "reason") == "rewound")
+            for (trace& t : c.traces) t.rewound = t.last;
         if (!asked_.gaps_are_allowed) wrong_at(c, wrong::gaps, "was told " + e.data);
         const auto from = place_of(word_of(e.data, "from")), to = place_of(word_of(e.data, "to"));
         if (!to || e.id != word_of(e.data, "to")) {
@@ -352,6 +356,10 @@ private:
         trace& t = c.traces[publisher];
         if (t.seen.size() <= count) t.seen.resize(count + 1024);
         const std::string name = std::to_string(publisher) + " " + std::to_string(count);
+        if (t.seen[count] && count <= t.rewound) {
+            ++sum_.again;
+            return true;
+        }
         if (t.seen[count]) {
             wrong_at(c, wrong::doubled, "got " + name + " again");
             return false;
