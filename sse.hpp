@@ -10649,15 +10649,19 @@ SSE_DECL void relay::ready() {
 }
 
 SSE_DECL void relay::health(bool up, std::string_view reason) {
+    bool was_down = false;
     {
         const std::lock_guard lock(mutex_);
+        was_down = up_ == false;
         up_ = up;
         why_ = reason;
     }
     if (!up) hub_.open();
     const std::string detail =
         std::string(up ? "up" : "down") + (reason.empty() ? "" : ": ") + std::string(reason);
-    hub_.log({.level = up ? log_level::info : log_level::warning, .what = "bus", .detail = detail});
+    const bool is_news = !up || was_down; // who sees that it is down sees that it is up again
+    hub_.log(
+        {.level = is_news ? log_level::warning : log_level::info, .what = "bus", .detail = detail});
 }
 
 /// Waits for room: the bus keeps what is not read yet.

@@ -275,10 +275,22 @@ TEST_CASE("with the bus away at the start clients wait, and then get what they m
 
 TEST_CASE("while the bus is away streams stay open, publishing fails, and nothing is lost") {
     const auto store = std::make_shared<memory_store>();
-    running_server server(on(store));
+    sse::options o = on(store);
+    std::mutex mutex;
+    std::vector<std::string> warned;
+    const auto has_warned = [&](const std::string& of) {
+        const std::lock_guard lock(mutex);
+        return std::find(warned.begin(), warned.end(), of) != warned.end();
+    };
+    o.hooks.log = [&](const sse::log_entry& e) {
+        const std::lock_guard lock(mutex);
+        if (e.what == "bus" && e.level == sse::log_level::warning) warned.emplace_back(e.detail);
+    };
+    running_server server(o);
     event_client client(server.port(), "/subscribe/t");
     publish(server, 1, 1);
     CHECK(next(client, 1) == "1");
+    CHECK(!has_warned("up"));
     store->set_down(true);
     CHECK(failure_of([&] { publish(server, 2, 2); }) == errc::bus_down);
     event_client meanwhile(server.port(), "/subscribe/t", resuming("memory00-0"));
@@ -287,6 +299,8 @@ TEST_CASE("while the bus is away streams stay open, publishing fails, and nothin
     publish(server, 3, 3);
     CHECK(next(client, 1) == "3");
     CHECK(next(meanwhile, 1) == "3");
+    CHECK(has_warned("down: the test took it away"));
+    CHECK(eventually([&] { return has_warned("up"); }));
 }
 
 TEST_CASE("the bus lost everything: each client is told, in order, and once") {
