@@ -13581,6 +13581,7 @@ struct redis_id {
 struct redis_mark {
     static constexpr int seq_bits = 24;
     static constexpr std::int64_t most_ms = (std::int64_t(1) << 40) - 1; // 34 years
+    static constexpr std::int64_t most_base = std::int64_t(1) << 60;     // either way from 1970
 
     redis_id start = {};
     std::int64_t base = 0;
@@ -13983,6 +13984,7 @@ SSE_DECL std::optional<redis_id> redis_id::parse(std::string_view text) noexcept
 }
 
 SSE_DECL std::uint64_t redis_mark::number(redis_id of) const noexcept {
+    if (of.ms > static_cast<std::uint64_t>(most_base + most_ms)) return 0;
     const auto ms = static_cast<std::int64_t>(of.ms) - base;
     if (ms < 0 || ms > most_ms || (of.seq >> seq_bits) != 0) return 0;
     return static_cast<std::uint64_t>(ms) << seq_bits | of.seq;
@@ -14005,7 +14007,8 @@ SSE_DECL std::optional<redis_mark> redis_mark::parse(std::string_view line) {
     redis_mark m;
     const auto base = std::from_chars(words[1].data(), words[1].data() + words[1].size(), m.base);
     const auto is_wrong = [](char c) { return (c < '0' || c > '9') && (c < 'a' || c > 'z'); };
-    if (!start || base.ec != std::errc() || words[2].size() != 8 ||
+    const bool is_number = base.ec == std::errc() && base.ptr == words[1].data() + words[1].size();
+    if (!start || !is_number || m.base < -most_base || m.base > most_base || words[2].size() != 8 ||
         std::any_of(words[2].begin(), words[2].end(), is_wrong)) {
         return std::nullopt;
     }

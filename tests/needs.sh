@@ -30,7 +30,8 @@ needs() { # VARIANT: what it cannot do without, and what it would like
     release | scripts) wish liburing-dev test -e /usr/include/liburing.h ;;&
     asan | coverage) need liburing-dev test -e /usr/include/liburing.h ;;&
     release | scripts | tsan | clang | judge) wish libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
-    asan | coverage) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
+    asan | coverage | fuzz) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
+    fuzz) need libnats-dev test -e /usr/include/nats/nats.h ;;&
     release | scripts | tsan | clang | judge) wish redis-server have redis-server ;;&
     asan | coverage) need redis-server have redis-server ;;&
     release | scripts | tsan | clang | judge)

@@ -179,9 +179,11 @@ TEST_CASE("an id of Redis is a number and back") {
     using mark = sse::detail::redis_mark;
     CHECK(mark::parse("5-1 4 abcdefgh rewound @x:y")->base == 4);
     for (const char* wrong :
-         {"", "5-1", "5-1 4 abc epoch @", "x 4 abcdefgh epoch @", "5-1 4 ABCDEFGH epoch @"}) {
+         {"", "5-1", "5-1 4 abc epoch @", "x 4 abcdefgh epoch @", "5-1 4 ABCDEFGH epoch @",
+          "5-1 4x abcdefgh epoch @", "5-1 -9223372036854775808 abcdefgh epoch @"}) {
         CHECK(!mark::parse(wrong));
     }
+    CHECK(m.number({~std::uint64_t(0), 1}) == 0);
 }
 
 TEST_CASE("options that cannot work are refused with their name") {

@@ -617,6 +617,94 @@ void url(std::string_view bytes) {
     CHECK(read_http_url(next.text()).target == next.target);
 }
 
+// ---- what a bus sends ---------------------------------------------------------------------------
+
+/// A record: a message as bytes.
+void record(std::string_view bytes) {
+    const auto r = decode_record(bytes);
+    if (!r) return;
+    CHECK(!sse::check(r->content));
+    const std::string again = encode_record(*r);
+    CHECK(again.size() <= bytes.size());
+    const auto same = decode_record(again);
+    REQUIRE(same);
+    CHECK((same->what == r->what && same->topic == r->topic && same->content.id == r->content.id));
+    CHECK((same->mark.node == r->mark.node && same->mark.count == r->mark.count));
+    CHECK((same->content.data == r->content.data && same->content.retry == r->content.retry));
+    CHECK(encode_record(*same) == again);
+    const std::size_t cut = dice_of(bytes).below(again.size());
+    CHECK(!decode_record(std::string_view(again).substr(0, cut)));
+}
+
+/// NATS: the list of epochs, and what the server says of a message.
+void nats(std::string_view bytes) {
+    const nats_epochs list = parse_nats_epochs(bytes);
+    if (!list.empty()) CHECK(parse_nats_epochs(format_nats_epochs(list)) == list);
+    for (std::size_t i = 1; i < list.size(); ++i) CHECK(list[i - 1].begin <= list[i].begin);
+    const nats_ack ack = parse_nats_ack(bytes);
+    if (ack.number != 0) CHECK((ack.error == 0 && ack.reason.empty()));
+    CHECK((ack.error >= 0 && ack.error <= 99'999 && ack.reason.size() <= 500));
+}
+
+/// A reply of Redis. A line is an element: `[` begins an array and `]` ends it, `~` is nil, `:` a
+/// number; any other is a text.
+class reply_reader {
+public:
+    explicit reply_reader(std::string_view bytes) : lines_(split(bytes, '\n')) {
+        root_.type = REDIS_REPLY_ARRAY;
+        fill(root_);
+    }
+    redisReply& root() { return root_; }
+
+private:
+    void fill(redisReply& of) {
+        auto& list = lists_.emplace_back();
+        while (at_ < lines_.size() && lines_[at_] != "]") {
+            std::string& line = lines_[at_++];
+            redisReply& r = replies_.emplace_back();
+            list.push_back(&r);
+            r.type = line == "~" ? REDIS_REPLY_NIL : REDIS_REPLY_STRING;
+            r.integer = static_cast<long long>(line.size());
+            if (line.starts_with(":")) r.type = REDIS_REPLY_INTEGER;
+            if (r.type == REDIS_REPLY_STRING) r.str = line.data(), r.len = line.size();
+            if (line != "[") continue;
+            r.str = nullptr;
+            r.type = REDIS_REPLY_ARRAY;
+            fill(r);
+        }
+        if (at_ < lines_.size()) ++at_;
+        of.element = list.data();
+        of.elements = list.size();
+    }
+
+    std::vector<std::string> lines_;
+    std::size_t at_ = 0;
+    redisReply root_{};
+    std::deque<redisReply> replies_; // neither moves what it has
+    std::deque<std::vector<redisReply*>> lists_;
+};
+
+/// Redis: entries of the stream, and the list of marks.
+void redis(std::string_view bytes) {
+    reply_reader reader(bytes);
+    const redisReply& all = reader.root();
+    const auto marks = parse_marks(all);
+    for (std::size_t i = 0; i < all.elements; ++i) {
+        try {
+            const redis_entry e(element_of(all, i));
+            CHECK(redis_id::parse(e.id.text()) == e.id);
+            CHECK(!(e.message && e.mark));
+            const redis_mark* const m = mark_of(marks, e.id);
+            const std::uint64_t number = m ? m->number(e.id) : 0;
+            if (number != 0) CHECK(m->id(number) == e.id);
+            if (m && number != 0) CHECK((m->number(e.id.before()) < number));
+        } catch (const redis_trouble& wrong) { CHECK(*wrong.what() != 0); }
+    }
+    try {
+        throw_redis_error(bytes);
+    } catch (const redis_trouble& e) { CHECK(e.what()); }
+}
+
 // ---- command lines ------------------------------------------------------------------------------
 
 /// What a flag of the hub makes of a value: how it reads (nothing: refused), and what arrived.
@@ -1010,10 +1098,13 @@ void filelog(std::string_view bytes) {
 using target = void (*)(std::string_view);
 
 const std::map<std::string_view, target> targets = {
-    {"answer", answer},       {"body", body}, {"connection", connection}, {"encode", encode},
-    {"events", events},       {"feed", feed}, {"filelog", filelog},       {"flags", flags},
-    {"forwarded", forwarded}, {"head", head}, {"origin", origin},         {"proxy", proxy},
-    {"route", route},         {"text", text}, {"topic", topic},           {"url", url},
+    {"answer", answer},   {"body", body},     {"connection", connection},
+    {"encode", encode},   {"events", events}, {"feed", feed},
+    {"filelog", filelog}, {"flags", flags},   {"forwarded", forwarded},
+    {"head", head},       {"nats", nats},     {"origin", origin},
+    {"proxy", proxy},     {"record", record}, {"redis", redis},
+    {"route", route},     {"text", text},     {"topic", topic},
+    {"url", url},
 };
 
 target chosen = nullptr;
