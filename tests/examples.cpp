@@ -237,6 +237,7 @@ TEST_SUITE("examples") {
                                  "--max-topics",
                                  "--log-dir",
                                  "--redis",
+                                 "--redis-keeps-all",
                                  "--nats",
                                  "--name",
                                  "--log",
@@ -275,6 +276,7 @@ TEST_SUITE("examples") {
         check_refused("--redis 10.0.0.1:6379,,10.0.0.2:6379", "with commas between them");
         check_refused("--nats ''", "with commas between them");
         check_refused("--name 'a b'", "use 1 to 64 letters");
+        check_refused("--redis-keeps-all", "give its address with --redis");
         check_refused("--log-dir x --redis 127.0.0.1:1",
                       "--log-dir and --redis exclude each other");
         check_refused("--nats nats://h --redis h:1", "--redis and --nats exclude each other");

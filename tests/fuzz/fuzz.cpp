@@ -888,6 +888,7 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
         {"nats", text_rule([](const settings& s) { return with_commas(s.nats); })},
         {"name", text_rule([](const settings& s) { return s.name; })},
         {"publish-token", text_rule([](const settings& s) { return s.token; })},
+        {"redis-keeps-all", switch_rule([](const settings& s) { return s.redis_keeps_all; })},
         {"demo", switch_rule([](const settings& s) { return s.demo; })},
         {"version", switch_rule([](const settings& s) { return s.version; })},
         {"help", switch_rule([](const settings& s) { return s.help; })},
