@@ -59,6 +59,7 @@
 //     >>lifecycle  listens, accepts, spreads connections over the workers, drains, stops
 //     >>joblog   what a job has sent, and its viewers
 //     >>facade   the bodies of server
+//     >>metrics  measurements as text for Prometheus
 //     >>fetch    what is inside a client
 //     >>redis    the engine over Redis Streams
 //     >>filelog  a bus in the files of one machine: format, writing, reading
@@ -918,6 +919,7 @@ enum class end_reason : std::uint8_t {
     stopped,     ///< server::stop().
     failed       ///< Its handler, a filter or a hook threw.
 };
+inline constexpr std::size_t end_reasons = 11;
 
 /// In words, such as "client left".
 std::string_view to_string(end_reason reason) noexcept;
@@ -1458,6 +1460,23 @@ struct counters {
     std::uint64_t unreachable = 0;     ///< Connections whose peer the system gave up on.
     std::uint64_t gaps = 0;            ///< Gaps reported to clients.
     std::uint64_t conflated = 0;       ///< Messages skipped for a newer one with the same key.
+    std::array<std::uint64_t, end_reasons> ended = {}; ///< Streams, by end_reason.
+};
+
+/// What a server measures: counters, and what its workers are asked for.
+struct measurements {
+    sse::counters counters = {};
+    std::size_t workers = 0;
+    /// Open streams by how many messages they are behind, of all topics: none, up to 1, 10, 100,
+    /// 1,000, 10,000, and more.
+    static constexpr std::array<std::uint64_t, 6> lag_bounds{0, 1, 10, 100, 1'000, 10'000};
+    std::array<std::uint64_t, lag_bounds.size() + 1> lag = {};
+    std::uint64_t lag_sum = 0;
+    std::size_t history_messages = 0; ///< The most that a worker keeps; they keep the same, once.
+    std::size_t history_bytes = 0;
+    std::size_t ring_capacity = 0;   ///< Messages.
+    std::size_t ring_used = 0;       ///< Messages that a worker has yet to take.
+    std::optional<bool> bus_up = {}; ///< Unset: there is no bus, or it was never reached.
 };
 
 /// How drain() disconnects the clients. Streams without a running handler end at random times
@@ -1793,6 +1812,10 @@ public:
 
     sse::counters counters() const;
 
+    /// The counters, and what each worker measures when it gets to it. Costs a worker some
+    /// microseconds, and 0.1 ms for 10,000 streams.
+    asio::awaitable<measurements> async_measure() const;
+
 private:
     friend class route_group;
 
@@ -1812,10 +1835,13 @@ private:
     static asio::awaitable<void> serve_topics(detail::hub& hub, stream& s);
     static asio::awaitable<drain_result>
     wait_for_drain(std::shared_ptr<detail::hub> hub, std::shared_ptr<const detail::farewell> how);
-    std::shared_ptr<detail::listing> ask_all() const;
+    std::shared_ptr<detail::listing>
+    ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>)) const;
     static bool all_answered(const detail::hub& hub, detail::listing& all);
     static asio::awaitable<std::vector<stream_info>> wait_for(std::shared_ptr<detail::hub> hub,
                                                               std::shared_ptr<detail::listing> all);
+    static asio::awaitable<measurements> measure(std::shared_ptr<detail::hub> hub,
+                                                 std::shared_ptr<detail::listing> all);
 
     static std::error_code try_push(detail::hub& hub, frame_ref& f, std::uint64_t& sequence);
     std::uint64_t send(detail::frame_kind what, std::string_view topic, const message& m);
@@ -1837,6 +1863,13 @@ private:
 ///
 ///     server.route("GET", "/", sse::file("page.html"));
 SSE_DECL handler file(std::string path);
+
+/// A handler that responds with what the server measures, in the text format of Prometheus, or as
+/// OpenMetrics where the request accepts that. No name and no label comes from a request. Refers to
+/// the server.
+///
+///     server.route("GET", "/metrics", sse::metrics(server));
+SSE_DECL handler metrics(const server& of);
 
 // >>job ///////////////////////////////////////////////////////////////////////////////////////////
 // Work that continues on its own while viewers attach, leave and resume by id. Each job has its own
@@ -2760,6 +2793,13 @@ public:
     std::uint64_t published() const noexcept { return tail_.load(std::memory_order_seq_cst); }
 
     std::size_t capacity() const noexcept { return slots_.size(); }
+
+    /// How many places wait for the slowest reader. Thread safety: any thread.
+    std::size_t used() const noexcept {
+        const std::uint64_t reached = slowest(); // first: it never passes what was claimed
+        return static_cast<std::size_t>(
+            std::min<std::uint64_t>(published() - reached, slots_.size()));
+    }
 
 private:
     struct slot {
@@ -4708,6 +4748,13 @@ public:
     /// Whether a newer message of the same topic and key has come.
     bool superseded(std::uint64_t sequence) const { return find(sequence)->superseded; }
 
+    /// How many messages are kept, and their bytes.
+    std::pair<std::size_t, std::size_t> kept() const noexcept {
+        std::pair<std::size_t, std::size_t> sum{0, 0};
+        for (const shelf& s : shelves_) sum = {sum.first + s.frames, sum.second + s.bytes};
+        return sum;
+    }
+
     /// The bytes of all messages from this sequence on, including forgotten ones.
     std::uint64_t bytes_from(std::uint64_t sequence) const {
         const entry* const e = nearest(sequence);
@@ -5560,6 +5607,9 @@ public:
 
     /// Frees memory that nobody has needed since the last call.
     void give_back_memory();
+    /// Adds how far each stream is behind, and what the history has.
+    void measure(measurements& sum) const noexcept;
+
     std::size_t joined_bytes() const noexcept { ///< How much such memory there is.
         std::size_t sum = joined_.capacity() > std::string().capacity() ? joined_.capacity() : 0;
         for (const run& one : runs_) sum += one.joined.capacity();
@@ -6423,6 +6473,21 @@ inline feed::loss feed::missing(const receiver& r) const {
     if (!r.first_.where) consider(broadcasts_gone_.hides(horizon::loss::each, 0), r.first_, 0);
     if (r.cold_) consider(r.cold_->gone.hides(horizon::loss::each, live_from), r.first_, 0);
     return out;
+}
+
+inline void feed::measure(measurements& sum) const noexcept {
+    for (const receiver* const r : receivers_) {
+        const bool is_up_to_date = !r->busy_ && !r->held_; // its position is not kept then
+        const std::uint64_t reached = is_up_to_date ? std::max(r->next_, fanned_) : r->next_;
+        const std::uint64_t behind = planned_ > reached ? planned_ - reached : 0;
+        const auto& bounds = measurements::lag_bounds;
+        const auto at = std::lower_bound(bounds.begin(), bounds.end(), behind);
+        ++sum.lag[static_cast<std::size_t>(at - bounds.begin())];
+        sum.lag_sum += behind;
+    }
+    const auto [messages, bytes] = log_.kept();
+    sum.history_messages = std::max(sum.history_messages, messages);
+    sum.history_bytes = std::max(sum.history_bytes, bytes);
 }
 
 inline bool feed::is_gap_due(const receiver& r) const {
@@ -8055,10 +8120,11 @@ struct farewell {
     std::string bytes; ///< The last message, encoded.
 };
 
-/// Streams of the workers that have responded so far.
+/// Streams, or measurements, of the workers that have responded so far.
 struct listing {
     std::mutex mutex;
     std::vector<stream_info> streams;
+    measurements sum;
     std::vector<bool> answered; ///< By worker.
 };
 
@@ -8133,6 +8199,7 @@ struct worker {
     }
     void send_away(std::shared_ptr<const farewell> how) noexcept;
     void list(std::shared_ptr<listing> all);
+    void measure(std::shared_ptr<listing> all);
     void post_to(std::uint64_t name, std::function<void(stream&)> what);
     void revoke_if(std::function<bool(const stream_info&)> which);
     bool has_ended() const noexcept { return ended_.load(std::memory_order_acquire); }
@@ -8212,6 +8279,7 @@ struct worker {
     void finish(connection& s, end_reason why, frame_ref last = {});
     void depart(connection& s);
     void report_end(connection& s, end_reason why);
+    void count_end(end_reason why) noexcept;
     void close(connection& s, end_reason why);
     void cancel(connection& s) noexcept;
     void resume_soon(std::unique_ptr<waiter> one) noexcept;
@@ -8338,6 +8406,7 @@ struct worker {
     tally bytes_;
     tally stalled_;
     tally unreachable_;
+    std::array<tally, end_reasons> ends_;
     std::atomic<std::uint64_t> streaming_{0};
     std::atomic<bool> ended_{false}; // its thread runs nothing any more
 };
@@ -8485,6 +8554,7 @@ SSE_DECL void worker::count(counters& sum) const noexcept {
     sum.unreachable += unreachable_.get();
     sum.gaps += feed_.counted().gaps.get();
     sum.conflated += feed_.counted().conflated.get();
+    for (std::size_t i = 0; i < end_reasons; ++i) sum.ended[i] += ends_[i].get();
 }
 
 // --- life of the thread
@@ -9025,11 +9095,16 @@ SSE_DECL void worker::resume_reading(connection& s) {
 
 // --- phases, deadlines, end
 
+SSE_DECL void worker::count_end(end_reason why) noexcept {
+    streaming_.fetch_sub(1, std::memory_order_relaxed);
+    ends_[static_cast<std::size_t>(why)].add(1);
+}
+
 SSE_DECL void worker::enter(connection& s, phase next) noexcept {
     if (!s.is_connected()) return; // whatever its coroutines still do
     assert(may_follow(s.phase_, next));
     if (next == phase::streaming) streaming_.fetch_add(1, std::memory_order_relaxed);
-    if (s.phase_ == phase::streaming) streaming_.fetch_sub(1, std::memory_order_relaxed);
+    if (s.phase_ == phase::streaming) count_end(s.why_);
     s.phase_ = next;
     refresh();
     s.stamp_ = now_;
@@ -9132,7 +9207,7 @@ SSE_DECL void worker::close(connection& s, end_reason why) {
         report_end(s, why);
     } catch (...) { report(std::current_exception()); } // out of memory: it ends anyway
     feed_.remove(s);
-    if (streamed) streaming_.fetch_sub(1, std::memory_order_relaxed);
+    if (streamed) count_end(why);
     try {
         if (hub_.options.hooks.log) log_end(s);
     } catch (...) { report(std::current_exception()); }
@@ -9238,6 +9313,17 @@ SSE_DECL void worker::list(std::shared_ptr<listing> all) {
         {
             const std::lock_guard lock(all->mutex);
             std::move(mine.begin(), mine.end(), std::back_inserter(all->streams));
+            all->answered[index_] = true;
+        }
+        hub_.room.notify();
+    });
+}
+
+SSE_DECL void worker::measure(std::shared_ptr<listing> all) {
+    asio::post(io_, [this, all] {
+        {
+            const std::lock_guard lock(all->mutex);
+            feed_.measure(all->sum);
             all->answered[index_] = true;
         }
         hub_.room.notify();
@@ -10418,6 +10504,10 @@ public:
     }
     bus& engine() noexcept { return *engine_; }
     std::string state() const; ///< For the health check.
+    std::optional<bool> is_up() const {
+        const std::lock_guard lock(mutex_);
+        return up_;
+    }
 
 private:
     SSE_DECL void epoch(std::string_view name, std::uint64_t after, gap_reason why) override;
@@ -12114,7 +12204,8 @@ SSE_DECL void server::revoke_if(std::function<bool(const stream_info&)> which) {
     for (auto& w : hub_->workers) w->revoke_if(which);
 }
 
-SSE_DECL std::shared_ptr<detail::listing> server::ask_all() const {
+SSE_DECL std::shared_ptr<detail::listing>
+server::ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>)) const {
     auto all = std::make_shared<detail::listing>();
     all->answered.resize(hub_->workers.size());
     const std::lock_guard lock(hub_->life->state);
@@ -12122,7 +12213,7 @@ SSE_DECL std::shared_ptr<detail::listing> server::ask_all() const {
         all->answered.flip();
         return all;
     }
-    for (auto& w : hub_->workers) w->list(all);
+    for (auto& w : hub_->workers) (w.get()->*what)(all);
     return all;
 }
 
@@ -12136,7 +12227,7 @@ SSE_DECL bool server::all_answered(const detail::hub& hub, detail::listing& all)
 
 SSE_DECL std::vector<stream_info> server::streams() const {
     check_thread("sse::server::streams");
-    const auto all = ask_all();
+    const auto all = ask_all(&detail::worker::list);
     while (!hub_->room.wait_until(std::chrono::steady_clock::now() + std::chrono::seconds(1),
                                   [&] { return all_answered(*hub_, *all); })) {}
     const std::lock_guard lock(all->mutex);
@@ -12144,7 +12235,7 @@ SSE_DECL std::vector<stream_info> server::streams() const {
 }
 
 SSE_DECL asio::awaitable<std::vector<stream_info>> server::async_streams() const {
-    return wait_for(hub_, ask_all());
+    return wait_for(hub_, ask_all(&detail::worker::list));
 }
 
 SSE_DECL asio::awaitable<std::vector<stream_info>>
@@ -12156,6 +12247,145 @@ server::wait_for(std::shared_ptr<detail::hub> hub, std::shared_ptr<detail::listi
 }
 
 SSE_DECL sse::counters server::counters() const { return hub_->count(); }
+
+SSE_DECL asio::awaitable<measurements> server::async_measure() const {
+    return measure(hub_, ask_all(&detail::worker::measure));
+}
+
+SSE_DECL asio::awaitable<measurements> server::measure(std::shared_ptr<detail::hub> hub,
+                                                       std::shared_ptr<detail::listing> all) {
+    co_await wait_for(hub, all);
+    measurements sum = all->sum;
+    sum.counters = hub->count();
+    sum.workers = hub->workers.size();
+    sum.ring_capacity = hub->ring.capacity();
+    sum.ring_used = hub->ring.used();
+    if (hub->relay) sum.bus_up = hub->relay->is_up();
+    co_return sum;
+}
+
+#endif // SSE_BODIES
+
+// >>metrics ///////////////////////////////////////////////////////////////////////////////////////
+// Measurements as text: the formats of Prometheus and of OpenMetrics. Needs >>server, >>facade.
+// Tests: tests/metrics.cpp
+
+#if defined(SSE_BODIES)
+
+namespace detail {
+
+/// Writes families of metrics. In OpenMetrics a counter's family has its name without `_total`.
+class metrics_text {
+public:
+    explicit metrics_text(bool open) : open_(open) {}
+
+    void gauge(std::string_view name, std::string_view help, std::uint64_t value) {
+        family(name, "gauge", help);
+        sample(name, "", value);
+    }
+    void counter(std::string_view name, std::string_view help, std::uint64_t value) {
+        counters(name, help);
+        add(name, "", value);
+    }
+    /// The samples follow.
+    void counters(std::string_view name, std::string_view help) {
+        family(open_ ? std::string(name) : std::string(name) + "_total", "counter", help);
+    }
+    void add(std::string_view name, std::string_view labels, std::uint64_t value) {
+        sample(std::string(name) + "_total", labels, value);
+    }
+    void info(std::string_view name, std::string_view help, std::string_view labels) {
+        const std::string full = std::string(name) + "_info";
+        open_ ? family(name, "info", help) : family(full, "gauge", help);
+        sample(full, labels, 1);
+    }
+    /// Of values that are now, not of all that ever were: what OpenMetrics has a type for.
+    void distribution(std::string_view name, std::string_view help, const measurements& m) {
+        family(name, open_ ? "gaugehistogram" : "histogram", help);
+        std::uint64_t count = 0;
+        for (std::size_t i = 0; i < m.lag.size(); ++i) {
+            count += m.lag[i];
+            const bool is_last = i == m.lag_bounds.size();
+            std::string bound = is_last ? "+Inf" : std::to_string(m.lag_bounds[i]);
+            if (open_ && !is_last) bound += ".0"; // a number there, not a text
+            sample(std::string(name) + "_bucket", "le=\"" + bound + "\"", count);
+        }
+        sample(std::string(name) + (open_ ? "_gsum" : "_sum"), "", m.lag_sum);
+        sample(std::string(name) + (open_ ? "_gcount" : "_count"), "", count);
+    }
+    std::string take() {
+        if (open_) text_ += "# EOF\n";
+        return std::move(text_);
+    }
+
+private:
+    void family(std::string_view name, std::string_view type, std::string_view help) {
+        text_.append("# HELP ").append(name).append(" ").append(help).append("\n# TYPE ");
+        text_.append(name).append(" ").append(type).append("\n");
+    }
+    void sample(std::string_view name, std::string_view labels, std::uint64_t value) {
+        text_.append(name);
+        if (!labels.empty()) text_.append("{").append(labels).append("}");
+        text_.append(" ").append(std::to_string(value)).append("\n");
+    }
+
+    const bool open_;
+    std::string text_;
+};
+
+SSE_DECL std::string format_metrics(const measurements& m, bool open) {
+    metrics_text out(open);
+    const sse::counters& c = m.counters;
+    out.info("sse_build", "The version of sse.hpp.", "version=\"" SSE_VERSION_STRING "\"");
+    out.gauge("sse_workers", "Threads that serve clients.", m.workers);
+    out.gauge("sse_connections", "Open connections.", c.connections);
+    out.gauge("sse_streams", "Open event streams.", c.streams);
+    out.counter("sse_connections_accepted", "Connections accepted.", c.accepted);
+    out.counter("sse_requests_refused",
+                "Requests refused, or connections closed at once, by a limit.", c.refused);
+    out.counter("sse_accept_failures", "Times that accepting paused: file descriptors ran out.",
+                c.accept_failures);
+    out.counters("sse_streams_ended", "Streams that have ended, by reason.");
+    for (std::size_t i = 0; i < end_reasons; ++i) {
+        std::string reason(to_string(static_cast<end_reason>(i)));
+        std::replace(reason.begin(), reason.end(), ' ', '_');
+        out.add("sse_streams_ended", "reason=\"" + reason + "\"", c.ended[i]);
+    }
+    out.counter("sse_messages_published", "Messages published.", c.published);
+    out.counter("sse_publish_no_room", "Attempts to publish for which the ring had no room.",
+                c.no_room);
+    out.counter("sse_messages_delivered", "Messages fully written to a client.", c.delivered);
+    out.counter("sse_sent_bytes", "Bytes written to clients, in all kinds of response.", c.bytes);
+    out.counter("sse_gaps", "Gaps reported to clients.", c.gaps);
+    out.counter("sse_messages_conflated", "Messages skipped for a newer one with the same key.",
+                c.conflated);
+    out.distribution("sse_stream_lag_messages",
+                     "Open streams by how many messages they are behind.", m);
+    out.gauge("sse_history_messages", "Messages kept for clients that come back.",
+              m.history_messages);
+    out.gauge("sse_history_bytes", "Bytes of these messages.", m.history_bytes);
+    out.gauge("sse_ring_capacity_messages", "Places between publishers and workers.",
+              m.ring_capacity);
+    out.gauge("sse_ring_used_messages", "Places that wait for the slowest worker.", m.ring_used);
+    if (m.bus_up) out.gauge("sse_bus_up", "Whether the bus can be reached.", *m.bus_up ? 1 : 0);
+    return out.take();
+}
+
+SSE_DECL asio::awaitable<void> respond_metrics(stream& s, const server& of) {
+    const auto accepted = s.request().header("Accept").value_or("");
+    const bool open = accepted.find("application/openmetrics-text") != std::string_view::npos;
+    const std::string text = format_metrics(co_await of.async_measure(), open);
+    co_await s.respond(200,
+                       open ? "application/openmetrics-text; version=1.0.0; charset=utf-8"
+                            : "text/plain; version=0.0.4; charset=utf-8",
+                       text);
+}
+
+} // namespace detail
+
+SSE_DECL handler metrics(const server& of) {
+    return [&of](stream& s) { return detail::respond_metrics(s, of); };
+}
 
 #endif // SSE_BODIES
 
