@@ -4,6 +4,7 @@
 //   GET  /subscribe/<topic>    the events of a topic and of everything below it
 //   POST /publish/<topic>      publishes, for whoever knows the token
 //   GET  /health               built into the server
+//   GET  the path of --metrics for Prometheus
 //   GET  /hub/stats            the hub's own counters, once a second, as event `stats`; with
 //                              ?topic= also the events of that topic, which is what the page reads
 //
@@ -594,6 +595,7 @@ void check_paths(const settings& chosen) {
     };
     check("--prefix", chosen.options.prefix);
     if (!chosen.options.health.empty()) check("--health", chosen.options.health);
+    if (!chosen.metrics.empty()) check("--metrics", chosen.metrics);
 }
 
 std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
@@ -682,6 +684,13 @@ void run(sse::server& server, const settings& chosen, output& out) {
     });
     server.route("POST", "/publish/*",
                  [&](sse::stream& client) { return answer_publish(server, chosen.token, client); });
+    if (!chosen.metrics.empty()) {
+        try {
+            server.route("GET", chosen.metrics, sse::metrics(server));
+        } catch (const std::invalid_argument& wrong) {
+            throw usage_error("--metrics '" + chosen.metrics + "': " + wrong.what());
+        }
+    }
     server.group("/hub", {.authorize = chosen.options.hooks.authorize})
         .route("GET", "/stats", [&server, node = name_of(chosen)](sse::stream& client) {
             return send_stats(server, node, client);

@@ -40,6 +40,7 @@ struct settings {
     std::string token;                // empty: publishing over HTTP is off
     std::optional<sse::log_level> log_from = sse::log_level::warning; // empty: quiet
     std::string subscribe_token;                                      // empty: anyone may subscribe
+    std::string metrics;                                              // path; empty: none
     std::string name;               // of this node; empty: the host's
     std::string log_dir;            // at most one of these three is not empty
     std::vector<std::string> redis; // addresses
@@ -402,6 +403,8 @@ inline const std::vector<flag>& flags() {
          "path of the health endpoint, and with /ready of the readiness one; '' for none "
          "(/health)",
          [](settings& chosen, std::string_view value) { chosen.options.health = value; }, "health"},
+        {"metrics", "PATH", "path of the metrics, for Prometheus, such as /metrics (none)",
+         [](settings& chosen, std::string_view value) { chosen.metrics = value; }},
         {"log", "LEVEL",
          "lowest level that is logged: debug, info, warning, error or off (warning)",
          [](settings& chosen, std::string_view value) {

@@ -235,6 +235,7 @@ TEST_SUITE("examples") {
                                  "--gap-event",
                                  "--lag",
                                  "--max-topics",
+                                 "--metrics",
                                  "--log-dir",
                                  "--redis",
                                  "--redis-keeps-all",
@@ -276,6 +277,7 @@ TEST_SUITE("examples") {
         check_refused("--redis 10.0.0.1:6379,,10.0.0.2:6379", "with commas between them");
         check_refused("--nats ''", "with commas between them");
         check_refused("--name 'a b'", "use 1 to 64 letters");
+        check_refused("--port 0 --metrics metrics", "--metrics 'metrics': ");
         check_refused("--redis-keeps-all", "give its address with --redis");
         check_refused("--log-dir x --redis 127.0.0.1:1",
                       "--log-dir and --redis exclude each other");
@@ -342,7 +344,7 @@ TEST_SUITE("examples") {
         for (const std::string flags :
              {"--health /subscribe", "--prefix /live --health /live", "--prefix /publish",
               "--prefix /publish/x", "--prefix /", "--health /", "--health /publish",
-              "--health /hub/stats", "--prefix /hub"}) {
+              "--health /hub/stats", "--prefix /hub", "--metrics /publish"}) {
             CAPTURE(flags);
             const auto [status, text] = run("timeout 5 " + hub + " --port 0 " + flags);
             CHECK(status == 2);

@@ -1,4 +1,5 @@
-// metrics.cpp - covers >>metrics: what a server measures, as its own handlers and Prometheus see it.
+// metrics.cpp - covers >>metrics: what a server measures, as its own handlers and Prometheus see
+// it.
 #include "support/handlers.hpp"
 #include "support/server.hpp"
 
@@ -72,9 +73,8 @@ std::map<std::string, double> scrape(std::uint16_t port, bool open = false) {
 
 TEST_CASE("metrics: both formats say the same of streams, messages and ends") {
     for (const std::size_t threads : {std::size_t{1}, std::size_t{3}}) {
-        running_server server(with_threads(threads), [](sse::server& s) {
-            s.route("GET", "/metrics", sse::metrics(s));
-        });
+        running_server server(with_threads(threads),
+                              [](sse::server& s) { s.route("GET", "/metrics", sse::metrics(s)); });
         event_client first(server.port(), "/subscribe/t");
         auto second = std::make_unique<event_client>(server.port(), "/subscribe/t");
         for (int i = 0; i < 10; ++i) server.publish("/t", {.data = "12345"});
@@ -113,9 +113,7 @@ TEST_CASE("metrics: both formats say the same of streams, messages and ends") {
 TEST_CASE("metrics: a client that reads nothing is in the buckets of those that are behind") {
     sse::options o = with_threads(1);
     o.limits.unsent_bytes = 0;
-    running_server server(o, [](sse::server& s) {
-        s.route("GET", "/metrics", sse::metrics(s));
-    });
+    running_server server(o, [](sse::server& s) { s.route("GET", "/metrics", sse::metrics(s)); });
     event_client steady(server.port(), "/subscribe/t");
     event_client slow(server.port(), "/subscribe/t", {}, {.receive_buffer = 4096});
     const std::string data(64 * 1024, 'x');

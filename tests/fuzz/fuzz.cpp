@@ -886,6 +886,7 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
         {"log-dir", text_rule([](const settings& s) { return s.log_dir; })},
         {"redis", text_rule([](const settings& s) { return with_commas(s.redis); })},
         {"nats", text_rule([](const settings& s) { return with_commas(s.nats); })},
+        {"metrics", text_rule([](const settings& s) { return s.metrics; })},
         {"name", text_rule([](const settings& s) { return s.name; })},
         {"publish-token", text_rule([](const settings& s) { return s.token; })},
         {"redis-keeps-all", switch_rule([](const settings& s) { return s.redis_keeps_all; })},
