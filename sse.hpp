@@ -6512,7 +6512,7 @@ inline bool feed::announce(receiver& r) {
         g = *std::exchange(r.cold_->pending, std::nullopt);
         if (g.reason == gap_reason::lapped) r.next_ = log_.end();
         if (g.to.empty()) {
-            g.to = ids_.id_at(g.reason == gap_reason::lapped ? r.next_ : lost.before);
+            g.to = lost.before > r.next_ ? ids_.id_at(lost.before) : id_of(r, r.next_);
             r.cold().reported_before = lost.before;
         }
     } else if (r.starts_in_past_ || lost.policy != lag_policy::disconnect) {
@@ -6882,8 +6882,12 @@ inline void feed::bring(receiver& r, std::string_view epoch, bool whole,
     const auto differs = [&](const receiver::unplaced& one) { return one.from.id_ != id; };
     rare.gave_up = !whole || replay.count > settings_.max_fetched ||
                    std::any_of(rare.starts.begin(), rare.starts.end(), differs);
-    // It has all of an epoch. Either that has yet to be read here, or it has long ended.
     const id_book::found known = ids_.find(id, 0);
+    if (!rare.gave_up && frames.empty() && known.what == id_book::state::ahead) {
+        rare.replay.reset(); // it has all that is in the bus, and goes on once that has come here
+        return place_waiting();
+    }
+    // It has all of an epoch. Either that has yet to be read here, or it has long ended.
     const bool may_come = frames.empty() && known.what == id_book::state::other_epoch;
     if (may_come) rare.gave_up = rare.gave_up || ++replay.empty_pages == max_empty_pages;
     if (may_come && !rare.gave_up) { return rest(r); }

@@ -493,6 +493,31 @@ TEST_CASE("a client that has an epoch which its new server has not read yet wait
     CHECK(next(at_b, 4) == "[rewound] 4 5 6");
 }
 
+TEST_CASE("an id that is not in the bus yet when its server learns the epoch waits as well") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = on(store);
+    const auto engine = std::static_pointer_cast<memory_bus>(o.bus);
+    running_server a(on(store)), b(o);
+    event_client at_a(a.port(), "/subscribe/t"), at_b(b.port(), "/subscribe/t");
+    publish(a, 1, 1);
+    CHECK(next(at_b, 1) == "1");
+    engine->stall(true);
+    engine->hold_reads();
+    store->lose(gap_reason::rewound);
+    publish(a, 2, 3);
+    CHECK(next(at_a, 4) == "1 [rewound] 2 3");
+    event_client moved(b.port(), "/subscribe/t", resuming("memory11-2"));
+    CHECK(eventually([&] { return engine->held() == 1; })); // its epoch is not known here
+    engine->stop_at(2);
+    engine->stall(false);
+    CHECK(next(at_b, 2) == "[rewound] 2"); // now it is
+    engine->let_reads_go();                // and nothing follows the id
+    engine->stop_at(100);
+    publish(a, 4, 4);
+    CHECK(next(at_b, 2) == "3 4");
+    CHECK(next(moved, 1) == "4");
+}
+
 TEST_CASE("an id that the bus has lost waits until its server has read what is left") {
     const auto store = std::make_shared<memory_store>();
     sse::options o = on(store);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -143,7 +144,11 @@ public:
                 p.records.push_back({e.number, e.time, e.bytes});
             }
         });
-        done(std::move(p));
+        const bool held = store_->with([&](memory_store::state&) {
+            if (holds_reads_) held_.emplace_back([=, p = std::move(p)] { done(p); });
+            return holds_reads_;
+        });
+        if (!held) done(std::move(p));
     }
 
     void detach() noexcept override {
@@ -156,6 +161,25 @@ public:
         store_->with([&](memory_store::state&) { stalled_ = on; });
     }
 
+    /// This server is told only so many of the entries.
+    void stop_at(std::size_t entry) {
+        store_->with([&](memory_store::state&) { stop_at_ = entry; });
+    }
+    /// What is read is held back, from now on, until it is let go.
+    void hold_reads() {
+        store_->with([&](memory_store::state&) { holds_reads_ = true; });
+    }
+    std::size_t held() {
+        return store_->with([&](memory_store::state&) { return held_.size(); });
+    }
+    void let_reads_go() {
+        std::vector<std::function<void()>> all;
+        store_->with([&](memory_store::state&) {
+            holds_reads_ = false;
+            all.swap(held_);
+        });
+        for (const auto& each : all) each();
+    }
     std::size_t reads() {
         return store_->with([&](memory_store::state&) { return reads_; });
     }
@@ -198,7 +222,7 @@ private:
             } else if (last < s.begin) {
                 last = s.begin;
                 tell([&, to = last] { sink_->hole(to); });
-            } else if (at < s.all.size()) {
+            } else if (at < std::min(s.all.size(), stop_at_)) {
                 const memory_store::entry e = s.all[at++];
                 if (e.is_mark()) {
                     last = e.after;
@@ -211,7 +235,7 @@ private:
                     if (e.number == 0) return sink_->passing(e.bytes);
                     sink_->message({e.number, e.time, e.bytes});
                 });
-            } else if (!ready) {
+            } else if (!ready && at == s.all.size()) {
                 ready = true;
                 tell([&] { sink_->ready(); });
             } else {
@@ -237,7 +261,10 @@ private:
     history kept_;
     std::thread reader_;
     bool stalled_ = false; // these under the mutex of the store
+    std::size_t stop_at_ = ~std::size_t{0};
     std::size_t reads_ = 0;
+    bool holds_reads_ = false;
+    std::vector<std::function<void()>> held_;
     bool ended_ = false;
 };
 
