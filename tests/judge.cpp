@@ -17,17 +17,23 @@
 // redis-promoted   a replica that lacks the last messages is promoted, and the master killed
 // nats             a nats-server with files, which is killed and frozen
 // nats-cluster     three of them; the one that leads the stream is killed or frozen
+//
+// To compare, the servers of others under the same storm, by hand and from the project's folder:
+//
+// nchan            three nginx with nchan, and a redis-server with appendfsync always
+// centrifuge       three servers with Debian's library of Centrifugo, and the same redis-server
 #include "support/crowd.hpp"
 
 #include "sse.hpp"
 
 #if defined(SSE_ENABLE_REDIS)
+#include "support/peers.hpp"
 #include "support/redis_server.hpp"
 #endif
 #if defined(SSE_ENABLE_NATS)
 #include "support/nats_server.hpp"
-#include "support/setting.hpp"
 #endif
+#include "support/setting.hpp"
 
 #include <filesystem>
 #include <functional>
@@ -90,8 +96,8 @@ private:
 
 /// What a node is started with, as its arguments.
 struct node_settings {
-    std::string engine;    ///< file, redis, redis-that-keeps-all or nats
-    std::string addresses; ///< A folder, or where the servers are, separated by commas.
+    std::string engine;    ///< file, redis, redis-that-keeps-all, nats, or the server of another
+    std::string addresses; ///< Folders, or where the servers are, separated by commas.
     std::uint16_t port = 0;
     std::uint32_t publisher = 1; ///< The first number of its publishers.
     std::uint32_t publishers = 3;
@@ -154,11 +160,12 @@ std::shared_ptr<sse::bus> bus_for(const node_settings& asked) {
     throw std::invalid_argument("there is no engine " + asked.engine);
 }
 
+/// Publishes, and tells what was acknowledged.
 class node {
 public:
-    explicit node(node_settings asked) : asked_(std::move(asked)), server_(options()) {
-        server_.start("127.0.0.1:" + std::to_string(asked_.port));
-    }
+    virtual ~node() = default;
+    node(const node&) = delete;
+    node& operator=(const node&) = delete;
 
     /// Until the judge has gone, or says so: g(o) and publish, q(uiet), e(nd): publish the last
     /// message, s(top).
@@ -169,8 +176,83 @@ public:
             if (command == 'e') publish_last();
         }
         quiet();
-        server_.stop();
-        server_.join();
+        stop();
+    }
+
+protected:
+    struct outcome {
+        std::uint64_t number = 0; ///< 0: it was not acknowledged.
+        bool is_refused = false;  ///< Then it is not published either.
+    };
+
+    /// Those that run ahead publish some without waiting for their end, so that several are on
+    /// their way at once. Nothing is known of these, but that their order must be right.
+    node(node_settings asked, bool runs_ahead) : asked_(std::move(asked)), ahead_(runs_ahead) {}
+
+    const node_settings& asked() const { return asked_; }
+
+private:
+    virtual outcome attempt(std::uint32_t publisher, const std::string& topic,
+                            const std::string& data, bool wait) = 0;
+    virtual void stop() = 0;
+
+    void go() {
+        is_quiet_ = false;
+        for (std::uint32_t i = 0; i < asked_.publishers; ++i)
+            threads_.emplace_back([this, i] { publish_all(asked_.publisher + i); });
+    }
+    void quiet() {
+        is_quiet_ = true;
+        for (std::thread& each : threads_) each.join();
+        threads_.clear();
+    }
+
+    void publish_all(std::uint32_t publisher) {
+        const std::chrono::nanoseconds pause =
+            std::chrono::nanoseconds(1s) * asked_.publishers / asked_.messages_per_second;
+        clock::time_point next = clock::now();
+        for (std::uint32_t count = 1; !is_quiet_; ++count) {
+            const bool in_a_row = ahead_ && count % 16 > 8;
+            publish(publisher, count, !in_a_row);
+            next += pause;
+            if (next < clock::now() - 100ms) next = clock::now();
+            if (!in_a_row) std::this_thread::sleep_until(next);
+        }
+    }
+    /// Whether it was acknowledged.
+    bool publish(std::uint32_t publisher, std::uint32_t count, bool wait) {
+        const std::string topic = "/j/" + std::to_string(count % topic_count);
+        const std::string data = std::to_string(publisher) + " " + std::to_string(count) +
+                                 " and something else, so that it has some length";
+        const outcome o = attempt(publisher, topic, data, wait);
+        if (o.is_refused || o.number != 0) tell(publisher, count, o.number);
+        return o.number != 0;
+    }
+    static void tell(std::uint32_t publisher, std::uint32_t count, std::uint64_t number) {
+        using kind = receipt::kind;
+        const receipt one{number != 0 ? kind::acknowledged : kind::refused, publisher, count, 0,
+                          number};
+        if (::write(STDOUT_FILENO, &one, sizeof one) != sizeof one) std::_Exit(3);
+    }
+    /// Each attempt has a number of its own: one that seemed to fail may be published too. So have
+    /// those of a node that is started later.
+    void publish_last() {
+        const auto end = clock::now() + 30s;
+        while (clock::now() < end && !publish(0, asked_.publisher * 100 + ++attempts_, true))
+            std::this_thread::sleep_for(10ms);
+    }
+
+    const node_settings asked_;
+    const bool ahead_;
+    std::atomic<bool> is_quiet_{true};
+    std::uint32_t attempts_ = 0;
+    std::vector<std::thread> threads_;
+};
+
+class own_node final : public node {
+public:
+    explicit own_node(node_settings asked) : node(std::move(asked), true), server_(options()) {
+        server_.start("127.0.0.1:" + std::to_string(this->asked().port));
     }
 
 private:
@@ -186,71 +268,73 @@ private:
             std::fprintf(stderr, "%.*s: %.*s\n", static_cast<int>(e.what.size()), e.what.data(),
                          static_cast<int>(e.detail.size()), e.detail.data());
         };
-        o.bus = bus_for(asked_);
+        o.bus = bus_for(asked());
         return o;
     }
 
-    void go() {
-        is_quiet_ = false;
-        for (std::uint32_t i = 0; i < asked_.publishers; ++i)
-            threads_.emplace_back([this, i] { publish_all(asked_.publisher + i); });
-    }
-    void quiet() {
-        is_quiet_ = true;
-        for (std::thread& each : threads_) each.join();
-        threads_.clear();
-    }
-
-    /// Some are published without waiting for their end, so that several are on their way at once.
-    /// Nothing is known of these, but that their order must be right.
-    void publish_all(std::uint32_t publisher) {
-        const std::chrono::nanoseconds pause =
-            std::chrono::nanoseconds(1s) * asked_.publishers / asked_.messages_per_second;
-        clock::time_point next = clock::now();
-        for (std::uint32_t count = 1; !is_quiet_; ++count) {
-            const bool in_a_row = count % 16 > 8;
-            publish(publisher, count, !in_a_row);
-            next += pause;
-            if (next < clock::now() - 100ms) next = clock::now();
-            if (!in_a_row) std::this_thread::sleep_until(next);
-        }
-    }
-    std::error_code publish(std::uint32_t publisher, std::uint32_t count, bool wait) {
-        const std::string topic = "/j/" + std::to_string(count % topic_count);
-        const bool is_for_all = publisher == 0;
-        const std::string data = std::to_string(publisher) + " " + std::to_string(count) +
-                                 " and something else, so that it has some length";
+    outcome attempt(std::uint32_t publisher, const std::string& topic, const std::string& data,
+                    bool wait) override {
         const sse::message m{.data = data};
         std::error_code failed;
         std::uint64_t number = 0;
         try {
             if (wait)
-                number = is_for_all ? server_.broadcast(m) : server_.publish(topic, m);
+                number = publisher == 0 ? server_.broadcast(m) : server_.publish(topic, m);
             else
                 failed = server_.try_publish(topic, m);
         } catch (const std::system_error& e) { failed = e.code(); }
-        if (failed && failed != sse::errc::bus_timeout) tell(publisher, count, 0);
-        if (!failed && wait) tell(publisher, count, number);
-        return failed;
+        return {number, failed && failed != sse::errc::bus_timeout};
     }
-    static void tell(std::uint32_t publisher, std::uint32_t count, std::uint64_t number) {
-        using kind = receipt::kind;
-        const receipt one{number != 0 ? kind::acknowledged : kind::refused, publisher, count, 0,
-                          number};
-        if (::write(STDOUT_FILENO, &one, sizeof one) != sizeof one) std::_Exit(3);
-    }
-    /// Each attempt has a number of its own: one that seemed to fail may be published too.
-    void publish_last() {
-        const auto end = clock::now() + 30s;
-        while (clock::now() < end && publish(0, ++attempts_, true)) {}
+    void stop() override {
+        server_.stop();
+        server_.join();
     }
 
-    const node_settings asked_;
     sse::server server_;
-    std::atomic<bool> is_quiet_{true};
-    std::uint32_t attempts_ = 0;
-    std::vector<std::thread> threads_;
 };
+
+#if defined(SSE_ENABLE_REDIS)
+
+/// The server of another, which is a child of this process and of its group.
+class peer_node final : public node {
+public:
+    peer_node(node_settings asked, const peer& kind)
+        : node(std::move(asked), false), server_(kind.command(place())) {
+        ::prctl(PR_SET_PDEATHSIG, 0); // rather stop it, once the judge says nothing more
+        for (std::uint32_t i = 0; i <= this->asked().publishers; ++i)
+            publishers_.emplace_back(this->asked().port);
+    }
+
+private:
+    peer_place place() const {
+        const std::vector<std::string> parts = parts_of(asked().addresses);
+        return {asked().port, parts.at(0), parts.at(1)};
+    }
+    outcome attempt(std::uint32_t publisher, const std::string&, const std::string& data,
+                    bool) override {
+        const std::size_t own = publisher == 0 ? 0 : publisher - asked().publisher + 1;
+        const peer_publisher::outcome o = publishers_[own].publish(data, 2s);
+        return {o == peer_publisher::outcome::acknowledged ? 1u : 0u,
+                o == peer_publisher::outcome::refused};
+    }
+    void stop() override {
+        server_.signal(SIGTERM);
+        server_.wait_for_exit(10s);
+    }
+
+    process server_;
+    std::vector<peer_publisher> publishers_; // the first publishes the last message
+};
+
+#endif
+
+std::unique_ptr<node> node_for(const node_settings& asked) {
+#if defined(SSE_ENABLE_REDIS)
+    if (const peer* const kind = find_peer(asked.engine))
+        return std::make_unique<peer_node>(asked, *kind);
+#endif
+    return std::make_unique<own_node>(asked);
+}
 
 // ---- the nodes, as the judge has them -----------------------------------------------------------
 
@@ -274,12 +358,14 @@ public:
         pid_ = ::fork();
         if (pid_ < 0) throw_errno("fork");
         if (pid_ == 0) {
+            ::setpgid(0, 0);
             ::prctl(PR_SET_PDEATHSIG, SIGKILL);
             const int log = ::open(log_.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
             if (::dup2(in[0], 0) < 0 || ::dup2(out[1], 1) < 0 || ::dup2(log, 2) < 0) ::_exit(126);
             ::execv("/proc/self/exe", raw.data());
             ::_exit(127);
         }
+        ::setpgid(pid_, pid_); // whichever is first: what it starts is harmed with it
         ::close(in[0]);
         ::close(out[1]);
         to_ = descriptor(in[1]);
@@ -293,12 +379,12 @@ public:
     bool is_running() const { return pid_ > 0; }
     std::uint16_t port() const { return asked_.port; }
     const std::string& log() const { return log_; }
-    void freeze() { ::kill(pid_, SIGSTOP), frozen_ = true; }
-    void thaw() { ::kill(pid_, SIGCONT), frozen_ = false; }
+    void freeze() { ::kill(-pid_, SIGSTOP), frozen_ = true; }
+    void thaw() { ::kill(-pid_, SIGCONT), frozen_ = false; }
     bool is_frozen() const { return frozen_; }
     void kill() {
         if (pid_ <= 0) return;
-        ::kill(pid_, SIGKILL);
+        ::kill(-pid_, SIGKILL);
         ::waitpid(pid_, nullptr, 0);
         pid_ = -1;
         frozen_ = false;
@@ -350,6 +436,7 @@ public:
     virtual std::string addresses() const = 0;
     virtual std::size_t nodes() const { return 3; }
     virtual bool may_lose() const { return false; }
+    virtual bool is_peer() const { return false; }
     /// Nothing by default: then it is the nodes that are harmed.
     virtual bool harm(const pass&, const dice&) { return false; }
 };
@@ -396,6 +483,24 @@ public:
 private:
     std::string fsync_;
     redis_server server_;
+};
+
+/// The servers of others, with a Redis that loses nothing.
+class peer_target final : public target {
+public:
+    explicit peer_target(const peer& kind) : kind_(kind) { kind_.build(folder_ / ""); }
+    std::string engine() const override { return kind_.name; }
+    std::string addresses() const override { return server_.address() + "," + (folder_ / ""); }
+    bool is_peer() const override { return true; }
+    bool harm(const pass& pass_, const dice& dice_) override {
+        kill_or_freeze(server_, pass_, dice_);
+        return true;
+    }
+
+private:
+    const peer& kind_;
+    temporary_folder folder_;
+    redis_server server_{{"--appendonly", "yes", "--appendfsync", "always"}};
 };
 
 /// Two of them, one the replica of the other. There is never more than one master.
@@ -508,6 +613,14 @@ std::unique_ptr<target> target_of(const std::string& name) {
         throw what_is_missing("there is no libhiredis-dev");
 #endif
     }
+#if defined(SSE_ENABLE_REDIS)
+    if (const peer* const kind = find_peer(name)) {
+        const std::string missing = kind->what_is_missing();
+        if (!missing.empty()) throw what_is_missing(missing);
+        if (!redis_server::is_installed()) throw what_is_missing("there is no redis-server");
+        return std::make_unique<peer_target>(*kind);
+    }
+#endif
     if (name.starts_with("nats")) {
 #if defined(SSE_ENABLE_NATS)
         if (find_nats_server().empty()) throw what_is_missing("there is no nats-server");
@@ -546,8 +659,11 @@ public:
                     static_cast<unsigned long long>(asked_.seed));
         std::fflush(stdout);
         for (node_process& each : nodes_) start(each);
+        if (bus_->is_peer()) nodes_[0].say('e'); // there is no id without a message
         crowd_.emplace(crowd::settings{.clients = asked_.clients,
                                        .ports = ports_,
+                                       .path = bus_->is_peer() ? "/subscribe" : "/subscribe/j",
+                                       .reads_ids = !bus_->is_peer(),
                                        .gaps_are_allowed = bus_->may_lose(),
                                        .may_be_stored_twice = bus_->engine() != "file",
                                        .seed = asked_.seed});
@@ -688,12 +804,13 @@ private:
             },
             "see all nodes again");
         for (const node_process& each : nodes_) each.say('q');
+        const std::size_t before = receipts_.size();
         nodes_[0].say('e');
         const auto last = [&] {
             std::uint32_t count = 0;
-            for (const receipt& each : receipts_)
-                if (each.publisher == 0 && each.what == receipt::kind::acknowledged)
-                    count = each.count;
+            for (std::size_t i = before; i < receipts_.size(); ++i)
+                if (receipts_[i].publisher == 0 && receipts_[i].what == receipt::kind::acknowledged)
+                    count = receipts_[i].count;
             return count;
         };
         if (!pass_until([&] { return last() != 0; }, "get a last message, it cannot be published"))
@@ -731,7 +848,10 @@ private:
         row("missing, and told", with_commas(sum.told_missing));
         row("confirmed with the number of a copy", with_commas(sum.copies));
         row("again, after the bus had lost it", with_commas(sum.again));
-        row("lost", with_commas(sum.of(wrong::lost)));
+        row("lost",
+            with_commas(sum.of(wrong::lost)) +
+                (sum.messages_lost == 0 ? ""
+                                        : ", of " + with_commas(sum.messages_lost) + " messages"));
         row("doubled", with_commas(sum.of(wrong::doubled)));
         row("out of order", with_commas(sum.of(wrong::order)));
         row("ids of two messages", with_commas(sum.of(wrong::ids)));
@@ -792,7 +912,7 @@ int main(int argc, char** argv) {
     try {
         ::signal(SIGPIPE, SIG_IGN);
         if (argc == 8 && std::string_view(argv[1]) == "node") {
-            judge_test::node(judge_test::node_settings::of(argv + 2)).run();
+            judge_test::node_for(judge_test::node_settings::of(argv + 2))->run();
             return 0;
         }
         std::vector<std::string> names(argv + 1, argv + argc);

@@ -2,7 +2,8 @@
 //
 // Publishers number their messages themselves: "<publisher> <count>" at the beginning of the data.
 // So what is lost, doubled or out of order is found twice: by ids, from what the others got between
-// two ids, and without them, from counts that are missing although they were acknowledged.
+// two ids, and without them, from counts that are missing although they were acknowledged. Of other
+// servers the ids are not read, and the counts alone decide.
 // Linux (epoll). Shares no code with sse.hpp.
 #pragma once
 
@@ -52,6 +53,9 @@ public:
     struct settings {
         std::size_t clients = 300;
         std::vector<std::uint16_t> ports; ///< Of the nodes.
+        std::string path = "/subscribe/j";
+        /// Otherwise they are given back as they came, and all clients follow all messages.
+        bool reads_ids = true;
         bool gaps_are_allowed = false;
         /// What was sent again, since its reply was lost. Then publish() returns the second number,
         /// and clients may have got the first.
@@ -64,6 +68,7 @@ public:
         std::uint64_t deliveries = 0, connections = 0, refused = 0, told_missing = 0;
         std::uint64_t copies = 0; ///< publish() returned the number of a copy.
         std::uint64_t again = 0;  ///< Received again after a gap `rewound`: the bus lost the first.
+        std::uint64_t messages_lost = 0;           ///< To one client or more, though acknowledged.
         std::map<std::string, std::uint64_t> gaps; // by reason
         std::array<std::uint64_t, static_cast<std::size_t>(wrong::count)> faults{};
 
@@ -83,7 +88,8 @@ public:
             client& c = clients_[i];
             c.number = i;
             c.node = i % asked_.ports.size();
-            if (i % 5 == 0) c.topic = static_cast<std::uint32_t>(i / 5 % topic_count);
+            if (asked_.reads_ids && i % 5 == 0)
+                c.topic = static_cast<std::uint32_t>(i / 5 % topic_count);
         }
         thread_ = std::thread([this] { run(); });
     }
@@ -136,11 +142,13 @@ public:
                 acknowledged[r.publisher][r.count] = r.number;
         }
         for (const hole& h : holes_) check_hole(h, acknowledged[h.publisher]);
+        for (const disorder& d : disorders_) check_disorder(d, acknowledged[d.publisher]);
         for (client& c : clients_) {
             for (const auto& [publisher, all] : acknowledged) check_end(c, publisher, all);
             check_late(c);
         }
         sum_.deliveries = deliveries_;
+        sum_.messages_lost = lost_.size();
         return sum_;
     }
 
@@ -175,6 +183,10 @@ private:
         std::size_t client;
         std::uint32_t publisher, from, to;
         std::string where;
+    };
+    struct disorder {
+        std::size_t client;
+        std::uint32_t publisher, count, after;
     };
 
     enum class state : std::uint8_t { away, connecting, head, open };
@@ -273,6 +285,7 @@ private:
         ++c.gaps;
         if (word_of(e.data, "reason") == "rewound")
             for (trace& t : c.traces) t.rewound = t.last;
+        if (!asked_.reads_ids) return;
         if (!asked_.gaps_are_allowed) wrong_at(c, wrong::gaps, "was told " + e.data);
         const auto from = place_of(word_of(e.data, "from")), to = place_of(word_of(e.data, "to"));
         if (!to || e.id != word_of(e.data, "to")) {
@@ -305,14 +318,15 @@ private:
         auto parsed = std::from_chars(e.data.data(), end, publisher);
         if (parsed.ec == std::errc() && parsed.ptr != end)
             parsed = std::from_chars(parsed.ptr + 1, end, count);
-        const auto at = place_of(e.id);
+        const auto at = asked_.reads_ids ? place_of(e.id) : place{};
         if (parsed.ec != std::errc() || count == 0 || !at) {
             wrong_at(c, wrong::other, "got what nobody published: " + e.data + ", id " + e.id);
             return;
         }
         if (!is_for(c, publisher, count))
             wrong_at(c, wrong::other, "got " + e.data + " of another topic");
-        if (take(c, publisher, count)) {
+        if (!asked_.reads_ids && c.traces.empty()) ++positioned_;
+        if (take(c, publisher, count) && asked_.reads_ids) {
             move(c, *at, true);
             enter_in_books(c, *at, publisher, count);
         }
@@ -365,6 +379,10 @@ private:
             return false;
         }
         t.seen[count] = true;
+        if (count < t.last && !asked_.reads_ids) { // right if its publisher had given it up
+            disorders_.push_back({c.number, publisher, count, t.last});
+            return true;
+        }
         if (count < t.last) {
             wrong_at(c, wrong::order, "got " + name + " after " + std::to_string(t.last));
             return true;
@@ -385,6 +403,7 @@ private:
              it != acknowledged.end() && it->first <= h.to; ++it) {
             if (!is_for(c, h.publisher, it->first) || c.traces[h.publisher].seen[it->first])
                 continue;
+            lost_.emplace(h.publisher, it->first);
             wrong_at(c, wrong::lost,
                      "never got the acknowledged " + std::to_string(h.publisher) + " " +
                          std::to_string(it->first) + ": not " + h.where);
@@ -395,12 +414,21 @@ private:
         if (c.traces.size() <= publisher) c.traces.resize(publisher + 1);
         const trace& t = c.traces[publisher];
         if (t.gaps != c.gaps) return; // told, at the latest then
-        for (auto it = acknowledged.upper_bound(t.last); it != acknowledged.end(); ++it)
-            if (is_for(c, publisher, it->first))
-                wrong_at(c, wrong::lost,
-                         "never got the acknowledged " + std::to_string(publisher) + " " +
-                             std::to_string(it->first) + ": the last of this publisher was " +
-                             std::to_string(t.last));
+        for (auto it = acknowledged.upper_bound(t.last); it != acknowledged.end(); ++it) {
+            if (!is_for(c, publisher, it->first)) continue;
+            lost_.emplace(publisher, it->first);
+            wrong_at(c, wrong::lost,
+                     "never got the acknowledged " + std::to_string(publisher) + " " +
+                         std::to_string(it->first) + ": the last of this publisher was " +
+                         std::to_string(t.last));
+        }
+    }
+    void check_disorder(const disorder& d,
+                        const std::map<std::uint32_t, std::uint64_t>& acknowledged) {
+        if (!acknowledged.contains(d.count)) return;
+        wrong_at(clients_[d.client], wrong::order,
+                 "got " + std::to_string(d.publisher) + " " + std::to_string(d.count) + " after " +
+                     std::to_string(d.after));
     }
     void check_refused(const receipt& r) {
         const place* const p = find(r);
@@ -566,7 +594,7 @@ private:
         }
     }
     void send_request(client& c) {
-        std::string request = "GET /subscribe/j";
+        std::string request = "GET " + asked_.path;
         if (c.topic) request += "/" + std::to_string(*c.topic);
         request += " HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n";
         if (!c.id.empty()) request += "Last-Event-ID: " + c.id + "\r\n";
@@ -593,7 +621,7 @@ private:
             c.head += rest;
             const std::size_t end = c.head.find("\r\n\r\n");
             if (end == c.head.npos) return;
-            if (!c.head.starts_with("HTTP/1.1 200")) {
+            if (!c.head.starts_with("HTTP/1.1 200") && !c.head.starts_with("HTTP/1.0 200")) {
                 const std::string line = c.head.substr(0, c.head.find('\r'));
                 leave(c, line.c_str(), 50ms);
                 return;
@@ -613,7 +641,7 @@ private:
             note(c, (e.type == "message" ? "" : e.type + " ") + e.data + ", id " + e.id);
             if (e.type == "gap")
                 on_gap(c, e);
-            else
+            else if (asked_.reads_ids || e.type == "message")
                 on_message(c, e);
             c.id = e.id;
         }
@@ -621,9 +649,9 @@ private:
         const std::string& id = c.decoder.last_event_id();
         if (id.empty() || id == c.id) return;
         note(c, "id " + id);
-        if (const auto at = place_of(id))
+        if (const auto at = asked_.reads_ids ? place_of(id) : std::nullopt)
             move(c, *at, false);
-        else
+        else if (asked_.reads_ids)
             wrong_at(c, wrong::other, "got the id " + id);
         c.id = id;
     }
@@ -636,6 +664,8 @@ private:
     std::deque<era> eras_;
     std::map<std::uint32_t, std::vector<place>> places_; // by publisher and count
     std::vector<hole> holes_;
+    std::vector<disorder> disorders_;
+    std::set<std::pair<std::uint32_t, std::uint32_t>> lost_; // publishers and counts
     totals sum_;
     std::mutex telling_;
     std::atomic<std::size_t> positioned_{0}, arrived_{0};
