@@ -7,14 +7,15 @@
 // `judge node ...`. It publishes too, and tells by a pipe what was acknowledged. The clients and
 // the books are in support/crowd.hpp. At the end the storm rests: all come back, a last message is
 // published, and every client must get it; what it did not get before that is lost, unless a gap
-// told it. Where nothing is lost durably (all but redis-promoted and redis-everysec), no client may
-// be told a gap at all. In those two, a message may come again after the gap that tells of its
+// told it. Where nothing is lost durably (all but redis-promoted, -everysec and -cut), no client
+// may be told a gap at all. In those, a message may come again after the gap that tells of its
 // loss.
 //
 // file             one node with a log in files, which is killed
 // redis            three nodes; a redis-server with appendfsync always, which is killed and frozen
 // redis-everysec   the same with appendfsync everysec
 // redis-promoted   a replica that lacks the last messages is promoted, and the master killed
+// redis-cut        appendfsync everysec, and a file whose end is gone after each kill, by hand
 // nats             a nats-server with files, which is killed and frozen
 // nats-cluster     three of them; the one that leads the stream is killed or frozen
 //
@@ -22,6 +23,7 @@
 //
 // nchan            three nginx with nchan, and a redis-server with appendfsync always
 // centrifuge       three servers with Debian's library of Centrifugo, and the same redis-server
+// nchan-cut, centrifuge-cut    the same with the Redis of redis-cut
 #include "support/crowd.hpp"
 
 #include "sse.hpp"
@@ -468,39 +470,49 @@ void kill_or_freeze(Server& server, const target::pass& pass, const target::dice
 
 #if defined(SSE_ENABLE_REDIS)
 
+/// What a loss of power may do to a Redis that asks for what it wrote to be kept once a second.
+void cut(redis_server& server, const target::pass& pass, const target::dice& dice) {
+    server.kill();
+    server.cut_append_only_file(dice(30'000));
+    pass(std::chrono::milliseconds(dice(1500)));
+    server.start();
+}
+
 class redis_target final : public target {
 public:
-    explicit redis_target(std::string fsync)
-        : fsync_(std::move(fsync)), server_({"--appendonly", "yes", "--appendfsync", fsync_}) {}
+    explicit redis_target(std::string fsync, bool cuts = false)
+        : fsync_(std::move(fsync)), cuts_(cuts),
+          server_({"--appendonly", "yes", "--appendfsync", fsync_}) {}
     std::string engine() const override { return may_lose() ? "redis" : "redis-that-keeps-all"; }
     std::string addresses() const override { return server_.address(); }
     bool may_lose() const override { return fsync_ != "always"; }
     bool harm(const pass& pass_, const dice& dice_) override {
-        kill_or_freeze(server_, pass_, dice_);
+        (cuts_ ? cut : kill_or_freeze<redis_server>)(server_, pass_, dice_);
         return true;
     }
 
 private:
     std::string fsync_;
+    bool cuts_;
     redis_server server_;
 };
 
-/// The servers of others, with a Redis that loses nothing.
+/// The servers of others.
 class peer_target final : public target {
 public:
-    explicit peer_target(const peer& kind) : kind_(kind) { kind_.build(folder_ / ""); }
-    std::string engine() const override { return kind_.name; }
-    std::string addresses() const override { return server_.address() + "," + (folder_ / ""); }
-    bool is_peer() const override { return true; }
-    bool harm(const pass& pass_, const dice& dice_) override {
-        kill_or_freeze(server_, pass_, dice_);
-        return true;
+    peer_target(const peer& kind, const std::string& fsync, bool cuts)
+        : kind_(kind), redis_(fsync, cuts) {
+        kind_.build(folder_ / "");
     }
+    std::string engine() const override { return kind_.name; }
+    std::string addresses() const override { return redis_.addresses() + "," + (folder_ / ""); }
+    bool is_peer() const override { return true; }
+    bool harm(const pass& pass_, const dice& dice_) override { return redis_.harm(pass_, dice_); }
 
 private:
     const peer& kind_;
     temporary_folder folder_;
-    redis_server server_{{"--appendonly", "yes", "--appendfsync", "always"}};
+    redis_target redis_;
 };
 
 /// Two of them, one the replica of the other. There is never more than one master.
@@ -608,17 +620,19 @@ std::unique_ptr<target> target_of(const std::string& name) {
         if (!redis_server::is_installed()) throw what_is_missing("there is no redis-server");
         if (name == "redis") return std::make_unique<redis_target>("always");
         if (name == "redis-everysec") return std::make_unique<redis_target>("everysec");
+        if (name == "redis-cut") return std::make_unique<redis_target>("everysec", true);
         if (name == "redis-promoted") return std::make_unique<promoted_target>();
 #else
         throw what_is_missing("there is no libhiredis-dev");
 #endif
     }
 #if defined(SSE_ENABLE_REDIS)
-    if (const peer* const kind = find_peer(name)) {
+    const bool cuts = name.ends_with("-cut");
+    if (const peer* const kind = find_peer(cuts ? name.substr(0, name.size() - 4) : name)) {
         const std::string missing = kind->what_is_missing();
         if (!missing.empty()) throw what_is_missing(missing);
         if (!redis_server::is_installed()) throw what_is_missing("there is no redis-server");
-        return std::make_unique<peer_target>(*kind);
+        return std::make_unique<peer_target>(*kind, cuts ? "everysec" : "always", cuts);
     }
 #endif
     if (name.starts_with("nats")) {

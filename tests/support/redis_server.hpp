@@ -3,6 +3,7 @@
 
 #include <hiredis/hiredis.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -98,11 +99,12 @@ public:
         start();
     }
 
-    /// Of the file that is written to now.
+    /// At most, of the file that is written to now.
     void cut_append_only_file(std::uintmax_t bytes) {
         for (const auto& file : std::filesystem::directory_iterator(folder_ / "appendonlydir")) {
             if (file.path().string().find(".incr.aof") == std::string::npos) continue;
-            std::filesystem::resize_file(file.path(), file.file_size() - bytes);
+            std::filesystem::resize_file(file.path(),
+                                         file.file_size() - std::min(bytes, file.file_size()));
         }
     }
 
