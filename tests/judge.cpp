@@ -631,6 +631,8 @@ std::unique_ptr<target> target_of(const std::string& name) {
     if (const peer* const kind = find_peer(cuts ? name.substr(0, name.size() - 4) : name)) {
         const std::string missing = kind->what_is_missing();
         if (!missing.empty()) throw what_is_missing(missing);
+        if (!std::filesystem::exists(peer_files))
+            throw what_is_missing("this is not the project's folder");
         if (!redis_server::is_installed()) throw what_is_missing("there is no redis-server");
         return std::make_unique<peer_target>(*kind, cuts ? "everysec" : "always", cuts);
     }
