@@ -11,13 +11,10 @@
 // with a sink that looks at each; first with the files in the memory of the system, as after the
 // restart of a program, then, where the program may drop them, from the disk.
 #include "bench.hpp"
+#include "publisher.hpp"
 
-#include "sse.hpp"
-
-#include <condition_variable>
 #include <filesystem>
 #include <memory>
-#include <mutex>
 
 #if defined(BENCH_SQLITE)
 #include <sqlite3.h>
@@ -36,99 +33,33 @@ struct settings {
     std::string json;
 };
 
-/// Looks at what it is told.
-class counting_sink final : public sse::bus::sink {
-public:
-    void epoch(std::string_view, std::uint64_t, sse::gap_reason) override {}
-    void message(const sse::bus::record& what) override {
-        ++count;
-        sum += static_cast<unsigned char>(what.bytes.back());
-    }
-    void passing(std::string_view) override {}
-    void lost(std::uint64_t) override {}
-    void hole(std::uint64_t) override {}
-    void ready() override {
-        const std::lock_guard lock(mutex_);
-        is_ready_ = true;
-        changed_.notify_all();
-    }
-    void health(bool up, std::string_view reason) override {
-        if (!reason.empty())
-            std::fprintf(stderr, "filelog: %.*s\n", static_cast<int>(reason.size()), reason.data());
-        if (!up) std::exit(1);
-    }
-    void wait_until_ready() {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return is_ready_; });
-    }
-
-    std::uint64_t count = 0;
-    std::uint64_t sum = 0;
-
-private:
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    bool is_ready_ = false;
-};
-
 constexpr std::size_t queue_bytes = 16 * 1024 * 1024;
 
 /// A log in an empty folder of its own.
 class fresh_log {
 public:
     fresh_log(const settings& set, sse::file_sync sync)
-        : folder_(fs::path(set.folder) / "sse-bench-filelog"), message_(set.bytes, 'x') {
-        fs::remove_all(folder_);
-        log_ = sse::file_log(
-            folder_.string(),
-            {.sync = sync, .bytes = std::uint64_t{1} << 40, .queue_bytes = queue_bytes});
-        log_->attach(sink_, {});
-    }
+        : folder_(fs::path(set.folder) / "sse-bench-filelog"),
+          publisher_(make(folder_, sync), set.bytes) {}
     ~fresh_log() {
-        log_->detach();
+        publisher_.close();
         std::error_code ignored;
         fs::remove_all(folder_, ignored);
     }
 
-    /// Publishes, but no more than may wait.
-    void publish(std::uint64_t most) {
-        {
-            std::unique_lock lock(mutex_);
-            if (published_ - confirmed_ >= most)
-                changed_.wait(lock, [&] { return published_ - confirmed_ <= most / 2; });
-            ++published_;
-        }
-        log_->publish(message_, true, std::chrono::seconds(1),
-                      [this, most](std::error_code failed, std::uint64_t) {
-                          const std::lock_guard lock(mutex_);
-                          if (failed) throw_away(failed);
-                          ++confirmed_;
-                          const std::uint64_t waiting = published_ - confirmed_;
-                          if (waiting == most / 2 || waiting == 0) changed_.notify_all();
-                      });
-    }
-    std::uint64_t wait_for_all() {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return confirmed_ == published_; });
-        return confirmed_;
-    }
-    void close() { log_->detach(); }
+    bench::publisher& publisher() noexcept { return publisher_; }
     const fs::path& folder() const { return folder_; }
 
 private:
-    [[noreturn]] static void throw_away(std::error_code failed) {
-        std::fprintf(stderr, "filelog: not published: %s\n", failed.message().c_str());
-        std::exit(1);
+    static std::shared_ptr<sse::bus> make(const fs::path& folder, sse::file_sync sync) {
+        fs::remove_all(folder);
+        return sse::file_log(
+            folder.string(),
+            {.sync = sync, .bytes = std::uint64_t{1} << 40, .queue_bytes = queue_bytes});
     }
 
     fs::path folder_;
-    std::string message_;
-    counting_sink sink_;
-    std::shared_ptr<sse::bus> log_;
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    std::uint64_t published_ = 0;
-    std::uint64_t confirmed_ = 0;
+    bench::publisher publisher_;
 };
 
 /// Messages a second.
@@ -139,9 +70,9 @@ double measure(const settings& set, sse::file_sync sync, bool one_at_a_time, dou
     const std::uint64_t start = bench::now_ns();
     const std::uint64_t end = start + static_cast<std::uint64_t>(seconds * 1e9);
     do {
-        for (int i = 0; i < (one_at_a_time ? 1 : 64); ++i) log.publish(most);
+        for (int i = 0; i < (one_at_a_time ? 1 : 64); ++i) log.publisher().publish(most);
     } while (bench::now_ns() < end);
-    const auto count = static_cast<double>(log.wait_for_all());
+    const auto count = static_cast<double>(log.publisher().wait_for_all());
     return count / (static_cast<double>(bench::now_ns() - start) / 1e9);
 }
 
@@ -162,7 +93,7 @@ struct start_times {
 };
 
 start_times start(const fs::path& folder, std::uint64_t records) {
-    counting_sink sink;
+    bench::counting_sink sink;
     start_times times;
     const std::uint64_t begin = bench::now_ns();
     const auto log = sse::file_log(folder.string());
@@ -275,9 +206,9 @@ results run_rounds(const settings& set) {
     }
     bench::progress("start");
     fresh_log log(set, sse::file_sync::none);
-    for (std::uint64_t i = 0; i < set.records; ++i) log.publish(50'000);
-    log.wait_for_all();
-    log.close();
+    for (std::uint64_t i = 0; i < set.records; ++i) log.publisher().publish(50'000);
+    log.publisher().wait_for_all();
+    log.publisher().close();
     all.cached = start(log.folder(), set.records);
     drop_from_memory(log.folder());
     all.from_disk = start(log.folder(), set.records);
