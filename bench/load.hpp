@@ -65,12 +65,14 @@ struct tally {
     std::uint64_t received = 0;
     std::uint64_t duplicates = 0;
     std::uint64_t out_of_order = 0;
+    std::uint64_t newest = 0; // latency of what arrived last
 
     void delivered(std::uint64_t send_ns, std::uint64_t now) {
         ++received;
+        newest = now > send_ns ? now - send_ns : 0;
         if (!in_window) return;
         ++deliveries;
-        latency.add(now > send_ns ? now - send_ns : 0);
+        latency.add(newest);
     }
 };
 
@@ -274,6 +276,20 @@ public:
                 return now_ns();
         } while (tally_->received != seen && now_ns() < limit);
         return std::nullopt;
+    }
+
+    /// In how many segments what was received came: one for each write of the server, unless it had
+    /// more than 64 KiB.
+    std::uint64_t segments() const {
+        constexpr std::size_t data_segs_in = 152 / 4; // of Linux's tcp_info; that of glibc is older
+        std::uint64_t sum = 0;
+        for (const connection& each : connections_) {
+            std::array<std::uint32_t, 64> info{};
+            socklen_t size = sizeof info;
+            if (getsockopt(each.fd, IPPROTO_TCP, TCP_INFO, info.data(), &size) == 0)
+                sum += info[data_segs_in];
+        }
+        return sum;
     }
 
     std::uint64_t disconnected() const noexcept { return closed_; }

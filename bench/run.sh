@@ -5,12 +5,13 @@
 #   ./bench/run.sh --rivals            beside nginx with nchan, better-sse and a Boost.Beast server too
 #   ./bench/run.sh --scaling           instead: more workers, clients, bytes and topics
 #   ./bench/run.sh --instructions      instead: instructions of each step, and what changed
-#   ./bench/run.sh --compile [REVISION]  instead: what a program costs to compile
 #   ./bench/run.sh --record            the same, and keeps them as what later runs compare with
+#   ./bench/run.sh --bus               instead: file_log, Redis and NATS beside none
+#   ./bench/run.sh --compile [REVISION]  instead: what a program costs to compile
 # What bench/README.md shows: ./bench/run.sh --rivals --markdown --svg bench/results.svg
 # --json FILE writes every figure of every round. --svg FILE draws the chart, --markdown prints the
-# table. What else is given goes to build/bench/scenarios, see its --help; with --only nothing else
-# runs.
+# table. What else is given goes to build/bench/scenarios, or with --bus to build/bench/bus, see their
+# --help; with --only nothing else runs.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . examples/setup.sh
@@ -36,10 +37,11 @@ while [ $# -gt 0 ]; do
         ;;
     --rivals) rivals=1 ;;
     --scaling | --only*)
-        parts=scenarios
+        [ "$parts" = bus ] || parts=scenarios
         more+=("$1")
         ;;
     --instructions) parts=instructions ;;
+    --bus) parts=bus ;;
     --record)
         parts=instructions
         record=1
@@ -83,6 +85,13 @@ show_instructions() {
 need_to_build
 need liburing-dev test -e /usr/include/liburing.h
 [[ $parts != *instructions* ]] || need valgrind test -e /usr/include/valgrind/callgrind.h
+if [ "$parts" = bus ]; then
+    need libhiredis-dev test -e /usr/include/hiredis/hiredis.h
+    need redis-server have redis-server
+    need libnats-dev test -e /usr/include/nats/nats.h
+    need nats-server have nats-server
+    install_missing || say "without those"
+fi
 if [ -n "$rivals" ]; then
     need libboost-dev test -e /usr/include/boost/beast.hpp
     need nodejs have node
@@ -112,6 +121,7 @@ status=0
 for part in $parts; do
     case $part in
     scenarios) build/bench/scenarios --json build/scenarios.json "${more[@]}" || status=1 ;;
+    bus) build/bench/bus --json build/bus.json "${more[@]}" || status=1 ;;
     ring) build/bench/ring --json build/ring.json --seconds $seconds || status=1 ;;
     instructions) show_instructions ;;
     esac

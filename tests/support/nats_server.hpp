@@ -73,6 +73,7 @@ public:
 
     std::string url() const { return "nats://127.0.0.1:" + std::to_string(port_); }
     const std::filesystem::path& folder() const { return folder_; }
+    pid_t process() const { return pid_; }
     std::string said() const {
         std::ifstream in(folder_ / "log");
         return {std::istreambuf_iterator<char>(in), {}};

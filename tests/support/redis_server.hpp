@@ -49,6 +49,7 @@ public:
     int port() const { return port_; }
     std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
     const std::filesystem::path& folder() const { return folder_; }
+    pid_t process() const { return pid_; }
     std::vector<std::string>& arguments() { return arguments_; }
 
     void start(bool until_loaded = true) {
