@@ -14117,6 +14117,7 @@ private:
     unsigned round_ = 0;
     bool must_look_ = false;
     bool refusing_ = false;
+    clock::time_point looked_at_{}; // at the server, idle
     std::mutex mutex_;
     items queue_;
     std::size_t queued_bytes_ = 0;
@@ -15121,17 +15122,20 @@ SSE_DECL void redis_writer::attempt() {
 
 SSE_DECL void redis_writer::look_at_server() {
     link_.check_role();
+    looked_at_ = clock::now();
     marks_ = link_.join().marks;
     must_look_ = false;
 }
 
 /// Nothing is to be sent. The connection is looked at now and then, so that the next message does
 /// not find it dead; more often after a refusal, which else would be known until the next message.
+/// What is only passed on, as servers do each second, shows neither.
 SSE_DECL void redis_writer::idle() {
-    const auto until = clock::now() + std::chrono::seconds(refusing_ ? 1 : 5);
+    const auto until = looked_at_ + std::chrono::seconds(refusing_ ? 1 : 5);
     const auto w = link_.wait(POLLIN, until);
     if (w == redis_link::waited::readable) link_.call({"PING"}); // it is closed, and this fails
     if (w != redis_link::waited::late) return;
+    looked_at_ = clock::now();
     link_.check_role();
     if (!refusing_) return;
     link_.call({"SETRANGE", room_.epochs + ":probe", "0", ""}); // writes nothing
