@@ -55,6 +55,7 @@
 //     >>connection  a stream with its state
 //     >>worker   one thread: drains the ring, writes to its sockets, enforces deadlines
 //     >>exchange a worker's coroutines, from accept to the end
+//     >>cluster  what servers on one bus know of each other
 //     >>relay    between a server and its bus
 //     >>lifecycle  listens, accepts, spreads connections over the workers, drains, stops
 //     >>joblog   what a job has sent, and its viewers
@@ -264,6 +265,7 @@
 #include <new>
 #include <optional>
 #include <random>
+#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -1252,12 +1254,27 @@ struct log_entry {
 
 /// An open stream, for listing, revoking and counting.
 struct stream_info {
-    std::uint64_t id = 0; ///< Unique in this server.
+    std::uint64_t id = 0; ///< See stream::id().
     std::string user = {};
     std::vector<std::string> topics = {};
     asio::ip::address client = {};
     std::chrono::milliseconds age{0};
     sse::lag lag = {};
+    std::string node = {}; ///< options::node of its server.
+};
+
+/// Which streams are listed: all, unless a member says less.
+struct stream_filter {
+    std::string user = {};  ///< Those of this user.
+    std::string topic = {}; ///< Those that get what is published to this topic.
+    bool here = false;      ///< With a bus: those of this server, and no other is asked.
+};
+
+/// The streams that server::streams() found.
+struct stream_list : std::vector<stream_info> {
+    using vector::vector;
+    /// With a bus: servers that are there but have not told of all their streams in time.
+    std::vector<std::string> missing = {};
 };
 
 /// What a client over a connection limit gets.
@@ -1420,6 +1437,9 @@ struct options {
     /// redis_bus(), nats_bus(), or the program's own. It belongs to this server alone. Null: the
     /// server's own memory.
     std::shared_ptr<sse::bus> bus = {};
+    /// What this server is called in listings, one of several with the same bus: at most 64
+    /// printable characters of ASCII. Empty: eight that differ with each start.
+    std::string node = {};
     hook_options hooks = {};
     /// SIGINT and SIGTERM call stop(). So does SIGHUP, which is sent when a terminal is closed,
     /// unless it is ignored or the program has taken it before start(), for example to reload its
@@ -1605,7 +1625,8 @@ public:
     /// Ends the stream once the client has everything meant for it. Does not wait for that.
     void close();
 
-    /// The stream's id in its server, for server::send_to() and others. Never 0.
+    /// For server::send_to() and others. Unique in its server, never 0. With a bus it names the
+    /// server too, and is below 2^53, so that JSON can carry it.
     std::uint64_t id();
 
     /// Also delivers what server::send_to_user() sends to this user. Errors: errc::bad_key.
@@ -1788,6 +1809,9 @@ public:
     /// id; or to all streams of a user, with an id, so that clients that reconnect get what they
     /// missed. If there is no such stream, nobody gets it. Otherwise like publish(). Errors:
     /// errc::bad_key too.
+    ///
+    /// With a bus send_to() returns 0. A stream of another server gets it unless that is away from
+    /// the bus just then; of what is published at the same time, either may come first.
     std::uint64_t send_to(std::uint64_t stream, const message& m);
     std::uint64_t send_to_user(std::string_view user, const message& m);
 
@@ -1796,19 +1820,31 @@ public:
     /// of the newest that came from it; empty while it has never been reached.
     std::string last_id() const;
 
-    /// Calls `what` soon on the stream's own thread, unless the stream is gone by then: to add
-    /// topics, read its lag or close it. An exception from it ends that stream.
+    /// Calls `what` soon on the stream's own thread, unless the stream is gone by then, or of
+    /// another server: to add topics, read its lag or close it. An exception from it ends that
+    /// stream.
     void post_to(std::uint64_t stream, std::function<void(sse::stream&)> what);
 
-    /// Ends one stream, or all for which the predicate is true, at once. Only authorize keeps their
-    /// clients from reconnecting. The predicate is called on the server's threads, several at once.
+    /// Ends one stream, or all of a user, or all for which the predicate is true, at once. Only
+    /// authorize keeps their clients from reconnecting. The predicate is called on the server's
+    /// threads, several at once.
+    ///
+    /// With a bus the first two end streams of other servers too, unless one is away from the bus
+    /// just then. They wait and throw as publish() does when the bus must carry it, after they have
+    /// ended those of this server.
     void revoke(std::uint64_t stream);
+    void revoke_user(std::string_view user);
     void revoke_if(std::function<bool(const stream_info&)> which);
 
     /// All open streams, each as it was at some moment during the call. streams() blocks: it throws
-    /// std::system_error (resource_deadlock_would_occur) on a thread of the server itself.
-    std::vector<stream_info> streams() const;
-    asio::awaitable<std::vector<stream_info>> async_streams() const;
+    /// std::system_error (resource_deadlock_would_occur) on a thread of the server itself. Errors:
+    /// errc::bad_key, bad_topic.
+    ///
+    /// With a bus the other servers are asked, and waited for some 1 s: those that were heard of
+    /// within the last 5 s and have not said that they end. Of a stream whose topics would fill 64
+    /// KiB another server tells only the first ones.
+    stream_list streams(const stream_filter& which = {}) const;
+    asio::awaitable<stream_list> async_streams(const stream_filter& which = {}) const;
 
     sse::counters counters() const;
 
@@ -1836,10 +1872,11 @@ private:
     static asio::awaitable<drain_result>
     wait_for_drain(std::shared_ptr<detail::hub> hub, std::shared_ptr<const detail::farewell> how);
     std::shared_ptr<detail::listing>
-    ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>)) const;
+    ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>),
+            const stream_filter& which) const;
     static bool all_answered(const detail::hub& hub, detail::listing& all);
-    static asio::awaitable<std::vector<stream_info>> wait_for(std::shared_ptr<detail::hub> hub,
-                                                              std::shared_ptr<detail::listing> all);
+    static asio::awaitable<stream_list> wait_for(std::shared_ptr<detail::hub> hub,
+                                                 std::shared_ptr<detail::listing> all);
     static asio::awaitable<measurements> measure(std::shared_ptr<detail::hub> hub,
                                                  std::shared_ptr<detail::listing> all);
 
@@ -4515,13 +4552,18 @@ private:
 } // namespace detail
 
 // >>record ////////////////////////////////////////////////////////////////////////////////////////
-// A message as bytes for a bus, and back. Fields, not their encoding: what came over a bus is
-// checked like what a program publishes. Needs >>encoding, >>frame, >>topic.
+// A message as bytes for a bus, and back; and what servers tell each other. Fields, not their
+// encoding: what came over a bus is checked like what a program publishes. Needs >>options,
+// >>encoding, >>frame, >>topic.
 // Tests: tests/record.cpp
 //
 //     version (1)  kind  flags  node, 8 bytes  count, 8 bytes
 //     topic  event  key  comment  [id]  [data]    each: its size, then its bytes
 //     [retry]                                     numbers and sizes: 7 bits a byte, lowest first
+//
+//     version (1)  kind, from 16  node, 8 bytes  to, 8 bytes  number  part
+//     name  user  topic  streams                  of each: id, age, three numbers of its lag, user,
+//                                                 client, count of topics, topics
 
 namespace detail {
 
@@ -4546,6 +4588,10 @@ inline void put_number(std::string& to, std::uint64_t n) {
     to += static_cast<char>(n);
 }
 
+inline void put_fixed(std::string& to, std::uint64_t n) {
+    for (int i = 0; i < 8; ++i, n >>= 8) to += static_cast<char>(n);
+}
+
 inline void put_text(std::string& to, std::string_view text) {
     put_number(to, text.size());
     to.append(text);
@@ -4560,9 +4606,7 @@ inline std::string encode_record(const record& r) {
     std::string out{record_version, static_cast<char>(r.what), static_cast<char>(flags)};
     out.reserve(40 + r.topic.size() + m.event.size() + m.key.size() + m.comment.size() +
                 m.data.value_or("").size() + m.id.value_or("").size());
-    for (std::uint64_t n : {r.mark.node, r.mark.count}) {
-        for (int i = 0; i < 8; ++i, n >>= 8) out += static_cast<char>(n);
-    }
+    for (const std::uint64_t n : {r.mark.node, r.mark.count}) put_fixed(out, n);
     for (const std::string_view text : {r.topic, m.event, m.key, m.comment}) put_text(out, text);
     if (m.id) put_text(out, *m.id);
     if (m.data) put_text(out, *m.data);
@@ -4583,6 +4627,7 @@ public:
         for (std::size_t i = 8; i > 0; --i) n = n << 8 | static_cast<unsigned char>(bytes[i - 1]);
         return n;
     }
+    bool is_at_end() const noexcept { return failed_ || rest_.empty(); }
     std::uint64_t number() noexcept {
         std::uint64_t n = 0;
         for (unsigned shift = 0; shift < 63; shift += 7) {
@@ -4618,9 +4663,18 @@ private:
     bool failed_ = false;
 };
 
-/// Whether a message may have come over a bus for this topic.
+/// Ids of streams, where servers share a bus: the server's number, then the stream's in it.
+inline constexpr unsigned stream_id_bits = 53, own_id_bits = 33;
+
+inline bool is_stream_id(std::uint64_t id) noexcept { return id != 0 && id >> stream_id_bits == 0; }
+
+/// Whether a message may have come over a bus for this topic. That of a message for one stream is
+/// the stream's id.
 inline bool fits_topic(frame::kind what, std::string_view topic) {
     if (what == frame::kind::everyone) return topic.empty();
+    if (what == frame::kind::stream) {
+        return is_stream_id(read_number<std::uint64_t>(topic).value_or(0));
+    }
     if (what == frame::kind::topic) return canonical_topic(topic) == topic;
     return what == frame::kind::user && topic.size() > 1 && topic.front() == '\x1f' &&
            topic.find('/') == topic.npos;
@@ -4644,10 +4698,140 @@ inline std::optional<record> decode_record(std::string_view bytes) {
         m.retry = std::chrono::milliseconds(std::min(in.number(), most + 1));
     }
     m.ephemeral = (flags & record_ephemeral) != 0;
-    if (!in.is_whole() || flags > 15 || !fits_topic(r.what, r.topic) || check(m)) {
+    if (!in.is_whole() || flags > 15 || !fits_topic(r.what, r.topic) || check(m) ||
+        (r.what == frame::kind::stream && !m.ephemeral)) {
         return std::nullopt;
     }
     return r;
+}
+
+/// What servers tell each other over a bus. It is passed on, never stored.
+struct notice {
+    enum class kind : std::uint8_t { ///< Beside those of messages.
+        here = 16,                   ///< Once a second, and when another one is heard first.
+        gone,
+        end_stream, ///< Its id is the number.
+        end_user,
+        ask,  ///< Which streams do you have? The number is that of the question.
+        part, ///< Of the answer to a question of `to`.
+        last_part,
+    };
+
+    kind what = kind::here;
+    std::uint64_t node = 0;     ///< Who tells it.
+    std::uint64_t to = 0;       ///< 0: all.
+    std::uint64_t number = 0;   ///< Of a stream or a question.
+    std::uint64_t part = 0;     ///< From 0.
+    std::string_view name = {}; ///< options::node of who tells it.
+    std::string_view user = {};
+    std::string_view topic = {};
+    std::string_view streams = {};
+};
+
+inline bool is_notice(std::string_view bytes) noexcept {
+    return bytes.size() > 1 && bytes[0] == record_version &&
+           static_cast<unsigned char>(bytes[1]) >= static_cast<unsigned>(notice::kind::here);
+}
+
+/// Whether options::node may be this. Empty: a server finds a name itself.
+inline bool is_node_name(std::string_view name) noexcept {
+    return name.size() <= 64 &&
+           std::all_of(name.begin(), name.end(), [](char c) { return c >= ' ' && c <= '~'; });
+}
+
+inline std::string encode_notice(const notice& n) {
+    std::string out{record_version, static_cast<char>(n.what)};
+    out.reserve(64 + n.name.size() + n.user.size() + n.topic.size() + n.streams.size());
+    for (std::uint64_t number : {n.node, n.to}) put_fixed(out, number);
+    for (const std::uint64_t number : {n.number, n.part}) put_number(out, number);
+    for (const std::string_view text : {n.name, n.user, n.topic, n.streams}) put_text(out, text);
+    return out;
+}
+
+/// Returns nullopt for bytes that are no notice. The result views them; its streams are not read.
+inline std::optional<notice> decode_notice(std::string_view bytes) {
+    record_reader in(bytes);
+    notice n;
+    if (in.byte() != static_cast<unsigned char>(record_version)) return std::nullopt;
+    const unsigned what = in.byte();
+    n.what = static_cast<notice::kind>(what);
+    for (std::uint64_t* const number : {&n.node, &n.to}) *number = in.fixed();
+    for (std::uint64_t* const number : {&n.number, &n.part}) *number = in.number();
+    for (std::string_view* const text : {&n.name, &n.user, &n.topic, &n.streams}) *text = in.text();
+    using kind = notice::kind;
+    const bool is_part = n.what == kind::part || n.what == kind::last_part;
+    const bool valid = in.is_whole() && what >= static_cast<unsigned>(kind::here) &&
+                       what <= static_cast<unsigned>(kind::last_part) && is_node_name(n.name) &&
+                       std::none_of(n.user.begin(), n.user.end(), is_control) &&
+                       canonical_topic(n.topic) == n.topic && (is_part || n.streams.empty()) &&
+                       (n.what != kind::end_stream || is_stream_id(n.number)) &&
+                       (n.what != kind::end_user || !n.user.empty());
+    return valid ? std::optional(n) : std::nullopt;
+}
+
+/// How many bytes of streams are in one notice at most.
+inline constexpr std::size_t max_part = 64 * 1024;
+
+/// Appends a stream to what a notice holds. Its topics are cut where they would fill one.
+inline void put_stream(std::string& to, const stream_info& s) {
+    const auto put_time = [&](std::chrono::milliseconds time) {
+        put_number(to, static_cast<std::uint64_t>(std::max<std::int64_t>(0, time.count())));
+    };
+    put_number(to, s.id);
+    put_time(s.age);
+    put_number(to, s.lag.messages);
+    put_number(to, s.lag.bytes);
+    put_time(s.lag.age);
+    put_text(to, s.user);
+    put_text(to, s.client.to_string());
+    std::string topics;
+    std::size_t count = 0;
+    for (const std::string& topic : s.topics) {
+        if (topics.size() + topic.size() > max_part - 8 * 1024) break; // the rest is for a user
+        put_text(topics, topic);
+        ++count;
+    }
+    put_number(to, count);
+    to += topics;
+}
+
+inline std::optional<stream_info> take_stream(record_reader& in) {
+    constexpr std::uint64_t longest = std::uint64_t{1} << 50; // milliseconds: clocks can tell it
+    std::uint64_t age = 0, lag_age = 0;
+    stream_info s;
+    s.id = in.number();
+    age = in.number();
+    s.lag.messages = in.number();
+    s.lag.bytes = in.number();
+    lag_age = in.number();
+    s.user = in.text();
+    asio::error_code wrong;
+    s.client = asio::ip::make_address(std::string(in.text()), wrong);
+    bool valid = !wrong && is_stream_id(s.id) && age <= longest && lag_age <= longest &&
+                 std::none_of(s.user.begin(), s.user.end(), is_control);
+    for (std::uint64_t left = in.number(); left > 0 && valid;
+         --left) { // what is missing is invalid
+        s.topics.emplace_back(in.text());
+        const auto canonical = canonical_topic(s.topics.back());
+        valid = canonical && (canonical->empty() ? "/" : *canonical) == s.topics.back();
+    }
+    s.age = std::chrono::milliseconds(age);
+    s.lag.age = std::chrono::milliseconds(lag_age);
+    return valid ? std::optional(std::move(s)) : std::nullopt;
+}
+
+/// Of a notice. Returns nullopt for bytes that are no streams.
+inline std::optional<std::vector<stream_info>> decode_streams(std::string_view bytes,
+                                                              std::string_view node) {
+    record_reader in(bytes);
+    std::vector<stream_info> all;
+    while (!in.is_at_end()) {
+        auto one = take_stream(in);
+        if (!one) return std::nullopt;
+        one->node = node;
+        all.push_back(*std::move(one));
+    }
+    return in.is_whole() ? std::optional(std::move(all)) : std::nullopt;
 }
 
 /// Which messages were seen, by their tokens.
@@ -7388,6 +7572,7 @@ private:
 
 struct worker;
 class lifecycle;
+class cluster;
 class relay;
 struct farewell;
 struct listing;
@@ -7475,6 +7660,10 @@ struct hub : site {
 
     const char* why_not_ready(std::size_t own) const noexcept;
     void open(); ///< See lifecycle::open().
+
+    /// The worker that has this stream, if it is here.
+    worker& worker_of(std::uint64_t stream) const noexcept;
+    void revoke(std::uint64_t stream) const;
 
     /// Puts a frame into the ring, with its number unless the bus gave it one. Returns its place,
     /// or nullopt if there is no room. Any thread.
@@ -8124,12 +8313,33 @@ struct farewell {
     std::string bytes; ///< The last message, encoded.
 };
 
-/// Streams, or measurements, of the workers that have responded so far.
+/// Streams, or measurements, of the workers that have responded so far, and streams of other
+/// servers.
 struct listing {
+    struct server {
+        std::string name;
+        std::set<std::uint64_t> parts = {}; ///< Those that have come.
+        std::uint64_t count = 0;            ///< Of parts; 0: not known yet.
+        bool done = false;
+    };
+
+    stream_filter which = {};
+    std::function<void(const listing&)> when_whole = {}; ///< All workers have responded.
     std::mutex mutex;
-    std::vector<stream_info> streams;
-    measurements sum;
-    std::vector<bool> answered; ///< By worker.
+    stream_list streams = {};
+    measurements sum = {};
+    std::vector<bool> answered = {};                     ///< By worker.
+    std::map<std::uint64_t, server> others = {};         ///< By their number.
+    std::chrono::steady_clock::time_point deadline = {}; ///< When they are no longer waited for.
+
+    /// Once nothing more is waited for.
+    stream_list take() {
+        const std::lock_guard lock(mutex);
+        for (auto& [node, one] : others) {
+            if (!one.done) streams.missing.push_back(std::move(one.name));
+        }
+        return std::move(streams);
+    }
 };
 
 /// A connection on its way to its worker.
@@ -8206,6 +8416,7 @@ struct worker {
     void measure(std::shared_ptr<listing> all);
     void post_to(std::uint64_t name, std::function<void(stream&)> what);
     void revoke_if(std::function<bool(const stream_info&)> which);
+    void revoke_user(std::string_view user);
     bool has_ended() const noexcept { return ended_.load(std::memory_order_acquire); }
     std::size_t load() const noexcept { return load_.load(std::memory_order_relaxed); }
     void reserve() noexcept { load_.fetch_add(1, std::memory_order_relaxed); }
@@ -8261,6 +8472,10 @@ struct worker {
     void subscribe(connection& s, const std::string& topic, const start& from,
                    const subscribe_options& how, bool is_private);
     std::uint64_t name_of(connection& s);
+    std::uint64_t new_name();
+    bool is_listed(const connection& s, const stream_filter& which) const;
+    template <class Which>
+    void post_revoke(Which which);
     std::optional<std::size_t> write_now(connection& s,
                                          std::span<const asio::const_buffer> buffers);
     void write_block(std::span<receiver* const> to, std::string_view bytes,
@@ -8296,6 +8511,7 @@ struct worker {
     void begin_sweep();
     void sweep();
     void ask_for_overdue();
+    void pulse();
     void fetch(connection& s, const std::string& id);
     void fetch_next();
     void fetched(std::uint64_t name, const std::string& epoch, bus::page p);
@@ -8400,6 +8616,7 @@ struct worker {
     std::optional<steady_timer> look_timer_; // to look into the ring later
     std::optional<steady_timer> end_timer_;  // for an early sweep when a stream's time is over
     std::size_t sweep_at_ = 0;
+    std::uint64_t names_ = 0;                  // with a bus, of streams; 0: none was given
     std::uint32_t next_end_ = 0;               // earliest ends_at_ that the sweep has seen; 0: none
     std::shared_ptr<const farewell> farewell_; // once a drain has begun
     std::uint32_t cut_at_ = 0;                 // the end of its window
@@ -8909,12 +9126,10 @@ SSE_DECL void worker::subscribe(connection& s, const std::string& topic, const s
     feed_.subscribe(s, topic, from, published, lag, how.filter, is_private);
 }
 
-/// Its id in the server; assigned when first asked for, since each costs an entry. id % workers is
-/// the owning worker.
+/// Its id; assigned when first asked for, since each costs an entry. See hub::worker_of().
 SSE_DECL std::uint64_t worker::name_of(connection& s) {
     if (s.cold_ && s.cold_->number != 0) return s.cold_->number;
-    const std::uint64_t n = hub_.names.fetch_add(1, std::memory_order_relaxed) + 1;
-    const std::uint64_t name = n * hub_.options.threads + index_;
+    const std::uint64_t name = new_name();
     s.cold().number = name;
     if (!s.is_connected()) return name; // closed: nobody can find it
     be_woken();
@@ -8930,6 +9145,7 @@ SSE_DECL stream_info worker::info(connection& s) {
     made.client = s.extra_ && s.extra_->log ? s.extra_->log->client : peer_of(s);
     made.age = std::chrono::milliseconds(milliseconds_now() - s.began_);
     made.lag = feed_.lag_of(s);
+    made.node = hub_.options.node;
     return made;
 }
 
@@ -9295,15 +9511,35 @@ SSE_DECL void worker::post_to(std::uint64_t name, std::function<void(stream&)> w
     });
 }
 
-SSE_DECL void worker::revoke_if(std::function<bool(const stream_info&)> which) {
+template <class Which>
+void worker::post_revoke(Which which) {
     asio::post(io_, [this, which = std::move(which)] {
         refresh();
         // From last to first: when one is removed, the last takes its place.
         for (std::size_t i = connections_.size(); i > 0;) {
             connection& s = *connections_[--i];
-            if (s.phase_ == phase::streaming && which(info(s))) close(s, end_reason::revoked);
+            if (s.phase_ == phase::streaming && which(s)) close(s, end_reason::revoked);
             i = std::min(i, connections_.size());
         }
+    });
+}
+
+SSE_DECL void worker::revoke_if(std::function<bool(const stream_info&)> which) {
+    post_revoke([this, which = std::move(which)](connection& s) { return which(info(s)); });
+}
+
+SSE_DECL void worker::revoke_user(std::string_view user) {
+    post_revoke([user = std::string(user)](connection& s) { return s.user() == user; });
+}
+
+SSE_DECL bool worker::is_listed(const connection& s, const stream_filter& which) const {
+    if (s.phase_ != phase::streaming || (!which.user.empty() && s.user() != which.user)) {
+        return false;
+    }
+    if (which.topic.empty()) return true;
+    const std::vector<std::string> topics = feed_.topics_of(s);
+    return std::any_of(topics.begin(), topics.end(), [&](const std::string& one) {
+        return one == "/" || which.topic == one || which.topic.starts_with(one + "/");
     });
 }
 
@@ -9312,13 +9548,16 @@ SSE_DECL void worker::list(std::shared_ptr<listing> all) {
         refresh();
         std::vector<stream_info> mine;
         for (connection* const s : connections_) {
-            if (s->phase_ == phase::streaming) mine.push_back(info(*s));
+            if (is_listed(*s, all->which)) mine.push_back(info(*s));
         }
+        bool whole = false;
         {
             const std::lock_guard lock(all->mutex);
             std::move(mine.begin(), mine.end(), std::back_inserter(all->streams));
             all->answered[index_] = true;
+            whole = std::count(all->answered.begin(), all->answered.end(), false) == 0;
         }
+        if (whole && all->when_whole) all->when_whole(*all);
         hub_.room.notify();
     });
 }
@@ -9468,7 +9707,10 @@ SSE_DECL void worker::sweep() {
         }
     }
     if (!fanning_ && !stopping_) fan_out(); // in case waking was out of memory
-    if (hub_.relay && !stopping_) ask_for_overdue();
+    if (hub_.relay && !stopping_) {
+        ask_for_overdue();
+        if (index_ == 0) pulse();
+    }
     sweep_at_ = std::min(sweep_at_, connections_.size());
     for (std::size_t writes = 0; sweep_at_ > 0;) {
         if (writes >= slice_writes) {
@@ -10455,9 +10697,293 @@ SSE_DECL asio::awaitable<std::string> detail::connection::read_body(bool whole) 
     throw std::system_error(why, "sse::stream::body");
 }
 
+// >>cluster ///////////////////////////////////////////////////////////////////////////////////////
+// What servers on one bus know of each other: who is there, whose a stream is, and lists of all
+// streams. Nothing of it is stored. Needs >>bus, >>record, >>hub, >>worker.
+// Tests: tests/bus.cpp
+namespace detail {
+
+class cluster {
+public:
+    static constexpr std::chrono::milliseconds greeting{1'000}; ///< From one "here" to the next.
+    static constexpr std::chrono::milliseconds silence{5'000};  ///< Then it is taken for gone.
+    static constexpr std::chrono::milliseconds answer_time{1'000};
+
+    cluster(hub& shared, bus& engine, std::uint64_t node)
+        : hub_(shared), engine_(engine), node_(node), number_(number_of(node)) {}
+
+    // Any thread.
+    std::uint64_t first_id() const noexcept { return number_ << own_id_bits; }
+    bool is_here(std::uint64_t stream) const noexcept { return stream >> own_id_bits == number_; }
+    bool may_be_elsewhere(std::uint64_t stream) const noexcept {
+        return is_stream_id(stream) && (!is_here(stream) || has_twin_);
+    }
+    std::uint64_t node() const noexcept { return node_; }
+    /// Asks the others for their streams, which come into the listing.
+    void ask(const std::shared_ptr<listing>& all);
+    void leave() noexcept; ///< Says good-bye. Any number of times.
+    void await_farewell() noexcept;
+
+    // On the bus's thread.
+    bool hear(std::string_view bytes); ///< Returns false if it makes no sense.
+    void begin() { is_ready_ = true; }
+    void note_health(bool up);
+
+    void pulse(); ///< On the first worker's thread, now and then.
+
+private:
+    using clock = std::chrono::steady_clock;
+    static constexpr std::size_t max_others = 1'000;
+
+    struct other {
+        std::string name;
+        clock::time_point heard;
+    };
+
+    /// One of a million and more. Two servers with the same one are noticed: see has_twin_.
+    static std::uint64_t number_of(std::uint64_t node) noexcept {
+        constexpr unsigned bits = stream_id_bits - own_id_bits;
+        const std::uint64_t mixed = node ^ node >> bits ^ node >> 2 * bits ^ node >> 3 * bits;
+        return mixed % ((std::uint64_t{1} << bits) - 1) + 1;
+    }
+    bool is_there(const other& one) const noexcept {
+        return !is_up_ || clock::now() - one.heard <= silence;
+    }
+    void tell(notice n);
+    void meet(const notice& n);
+    void miss(std::uint64_t node);
+    void answer(const notice& n);
+    void tell_streams(std::uint64_t to, std::uint64_t number, const stream_list& all);
+    bool take(const notice& n);
+    std::vector<std::shared_ptr<listing>> open_questions();
+    static void give_up(listing& all);
+
+    hub& hub_;
+    bus& engine_;
+    const std::uint64_t node_;
+    const std::uint64_t number_;
+    std::atomic<bool> has_twin_{false}; // another server gives ids like this one's
+    std::atomic<bool> is_ready_{false};
+    std::atomic<bool> has_new_{false}; // someone to whom this one is new
+    std::atomic<bool> said_farewell_{false};
+    clock::time_point greeted_{}; // of the first worker's thread
+    std::mutex mutex_;            // of the rest
+    std::map<std::uint64_t, other> others_;
+    std::map<std::uint64_t, std::weak_ptr<listing>> questions_;
+    std::uint64_t asked_ = 0;
+    bool is_up_ = false;
+    bool has_left_ = false;
+};
+
+#if defined(SSE_BODIES)
+
+/// If it gets lost, the other servers do without.
+SSE_DECL void cluster::tell(notice n) {
+    n.node = node_;
+    n.name = hub_.options.node;
+    engine_.publish(encode_notice(n), false, answer_time, [](std::error_code, std::uint64_t) {});
+}
+
+SSE_DECL void cluster::pulse() {
+    {
+        const std::lock_guard lock(mutex_);
+        if (has_left_ || !is_ready_) return;
+    }
+    const auto now = clock::now();
+    if (has_new_.exchange(false) || now - greeted_ >= greeting) {
+        greeted_ = now;
+        tell({.what = notice::kind::here});
+    }
+    if (!open_questions().empty()) hub_.room.notify(); // a deadline may have passed
+}
+
+SSE_DECL void cluster::note_health(bool up) {
+    const std::lock_guard lock(mutex_);
+    if (up && !is_up_) { // they were not heard meanwhile
+        for (auto& [node, one] : others_) one.heard = clock::now();
+    }
+    is_up_ = up;
+}
+
+SSE_DECL bool cluster::hear(std::string_view bytes) {
+    const auto n = decode_notice(bytes);
+    if (!n) return false;
+    if (n->node == node_ || (n->to != 0 && n->to != node_)) return true;
+    using kind = notice::kind;
+    switch (n->what) {
+    case kind::here: meet(*n); break;
+    case kind::gone: miss(n->node); break;
+    case kind::end_stream:
+        if (is_here(n->number)) hub_.revoke(n->number);
+        break;
+    case kind::end_user:
+        for (auto& w : hub_.workers) w->revoke_user(n->user);
+        break;
+    case kind::ask: answer(*n); break;
+    case kind::part:
+    case kind::last_part: return take(*n);
+    }
+    return true;
+}
+
+SSE_DECL void cluster::meet(const notice& n) {
+    bool is_new = false;
+    {
+        const std::lock_guard lock(mutex_);
+        const auto [found, made] = others_.try_emplace(n.node);
+        is_new = made || !is_there(found->second);
+        found->second = {std::string(n.name), clock::now()};
+        if (others_.size() > max_others) {
+            others_.erase(std::min_element(others_.begin(), others_.end(), [](auto& a, auto& b) {
+                return a.second.heard < b.second.heard;
+            }));
+        }
+    }
+    if (number_of(n.node) == number_) has_twin_ = true;
+    if (!is_new || has_new_.exchange(true)) return;
+    asio::post(hub_.workers.front()->context(), [this] { pulse(); });
+}
+
+SSE_DECL void cluster::miss(std::uint64_t node) {
+    const auto open = open_questions();
+    {
+        const std::lock_guard lock(mutex_);
+        others_.erase(node);
+    }
+    for (const auto& all : open) {
+        const std::lock_guard lock(all->mutex);
+        const auto found = all->others.find(node);
+        if (found != all->others.end()) found->second.done = true;
+    }
+    hub_.room.notify();
+}
+
+SSE_DECL std::vector<std::shared_ptr<listing>> cluster::open_questions() {
+    std::vector<std::shared_ptr<listing>> open;
+    const std::lock_guard lock(mutex_);
+    std::erase_if(questions_, [&](const auto& one) {
+        if (auto all = one.second.lock()) open.push_back(std::move(all));
+        return one.second.expired();
+    });
+    return open;
+}
+
+SSE_DECL void cluster::ask(const std::shared_ptr<listing>& all) {
+    notice n{.what = notice::kind::ask, .node = node_};
+    {
+        const std::lock_guard lock(mutex_);
+        if (has_left_ || !is_ready_) return;
+        const std::lock_guard listing_lock(all->mutex);
+        for (const auto& [node, one] : others_) {
+            if (is_there(one)) all->others[node].name = one.name;
+        }
+        if (all->others.empty()) return;
+        all->deadline = clock::now() + answer_time;
+        n.number = ++asked_;
+        questions_[n.number] = all;
+    }
+    n.name = hub_.options.node;
+    n.user = all->which.user;
+    n.topic = all->which.topic;
+    engine_.publish(encode_notice(n), false, answer_time,
+                    [this, all](std::error_code failed, std::uint64_t) {
+                        if (!failed) return;
+                        give_up(*all);
+                        hub_.room.notify();
+                    });
+}
+
+SSE_DECL void cluster::give_up(listing& all) {
+    const std::lock_guard lock(all.mutex);
+    all.deadline = {};
+}
+
+SSE_DECL void cluster::answer(const notice& n) {
+    auto all = std::make_shared<listing>();
+    all->answered.resize(hub_.workers.size());
+    all->which.user = n.user;
+    all->which.topic = n.topic;
+    all->when_whole = [this, to = n.node, number = n.number](const listing& found) {
+        tell_streams(to, number, found.streams);
+    };
+    for (auto& w : hub_.workers) w->list(all);
+}
+
+SSE_DECL void cluster::tell_streams(std::uint64_t to, std::uint64_t number,
+                                    const stream_list& all) {
+    notice n{.what = notice::kind::part, .to = to, .number = number};
+    std::string streams, next;
+    for (const stream_info& one : all) {
+        next.clear();
+        put_stream(next, one);
+        if (!streams.empty() && streams.size() + next.size() > max_part) {
+            n.streams = streams;
+            tell(n);
+            ++n.part;
+            streams.clear();
+        }
+        streams += next;
+    }
+    n.what = notice::kind::last_part;
+    n.streams = streams;
+    tell(n);
+}
+
+/// A part that comes twice is taken once.
+SSE_DECL bool cluster::take(const notice& n) {
+    std::shared_ptr<listing> all;
+    {
+        const std::lock_guard lock(mutex_);
+        const auto found = questions_.find(n.number);
+        if (found != questions_.end()) all = found->second.lock();
+    }
+    auto streams = decode_streams(n.streams, n.name);
+    if (!streams || !all) return streams.has_value(); // nobody waits for it any more
+    {
+        const std::lock_guard lock(all->mutex);
+        listing::server& from = all->others[n.node];
+        from.name = n.name;
+        if (from.done || !from.parts.insert(n.part).second) return true;
+        if (n.what == notice::kind::last_part) from.count = n.part + 1;
+        std::move(streams->begin(), streams->end(), std::back_inserter(all->streams));
+        from.done = from.parts.size() == from.count;
+    }
+    hub_.room.notify();
+    return true;
+}
+
+SSE_DECL void cluster::leave() noexcept {
+    try {
+        {
+            const std::lock_guard lock(mutex_);
+            if (std::exchange(has_left_, true) || !is_ready_) return;
+        }
+        for (const auto& all : open_questions()) give_up(*all);
+        hub_.room.notify();
+        const notice n{.what = notice::kind::gone, .node = node_};
+        engine_.publish(encode_notice(n), false, std::chrono::milliseconds(0),
+                        [this](std::error_code, std::uint64_t) {
+                            said_farewell_ = true;
+                            hub_.room.notify();
+                        });
+    } catch (const std::bad_alloc&) {} // they will notice
+}
+
+/// The bus may have it already; else it is not worth a longer wait.
+SSE_DECL void cluster::await_farewell() noexcept {
+    leave();
+    if (!is_ready_) return;
+    hub_.room.wait_until(clock::now() + std::chrono::milliseconds(200),
+                         [this] { return said_farewell_.load(); });
+}
+
+#endif // SSE_BODIES
+
+} // namespace detail
+
 // >>relay /////////////////////////////////////////////////////////////////////////////////////////
 // Between a server and its bus: what is published goes to the bus, and what comes from it goes into
-// the ring. Needs >>bus, >>record, >>hub, >>worker.
+// the ring. Needs >>bus, >>record, >>hub, >>worker, >>cluster.
 // Tests: tests/bus.cpp
 namespace detail {
 
@@ -10483,7 +11009,7 @@ struct confirmation {
 class relay final : public bus::sink {
 public:
     relay(hub& shared, std::shared_ptr<sse::bus> engine)
-        : hub_(shared), engine_(std::move(engine)) {}
+        : hub_(shared), engine_(std::move(engine)), others_(shared, *engine_, node_) {}
 
     void attach();
     void detach() noexcept;
@@ -10491,6 +11017,7 @@ public:
     // Any thread.
     std::uint64_t publish(frame::kind what, std::string_view topic, const sse::message& m);
     std::error_code try_publish(frame::kind what, std::string_view topic, const sse::message& m);
+    void tell(notice n); ///< To the other servers. Waits and throws as publish() does.
     /// What async_wait() awaits; the message is encoded here.
     std::shared_ptr<confirmation> begin_publish(frame::kind what, std::string_view topic,
                                                 const sse::message& m);
@@ -10507,6 +11034,7 @@ public:
         return epoch_;
     }
     bus& engine() noexcept { return *engine_; }
+    cluster& others() noexcept { return others_; }
     std::string state() const; ///< For the health check.
     std::optional<bool> is_up() const {
         const std::lock_guard lock(mutex_);
@@ -10526,7 +11054,9 @@ private:
                                   const sse::message& m) const;
     void hand_over(frame::kind what, std::string_view topic, const sse::message& m,
                    bus::published done);
+    std::uint64_t await(confirmation& told, const char* what);
     frame_ref decoded(std::string_view bytes, std::uint64_t number);
+    void log_unknown(std::uint64_t number) const;
     static std::uint32_t age_of(const bus::record& what);
     void mark(std::string_view epoch, std::uint64_t after, std::string_view reason);
     void push(frame_ref f);
@@ -10534,6 +11064,7 @@ private:
     hub& hub_;
     const std::shared_ptr<sse::bus> engine_;
     const std::uint64_t node_ = random_number();
+    cluster others_;
     std::mutex publishing_; // so that counts reach the bus in their order
     std::uint64_t count_ = 0;
     seen_tokens seen_;         // of the sink, whose calls come one at a time
@@ -10566,7 +11097,9 @@ SSE_DECL void relay::detach() noexcept {
     mutex_.lock();
     const bool was = std::exchange(attached_, false);
     mutex_.unlock();
-    if (was) engine_->detach();
+    if (!was) return;
+    others_.await_farewell();
+    engine_->detach();
 }
 
 // --- to the bus
@@ -10607,24 +11140,43 @@ relay::begin_publish(frame::kind what, std::string_view topic, const sse::messag
 
 SSE_DECL std::uint64_t relay::publish(frame::kind what, std::string_view topic,
                                       const sse::message& m) {
+    return await(*begin_publish(what, topic, m), "sse::server::publish");
+}
+
+SSE_DECL void relay::tell(notice n) {
+    n.node = node_;
+    n.name = hub_.options.node;
+    std::error_code failed;
+    if (hub_.stopped) failed = errc::stopped;
+    mutex_.lock();
+    if (!attached_ && !failed) failed = errc::bus_down;
+    mutex_.unlock();
+    if (failed) throw std::system_error(failed, "sse::server::revoke");
+    const auto made = std::make_shared<confirmation>();
+    engine_->publish(
+        encode_notice(n), false, hub_.options.timeouts.publish,
+        [made](std::error_code code, std::uint64_t number) { made->tell(code, number); });
+    await(*made, "sse::server::revoke");
+}
+
+SSE_DECL std::uint64_t relay::await(confirmation& made, const char* what) {
     using namespace std::chrono_literals;
-    const auto made = begin_publish(what, topic, m);
     // The bus keeps to its patience. Twice that is for a bus that does not.
     const auto deadline = std::chrono::steady_clock::now() + 2 * hub_.options.timeouts.publish +
                           std::chrono::seconds(1);
     worker* const here = hub_.worker_here();
-    const auto is_told = [&] { return made->is_told(); };
+    const auto is_told = [&] { return made.is_told(); };
     for (auto now = std::chrono::steady_clock::now(); now < deadline;
          now = std::chrono::steady_clock::now()) {
         if (here) here->make_room(); // otherwise what comes from the bus would wait for this thread
-        if (made->changed.wait_until(here ? std::min(deadline, now + 1ms) : deadline, is_told)) {
+        if (made.changed.wait_until(here ? std::min(deadline, now + 1ms) : deadline, is_told)) {
             break;
         }
     }
-    const std::lock_guard lock(made->mutex);
+    const std::lock_guard lock(made.mutex);
     const auto [failed, number] =
-        made->told.value_or(std::pair(make_error_code(errc::bus_timeout), std::uint64_t{0}));
-    if (failed) throw std::system_error(failed, "sse::server::publish");
+        made.told.value_or(std::pair(make_error_code(errc::bus_timeout), std::uint64_t{0}));
+    if (failed) throw std::system_error(failed, what);
     return number;
 }
 
@@ -10665,22 +11217,33 @@ SSE_DECL asio::awaitable<std::uint64_t> relay::async_wait(std::shared_ptr<hub> k
 
 SSE_DECL frame_ref relay::decoded(std::string_view bytes, std::uint64_t number) {
     const auto r = decode_record(bytes);
-    if (!r) {
-        const std::string detail = "record " + std::to_string(number) +
-                                   " was written by something else, or by a newer version; it is "
-                                   "left out";
-        hub_.log({.level = log_level::warning, .what = "bus", .detail = detail});
+    const bool is_for_one = r && r->what == frame::kind::stream;
+    if (!r || (is_for_one && number != 0)) { // which is never stored
+        log_unknown(number);
         return {};
     }
-    frame_ref made = make_frame(r->what, r->topic, r->content);
+    std::uint64_t stream = 0;
+    if (is_for_one) {
+        stream = read_number<std::uint64_t>(r->topic).value_or(0);
+        if (!others_.is_here(stream)) return {};
+    }
+    frame_ref made = make_frame(r->what, is_for_one ? "" : r->topic, r->content);
+    made->set_stream(stream);
     if (!seen_.insert(r->mark, number)) return {}; // stored twice
     return made;
+}
+
+SSE_DECL void relay::log_unknown(std::uint64_t number) const {
+    const std::string detail = "record " + std::to_string(number) +
+                               " was written by something else, or by a newer version; it is "
+                               "left out";
+    hub_.log({.level = log_level::warning, .what = "bus", .detail = detail});
 }
 
 SSE_DECL std::optional<std::pair<token, frame_ref>> relay::decoded(const bus::page::entry& one,
                                                                    std::string_view epoch) {
     const auto r = decode_record(one.bytes);
-    if (!r) return std::nullopt;
+    if (!r || r->what == frame::kind::stream) return std::nullopt;
     frame_ref f = make_frame(r->what, r->topic, r->content);
     f->stamp(epoch, one.number);
     return std::pair(r->mark, std::move(f));
@@ -10705,6 +11268,10 @@ SSE_DECL void relay::message(const bus::record& what) {
 }
 
 SSE_DECL void relay::passing(std::string_view bytes) {
+    if (is_notice(bytes)) {
+        if (!others_.hear(bytes)) log_unknown(0);
+        return;
+    }
     if (frame_ref f = decoded(bytes, 0)) push(std::move(f));
 }
 
@@ -10739,6 +11306,7 @@ SSE_DECL void relay::hole(std::uint64_t to) {
 SSE_DECL void relay::ready() {
     hub_.ready_at = hub_.ring.published();
     for (auto& w : hub_.workers) w->wake_always();
+    others_.begin();
     hub_.open();
 }
 
@@ -10750,6 +11318,7 @@ SSE_DECL void relay::health(bool up, std::string_view reason) {
         up_ = up;
         why_ = reason;
     }
+    others_.note_health(up);
     if (!up) hub_.open();
     const std::string detail =
         std::string(up ? "up" : "down") + (reason.empty() ? "" : ": ") + std::string(reason);
@@ -10757,6 +11326,36 @@ SSE_DECL void relay::health(bool up, std::string_view reason) {
     hub_.log(
         {.level = is_news ? log_level::warning : log_level::info, .what = "bus", .detail = detail});
 }
+
+// --- streams by id
+
+SSE_DECL worker& hub::worker_of(std::uint64_t stream) const noexcept {
+    if (relay) stream %= std::uint64_t{1} << own_id_bits;
+    return *workers[static_cast<std::size_t>(stream % workers.size())];
+}
+
+SSE_DECL void hub::revoke(std::uint64_t stream) const {
+    worker_of(stream).post_to(stream,
+                              [](sse::stream& s) { connection_of(s).end(end_reason::revoked); });
+}
+
+/// See hub::worker_of(). With a bus the numbers begin anywhere, so that an id of an earlier server
+/// names nobody; after 2^33 they come again, but none that is in use.
+SSE_DECL std::uint64_t worker::new_name() {
+    const std::uint64_t threads = hub_.options.threads;
+    if (!hub_.relay) {
+        return (hub_.names.fetch_add(1, std::memory_order_relaxed) + 1) * threads + index_;
+    }
+    if (names_ == 0) names_ = random_number();
+    std::uint64_t name = 0;
+    do {
+        const std::uint64_t own = names_++ % ((std::uint64_t{1} << own_id_bits) / threads);
+        name = hub_.relay->others().first_id() + own * threads + index_;
+    } while (feed_.find(name));
+    return name;
+}
+
+SSE_DECL void worker::pulse() { hub_.relay->others().pulse(); }
 
 /// Waits for room: the bus keeps what is not read yet.
 SSE_DECL void relay::push(frame_ref f) {
@@ -10920,6 +11519,7 @@ private:
 SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
     : site(std::move(o)), ring(options.ring_capacity, options.threads),
       life(std::make_unique<lifecycle>(*this)) {
+    if (options.node.empty()) options.node = epoch;
     if (options.bus) relay = std::make_unique<detail::relay>(*this, options.bus);
     for (std::size_t i = 0; i < options.threads; ++i) {
         asio::io_context* const context = contexts.empty() ? nullptr : contexts[i];
@@ -11190,6 +11790,7 @@ SSE_DECL void lifecycle::stop() noexcept {
             signals_->cancel(ignored);
             signals_->clear(ignored); // a second Ctrl-C has its default effect
         }
+        if (hub_.relay) hub_.relay->others().leave();
         for (auto& w : hub_.workers) w->shut_down();
     });
 }
@@ -11697,6 +12298,8 @@ SSE_DECL sse::options server::checked(sse::options o) {
     require(o.history.messages > 0, "history.messages must be at least 1");
     require(o.history.bytes > 0, "history.bytes must be at least 1");
     const std::size_t ring = o.ring_capacity;
+    require(detail::is_node_name(o.node),
+            "node must be at most 64 printable characters of ASCII, not '" + o.node + "'");
     require(ring >= 2 && ring <= (1u << 24) && (ring & (ring - 1)) == 0,
             "ring_capacity must be a power of two from 2 to 16777216, not " + std::to_string(ring));
     return o;
@@ -12179,7 +12782,14 @@ SSE_DECL std::uint64_t server::send_to(std::uint64_t stream, const message& m) {
     if (m.id) throw std::system_error(errc::ephemeral_id, "sse::server::send_to");
     frame_ref f = detail::make_frame(frame::kind::stream, {}, m);
     f->set_stream(stream);
-    return push(std::move(f));
+    if (!hub_->relay) return push(std::move(f));
+    if (hub_->relay->others().may_be_elsewhere(stream)) {
+        message passing = m;
+        passing.ephemeral = true;
+        hub_->relay->publish(frame::kind::stream, std::to_string(stream), passing);
+    }
+    if (hub_->relay->others().is_here(stream)) push(std::move(f));
+    return 0;
 }
 
 SSE_DECL std::uint64_t server::send_to_user(std::string_view user, const message& m) {
@@ -12195,12 +12805,19 @@ SSE_DECL std::string server::last_id() const {
 
 SSE_DECL void server::post_to(std::uint64_t stream, std::function<void(sse::stream&)> what) {
     if (!what) throw std::invalid_argument("sse::server::post_to: the function is empty");
-    const auto index = static_cast<std::size_t>(stream % hub_->workers.size());
-    hub_->workers[index]->post_to(stream, std::move(what));
+    hub_->worker_of(stream).post_to(stream, std::move(what));
 }
 
 SSE_DECL void server::revoke(std::uint64_t stream) {
-    post_to(stream, [](sse::stream& s) { detail::connection_of(s).end(end_reason::revoked); });
+    hub_->revoke(stream);
+    if (!hub_->relay || !hub_->relay->others().may_be_elsewhere(stream)) return;
+    hub_->relay->tell({.what = detail::notice::kind::end_stream, .number = stream});
+}
+
+SSE_DECL void server::revoke_user(std::string_view user) {
+    static_cast<void>(detail::user_topic(user)); // throws if it can be none
+    for (auto& w : hub_->workers) w->revoke_user(user);
+    if (hub_->relay) hub_->relay->tell({.what = detail::notice::kind::end_user, .user = user});
 }
 
 SSE_DECL void server::revoke_if(std::function<bool(const stream_info&)> which) {
@@ -12209,8 +12826,12 @@ SSE_DECL void server::revoke_if(std::function<bool(const stream_info&)> which) {
 }
 
 SSE_DECL std::shared_ptr<detail::listing>
-server::ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>)) const {
+server::ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>),
+                const stream_filter& which) const {
     auto all = std::make_shared<detail::listing>();
+    all->which = which;
+    all->which.topic = detail::checked_topic(which.topic);
+    if (!which.user.empty()) static_cast<void>(detail::user_topic(which.user));
     all->answered.resize(hub_->workers.size());
     const std::lock_guard lock(hub_->life->state);
     if (!hub_->life->has_started()) {
@@ -12218,6 +12839,7 @@ server::ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>)) 
         return all;
     }
     for (auto& w : hub_->workers) (w.get()->*what)(all);
+    if (hub_->relay && !which.here) hub_->relay->others().ask(all);
     return all;
 }
 
@@ -12226,34 +12848,35 @@ SSE_DECL bool server::all_answered(const detail::hub& hub, detail::listing& all)
     for (std::size_t i = 0; i < hub.workers.size(); ++i) {
         if (!all.answered[i] && !hub.workers[i]->has_ended()) return false;
     }
-    return true;
+    return std::chrono::steady_clock::now() >= all.deadline ||
+           std::all_of(all.others.begin(), all.others.end(),
+                       [](const auto& one) { return one.second.done; });
 }
 
-SSE_DECL std::vector<stream_info> server::streams() const {
+SSE_DECL stream_list server::streams(const stream_filter& which) const {
+    using namespace std::chrono_literals;
     check_thread("sse::server::streams");
-    const auto all = ask_all(&detail::worker::list);
-    while (!hub_->room.wait_until(std::chrono::steady_clock::now() + std::chrono::seconds(1),
+    const auto all = ask_all(&detail::worker::list, which);
+    while (!hub_->room.wait_until(std::chrono::steady_clock::now() + 100ms,
                                   [&] { return all_answered(*hub_, *all); })) {}
-    const std::lock_guard lock(all->mutex);
-    return std::move(all->streams);
+    return all->take();
 }
 
-SSE_DECL asio::awaitable<std::vector<stream_info>> server::async_streams() const {
-    return wait_for(hub_, ask_all(&detail::worker::list));
+SSE_DECL asio::awaitable<stream_list> server::async_streams(const stream_filter& which) const {
+    return wait_for(hub_, ask_all(&detail::worker::list, which));
 }
 
-SSE_DECL asio::awaitable<std::vector<stream_info>>
-server::wait_for(std::shared_ptr<detail::hub> hub, std::shared_ptr<detail::listing> all) {
+SSE_DECL asio::awaitable<stream_list> server::wait_for(std::shared_ptr<detail::hub> hub,
+                                                       std::shared_ptr<detail::listing> all) {
     const auto goes_on = [h = hub.get(), a = all.get()] { return !all_answered(*h, *a); };
     while (goes_on()) co_await hub->room.async_wait(goes_on);
-    const std::lock_guard lock(all->mutex);
-    co_return std::move(all->streams);
+    co_return all->take();
 }
 
 SSE_DECL sse::counters server::counters() const { return hub_->count(); }
 
 SSE_DECL asio::awaitable<measurements> server::async_measure() const {
-    return measure(hub_, ask_all(&detail::worker::measure));
+    return measure(hub_, ask_all(&detail::worker::measure, {.here = true}));
 }
 
 SSE_DECL asio::awaitable<measurements> server::measure(std::shared_ptr<detail::hub> hub,

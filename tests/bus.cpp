@@ -1,14 +1,17 @@
-// bus.cpp - covers >>bus, >>relay: several servers on one bus, in memory: one order, ids that are
-// valid on each of them and after a restart, and what clients are told when the bus loses
-// something.
+// bus.cpp - covers >>bus, >>cluster, >>relay: several servers on one bus, in memory: one order, ids
+// that are valid on each of them and after a restart, what clients are told when the bus loses
+// something, and streams that are reached, listed and ended from every server.
 #include "support/dice.hpp"
 #include "support/handlers.hpp"
 #include "support/memory_bus.hpp"
 #include "support/server.hpp"
 
+#include <asio/use_future.hpp>
+
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <future>
 #include <map>
 #include <set>
 #include <thread>
@@ -690,6 +693,428 @@ TEST_CASE("clients that move between servers, while the bus stalls, doubles and 
     for (auto& one : engines) one->stall(false);
     for (auto& one : threads) one.join();
     CHECK(wrong == 0);
+}
+
+TEST_SUITE_END();
+
+namespace {
+
+using sse::detail::notice;
+
+/// A server of several, whose clients' header names their user.
+sse::options node(const std::shared_ptr<memory_store>& store, std::string name,
+                  std::size_t threads = 1) {
+    sse::options o = on(store, threads);
+    o.node = std::move(name);
+    o.hooks.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
+        co_return sse::access::grant({.user = std::string(r.header("X-User").value_or(""))});
+    };
+    return o;
+}
+
+std::unique_ptr<event_client> client_of(const sse::server& server, const std::string& user,
+                                        const std::string& target = "/subscribe/t") {
+    return std::make_unique<event_client>(server.port(), target, header_list{{"X-User", user}});
+}
+
+/// Such as "anna@a otto@b", sorted.
+std::string names_of(const std::vector<sse::stream_info>& all) {
+    std::multiset<std::string> names;
+    for (const auto& one : all) names.insert(one.user + "@" + one.node);
+    std::string text;
+    for (const auto& one : names) text += (text.empty() ? "" : " ") + one;
+    return text;
+}
+
+std::string names_of(const sse::server& server, const sse::stream_filter& which = {}) {
+    return names_of(server.streams(which));
+}
+
+std::uint64_t id_at(const sse::server& server, const std::string& user) {
+    const auto found = server.streams({.user = user, .here = true});
+    REQUIRE(found.size() == 1);
+    return found[0].id;
+}
+
+/// What somebody else on the bus says.
+void say(const std::shared_ptr<memory_store>& store, const std::string& bytes) {
+    store->with([&](auto& s) { s.all.push_back({0, bytes, std::chrono::system_clock::now()}); });
+}
+
+std::vector<notice> said(const std::shared_ptr<memory_store>& store, notice::kind what,
+                         std::vector<std::string>& kept) {
+    kept = store->with([](const auto& s) {
+        std::vector<std::string> all;
+        for (const auto& one : s.all) all.push_back(one.bytes);
+        return all;
+    });
+    std::vector<notice> found;
+    for (const std::string& bytes : kept) {
+        const auto n = sse::detail::decode_notice(bytes);
+        if (n && n->what == what) found.push_back(*n);
+    }
+    return found;
+}
+
+} // namespace
+
+TEST_SUITE_BEGIN("cluster");
+
+TEST_CASE("ids of streams are below 2^53, and those of no two servers are the same") {
+    const auto store = std::make_shared<memory_store>();
+    std::set<std::uint64_t> ids, servers;
+    for (const std::size_t threads : {1u, 2u, 3u}) {
+        running_server server(on(store, threads));
+        std::vector<std::unique_ptr<event_client>> clients;
+        for (int i = 0; i < 20; ++i) {
+            clients.push_back(std::make_unique<event_client>(server.port(), "/subscribe/t"));
+        }
+        for (const auto& one : server.streams({.here = true})) {
+            CHECK(one.id != 0);
+            CHECK(one.id < 1ull << 53);
+            CHECK(one.node.size() == 8);
+            ids.insert(one.id);
+            servers.insert(one.id >> 33);
+            server.send_to(one.id, {.data = "yours"}); // its worker is found by its id
+        }
+        for (auto& client : clients) CHECK(client->next().data == "yours");
+    }
+    CHECK(ids.size() == 60);
+    CHECK(servers.size() == 3);
+}
+
+TEST_CASE("without a bus ids count from one on") {
+    sse::options o = with_threads(1);
+    o.node = "alone";
+    running_server server(o);
+    event_client a(server.port(), "/subscribe/t");
+    const auto all = server.streams();
+    REQUIRE(all.size() == 1);
+    CHECK(all[0].id == 1);
+    CHECK(all[0].node == "alone");
+    CHECK(all.missing.empty());
+}
+
+TEST_CASE("a name of a server is at most 64 printable characters") {
+    for (const std::string& bad :
+         {std::string(65, 'x'), std::string("a\nb"), std::string("\xe4")}) {
+        sse::options o = with_threads(1);
+        o.node = bad;
+        CHECK_THROWS_AS(sse::server{o}, sse::bad_option);
+    }
+    sse::options o = with_threads(1);
+    o.node = std::string(64, 'x');
+    CHECK_NOTHROW(sse::server{o});
+}
+
+TEST_CASE("a message to a stream of another server reaches it alone, in the order of its sender") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(node(store, "a", 2)), b(node(store, "b", 2));
+    const auto anna = client_of(a, "anna"), otto = client_of(b, "otto"), eve = client_of(b, "eve");
+    const auto id = id_at(b, "otto");
+    for (int n = 1; n <= 50; ++n) {
+        CHECK(a.send_to(id, {.event = "e", .data = std::to_string(n), .key = "k"}) == 0);
+        a.send_to_user("otto", {.data = "u" + std::to_string(n)});
+    }
+    CHECK(b.send_to(id, {.data = "from its own"}) == 0);
+    a.send_to(id + 1'000'000, {.data = "nobody"});
+    a.send_to(0, {.data = "nobody"});
+    a.send_to(~0ull, {.data = "nobody"});
+    a.broadcast({.data = "end"});
+    std::string got, last;
+    int own = 0;
+    for (int i = 0; i < 102; ++i) {
+        const decoded event = otto->next();
+        if (event.type == "e") got += event.data + " ";
+        own += event.data == "from its own" ? 1 : 0; // anywhere: it does not go over the bus
+        last = event.data;
+    }
+    std::string expected;
+    for (int n = 1; n <= 50; ++n) expected += std::to_string(n) + " ";
+    CHECK(got == expected);
+    CHECK(own == 1);
+    CHECK(last == "end");
+    CHECK(next(*anna, 1) == "end");
+    CHECK(next(*eve, 1) == "end");
+    CHECK(failure_of([&] { a.send_to(id, {.data = "x", .id = "7"}); }) == errc::ephemeral_id);
+    store->set_down(true);
+    CHECK(failure_of([&] { a.send_to(id, {.data = "x"}); }) == errc::bus_down);
+    CHECK(b.send_to(id, {.data = "near"}) == 0); // needs no bus
+    CHECK(next(*otto, 1) == "near");
+}
+
+TEST_CASE("a message to one stream that the bus brings twice reaches it once") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(node(store, "a")), b(node(store, "b"));
+    const auto otto = client_of(b, "otto");
+    const auto id = id_at(b, "otto");
+    store->with([](auto& s) { s.replies_to_lose = 1; });
+    a.send_to(id, {.data = "once"});
+    a.send_to(id, {.data = "then"});
+    CHECK(next(*otto, 2) == "once then");
+}
+
+TEST_CASE("a stored record for one stream is none: it could have no id") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = node(store, "a");
+    std::atomic<int> warnings{0};
+    o.hooks.log = [&](const sse::log_entry& e) {
+        if (e.detail.find("written by something else") != e.detail.npos) ++warnings;
+    };
+    running_server a(o);
+    const auto anna = client_of(a, "anna");
+    const std::string bytes = sse::detail::encode_record({sse::detail::frame::kind::stream,
+                                                          std::to_string(id_at(a, "anna")),
+                                                          {.data = "x", .ephemeral = true},
+                                                          {1, 1}});
+    store->with([&](auto& s) {
+        s.all.push_back({s.newest += s.step, bytes, std::chrono::system_clock::now()});
+    });
+    publish(a, 2, 2);
+    CHECK(next(*anna, 1) == "2");
+    CHECK(warnings == 1);
+}
+
+TEST_CASE("streams of all servers are listed, with their server, by user and by topic") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(node(store, "a", 2)), b(node(store, "b", 2)), c(node(store, "c"));
+    const auto anna = client_of(a, "anna"), anna_too = client_of(b, "anna", "/subscribe/chat/7"),
+               otto = client_of(b, "otto", "/subscribe/chat"),
+               eve = client_of(c, "eve", "/subscribe");
+    for (const running_server* const one : {&a, &b, &c}) {
+        CHECK(eventually([&] { return names_of(*one) == "anna@a anna@b eve@c otto@b"; }));
+        CHECK(names_of(*one, {.user = "anna"}) == "anna@a anna@b");
+        CHECK(names_of(*one, {.topic = "/chat/7"}) == "anna@b eve@c otto@b");
+        CHECK(names_of(*one, {.topic = "chat/77"}) == "eve@c otto@b");
+        CHECK(names_of(*one, {.user = "anna", .topic = "/chat/7"}) == "anna@b");
+        CHECK(names_of(*one, {.user = "nobody"}).empty());
+        CHECK(one->streams().missing.empty());
+    }
+    CHECK(names_of(b, {.here = true}) == "anna@b otto@b");
+    CHECK(names_of(b, {.user = "otto", .here = true}) == "otto@b");
+    const auto all = a.streams({.user = "anna", .topic = "/chat/7"});
+    REQUIRE(all.size() == 1);
+    CHECK(all[0].id == b.streams({.user = "anna", .here = true}).at(0).id);
+    CHECK(all[0].topics == std::vector<std::string>{"/chat/7"});
+    CHECK(all[0].client.to_string() == "127.0.0.1");
+    CHECK(all[0].age.count() >= 0);
+    CHECK(failure_of([&] { a.streams({.topic = "/../x"}); }) == errc::bad_topic);
+    CHECK(failure_of([&] { a.streams({.user = "a\nb"}); }) == errc::bad_key);
+}
+
+TEST_CASE("a handler lists the streams of all servers without holding up its worker") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(node(store, "a"), [](sse::server& s) {
+        s.route("GET", "/who", [&s](sse::stream& client) -> asio::awaitable<void> {
+            const sse::stream_list all = co_await s.async_streams();
+            const std::string text = names_of(all);
+            co_await client.respond(200, "text/plain", text);
+        });
+    });
+    running_server b(node(store, "b"));
+    const auto anna = client_of(a, "anna"), otto = client_of(b, "otto");
+    CHECK(eventually([&] { return http_get(a.port(), "/who").body == "anna@a otto@b"; }));
+}
+
+TEST_CASE("a listing larger than a notice comes in parts, and whole") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(node(store, "a")), b(node(store, "b", 2));
+    std::string topics = "/subscribe?topic=/t";
+    for (int i = 0; i < 60; ++i) topics += "&topic=/" + std::to_string(i) + std::string(100, 'x');
+    std::vector<std::unique_ptr<event_client>> clients;
+    std::set<std::uint64_t> ids;
+    for (int i = 0; i < 40; ++i) clients.push_back(client_of(b, "u" + std::to_string(i), topics));
+    for (const auto& one : b.streams({.here = true})) ids.insert(one.id);
+    CHECK(ids.size() == 40);
+    sse::stream_list all;
+    CHECK(eventually([&] {
+        all = a.streams();
+        return all.size() >= 40;
+    }));
+    CHECK(all.missing.empty());
+    REQUIRE(all.size() == 40);
+    for (const auto& one : all) {
+        CHECK(ids.erase(one.id) == 1);
+        CHECK(one.topics.size() == 61);
+    }
+    std::vector<std::string> kept;
+    const auto parts = said(store, notice::kind::part, kept);
+    CHECK(parts.size() >= 3);
+    for (const notice& one : parts) CHECK(one.streams.size() <= sse::detail::max_part);
+}
+
+TEST_CASE("a server that does not answer is named, and the others are listed") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = node(store, "b");
+    const auto engine = std::static_pointer_cast<memory_bus>(o.bus);
+    running_server a(node(store, "a")), b(o), c(node(store, "c"));
+    const auto anna = client_of(a, "anna"), otto = client_of(b, "otto"), eve = client_of(c, "eve");
+    REQUIRE(eventually([&] { return names_of(a) == "anna@a eve@c otto@b"; }));
+    engine->stall(true);
+    const auto all = a.streams();
+    CHECK(names_of(all) == "anna@a eve@c");
+    CHECK(all.missing == std::vector<std::string>{"b"});
+    asio::io_context io;
+    auto listed = asio::co_spawn(io, a.async_streams(), asio::use_future);
+    io.run();
+    CHECK(listed.get().missing == std::vector<std::string>{"b"});
+    engine->stall(false);
+    CHECK(eventually([&] { return names_of(a) == "anna@a eve@c otto@b"; }));
+}
+
+TEST_CASE("a server that stops says so, and one that is silent is taken for gone") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(node(store, "a"));
+    const auto anna = client_of(a, "anna");
+    {
+        running_server b(node(store, "b"));
+        const auto otto = client_of(b, "otto");
+        REQUIRE(eventually([&] { return names_of(a) == "anna@a otto@b"; }));
+    }
+    std::vector<std::string> kept;
+    CHECK(said(store, notice::kind::gone, kept).size() == 1);
+    CHECK(eventually([&] { return a.streams().missing.empty(); }));
+    say(store, sse::detail::encode_notice({.node = 7, .name = "silent"}));
+    bool was_known = false;
+    CHECK(eventually([&] {
+        const auto missing = a.streams().missing;
+        was_known |= missing == std::vector<std::string>{"silent"};
+        return was_known && missing.empty();
+    }));
+}
+
+TEST_CASE("while the bus is away a listing has what is here, and names the others at once") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(node(store, "a")), b(node(store, "b"));
+    const auto anna = client_of(a, "anna"), otto = client_of(b, "otto");
+    REQUIRE(eventually([&] { return names_of(a) == "anna@a otto@b"; }));
+    store->set_down(true);
+    const auto all = a.streams();
+    CHECK(names_of(all) == "anna@a");
+    CHECK(all.missing == std::vector<std::string>{"b"});
+    store->set_down(false);
+    CHECK(eventually([&] { return names_of(a) == "anna@a otto@b"; }));
+}
+
+TEST_CASE("a stream of another server, and all of a user, are ended from here") {
+    const auto store = std::make_shared<memory_store>();
+    std::atomic<int> revoked{0};
+    const auto watched = [&](sse::options o) {
+        o.hooks.on_disconnect = [&](const sse::stream_info&, sse::end_reason why) {
+            if (why == sse::end_reason::revoked) ++revoked;
+        };
+        return o;
+    };
+    running_server a(watched(node(store, "a", 2))), b(watched(node(store, "b", 2)));
+    const auto anna = client_of(a, "anna"), anna_too = client_of(b, "anna"),
+               anna_three = client_of(b, "anna"), otto = client_of(b, "otto"),
+               eve = client_of(b, "eve"), ann = client_of(a, "ann");
+    a.revoke(id_at(b, "otto"));
+    CHECK_FALSE(otto->next_or_end());
+    a.revoke_user("anna");
+    for (auto* client : {&anna, &anna_too, &anna_three}) CHECK_FALSE((*client)->next_or_end());
+    CHECK(eventually([&] { return revoked == 4; }));
+    a.broadcast({.data = "on"});
+    CHECK(next(*eve, 1) == "on");
+    CHECK(next(*ann, 1) == "on");
+    CHECK(failure_of([&] { a.revoke_user(""); }) == errc::bad_key);
+    const auto id = id_at(b, "eve");
+    store->set_down(true);
+    CHECK(failure_of([&] { a.revoke(id); }) == errc::bus_down);
+    CHECK(failure_of([&] { a.revoke_user("ann"); }) == errc::bus_down);
+    CHECK_FALSE(ann->next_or_end()); // what is here is ended all the same
+    b.revoke(id);
+    CHECK_FALSE(eve->next_or_end());
+    CHECK(revoked == 6);
+}
+
+TEST_CASE("a server that stops, or has not begun, lists what is here") {
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = node(store, "b");
+    const auto engine = std::static_pointer_cast<memory_bus>(o.bus);
+    sse::server early(node(store, "early"));
+    CHECK(early.streams().empty());
+    running_server b(o);
+    const auto otto = client_of(b, "otto");
+    asio::io_context io;
+    std::future<sse::stream_list> listed;
+    {
+        running_server a(node(store, "a"));
+        const auto anna = client_of(a, "anna");
+        REQUIRE(eventually([&] { return names_of(a) == "anna@a otto@b"; }));
+        engine->stall(true);
+        listed = asio::co_spawn(io, a.async_streams(), asio::use_future);
+        io.poll();
+        a.stop();
+        a.join();
+        CHECK(a.streams().empty());
+        CHECK(failure_of([&] { a.revoke_user("otto"); }) == errc::stopped);
+    }
+    io.run();
+    CHECK(listed.get().missing == std::vector<std::string>{"b"});
+    engine->stall(false);
+}
+
+TEST_CASE("hostile notices do no harm") {
+    dice dice(20261202);
+    const auto store = std::make_shared<memory_store>();
+    sse::options o = node(store, "a", 2);
+    std::atomic<int> warnings{0};
+    o.hooks.log = [&](const sse::log_entry& e) {
+        if (e.detail.find("written by something else") != e.detail.npos) ++warnings;
+    };
+    running_server a(o), b(node(store, "b"));
+    const auto anna = client_of(a, "anna"), otto = client_of(b, "otto");
+    REQUIRE(eventually([&] { return names_of(a) == "anna@a otto@b"; }));
+    using kind = notice::kind;
+    const auto id = id_at(a, "anna");
+    std::string streams;
+    sse::detail::put_stream(streams, {.id = 9, .user = "forged"});
+    const notice some[] = {
+        {.what = kind::end_stream, .node = 7, .number = id + 1'000},
+        {.what = kind::end_user, .node = 7, .user = "nobody"},
+        {.what = kind::gone, .node = 7},
+        {.what = kind::part, .node = 7, .to = 8, .number = 1, .streams = streams},
+        {.what = kind::last_part, .node = 7, .number = 1, .streams = streams},
+        {.what = kind::part, .node = 7, .number = 1, .streams = "rubbish"},
+        {.what = kind::ask, .node = 7, .number = 1, .user = "anna"}};
+    for (int i = 0; i < 2'000; ++i) {
+        std::string bytes = sse::detail::encode_notice(some[dice.below(std::size(some))]);
+        if (dice.one_in(2)) bytes.resize(dice.below(bytes.size()));
+        for (std::size_t n = dice.below(3); n > 0 && bytes.size() > 2; --n) {
+            bytes[2 + dice.below(bytes.size() - 2)] = dice.byte();
+        }
+        say(store, bytes);
+    }
+    a.broadcast({.data = "on"});
+    CHECK(next(*anna, 1) == "on");
+    CHECK(next(*otto, 1) == "on");
+    CHECK(warnings > 500);
+    CHECK(names_of(a) == "anna@a otto@b");
+    for (std::uint64_t n = 1; n <= 3'000; ++n) { // more servers than any bus has
+        say(store, sse::detail::encode_notice({.node = n << 20, .name = "crowd"}));
+    }
+    a.broadcast({.data = "still"});
+    CHECK(next(*anna, 1) == "still");
+    CHECK(a.streams().missing.size() <= 1'000);
+}
+
+TEST_CASE("on contexts of the program: servers know each other, and the contexts end") {
+    const auto store = std::make_shared<memory_store>();
+    running_server b(node(store, "b"));
+    const auto otto = client_of(b, "otto");
+    auto io = std::make_unique<asio::io_context>();
+    auto a = std::make_unique<sse::server>(*io, node(store, "a"));
+    a->start("127.0.0.1:0");
+    std::thread runs([&] { io->run(); });
+    auto anna = client_of(*a, "anna");
+    CHECK(eventually([&] { return names_of(b) == "anna@a otto@b"; }));
+    CHECK(eventually([&] { return names_of(*a) == "anna@a otto@b"; }));
+    a->stop();
+    runs.join();
+    CHECK(eventually([&] { return names_of(b) == "otto@b" && b.streams().missing.empty(); }));
+    a.reset();
+    io.reset();
 }
 
 TEST_SUITE_END();

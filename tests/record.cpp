@@ -1,5 +1,5 @@
-// record.cpp - covers >>record: a message as bytes for a bus and back, what is no record, and the
-// tokens by which one that came twice is known.
+// record.cpp - covers >>record: a message as bytes for a bus and back, what servers tell each
+// other, what is neither, and the tokens by which a message that came twice is known.
 #include "sse.hpp"
 
 #include "support/dice.hpp"
@@ -14,9 +14,14 @@ namespace record_test {
 
 using namespace std::string_view_literals;
 using sse::message;
+using sse::detail::decode_notice;
 using sse::detail::decode_record;
+using sse::detail::decode_streams;
+using sse::detail::encode_notice;
 using sse::detail::encode_record;
 using sse::detail::frame;
+using sse::detail::notice;
+using sse::detail::put_stream;
 using sse::detail::record;
 using sse::detail::seen_tokens;
 
@@ -45,6 +50,52 @@ void check_round_trip(const record& r) {
         REQUIRE(!decode_record(std::string_view(bytes).substr(0, size)));
     }
     CHECK(!decode_record(bytes + "x"));
+}
+
+void check_same(const sse::stream_info& a, const sse::stream_info& b) {
+    CHECK(a.id == b.id);
+    CHECK(a.user == b.user);
+    CHECK(a.topics == b.topics);
+    CHECK(a.client == b.client);
+    CHECK(a.age == b.age);
+    CHECK(a.lag.messages == b.lag.messages);
+    CHECK(a.lag.bytes == b.lag.bytes);
+    CHECK(a.lag.age == b.lag.age);
+    CHECK(a.node == b.node);
+}
+
+sse::stream_info some_stream() {
+    return {.id = (1ull << 53) - 1,
+            .user = "anna/b",
+            .topics = {"/", "/chat/7"},
+            .client = asio::ip::make_address("2001:db8::7"),
+            .age = std::chrono::hours(1'000),
+            .lag = {3, 1'000'000, std::chrono::milliseconds(7)},
+            .node = "hub-1"};
+}
+
+std::string streams_of(std::initializer_list<sse::stream_info> all) {
+    std::string bytes;
+    for (const auto& one : all) put_stream(bytes, one);
+    return bytes;
+}
+
+/// One of each kind.
+std::vector<std::string> notices() {
+    using kind = notice::kind;
+    const std::string streams = streams_of({some_stream(), {.id = 1}});
+    const notice all[] = {
+        {.what = kind::here, .node = 1, .name = "hub 1"},
+        {.what = kind::gone, .node = ~0ull, .name = std::string_view()},
+        {.what = kind::end_stream, .node = 1, .number = 77},
+        {.what = kind::end_user, .node = 1, .user = "anna/b"},
+        {.what = kind::ask, .node = 1, .number = 5, .user = "anna", .topic = "/chat"},
+        {.what = kind::part, .node = 2, .to = 1, .number = 5, .part = 300, .streams = streams},
+        {.what = kind::last_part, .node = 2, .to = 1, .number = 5, .part = 301},
+    };
+    std::vector<std::string> bytes;
+    for (const notice& one : all) bytes.push_back(encode_notice(one));
+    return bytes;
 }
 
 } // namespace
@@ -85,7 +136,13 @@ TEST_CASE("what a program could not publish is no record") {
     CHECK(!is_read(frame::kind::everyone, "/t", {.data = "x"}));
     CHECK(!is_read(frame::kind::user, "/t", {.data = "x"}));
     CHECK(!is_read(frame::kind::user, "\x1f", {.data = "x"}));
-    CHECK(!is_read(frame::kind::stream, "", {.data = "x"}));
+    CHECK(is_read(frame::kind::stream, "7", {.data = "x", .ephemeral = true}));
+    CHECK(is_read(frame::kind::stream, "9007199254740991", {.data = "x", .ephemeral = true}));
+    CHECK(!is_read(frame::kind::stream, "9007199254740992", {.data = "x", .ephemeral = true}));
+    CHECK(!is_read(frame::kind::stream, "7", {.data = "x"}));
+    for (const char* id : {"", "0", "-7", "7x", "/7"}) {
+        CHECK(!is_read(frame::kind::stream, id, {.data = "x", .ephemeral = true}));
+    }
     CHECK(!is_read(frame::kind::raw, "", {.data = "x"}));
     CHECK(!is_read(frame::kind::mark, "/t", {.data = "x"}));
     CHECK(!is_read(frame::kind::topic, "/t", {}));
@@ -116,6 +173,116 @@ TEST_CASE("bytes that are changed at random are read as something valid or not a
             CHECK(encode_record(*r).size() <= bytes.size());
         }
     }
+}
+
+TEST_CASE("what servers tell each other comes out as it went in; cut anywhere it is nothing") {
+    for (const std::string& bytes : notices()) {
+        CHECK(sse::detail::is_notice(bytes));
+        CHECK(!decode_record(bytes));
+        const auto n = decode_notice(bytes);
+        REQUIRE(n);
+        CHECK(encode_notice(*n) == bytes);
+        for (std::size_t size = 0; size < bytes.size(); ++size) {
+            REQUIRE(!decode_notice(std::string_view(bytes).substr(0, size)));
+        }
+        CHECK(!decode_notice(bytes + "x"));
+    }
+    CHECK(!sse::detail::is_notice(encode_record({frame::kind::mark, "/t", {.data = "x"}, {}})));
+    CHECK(!sse::detail::is_notice("\1"));
+}
+
+TEST_CASE("streams come out as they went in; cut within one they are none") {
+    const std::string bytes = streams_of({some_stream(), {.id = 1}, some_stream()});
+    const auto all = decode_streams(bytes, "hub-1");
+    REQUIRE(all);
+    REQUIRE(all->size() == 3);
+    check_same(all->at(0), some_stream());
+    check_same(all->at(1), {.id = 1, .node = "hub-1"});
+    check_same(all->at(2), some_stream());
+    std::size_t whole = 0; // cut between two
+    for (std::size_t size = 0; size < bytes.size(); ++size) {
+        const auto some = decode_streams(std::string_view(bytes).substr(0, size), "hub-1");
+        if (some) check_same(some->empty() ? some_stream() : some->front(), some_stream());
+        whole += some ? 1 : 0;
+    }
+    CHECK(whole == 3); // none, one, two
+}
+
+TEST_CASE("topics that would fill a notice are cut, the stream remains") {
+    sse::stream_info s = some_stream();
+    s.topics.assign(128, "/" + std::string(1'000, 'x'));
+    const std::string bytes = streams_of({s});
+    CHECK(bytes.size() < sse::detail::max_part);
+    const auto all = decode_streams(bytes, "hub-1");
+    REQUIRE(all);
+    CHECK(all->at(0).topics.size() > 50);
+    CHECK(all->at(0).topics.size() < 128);
+    CHECK(all->at(0).user == s.user);
+}
+
+TEST_CASE("what no server could tell is no notice") {
+    using kind = notice::kind;
+    const auto is_read = [](const notice& n) {
+        return decode_notice(encode_notice(n)).has_value();
+    };
+    CHECK(is_read({.what = kind::here, .name = std::string(64, 'x')}));
+    CHECK(!is_read({.what = kind::here, .name = std::string(65, 'x')}));
+    CHECK(!is_read({.what = kind::here, .name = "a\nb"}));
+    CHECK(!is_read({.what = kind::here, .name = "\xc3\xa4"}));
+    CHECK(!is_read({.what = kind::here, .streams = "x"}));
+    CHECK(!is_read({.what = kind::end_stream}));
+    CHECK(!is_read({.what = kind::end_stream, .number = 1ull << 53}));
+    CHECK(!is_read({.what = kind::end_user}));
+    CHECK(!is_read({.what = kind::end_user, .user = "a\nb"}));
+    CHECK(is_read({.what = kind::ask, .topic = "/t"}));
+    CHECK(!is_read({.what = kind::ask, .topic = "t"}));
+    CHECK(!is_read({.what = kind::ask, .topic = "/t/../u"}));
+    CHECK(!is_read({.what = static_cast<kind>(static_cast<int>(kind::last_part) + 1)}));
+    CHECK(!is_read({.what = static_cast<kind>(15)}));
+    const auto is_stream = [](const sse::stream_info& s) {
+        return decode_streams(streams_of({s}), "").has_value();
+    };
+    CHECK(is_stream({.id = 1}));
+    CHECK(!is_stream({.id = 0}));
+    CHECK(!is_stream({.id = 1ull << 53}));
+    CHECK(!is_stream({.id = 1, .user = "a\nb"}));
+    CHECK(is_stream({.id = 1, .topics = {"/t"}}));
+    for (const char* topic : {"", "t", "/t/", "//", "/\x1f"}) {
+        CHECK(!is_stream({.id = 1, .topics = {topic}}));
+    }
+    CHECK(!is_stream({.id = 1, .age = std::chrono::milliseconds(1ll << 51)}));
+    CHECK(!decode_streams("\1\0\0\0\0\0\3x.y\0"sv, "")); // no address
+    CHECK(!decode_streams("\1\0\0\0\0\0\7"
+                          "0.0.0.0\xff\xff\xff\xff\xff\xff\1"sv,
+                          "")); // more topics than memory holds
+}
+
+TEST_CASE("notices that are changed at random are read as something valid or not at all") {
+    support::dice dice(20261201);
+    const auto all = notices();
+    int read = 0;
+    for (int i = 0; i < 50'000; ++i) {
+        std::string bytes = all[dice.below(all.size())];
+        for (std::size_t n = dice.between(1, 4); n > 0; --n)
+            bytes[dice.below(bytes.size())] = dice.byte();
+        const auto n = decode_notice(bytes);
+        if (!n) continue;
+        ++read;
+        CHECK(sse::detail::is_node_name(n->name));
+        CHECK(encode_notice(*n).size() <= bytes.size());
+        const auto streams = decode_streams(n->streams, n->name);
+        if (!streams) continue;
+        std::string again;
+        for (const auto& one : *streams) {
+            CHECK(sse::detail::is_stream_id(one.id));
+            put_stream(again, one);
+        }
+        const auto same = decode_streams(again, n->name);
+        REQUIRE(same);
+        REQUIRE(same->size() == streams->size());
+        for (std::size_t k = 0; k < same->size(); ++k) check_same(same->at(k), streams->at(k));
+    }
+    CHECK(read > 1'000);
 }
 
 TEST_CASE("a token is new once") {
