@@ -35,6 +35,7 @@ namespace fuzz {
 #include "../head.cpp"
 #include "../parser.cpp"
 #include "../peer.cpp"
+#include "../record.cpp"
 #include "../topic.cpp"
 #include "../../examples/hub_options.hpp"
 
@@ -636,6 +637,12 @@ void record(std::string_view bytes) {
     CHECK(!decode_record(std::string_view(again).substr(0, cut)));
 }
 
+/// What servers tell each other, and streams of a listing.
+void notices(std::string_view bytes) {
+    record_test::check_notice(bytes);
+    record_test::check_streams(bytes);
+}
+
 /// NATS: the list of epochs, and what the server says of a message.
 void nats(std::string_view bytes) {
     const nats_epochs list = parse_nats_epochs(bytes);
@@ -887,7 +894,7 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
         {"redis", text_rule([](const settings& s) { return with_commas(s.redis); })},
         {"nats", text_rule([](const settings& s) { return with_commas(s.nats); })},
         {"metrics", text_rule([](const settings& s) { return s.metrics; })},
-        {"name", text_rule([](const settings& s) { return s.name; })},
+        {"name", text_rule([](const settings& s) { return s.options.node; })},
         {"publish-token", text_rule([](const settings& s) { return s.token; })},
         {"redis-keeps-all", switch_rule([](const settings& s) { return s.redis_keeps_all; })},
         {"demo", switch_rule([](const settings& s) { return s.demo; })},
@@ -1103,10 +1110,10 @@ const std::map<std::string_view, target> targets = {
     {"answer", answer},   {"body", body},     {"connection", connection},
     {"encode", encode},   {"events", events}, {"feed", feed},
     {"filelog", filelog}, {"flags", flags},   {"forwarded", forwarded},
-    {"head", head},       {"nats", nats},     {"origin", origin},
-    {"proxy", proxy},     {"record", record}, {"redis", redis},
-    {"route", route},     {"text", text},     {"topic", topic},
-    {"url", url},
+    {"head", head},       {"nats", nats},     {"notices", notices},
+    {"origin", origin},   {"proxy", proxy},   {"record", record},
+    {"redis", redis},     {"route", route},   {"text", text},
+    {"topic", topic},     {"url", url},
 };
 
 target chosen = nullptr;
