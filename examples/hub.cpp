@@ -598,8 +598,14 @@ void check_paths(const settings& chosen) {
     if (!chosen.metrics.empty()) check("--metrics", chosen.metrics);
 }
 
+std::string host_name() {
+    std::error_code failed;
+    return asio::ip::host_name(failed).substr(0, 64);
+}
+
 std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
     check_paths(chosen);
+    if (chosen.options.node.empty()) chosen.options.node = host_name();
     try {
         choose_origins(chosen);
         if (chosen.log_from) {
@@ -622,12 +628,6 @@ std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
         options.drain_window = milliseconds(0); // the hub takes the signals itself
         return std::make_unique<sse::server>(std::move(options));
     } catch (const sse::bad_option& refused) { throw usage_error(as_flag(chosen, refused)); }
-}
-
-std::string name_of(const settings& chosen) {
-    std::error_code failed;
-    const std::string host = asio::ip::host_name(failed);
-    return chosen.name.empty() ? host : chosen.name;
 }
 
 std::string listen_address(const settings& chosen) {
@@ -692,7 +692,7 @@ void run(sse::server& server, const settings& chosen, output& out) {
         }
     }
     server.group("/hub", {.authorize = chosen.options.hooks.authorize})
-        .route("GET", "/stats", [&server, node = name_of(chosen)](sse::stream& client) {
+        .route("GET", "/stats", [&server, node = chosen.options.node](sse::stream& client) {
             return send_stats(server, node, client);
         });
 

@@ -41,7 +41,6 @@ struct settings {
     std::optional<sse::log_level> log_from = sse::log_level::warning; // empty: quiet
     std::string subscribe_token;                                      // empty: anyone may subscribe
     std::string metrics;                                              // path; empty: none
-    std::string name;               // of this node; empty: the host's
     std::string log_dir;            // at most one of these three is not empty
     std::vector<std::string> redis; // addresses
     bool redis_keeps_all = false;
@@ -391,8 +390,9 @@ inline const std::vector<flag>& flags() {
         {"name", "NAME", "what the page calls this hub, one of several (the name of the host)",
          [](settings& chosen, std::string_view value) {
              check_name(value);
-             chosen.name = value;
-         }},
+             chosen.options.node = value;
+         },
+         "node"},
         size_flag(
             "max-unsent-bytes", "bytes of history that a client may be behind; 0: all",
             "limits.unsent_bytes", [](sse::options & o) -> auto& { return o.limits.unsent_bytes; }),
