@@ -916,6 +916,51 @@ TEST_CASE("a handler lists the streams of all servers without holding up its wor
     CHECK(eventually([&] { return http_get(a.port(), "/who").body == "anna@a otto@b"; }));
 }
 
+TEST_CASE("whether it was the last stream of a user anywhere is known when it has ended") {
+    const auto store = std::make_shared<memory_store>();
+    asio::io_context io;
+    auto working = asio::make_work_guard(io);
+    std::thread runs([&] { io.run(); });
+    std::mutex mutex;
+    std::string left;
+    int looks = 0;
+    const auto watched = [&](sse::options o, std::unique_ptr<running_server>& server) {
+        o.hooks.on_disconnect = [&](const sse::stream_info& one, sse::end_reason) {
+            const auto look = [](sse::server& s, std::string user) {
+                return s.async_streams({.user = std::move(user)});
+            };
+            asio::co_spawn(io, look(*server, one.user),
+                           [&, user = one.user](std::exception_ptr, sse::stream_list found) {
+                               const std::lock_guard lock(mutex);
+                               if (found.empty()) left += user + " has left ";
+                               ++looks;
+                           });
+        };
+        return o;
+    };
+    std::unique_ptr<running_server> a, b;
+    a = std::make_unique<running_server>(watched(node(store, "a"), a));
+    b = std::make_unique<running_server>(watched(node(store, "b"), b));
+    auto anna = client_of(*a, "anna"), anna_too = client_of(*b, "anna"),
+         otto = client_of(*a, "otto");
+    const auto have_left = [&](int after, std::string_view names) {
+        REQUIRE(eventually([&] {
+            const std::lock_guard lock(mutex);
+            return looks == after;
+        }));
+        CHECK(left == names);
+    };
+    REQUIRE(eventually([&] { return names_of(*a) == "anna@a anna@b otto@a"; }));
+    REQUIRE(eventually([&] { return names_of(*b) == "anna@a anna@b otto@a"; }));
+    anna.reset();
+    otto.reset();
+    have_left(2, "otto has left ");
+    anna_too.reset();
+    have_left(3, "otto has left anna has left ");
+    working.reset();
+    runs.join();
+}
+
 TEST_CASE("a listing larger than a notice comes in parts, and whole") {
     const auto store = std::make_shared<memory_store>();
     running_server a(node(store, "a")), b(node(store, "b", 2));

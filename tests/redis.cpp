@@ -4,6 +4,7 @@
 #include "support/proxy.hpp"
 #include "support/recording_sink.hpp"
 #include "support/redis_server.hpp"
+#include "support/server.hpp"
 
 #include <doctest/doctest.h>
 
@@ -269,6 +270,33 @@ TEST_CASE("what is not stored reaches the servers that are there, without a numb
     node c(options_for(redis));
     c.until_up();
     CHECK(c.told().empty());
+}
+
+TEST_CASE("servers list, reach and end each other's streams") {
+    if (!has_redis()) return;
+    redis_server redis;
+    const auto named = [&](const char* name) {
+        sse::options o = support::with_threads(2);
+        o.bus = sse::redis_bus(options_for(redis));
+        o.node = name;
+        return o;
+    };
+    support::running_server a(named("a")), b(named("b"));
+    support::event_client at_a(a.port(), "/subscribe/t"), at_b(b.port(), "/subscribe/t");
+    sse::stream_list all;
+    const auto is_complete = [&] {
+        all = a.streams();
+        return all.size() == 2 && all.missing.empty();
+    };
+    REQUIRE(support::eventually(is_complete));
+    const auto id = b.streams({.here = true}).at(0).id;
+    CHECK((all[0].id == id || all[1].id == id));
+    a.send_to(id, {.data = "to b"});
+    CHECK(at_b.next().data == "to b");
+    a.revoke(id);
+    CHECK_FALSE(at_b.next_or_end());
+    a.publish("/t", {.data = "on"});
+    CHECK(at_a.next().data == "on");
 }
 
 TEST_CASE("a server that starts is told the newest messages within its bounds") {
