@@ -4713,13 +4713,13 @@ struct notice {
         end_stream, ///< Its id is the number.
         end_user,
         ask,  ///< Which streams do you have? The number is that of the question.
-        part, ///< Of the answer to a question of `to`.
+        part, ///< Of the answer.
         last_part,
     };
 
     kind what = kind::here;
     std::uint64_t node = 0;     ///< Who tells it.
-    std::uint64_t to = 0;       ///< 0: all.
+    std::uint64_t to = 0;       ///< Of a part: whose question it answers.
     std::uint64_t number = 0;   ///< Of a stream or a question.
     std::uint64_t part = 0;     ///< From 0.
     std::string_view name = {}; ///< options::node of who tells it.
@@ -4727,6 +4727,11 @@ struct notice {
     std::string_view topic = {};
     std::string_view streams = {};
 };
+
+/// Whether a listing can have it: canonical, but "/" for the root.
+inline bool is_shown_topic(std::string_view text) {
+    return text == "/" || (!text.empty() && canonical_topic(text) == text);
+}
 
 inline bool is_notice(std::string_view bytes) noexcept {
     return bytes.size() > 1 && bytes[0] == record_version &&
@@ -4763,7 +4768,8 @@ inline std::optional<notice> decode_notice(std::string_view bytes) {
     const bool valid = in.is_whole() && what >= static_cast<unsigned>(kind::here) &&
                        what <= static_cast<unsigned>(kind::last_part) && is_node_name(n.name) &&
                        std::none_of(n.user.begin(), n.user.end(), is_control) &&
-                       canonical_topic(n.topic) == n.topic && (is_part || n.streams.empty()) &&
+                       (n.topic.empty() || is_shown_topic(n.topic)) &&
+                       (is_part || n.streams.empty()) &&
                        (n.what != kind::end_stream || is_stream_id(n.number)) &&
                        (n.what != kind::end_user || !n.user.empty());
     return valid ? std::optional(n) : std::nullopt;
@@ -4812,8 +4818,7 @@ inline std::optional<stream_info> take_stream(record_reader& in) {
     for (std::uint64_t left = in.number(); left > 0 && valid;
          --left) { // what is missing is invalid
         s.topics.emplace_back(in.text());
-        const auto canonical = canonical_topic(s.topics.back());
-        valid = canonical && (canonical->empty() ? "/" : *canonical) == s.topics.back();
+        valid = is_shown_topic(s.topics.back());
     }
     s.age = std::chrono::milliseconds(age);
     s.lag.age = std::chrono::milliseconds(lag_age);
@@ -10718,7 +10723,6 @@ public:
     bool may_be_elsewhere(std::uint64_t stream) const noexcept {
         return is_stream_id(stream) && (!is_here(stream) || has_twin_);
     }
-    std::uint64_t node() const noexcept { return node_; }
     /// Asks the others for their streams, which come into the listing.
     void ask(const std::shared_ptr<listing>& all);
     void leave() noexcept; ///< Says good-bye. Any number of times.
@@ -10808,7 +10812,7 @@ SSE_DECL void cluster::note_health(bool up) {
 SSE_DECL bool cluster::hear(std::string_view bytes) {
     const auto n = decode_notice(bytes);
     if (!n) return false;
-    if (n->node == node_ || (n->to != 0 && n->to != node_)) return true;
+    if (n->node == node_) return true;
     using kind = notice::kind;
     switch (n->what) {
     case kind::here: meet(*n); break;
@@ -10821,7 +10825,7 @@ SSE_DECL bool cluster::hear(std::string_view bytes) {
         break;
     case kind::ask: answer(*n); break;
     case kind::part:
-    case kind::last_part: return take(*n);
+    case kind::last_part: return n->to != node_ || take(*n);
     }
     return true;
 }
@@ -11225,7 +11229,7 @@ SSE_DECL frame_ref relay::decoded(std::string_view bytes, std::uint64_t number) 
     std::uint64_t stream = 0;
     if (is_for_one) {
         stream = read_number<std::uint64_t>(r->topic).value_or(0);
-        if (!others_.is_here(stream)) return {};
+        if (!others_.is_here(stream) || r->mark.node == node_) return {}; // it has got its own
     }
     frame_ref made = make_frame(r->what, is_for_one ? "" : r->topic, r->content);
     made->set_stream(stream);
@@ -12830,7 +12834,9 @@ server::ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>),
                 const stream_filter& which) const {
     auto all = std::make_shared<detail::listing>();
     all->which = which;
-    all->which.topic = detail::checked_topic(which.topic);
+    if (!which.topic.empty() && which.topic != "/") {
+        all->which.topic = detail::checked_topic(which.topic);
+    }
     if (!which.user.empty()) static_cast<void>(detail::user_topic(which.user));
     all->answered.resize(hub_->workers.size());
     const std::lock_guard lock(hub_->life->state);

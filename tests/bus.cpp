@@ -854,6 +854,33 @@ TEST_CASE("a message to one stream that the bus brings twice reaches it once") {
     CHECK(next(*otto, 2) == "once then");
 }
 
+TEST_CASE("two servers that give ids alike are both told of a stream, which hears it once") {
+    const auto store = std::make_shared<memory_store>();
+    running_server a(node(store, "a"));
+    const auto anna = client_of(a, "anna");
+    const auto id = id_at(a, "anna");
+    const std::uint64_t same = (id >> 33) - 1; // such a node has the same number
+    say(store, sse::detail::encode_notice({.node = same, .name = "twin"}));
+    const auto has_twin = [&] { return a.streams().missing == std::vector<std::string>{"twin"}; };
+    REQUIRE(eventually(has_twin));
+    const auto passed_on = [&] {
+        return store->with([&](const auto& s) {
+            return std::count_if(s.all.begin(), s.all.end(), [&](const auto& one) {
+                const auto r = sse::detail::decode_record(one.bytes);
+                return r && r->topic == std::to_string(id);
+            });
+        });
+    };
+    a.send_to(id, {.data = "once"});
+    CHECK(passed_on() == 1);
+    a.publish("/t", {.data = "then"}); // behind what came back
+    CHECK(next(*anna, 2) == "once then");
+    a.revoke(id);
+    CHECK_FALSE(anna->next_or_end());
+    std::vector<std::string> kept;
+    CHECK(said(store, notice::kind::end_stream, kept).size() == 1);
+}
+
 TEST_CASE("a stored record for one stream is none: it could have no id") {
     const auto store = std::make_shared<memory_store>();
     sse::options o = node(store, "a");
@@ -882,18 +909,27 @@ TEST_CASE("streams of all servers are listed, with their server, by user and by 
                otto = client_of(b, "otto", "/subscribe/chat"),
                eve = client_of(c, "eve", "/subscribe");
     for (const running_server* const one : {&a, &b, &c}) {
-        CHECK(eventually([&] { return names_of(*one) == "anna@a anna@b eve@c otto@b"; }));
-        CHECK(names_of(*one, {.user = "anna"}) == "anna@a anna@b");
-        CHECK(names_of(*one, {.topic = "/chat/7"}) == "anna@b eve@c otto@b");
-        CHECK(names_of(*one, {.topic = "chat/77"}) == "eve@c otto@b");
-        CHECK(names_of(*one, {.user = "anna", .topic = "/chat/7"}) == "anna@b");
-        CHECK(names_of(*one, {.user = "nobody"}).empty());
-        CHECK(one->streams().missing.empty());
+        const auto lists = [&](const sse::stream_filter& which, std::string_view names) {
+            return eventually([&] { // one of them may take more than a second
+                const auto all = one->streams(which);
+                return names_of(all) == names && all.missing.empty();
+            });
+        };
+        CHECK(lists({}, "anna@a anna@b eve@c otto@b"));
+        CHECK(lists({.user = "anna"}, "anna@a anna@b"));
+        CHECK(lists({.topic = "/chat/7"}, "anna@b eve@c otto@b"));
+        CHECK(lists({.topic = "chat/77"}, "eve@c otto@b"));
+        CHECK(lists({.topic = "/"}, "eve@c"));
+        CHECK(lists({.user = "anna", .topic = "/chat/7"}, "anna@b"));
+        CHECK(lists({.user = "nobody"}, ""));
     }
     CHECK(names_of(b, {.here = true}) == "anna@b otto@b");
     CHECK(names_of(b, {.user = "otto", .here = true}) == "otto@b");
-    const auto all = a.streams({.user = "anna", .topic = "/chat/7"});
-    REQUIRE(all.size() == 1);
+    sse::stream_list all;
+    REQUIRE(eventually([&] {
+        all = a.streams({.user = "anna", .topic = "/chat/7"});
+        return all.size() == 1;
+    }));
     CHECK(all[0].id == b.streams({.user = "anna", .here = true}).at(0).id);
     CHECK(all[0].topics == std::vector<std::string>{"/chat/7"});
     CHECK(all[0].client.to_string() == "127.0.0.1");
@@ -926,8 +962,12 @@ TEST_CASE("whether it was the last stream of a user anywhere is known when it ha
     int looks = 0;
     const auto watched = [&](sse::options o, std::unique_ptr<running_server>& server) {
         o.hooks.on_disconnect = [&](const sse::stream_info& one, sse::end_reason) {
-            const auto look = [](sse::server& s, std::string user) {
-                return s.async_streams({.user = std::move(user)});
+            const auto look = [](sse::server& s,
+                                 std::string user) -> asio::awaitable<sse::stream_list> {
+                for (;;) {
+                    sse::stream_list found = co_await s.async_streams({.user = user});
+                    if (found.missing.empty()) co_return found;
+                }
             };
             asio::co_spawn(io, look(*server, one.user),
                            [&, user = one.user](std::exception_ptr, sse::stream_list found) {
@@ -974,9 +1014,8 @@ TEST_CASE("a listing larger than a notice comes in parts, and whole") {
     sse::stream_list all;
     CHECK(eventually([&] {
         all = a.streams();
-        return all.size() >= 40;
+        return all.size() >= 40 && all.missing.empty();
     }));
-    CHECK(all.missing.empty());
     REQUIRE(all.size() == 40);
     for (const auto& one : all) {
         CHECK(ids.erase(one.id) == 1);
@@ -996,13 +1035,15 @@ TEST_CASE("a server that does not answer is named, and the others are listed") {
     const auto anna = client_of(a, "anna"), otto = client_of(b, "otto"), eve = client_of(c, "eve");
     REQUIRE(eventually([&] { return names_of(a) == "anna@a eve@c otto@b"; }));
     engine->stall(true);
-    const auto all = a.streams();
-    CHECK(names_of(all) == "anna@a eve@c");
-    CHECK(all.missing == std::vector<std::string>{"b"});
+    CHECK(eventually([&] {
+        const auto all = a.streams();
+        return names_of(all) == "anna@a eve@c" && all.missing == std::vector<std::string>{"b"};
+    }));
     asio::io_context io;
     auto listed = asio::co_spawn(io, a.async_streams(), asio::use_future);
     io.run();
-    CHECK(listed.get().missing == std::vector<std::string>{"b"});
+    const auto missing = listed.get().missing;
+    CHECK(std::count(missing.begin(), missing.end(), "b") == 1);
     engine->stall(false);
     CHECK(eventually([&] { return names_of(a) == "anna@a eve@c otto@b"; }));
 }
@@ -1116,7 +1157,7 @@ TEST_CASE("hostile notices do no harm") {
     std::string streams;
     sse::detail::put_stream(streams, {.id = 9, .user = "forged"});
     const notice some[] = {
-        {.what = kind::end_stream, .node = 7, .number = id + 1'000},
+        {.what = kind::end_stream, .node = 7, .number = id ^ 0xffffff00},
         {.what = kind::end_user, .node = 7, .user = "nobody"},
         {.what = kind::gone, .node = 7},
         {.what = kind::part, .node = 7, .to = 8, .number = 1, .streams = streams},
@@ -1135,7 +1176,7 @@ TEST_CASE("hostile notices do no harm") {
     CHECK(next(*anna, 1) == "on");
     CHECK(next(*otto, 1) == "on");
     CHECK(warnings > 500);
-    CHECK(names_of(a) == "anna@a otto@b");
+    CHECK(eventually([&] { return names_of(a) == "anna@a otto@b"; }));
     for (std::uint64_t n = 1; n <= 3'000; ++n) { // more servers than any bus has
         say(store, sse::detail::encode_notice({.node = n << 20, .name = "crowd"}));
     }
