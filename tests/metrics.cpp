@@ -98,7 +98,7 @@ TEST_CASE("metrics: both formats say the same of streams, messages and ends") {
             CHECK(m.at("sse_history_messages") == 10);
             CHECK(m.at("sse_history_bytes") >= 50);
             CHECK(m.at("sse_ring_capacity_messages") > 0);
-            CHECK(m.at("sse_ring_used_messages") == 0);
+            CHECK(m.at("sse_ring_used_messages") <= 10); // a worker without clients may sleep
             CHECK(m.at(open ? "sse_stream_lag_messages_bucket{le=\"0.0\"}"
                             : "sse_stream_lag_messages_bucket{le=\"0\"}") == 1);
             CHECK(m.at("sse_stream_lag_messages_bucket{le=\"+Inf\"}") == 1);
