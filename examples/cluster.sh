@@ -4,8 +4,8 @@
 #   ./examples/cluster.sh            sets up, builds, starts it and prints what to try; Ctrl-C ends it
 #   ./examples/cluster.sh --demo     arguments go to each hub
 #   ./examples/cluster.sh --check    tries it by itself, with curl, and ends
-# Where EXAMPLES names the folder of the built examples, nothing is installed or built. Debian starts
-# its own redis-server and nginx when they are installed; this uses neither.
+# Where EXAMPLES names the folder of the built examples, nothing is installed or built. It uses none of
+# the services that Debian has for redis-server and nginx.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . examples/setup.sh

@@ -14,10 +14,23 @@ need() {
     "$@" >/dev/null 2>&1 || missing+=("$package")
 }
 
+# The services that systemd starts at each boot.
+services() { { find /etc/systemd/system -path '*.wants/*.service' -printf '%f\n' || true; } 2>/dev/null | sort -u; }
+
 # Installs what need noted. Fails where it could not; what can be installed is installed even then.
+# Debian starts a service when its package is installed, and at each boot. Neither is meant here.
 install_missing() {
     [ ${#missing[@]} -eq 0 ] && return
-    local packages root=() package bad=0
+    local before='' status=0 root=()
+    ! have systemctl || before=$(services)
+    install_packages || status=1
+    ! have systemctl || comm -13 <(printf '%s\n' "$before") <(services) |
+        xargs -r "${root[@]}" systemctl --quiet disable >/dev/null 2>&1 || true
+    return $status
+}
+
+install_packages() {
+    local packages package bad=0
     mapfile -t packages < <(printf '%s\n' "${missing[@]}" | sort -u)
     missing=()
     if ! have apt-get || { [ "$(id -u)" -ne 0 ] && ! have sudo; }; then
@@ -27,12 +40,12 @@ install_missing() {
     fi
     [ "$(id -u)" -eq 0 ] || root=(sudo)
     say "installing ${packages[*]}"
-    root+=(env DEBIAN_FRONTEND=noninteractive apt-get)
-    "${root[@]}" update -qq || bad=1
+    local apt=("${root[@]}" env DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 apt-get)
+    "${apt[@]}" update -qq || bad=1
     local install=(install -y -qq --no-install-recommends)
-    "${root[@]}" "${install[@]}" "${packages[@]}" >/dev/null && return
+    "${apt[@]}" "${install[@]}" "${packages[@]}" >/dev/null && return
     for package in "${packages[@]}"; do # one that is unknown here does not keep the others out
-        "${root[@]}" "${install[@]}" "$package" >/dev/null 2>&1 || { bad=1; say "no $package" >&2; }
+        "${apt[@]}" "${install[@]}" "$package" >/dev/null 2>&1 || { bad=1; say "no $package" >&2; }
     done
     return $bad
 }
