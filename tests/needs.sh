@@ -57,6 +57,15 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         wish nginx test -x /usr/sbin/nginx
         wish libnginx-mod-nchan test -e /usr/lib/nginx/modules/ngx_nchan_module.so
         ;;
+    proxies)
+        wish nginx test -x /usr/sbin/nginx
+        wish haproxy test -x /usr/sbin/haproxy
+        wish varnish test -x /usr/sbin/varnishd
+        wish apache2-bin test -x /usr/sbin/apache2
+        wish caddy have caddy
+        wish squid test -x /usr/sbin/squid
+        wish lighttpd test -x /usr/sbin/lighttpd
+        ;;
     browser) need chromium test -x "${CHROMIUM:-/usr/bin/chromium}" ;;
     clang | fuzz | matrix | coverage)
         need clang-19 have clang++-19

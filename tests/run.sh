@@ -11,6 +11,7 @@
 # model     the protocol as a model, by spin
 # interop   clients and servers of other people     (npm)
 # browser   the pages in a real browser             (npm, chromium)
+# proxies   the configurations of examples/proxies, each with its proxy
 # matrix fuzz soak   other builds, the fuzzers, a long storm
 # judge     nodes on each kind of bus, both killed and frozen: nothing lost, doubled or out of order
 # coverage valgrind mutants bare (*)    bare is both README commands, in both orders, in a Debian with
@@ -113,14 +114,14 @@ run_variant() {
         LLVM_PROFILE_FILE=$PWD/build-coverage/%p-%m.profraw FUZZ_SECONDS=0 \
             test_suites build-coverage 2 tests examples io_uring bus faults fuzz coverage
         ;;
-    *) # scripts, model, matrix, soak, judge; mutants, bare, valgrind
+    *) # scripts, model, proxies, matrix, soak, judge; mutants, bare, valgrind
         configure_release
         test_suites build 2 "$variant"
         ;;
     esac
 }
 
-known=(scripts release asan tsan clang model interop browser matrix fuzz soak judge)
+known=(scripts release asan tsan clang model interop browser proxies matrix fuzz soak judge)
 variants=("${@:-quick}")
 [ "${variants[0]}" != all ] || variants=("${known[@]}")
 for variant in "${variants[@]}"; do
