@@ -454,8 +454,9 @@ def check_handlers(proxy):
     port = start_proxy(proxy, int(tokens.says(r"^http://localhost:(\d+)/")[1]))
 
     def ask():
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
         wish = '{"model":"parrot","messages":[],"stream":true}'
-        return Response(port, "/v1/chat/completions", {"Content-Type": "application/json", "Accept-Encoding": "gzip"}, method="POST", body=wish).head()
+        return Response(port, "/v1/chat/completions", headers, method="POST", body=wish).head()
 
     def whole():
         def pieces():
@@ -496,6 +497,7 @@ os.environ["PATH"] += ":/usr/sbin"
 if not shutil.which(proxies[name].program):
     print(f"1..0 # SKIP no {proxies[name].program}")
     sys.exit(0)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what is started here must end too
 folder = Path(tempfile.mkdtemp(prefix="sse-proxies-"))
 folder.chmod(0o755)
 try:
