@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes each whole program of the README (a ```cpp block with a main) to DIRECTORY/NN.cpp and
+# Writes each whole program of a guide, such as the README (a ```cpp block with a main) to DIRECTORY/NN.cpp and
 # prints the files' names.
-#   tests/readme.sh README DIRECTORY
+#   tests/readme.sh GUIDE DIRECTORY
 set -euo pipefail
 directory=$2
 mkdir -p "$directory"
