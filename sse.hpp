@@ -30,6 +30,7 @@
 //     >>redisbus Redis as the bus
 //     >>files    a bus in the files of one machine: settings
 //     >>natsbus  NATS JetStream as the bus: settings
+//     >>tls      certificates, keys and trust of both ends: settings
 //     >>options  every setting with its default
 //     >>stream   one client, as its handler sees it
 //     >>server   routes, start, publish, stop
@@ -51,6 +52,7 @@
 //     >>log      a worker's bounded history of frames, no I/O
 //     >>ids      which id stands for which position in the log, no I/O
 //     >>feed     from the log to the clients: fan-out, replay, gaps, lag policies, no I/O
+//     >>secure   TLS over a socket that does not block, and where its certificates come from
 //     >>hub      what the threads share: options, routes, ring, counters, waiters for room
 //     >>connection  a stream with its state
 //     >>worker   one thread: drains the ring, writes to its sockets, enforces deadlines
@@ -140,12 +142,19 @@
 #include SSE_STOP
 #endif
 
-// What SSE_ENABLE_IO_URING changes has other names, so that a file which defines it and one which
-// does not cannot pass each other a server: such a program does not link.
-#if defined(SSE_ENABLE_IO_URING)
+// What SSE_ENABLE_IO_URING and SSE_ENABLE_TLS change has other names, so that a file which defines
+// one and a file which does not cannot pass each other a server: such a program does not link.
+#if defined(SSE_ENABLE_IO_URING) && defined(SSE_ENABLE_TLS)
+#define SSE_VARIANT with_io_uring_and_tls
+#elif defined(SSE_ENABLE_IO_URING)
+#define SSE_VARIANT with_io_uring
+#elif defined(SSE_ENABLE_TLS)
+#define SSE_VARIANT with_tls
+#endif
+#if defined(SSE_VARIANT)
 #define SSE_BEGIN                                                                                  \
     namespace sse {                                                                                \
-    inline namespace with_io_uring {
+    inline namespace SSE_VARIANT {
 #define SSE_END                                                                                    \
     }                                                                                              \
     }
@@ -186,6 +195,21 @@
 #include SSE_STOP
 #endif
 #include <liburing.h>
+#endif
+
+#if defined(SSE_ENABLE_TLS)
+#if !__has_include(<openssl/ssl.h>)
+#error "SSE_ENABLE_TLS needs OpenSSL 3: install libssl-dev and link with -lssl -lcrypto"
+#include SSE_STOP
+#endif
+#include <openssl/opensslv.h>
+#if OPENSSL_VERSION_NUMBER < 0x30000000L
+#error "SSE_ENABLE_TLS needs OpenSSL 3.0 or newer: install libssl-dev and link with -lssl -lcrypto"
+#include SSE_STOP
+#endif
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
 #endif
 
 #if defined(SSE_ENABLE_REDIS)
@@ -639,8 +663,13 @@ public:
     std::vector<field> fields; ///< Header fields in the order sent.
     std::uint64_t content_length = 0;
     std::string form_event_id; ///< The last event ID that a form posted to options::prefix names.
-    bool chunked = false;      ///< Transfer-Encoding: chunked.
-    bool keep_alive = false;   ///< The connection may carry another request after this one.
+#if defined(SSE_ENABLE_TLS)
+    /// Whom the client's certificate names, once options::tls.client_ca has vouched for it, such as
+    /// "CN=sensor 7,O=Example" (RFC 4514, in ASCII). Empty: it showed none.
+    std::string client_subject;
+#endif
+    bool chunked = false;    ///< Transfer-Encoding: chunked.
+    bool keep_alive = false; ///< The connection may carry another request after this one.
     bool is_head() const noexcept { return method == "HEAD"; }
 
     /// The target as sent, without the query. Fit for logs: it has no control characters, and
@@ -1177,9 +1206,50 @@ std::shared_ptr<bus> nats_bus(nats_options options);
 
 #endif // SSE_ENABLE_NATS
 
+// >>tls ///////////////////////////////////////////////////////////////////////////////////////////
+// TLS: whom each end is to be, and whom it trusts. Where SSE_ENABLE_TLS is defined; link with -lssl
+// -lcrypto. Needs >>error.
+// Tests: tests/tls.cpp
+
+#if defined(SSE_ENABLE_TLS)
+
+enum class tls_version : std::uint8_t { tls_1_2, tls_1_3 };
+
+/// A server with a certificate speaks https and nothing else. Every file is PEM, and is read by the
+/// server's constructor, and again by server::reload_tls().
+struct tls_options {
+    /// The server's certificate, followed by those that lead to its CA. Empty: no TLS.
+    std::string certificate = {};
+    /// Its private key, without a password.
+    std::string key = {};
+    /// Clients that speak no such version are refused.
+    tls_version oldest = tls_version::tls_1_2;
+    /// The CAs of the clients that may connect; request::client_subject says who it is. Empty:
+    /// clients are not asked for a certificate.
+    std::string client_ca = {};
+    /// With client_ca: a client without a certificate is served too.
+    bool client_may_be_unknown = false;
+    /// From accept to the end of the handshake; more than 0. It is part of timeouts.header.
+    std::chrono::milliseconds handshake{10'000};
+};
+
+/// Whom a client trusts, for https URLs. Files are PEM.
+struct client_tls_options {
+    /// The CAs that are trusted instead of the system's, such as that of the company.
+    std::string ca = {};
+    /// The client's own certificate, for servers that ask for one, and its key.
+    std::string certificate = {};
+    std::string key = {};
+    tls_version oldest = tls_version::tls_1_2;
+    /// Talks to whoever answers, who may be anybody: for experiments alone.
+    bool insecure_trust_anybody = false;
+};
+
+#endif
+
 // >>options ///////////////////////////////////////////////////////////////////////////////////////
 // Every setting with its default, and the counters. Needs >>message, >>request, >>cors,
-// >>subscription.
+// >>subscription, >>tls.
 // Tests: tests/server.cpp
 
 /// Where a trusted proxy writes the address of its client. Only one source is read: given several,
@@ -1433,6 +1503,9 @@ struct options {
     /// addresses; otherwise any. "*": any. X-Forwarded-Host from a trusted proxy replaces Host.
     std::vector<std::string> hosts = {};
     proxy_options proxy = {};
+#if defined(SSE_ENABLE_TLS)
+    tls_options tls = {};
+#endif
     /// What orders and keeps the messages, for several servers or over a restart: file_log(),
     /// redis_bus(), nats_bus(), or the program's own. It belongs to this server alone. Null: the
     /// server's own memory.
@@ -1478,6 +1551,7 @@ struct counters {
     std::uint64_t bytes = 0;           ///< Bytes written to clients, in all kinds of response.
     std::uint64_t lagged = 0;          ///< Streams ended because the client fell behind or stalled.
     std::uint64_t unreachable = 0;     ///< Connections whose peer the system gave up on.
+    std::uint64_t tls_failures = 0;    ///< Connections that ended because of TLS; the log says why.
     std::uint64_t gaps = 0;            ///< Gaps reported to clients.
     std::uint64_t conflated = 0;       ///< Messages skipped for a newer one with the same key.
     std::array<std::uint64_t, end_reasons> ended = {}; ///< Streams, by end_reason.
@@ -1851,6 +1925,15 @@ public:
     /// The counters, and what each worker measures when it gets to it. Costs a worker some
     /// microseconds, and 0.1 ms for 10,000 streams.
     asio::awaitable<measurements> async_measure() const;
+
+#if defined(SSE_ENABLE_TLS)
+    /// Reads the files of options::tls again, or of other ones: who connects from now on gets the
+    /// new certificate, open streams go on. Throws bad_option if something is wrong with them, and
+    /// std::logic_error if the server speaks no TLS; then nothing changes. The time for the
+    /// handshake stays.
+    void reload_tls();
+    void reload_tls(tls_options o);
+#endif
 
 private:
     friend class route_group;
@@ -2343,6 +2426,51 @@ inline std::unique_ptr<std::FILE, int (*)(std::FILE*)> open_file(const std::stri
     return {std::fopen(path.c_str(), "rbe"), &std::fclose};
 #endif
 }
+
+/// Whether the operation would block or was interrupted: not a failure of the socket.
+inline bool would_block(const asio::error_code& code) noexcept {
+    return code == asio::error::would_block || code == asio::error::try_again ||
+           code == asio::error::interrupted;
+}
+
+#if defined(SSE_ENABLE_TLS)
+
+// --- what a socket takes and gives at once, for a library that asks for bytes itself
+
+using socket_handle = asio::ip::tcp::socket::native_handle_type;
+
+inline std::size_t send_now(socket_handle socket, std::string_view bytes,
+                            asio::error_code& failed) noexcept {
+#if defined(_WIN32)
+    const auto n = ::send(socket, bytes.data(), static_cast<int>(bytes.size()), 0);
+    if (n < 0) failed.assign(::WSAGetLastError(), asio::error::get_system_category());
+#else
+#if defined(MSG_NOSIGNAL)
+    constexpr int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+#else
+    constexpr int flags = MSG_DONTWAIT; // Asio has turned SIGPIPE off for the socket
+#endif
+    const auto n = ::send(socket, bytes.data(), bytes.size(), flags);
+    if (n < 0) failed.assign(errno, asio::error::get_system_category());
+#endif
+    return n < 0 ? 0 : static_cast<std::size_t>(n);
+}
+
+/// Returns 0 without a failure at the end.
+inline std::size_t receive_now(socket_handle socket, std::span<char> to,
+                               asio::error_code& failed) noexcept {
+    failed = {};
+#if defined(_WIN32)
+    const auto n = ::recv(socket, to.data(), static_cast<int>(to.size()), 0);
+    if (n < 0) failed.assign(::WSAGetLastError(), asio::error::get_system_category());
+#else
+    const auto n = ::recv(socket, to.data(), to.size(), MSG_DONTWAIT);
+    if (n < 0) failed.assign(errno, asio::error::get_system_category());
+#endif
+    return n < 0 ? 0 : static_cast<std::size_t>(n);
+}
+
+#endif
 
 // --- peers that vanish
 
@@ -7254,6 +7382,480 @@ inline std::vector<std::string> feed::topics_of(const receiver& r) const {
 
 } // namespace detail
 
+// >>secure ////////////////////////////////////////////////////////////////////////////////////////
+// TLS over a socket that does not block, as either end, and where its certificates come from. Needs
+// >>tls, >>options, >>system.
+// Tests: tests/tls.cpp
+namespace detail {
+
+#if defined(SSE_ENABLE_TLS)
+
+struct openssl_free {
+    void operator()(SSL_CTX* p) const noexcept { SSL_CTX_free(p); }
+    void operator()(SSL* p) const noexcept { SSL_free(p); }
+    void operator()(BIO* p) const noexcept { BIO_free(p); }
+    void operator()(BIO_METHOD* p) const noexcept { BIO_meth_free(p); }
+};
+using tls_context = std::unique_ptr<SSL_CTX, openssl_free>;
+
+/// Reads and writes a socket as the socket itself does: what can be done at once, or would_block.
+///
+/// OpenSSL writes whole records. Of one that the socket takes only a part of, the rest is kept here
+/// and goes out first; until then nothing further is sealed. So a slow client costs one record, and
+/// what comes next may change meanwhile.
+class tls_session {
+public:
+    /// As a server, or as a client of this host, an address or a name.
+    tls_session(SSL_CTX& context, socket_handle socket);
+    tls_session(SSL_CTX& context, socket_handle socket, const std::string& host);
+    tls_session(const tls_session&) = delete;
+    tls_session& operator=(const tls_session&) = delete;
+
+    /// Returns whether the handshake is complete; it goes on in read_some() too.
+    bool shake_hands(asio::error_code& failed);
+    /// An end without close_notify is an end as well, but is_truncated() then.
+    std::size_t read_some(asio::mutable_buffer to, asio::error_code& failed);
+    std::size_t write_some(std::span<const asio::const_buffer> from, asio::error_code& failed);
+    /// Sends close_notify: what was written is whole.
+    void send_end() noexcept;
+
+    bool is_established() const noexcept { return SSL_is_init_finished(ssl_.get()) == 1; }
+    bool is_truncated() const noexcept { return ended_; }
+    /// Whether reading goes on once the socket is writable, and not once it is readable.
+    bool reads_when_writable() const noexcept {
+        return wants_write_ || (!rest_.empty() && !writer_waits_);
+    }
+    /// Whether the socket took something in the last write_some(): a record may go out in parts.
+    bool has_progressed() const noexcept { return progressed_; }
+    std::string client_subject() const;
+    /// Whether it failed because the other end has no certificate that is trusted.
+    bool is_mistrusted() const noexcept { return mistrusted_; }
+    /// Why it has failed, for people. Empty: it has not, or the connection was lost.
+    const std::string& failure() const noexcept { return failure_; }
+    void fail(std::string why) { failure_ = std::move(why); }
+
+private:
+    static constexpr std::size_t max_record = 16 * 1024; // of plain text
+    static constexpr std::size_t max_rest = 4 * 1024;    // more to write has to wait
+    static constexpr int reads_at_once = 128;            // two for a record
+    static constexpr std::int64_t max_records = 1024;    // about the session itself
+
+    static BIO_METHOD* method();
+    static int on_write(BIO* from, const char* bytes, int size) noexcept;
+    static int on_read(BIO* from, char* to, int size) noexcept;
+    static void on_message(int written, int version, int type, const void* bytes, std::size_t size,
+                           SSL* of, void* self) noexcept;
+
+    bool flush(asio::error_code& failed);
+    void resolve(int result, asio::error_code& failed);
+    static std::string_view next_record(std::span<const asio::const_buffer> from, std::size_t skip,
+                                        std::span<char> joined) noexcept;
+
+    std::unique_ptr<SSL, openssl_free> ssl_;
+    const socket_handle socket_;
+    int reads_left_ = 0;
+    std::string rest_; // sealed, and not yet taken by the socket
+    std::string failure_;
+    asio::error_code broken_;  // once it is: why
+    std::int64_t records_ = 0; // received, without those that had data
+    bool owes_byte_ = false;   // the last one that is in rest_ counts as not written
+    bool writer_waits_ = false;
+    bool wants_write_ = false;
+    bool progressed_ = false;
+    bool ended_ = false; // the socket has
+    bool received_ = false;
+    bool mistrusted_ = false;
+};
+
+/// What a server accepts connections with. Any thread.
+class tls_acceptor {
+public:
+    explicit tls_acceptor(const options& o)
+        : options_(o.tls), is_on_(!options_.certificate.empty()) {
+        if (is_on_) context_ = make_context(options_);
+    }
+
+    bool is_on() const noexcept { return is_on_; }
+    std::unique_ptr<tls_session> accept(socket_handle socket) const {
+        const std::lock_guard lock(mutex_);
+        return std::make_unique<tls_session>(*context_, socket);
+    }
+    /// Null: with the files of the last time. Throws bad_option, and stays as it was.
+    void reload(const tls_options* changed);
+
+private:
+    static tls_context make_context(const tls_options& o);
+
+    mutable std::mutex mutex_; // guards what follows
+    tls_options options_;
+    tls_context context_;
+    const bool is_on_;
+};
+
+/// What a client connects with. Throws std::invalid_argument.
+SSE_DECL tls_context make_client_context(const client_tls_options& o);
+
+#else
+
+/// Stands in where TLS is not built in.
+struct tls_acceptor {
+    explicit tls_acceptor(const options&) noexcept {}
+    static constexpr bool is_on() noexcept { return false; }
+};
+
+#endif
+
+#if defined(SSE_ENABLE_TLS) && defined(SSE_BODIES)
+
+/// Takes the oldest error of this thread, which has the cause, and forgets the others.
+SSE_DECL std::string take_openssl_error() {
+    const unsigned long code = ERR_get_error();
+    ERR_clear_error();
+    if (ERR_SYSTEM_ERROR(code)) return std::generic_category().message(ERR_GET_REASON(code));
+    const char* const reason = ERR_reason_error_string(code);
+    return reason ? reason : "error " + std::to_string(code) + " of OpenSSL";
+}
+
+SSE_DECL tls_session::tls_session(SSL_CTX& context, socket_handle socket)
+    : ssl_(SSL_new(&context)), socket_(socket) {
+    BIO* const bio = ssl_ ? BIO_new(method()) : nullptr;
+    if (!bio) throw std::bad_alloc();
+    BIO_set_data(bio, this);
+    BIO_set_init(bio, 1);
+    SSL_set_bio(ssl_.get(), bio, bio); // which owns it now
+    SSL_set_msg_callback(ssl_.get(), on_message);
+    SSL_set_msg_callback_arg(ssl_.get(), this);
+    SSL_set_accept_state(ssl_.get());
+}
+
+SSE_DECL tls_session::tls_session(SSL_CTX& context, socket_handle socket, const std::string& host)
+    : tls_session(context, socket) {
+    SSL_set_connect_state(ssl_.get());
+    X509_VERIFY_PARAM* const wanted = SSL_get0_param(ssl_.get());
+    std::string name = host;
+    if (name.ends_with('.')) name.pop_back();
+    if (X509_VERIFY_PARAM_set1_ip_asc(wanted, name.c_str()) == 1) return; // it is an address
+    ERR_clear_error();
+    X509_VERIFY_PARAM_set_hostflags(wanted, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+    if (X509_VERIFY_PARAM_set1_host(wanted, name.c_str(), name.size()) != 1 ||
+        SSL_set_tlsext_host_name(ssl_.get(), name.c_str()) != 1) {
+        throw std::bad_alloc();
+    }
+}
+
+/// The socket, as OpenSSL sees it. Its own would raise SIGPIPE.
+SSE_DECL BIO_METHOD* tls_session::method() {
+    static const std::unique_ptr<BIO_METHOD, openssl_free> made = [] {
+        std::unique_ptr<BIO_METHOD, openssl_free> one(
+            BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "sse"));
+        if (!one) throw std::bad_alloc();
+        BIO_meth_set_write(one.get(), on_write);
+        BIO_meth_set_read(one.get(), on_read);
+        BIO_meth_set_ctrl(one.get(), [](BIO*, int what, long, void*) {
+            return what == BIO_CTRL_FLUSH ? 1L : 0L;
+        });
+        return one;
+    }();
+    return made.get();
+}
+
+SSE_DECL int tls_session::on_write(BIO* from, const char* bytes, int size) noexcept {
+    tls_session& self = *static_cast<tls_session*>(BIO_get_data(from));
+    BIO_clear_retry_flags(from);
+    asio::error_code failed;
+    std::string_view left(bytes, static_cast<std::size_t>(size));
+    if (self.flush(failed)) {
+        left.remove_prefix(send_now(self.socket_, left, failed));
+        self.progressed_ = self.progressed_ || left.size() < static_cast<std::size_t>(size);
+    }
+    if (failed && !would_block(failed)) {
+        self.broken_ = failed;
+        return -1;
+    }
+    if (self.rest_.size() > max_rest) { // of what is read, and answered: the peer takes no answers
+        BIO_set_retry_write(from);
+        return -1;
+    }
+    try {
+        self.rest_.append(left);
+    } catch (...) { // out of memory
+        self.broken_ = asio::error::no_memory;
+        return -1;
+    }
+    return size;
+}
+
+SSE_DECL int tls_session::on_read(BIO* from, char* to, int size) noexcept {
+    tls_session& self = *static_cast<tls_session*>(BIO_get_data(from));
+    BIO_clear_retry_flags(from);
+    asio::error_code failed = asio::error::would_block; // others have a turn
+    std::size_t n = 0;
+    if (self.reads_left_-- > 0) {
+        n = receive_now(self.socket_, std::span(to, static_cast<std::size_t>(size)), failed);
+    }
+    self.received_ = self.received_ || n > 0;
+    if (n > 0) return static_cast<int>(n);
+    if (would_block(failed)) {
+        BIO_set_retry_read(from);
+    } else if (failed) {
+        self.broken_ = failed;
+    } else {
+        self.ended_ = true;
+    }
+    return failed ? -1 : 0;
+}
+
+/// Counts records: a peer may send those that change keys, offer tickets or ask for another
+/// handshake for ever.
+SSE_DECL void tls_session::on_message(int written, int, int type, const void*, std::size_t, SSL*,
+                                      void* self) noexcept {
+    if (written == 0 && type == SSL3_RT_HEADER) ++static_cast<tls_session*>(self)->records_;
+}
+
+/// Sends what is left of a record. Returns whether nothing is.
+SSE_DECL bool tls_session::flush(asio::error_code& failed) {
+    std::size_t sent = 0;
+    while (sent < rest_.size() && !failed) {
+        sent += send_now(socket_, std::string_view(rest_).substr(sent), failed);
+    }
+    progressed_ = progressed_ || sent > 0;
+    if (sent < rest_.size()) {
+        rest_.erase(0, sent);
+        return false;
+    }
+    if (sent > 0) std::string().swap(rest_); // an idle client needs no memory for it
+    return true;
+}
+
+/// What it means that a function of OpenSSL did not succeed.
+SSE_DECL void tls_session::resolve(int result, asio::error_code& failed) {
+    const int why = SSL_get_error(ssl_.get(), result);
+    wants_write_ = why == SSL_ERROR_WANT_WRITE;
+    failed = asio::error::would_block;
+    if (wants_write_ || why == SSL_ERROR_WANT_READ) return;
+    const bool shakes_hands = !is_established();
+    if (why == SSL_ERROR_ZERO_RETURN || ended_) {
+        broken_ = asio::error::eof;
+        if (shakes_hands && received_) failure_ = "the connection ended during the handshake";
+    } else if (!broken_) {
+        broken_ = asio::error::connection_aborted;
+        mistrusted_ = ERR_GET_REASON(ERR_peek_error()) == SSL_R_CERTIFICATE_VERIFY_FAILED;
+        failure_ = mistrusted_ ? X509_verify_cert_error_string(SSL_get_verify_result(ssl_.get()))
+                               : take_openssl_error();
+    }
+    ERR_clear_error();
+    failed = broken_;
+}
+
+SSE_DECL bool tls_session::shake_hands(asio::error_code& failed) {
+    failed = broken_;
+    if (failed) return false;
+    if (is_established()) return true;
+    ERR_clear_error();
+    reads_left_ = reads_at_once;
+    const int result = SSL_do_handshake(ssl_.get());
+    if (result != 1) resolve(result, failed);
+    return result == 1;
+}
+
+SSE_DECL std::size_t tls_session::read_some(asio::mutable_buffer to, asio::error_code& failed) {
+    if (!shake_hands(failed)) return 0;
+    asio::error_code later; // what an answer meets, reading meets too
+    if (!writer_waits_) flush(later);
+    ERR_clear_error();
+    reads_left_ = reads_at_once;
+    std::size_t taken = 0;
+    while (taken < to.size()) {
+        std::size_t n = 0;
+        const int result =
+            SSL_read_ex(ssl_.get(), static_cast<char*>(to.data()) + taken, to.size() - taken, &n);
+        taken += n;
+        if (result == 1) {
+            --records_;
+            continue;
+        }
+        resolve(result, failed);
+        break;
+    }
+    if (records_ > max_records) {
+        failure_ = "more than 1,000 records without data";
+        failed = broken_ = asio::error::connection_aborted;
+        return 0;
+    }
+    if (taken > 0) failed = {}; // the next call meets it again
+    return taken;
+}
+
+/// The plain text of one record: that of all buffers, as far as it has room.
+SSE_DECL std::string_view tls_session::next_record(std::span<const asio::const_buffer> from,
+                                                   std::size_t skip,
+                                                   std::span<char> joined) noexcept {
+    std::size_t size = 0;
+    for (const asio::const_buffer& whole : from) {
+        const asio::const_buffer left = whole + skip;
+        skip -= std::min(skip, whole.size());
+        const std::size_t n = std::min(left.size(), joined.size() - size);
+        const bool alone = size == 0 && (n == joined.size() || &whole == &from.back());
+        if (alone) return {static_cast<const char*>(left.data()), n};
+        if (n > 0) std::memcpy(joined.data() + size, left.data(), n);
+        size += n;
+        if (size == joined.size()) break;
+    }
+    return {joined.data(), size};
+}
+
+SSE_DECL std::size_t tls_session::write_some(std::span<const asio::const_buffer> from,
+                                             asio::error_code& failed) {
+    failed = broken_;
+    progressed_ = false;
+    if (failed || !flush(failed)) return 0;
+    writer_waits_ = false;
+    const std::size_t size = asio::buffer_size(from);
+    std::size_t taken = std::exchange(owes_byte_, false) ? 1 : 0;
+    std::array<char, max_record> joined;
+    while (taken < size && rest_.empty()) {
+        const std::string_view record = next_record(from, taken, joined);
+        ERR_clear_error();
+        std::size_t n = 0;
+        const int result = SSL_write_ex(ssl_.get(), record.data(), record.size(), &n);
+        taken += n;
+        if (result == 1) continue;
+        resolve(result, failed);
+        return taken;
+    }
+    writer_waits_ = !rest_.empty();
+    // All is sealed, but not all is gone: the caller has to come again.
+    owes_byte_ = writer_waits_ && taken == size;
+    return owes_byte_ ? taken - 1 : taken;
+}
+
+SSE_DECL void tls_session::send_end() noexcept {
+    if (!is_established() || broken_ || !rest_.empty()) return;
+    ERR_clear_error();
+    SSL_shutdown(ssl_.get());
+    ERR_clear_error();
+}
+
+SSE_DECL std::string tls_session::client_subject() const {
+    const X509* const certificate = SSL_get0_peer_certificate(ssl_.get());
+    if (!certificate) return {};
+    const std::unique_ptr<BIO, openssl_free> text(BIO_new(BIO_s_mem()));
+    if (!text) throw std::bad_alloc();
+    X509_NAME_print_ex(text.get(), X509_get_subject_name(certificate), 0, XN_FLAG_RFC2253);
+    const char* bytes = nullptr;
+    const long size = BIO_get_mem_data(text.get(), &bytes);
+    return size > 0 ? std::string(bytes, static_cast<std::size_t>(size)) : "(no subject)";
+}
+
+SSE_DECL tls_context make_context(const SSL_METHOD* of, tls_version oldest) {
+    ERR_clear_error();
+    tls_context made(SSL_CTX_new(of));
+    if (!made) throw std::bad_alloc();
+    SSL_CTX* const c = made.get();
+    SSL_CTX_set_min_proto_version(c,
+                                  oldest == tls_version::tls_1_3 ? TLS1_3_VERSION : TLS1_2_VERSION);
+    // TLS 1.2 with nothing but forward secrecy and authenticated encryption, as TLS 1.3.
+    SSL_CTX_set_cipher_list(c, "ECDHE+AESGCM:ECDHE+CHACHA20");
+    SSL_CTX_set_options(c, SSL_OP_NO_RENEGOTIATION);
+    SSL_CTX_set_mode(c, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                            SSL_MODE_AUTO_RETRY); // an idle connection has 14 KB instead of 48
+    SSL_CTX_set_session_cache_mode(c, SSL_SESS_CACHE_OFF);
+    // Otherwise OpenSSL asks at the terminal.
+    SSL_CTX_set_default_passwd_cb(c, [](char*, int, int, void*) { return -1; });
+    return made;
+}
+
+/// Loads a certificate with its chain, and its key. Returns what is wrong with them.
+SSE_DECL std::string use_identity(SSL_CTX* c, const std::string& certificate,
+                                  const std::string& key) {
+    if (SSL_CTX_use_certificate_chain_file(c, certificate.c_str()) != 1) {
+        return "certificate: '" + certificate + "' cannot be used: " + take_openssl_error() +
+               "; give a PEM file with the certificate first, then those up to its CA";
+    }
+    if (key.empty()) return "key: give a PEM file with the private key of the certificate";
+    if (SSL_CTX_use_PrivateKey_file(c, key.c_str(), SSL_FILETYPE_PEM) != 1 ||
+        SSL_CTX_check_private_key(c) != 1) {
+        return "key: '" + key + "' cannot be used: " + take_openssl_error() +
+               "; give a PEM file with the private key of '" + certificate +
+               "', without a password";
+    }
+    return {};
+}
+
+SSE_DECL tls_context tls_acceptor::make_context(const tls_options& o) {
+    const auto check = [](const std::string& wrong) {
+        if (!wrong.empty()) throw bad_option("tls." + wrong);
+    };
+    tls_context made = detail::make_context(TLS_server_method(), o.oldest);
+    SSL_CTX* const c = made.get();
+    check(use_identity(c, o.certificate, o.key));
+    if (o.handshake.count() <= 0) check("handshake: must be more than 0 ms");
+    const auto choose = [](SSL*, const unsigned char** chosen, unsigned char* size,
+                           const unsigned char* offered, unsigned offered_size, void*) {
+        constexpr std::string_view known("\x08http/1.1", 9);
+        unsigned char* found = nullptr;
+        const int result = SSL_select_next_proto(
+            &found, size, reinterpret_cast<const unsigned char*>(known.data()),
+            static_cast<unsigned>(known.size()), offered, offered_size);
+        *chosen = found;
+        return result == OPENSSL_NPN_NEGOTIATED ? SSL_TLSEXT_ERR_OK : SSL_TLSEXT_ERR_NOACK;
+    };
+    SSL_CTX_set_alpn_select_cb(c, choose, nullptr);
+    if (o.client_ca.empty()) return made;
+    const bool loaded = SSL_CTX_load_verify_locations(c, o.client_ca.c_str(), nullptr) == 1;
+    STACK_OF(X509_NAME)* const names =
+        loaded ? SSL_load_client_CA_file(o.client_ca.c_str()) : nullptr;
+    if (!names) {
+        check("client_ca: '" + o.client_ca + "' cannot be used: " + take_openssl_error() +
+              "; give a PEM file with the certificates of the CAs");
+    }
+    SSL_CTX_set_client_CA_list(c, names);
+    SSL_CTX_set_verify(
+        c, SSL_VERIFY_PEER | (o.client_may_be_unknown ? 0 : SSL_VERIFY_FAIL_IF_NO_PEER_CERT),
+        nullptr);
+    // A session is resumed only where the same was asked for.
+    SSL_CTX_set_session_id_context(c, reinterpret_cast<const unsigned char*>("sse"), 3);
+    return made;
+}
+
+SSE_DECL void tls_acceptor::reload(const tls_options* changed) {
+    if (!is_on_) throw std::logic_error("sse::server::reload_tls: the server speaks no TLS");
+    std::unique_lock lock(mutex_);
+    tls_options next = changed ? *changed : options_;
+    lock.unlock();
+    tls_context made = make_context(next);
+    lock.lock();
+    options_ = std::move(next);
+    context_.swap(made);
+}
+
+SSE_DECL tls_context make_client_context(const client_tls_options& o) {
+    const auto check = [](const std::string& wrong) {
+        if (!wrong.empty()) throw std::invalid_argument("sse::client_options::tls." + wrong);
+    };
+    tls_context made = make_context(TLS_client_method(), o.oldest);
+    SSL_CTX* const c = made.get();
+    if (!o.certificate.empty()) check(use_identity(c, o.certificate, o.key));
+    if (o.ca.empty()) {
+        SSL_CTX_set_default_verify_paths(c);
+#if defined(_WIN32) && OPENSSL_VERSION_NUMBER >= 0x30200000L
+        SSL_CTX_load_verify_store(c, "org.openssl.winstore://");
+#endif
+    } else if (SSL_CTX_load_verify_locations(c, o.ca.c_str(), nullptr) != 1) {
+        check("ca: '" + o.ca + "' cannot be used: " + take_openssl_error() +
+              "; give a PEM file with the certificates of the CAs");
+    }
+    ERR_clear_error();
+    SSL_CTX_set_verify(c, o.insecure_trust_anybody ? SSL_VERIFY_NONE : SSL_VERIFY_PEER, nullptr);
+    constexpr unsigned char http[] = "\x08http/1.1";
+    SSL_CTX_set_alpn_protos(c, http, 9);
+    return made;
+}
+
+#endif // SSE_ENABLE_TLS && SSE_BODIES
+
+} // namespace detail
+
 // >>hub ///////////////////////////////////////////////////////////////////////////////////////////
 // What a server serves, and what its threads share. Needs >>ring, >>frame, >>options.
 // Tests: tests/limits.cpp, tests/routes.cpp
@@ -7582,12 +8184,6 @@ class relay;
 struct farewell;
 struct listing;
 
-/// Whether the operation would block or was interrupted: not a failure of the socket.
-inline bool would_block(const asio::error_code& code) noexcept {
-    return code == asio::error::would_block || code == asio::error::try_again ||
-           code == asio::error::interrupted;
-}
-
 /// Differs with each call.
 inline std::uint64_t random_number() {
     std::random_device device; // if it gives a fixed sequence, the clock still differs
@@ -7690,6 +8286,7 @@ struct hub : site {
     const std::string epoch = make_epoch(); ///< The first part of ids.
     broadcast_ring<frame*> ring;
     detail::room room;
+    tls_acceptor tls;
     address_book addresses;
     std::atomic<bool> stopped{false};
     std::atomic<std::size_t> holding{0}; ///< Workers with a client that publishers wait for.
@@ -7703,6 +8300,7 @@ struct hub : site {
     std::atomic<std::uint64_t> accepted{0};
     std::atomic<std::uint64_t> refused{0};
     std::atomic<std::uint64_t> accept_failures{0};
+    std::atomic<std::uint64_t> tls_failures{0};
     std::atomic<std::uint64_t> no_room{0};
     std::atomic<std::size_t> refusing{0}; ///< Open connections that are over a limit.
     std::atomic<bool> said_no_io_uring{false};
@@ -7910,6 +8508,61 @@ SSE_DECL own_response site::response_after(bool threw, std::error_code code) {
 
 struct exchange;
 
+#if defined(SSE_ENABLE_TLS)
+
+/// A client's socket, with TLS over it or without.
+class client_socket : public tcp_socket {
+public:
+    explicit client_socket(tcp_socket s) noexcept : tcp_socket(std::move(s)) {}
+
+    void secure(std::unique_ptr<tls_session> s) noexcept { tls_ = std::move(s); }
+    tls_session* tls() const noexcept { return tls_.get(); }
+    bool is_secure() const noexcept { return tls_ != nullptr; }
+
+    std::size_t read_some(asio::mutable_buffer to, asio::error_code& failed) {
+        return tls_ ? tls_->read_some(to, failed) : tcp_socket::read_some(to, failed);
+    }
+    std::size_t write_some(std::span<const asio::const_buffer> from, asio::error_code& failed) {
+        return tls_ ? tls_->write_some(from, failed) : tcp_socket::write_some(from, failed);
+    }
+    std::size_t write_some(asio::const_buffer from, asio::error_code& failed) {
+        return tls_ ? tls_->write_some({&from, 1}, failed) : tcp_socket::write_some(from, failed);
+    }
+    bool has_progressed() const noexcept { return tls_ && tls_->has_progressed(); }
+    wait_type awaited_for_input() const noexcept {
+        return tls_ && tls_->reads_when_writable() ? wait_write : wait_read;
+    }
+    void close(asio::error_code& failed) {
+        tls_.reset(); // a handler may go on for long
+        tcp_socket::close(failed);
+    }
+    /// Sends the end; of what is `whole`, a client can tell that nothing is missing.
+    void send_end(bool whole) noexcept {
+        if (tls_ && whole) tls_->send_end();
+        asio::error_code ignored; // a lost connection fails at its next read
+        shutdown(shutdown_send, ignored);
+    }
+
+private:
+    std::unique_ptr<tls_session> tls_;
+};
+
+#else
+
+class client_socket : public tcp_socket {
+public:
+    explicit client_socket(tcp_socket s) noexcept : tcp_socket(std::move(s)) {}
+    static constexpr bool is_secure() noexcept { return false; }
+    static constexpr bool has_progressed() noexcept { return false; }
+    static constexpr wait_type awaited_for_input() noexcept { return wait_read; }
+    void send_end(bool) noexcept {
+        asio::error_code ignored; // a lost connection fails at its next read
+        shutdown(shutdown_send, ignored);
+    }
+};
+
+#endif
+
 /// Where a connection stands.
 enum class phase : std::uint8_t {
     head,      ///< A request head is awaited.
@@ -7997,7 +8650,7 @@ struct connection final : receiver, stream {
     phase phase_ = phase::head;
     bool awaits_write_ = false;
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
-    tcp_socket socket_;
+    client_socket socket_;
     worker* worker_;
     std::unique_ptr<extra_state> extra_;
     exchange* exchange_ = nullptr;  // while a coroutine serves it
@@ -8138,6 +8791,7 @@ struct exchange : request_state {
     bool cancel_is_due = false;    // memory for it was not available
     bool served = false;           // an earlier request was served
     bool gap_hook_running = false; // options::hooks.on_gap runs
+    bool lacks_tls = false;        // the client spoke plain HTTP where TLS is spoken
 };
 
 inline bool connection::is_handled() const noexcept { return exchange_ && exchange_->run; }
@@ -8537,6 +9191,10 @@ struct worker {
 
     // Coroutines
     void on_first_input(connection& s, const asio::ip::address& peer);
+#if defined(SSE_ENABLE_TLS)
+    void begin_tls(connection& s, asio::error_code& failed);
+    void note_tls_failure(const connection& s);
+#endif
     void begin_serving(connection& s, const asio::ip::address& peer, std::string_view received,
                        bool adopted);
     void resume_serving(stream_ref s, std::unique_ptr<exchange> state, unfinished what);
@@ -8914,11 +9572,40 @@ SSE_DECL void worker::give_back(const arrival& one) noexcept {
 /// coroutine. Often they have arrived before it is accepted.
 SSE_DECL void worker::on_first_input(connection& s, const asio::ip::address& peer) {
     asio::error_code failed;
-    const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
+#if defined(SSE_ENABLE_TLS)
+    if (hub_.tls.is_on() && !s.socket_.is_secure()) begin_tls(s, failed);
+#endif
+    const std::size_t n = failed ? 0 : s.socket_.read_some(asio::buffer(*scratch_), failed);
     if (would_block(failed)) return watch(s);
     if (failed) return close(s, reason_of(failed));
     begin_serving(s, peer, {scratch_->data(), n}, false);
 }
+
+#if defined(SSE_ENABLE_TLS)
+
+/// The first byte has come, or none. One of plain HTTP begins no session: the request is refused.
+SSE_DECL void worker::begin_tls(connection& s, asio::error_code& failed) {
+    char first = 0;
+    const auto peek = tcp_socket::message_peek;
+    if (s.socket_.receive(asio::buffer(&first, 1), peek, failed) == 0) return;
+    if (first >= 'A' && first <= 'Z') return;
+    try {
+        s.socket_.secure(hub_.tls.accept(s.socket_.native_handle()));
+        s.adds_framing_ = true;
+    } catch (const std::bad_alloc&) { failed = asio::error::no_memory; }
+}
+
+SSE_DECL void worker::note_tls_failure(const connection& s) {
+    const bool lacks_it = s.exchange_ && s.exchange_->lacks_tls;
+    if (!lacks_it && (!s.socket_.is_secure() || s.socket_.tls()->failure().empty())) return;
+    hub_.tls_failures.fetch_add(1, std::memory_order_relaxed);
+    hub_.log({.level = log_level::info,
+              .what = "TLS failed",
+              .client = lacks_it ? s.exchange_->peer : peer_of(s),
+              .detail = lacks_it ? "plain HTTP" : s.socket_.tls()->failure()});
+}
+
+#endif
 
 SSE_DECL void worker::begin_serving(connection& s, const asio::ip::address& peer,
                                     std::string_view received, bool adopted) {
@@ -8929,6 +9616,7 @@ SSE_DECL void worker::begin_serving(connection& s, const asio::ip::address& peer
         state->input = received;
         state->keep = !adopted; // it is not returned to the server that it came from
         state->intake = input_state::paused;
+        state->lacks_tls = hub_.tls.is_on() && !s.socket_.is_secure() && !adopted;
         resume_reading(s);
         resume_serving(held, std::move(state),
                        {.proxy_head = hub_.options.proxy.protocol && !adopted});
@@ -9166,7 +9854,7 @@ SSE_DECL std::optional<std::size_t> worker::write_now(connection& s,
         return std::nullopt;
     }
     bytes_.add(n);
-    if (n > 0) s.stamp_ = now_;
+    if (n > 0 || s.socket_.has_progressed()) s.stamp_ = now_;
     return n;
 }
 
@@ -9203,7 +9891,7 @@ SSE_DECL void worker::await_writable(connection& s) {
 // --- one stream's input: a wait is always pending, the only prompt sign of a disconnect
 
 SSE_DECL void worker::watch(connection& s) {
-    s.socket_.async_wait(tcp_socket::wait_read, input_ready{hold(s)});
+    s.socket_.async_wait(s.socket_.awaited_for_input(), input_ready{hold(s)});
 }
 
 SSE_DECL void worker::on_input(connection& s) {
@@ -9400,11 +10088,10 @@ SSE_DECL void worker::depart(connection& s) {
     report_end(s, s.why_);
     feed_.remove(s);
     enter(s, phase::lingering);
-    asio::error_code ignored; // a lost connection fails at its next read
     // If the handler is still running, the stream is cut: its client is notified now, however long
     // the handler takes.
     const bool cut = s.is_handled() && s.why_ != end_reason::ended;
-    if (!s.exchange_ || cut) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    if (!s.exchange_ || cut) s.socket_.send_end(!cut);
     if (!s.exchange_) return;
     cancel(s); // its coroutine continues from here once the handler has ended
     s.exchange_->wake();
@@ -9431,9 +10118,13 @@ SSE_DECL void worker::close(connection& s, end_reason why) {
     try {
         report_end(s, why);
     } catch (...) { report(std::current_exception()); } // out of memory: it ends anyway
+    const bool whole = !streamed && !s.busy_;
     feed_.remove(s);
     if (streamed) count_end(why);
     try {
+#if defined(SSE_ENABLE_TLS)
+        note_tls_failure(s);
+#endif
         if (hub_.options.hooks.log) log_end(s);
     } catch (...) { report(std::current_exception()); }
     asio::error_code ignored; // there is nobody left to notify
@@ -9443,7 +10134,7 @@ SSE_DECL void worker::close(connection& s, end_reason why) {
         s.socket_.set_option(asio::socket_base::linger(true, 0), ignored);
     }
     // Takes effect even if a child process has a copy of the socket.
-    if (why != end_reason::client_left) s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    if (why != end_reason::client_left) s.socket_.send_end(whole);
     s.socket_.close(ignored);
     s.cut_ = {};
     if (s.exchange_) {
@@ -9655,6 +10346,9 @@ SSE_DECL void worker::arm_sweep() {
         std::min({o.timeouts.header, o.timeouts.body, o.timeouts.idle, o.timeouts.stall});
     if (o.timeouts.stream_age.count() > 0) shortest = std::min(shortest, o.timeouts.stream_age);
     if (o.heartbeat.count() > 0) shortest = std::min(shortest, o.heartbeat);
+#if defined(SSE_ENABLE_TLS)
+    if (hub_.tls.is_on()) shortest = std::min(shortest, o.tls.handshake);
+#endif
     if (farewell_) shortest = std::min(shortest, farewell_->window / 8);
     auto period =
         std::clamp(shortest / 8, std::chrono::milliseconds(5), std::chrono::milliseconds(500));
@@ -9795,7 +10489,13 @@ SSE_DECL bool worker::end_if_stalled(connection& s) {
 SSE_DECL void worker::end_input_if_late(connection& s) {
     const auto& limits = hub_.options.timeouts;
     const bool idle = s.exchange_ && s.exchange_->served && s.exchange_->is_blank();
-    const auto limit = s.phase_ == phase::body ? limits.body : idle ? limits.idle : limits.header;
+    auto limit = s.phase_ == phase::body ? limits.body : idle ? limits.idle : limits.header;
+#if defined(SSE_ENABLE_TLS)
+    tls_session* const tls = s.socket_.tls();
+    const bool shakes_hands = tls && !tls->is_established();
+    if (shakes_hands) limit = std::min(limit, hub_.options.tls.handshake);
+    if (shakes_hands && age(s) >= limit.count()) tls->fail("the handshake took too long");
+#endif
     if (age(s) < limit.count()) return;
     if (!s.exchange_) return close(s, end_reason::ended); // it has not sent anything
     s.exchange_->timed_out = true;
@@ -10011,6 +10711,10 @@ SSE_DECL io_awaitable<std::optional<own_response>> worker::read_head(connection&
     state.asked_before_end = state.served && state.input_ended();
     r.client = client_address(r, state.peer, hub_.trusted, hub_.options.proxy.forwarded);
     warn_of_missing_field(r, state.peer);
+#if defined(SSE_ENABLE_TLS)
+    if (s.socket_.is_secure()) r.client_subject = s.socket_.tls()->client_subject();
+#endif
+    if (verdict.status == 0 && state.lacks_tls) verdict = {400, "TLS is spoken here: use https"};
     co_return response_of(verdict);
 }
 
@@ -10222,7 +10926,7 @@ SSE_DECL io_awaitable<void> worker::end_chunks(connection& s, exchange& state) {
     while (s.is_connected() && s.busy_) co_await state.change<io_executor>();
     if (s.is_connected() && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     s.extra().chunks.reset();
-    s.adds_framing_ = false;
+    s.adds_framing_ = s.socket_.is_secure();
     s.held_ = 0;
     s.has_id_ = false;
     if (farewell_) state.keep = false;
@@ -10275,8 +10979,7 @@ SSE_DECL io_awaitable<void> worker::answer(connection& s, const own_response& ma
 /// reset that costs the client the response (RFC 9112 9.6).
 SSE_DECL io_awaitable<void> worker::linger(connection& s, exchange& state) {
     enter(s, phase::lingering);
-    asio::error_code ignored; // the next read notices a lost connection
-    s.socket_.shutdown(tcp_socket::shutdown_send, ignored);
+    s.socket_.send_end(s.why_ != end_reason::failed);
     state.input.clear();
     resume_reading(s);
     while (s.is_connected() && !state.input_ended()) co_await state.change<io_executor>();
@@ -11521,7 +12224,7 @@ private:
 
 // Defined where its members' types are complete: C++23 checks at once what it may have to destroy.
 SSE_DECL hub::hub(sse::options o, std::span<asio::io_context* const> contexts)
-    : site(std::move(o)), ring(options.ring_capacity, options.threads),
+    : site(std::move(o)), ring(options.ring_capacity, options.threads), tls(options),
       life(std::make_unique<lifecycle>(*this)) {
     if (options.node.empty()) options.node = epoch;
     if (options.bus) relay = std::make_unique<detail::relay>(*this, options.bus);
@@ -11581,6 +12284,7 @@ SSE_DECL sse::counters hub::count() const noexcept {
     sum.accepted = accepted.load(std::memory_order_relaxed);
     sum.refused = refused.load(std::memory_order_relaxed);
     sum.accept_failures = accept_failures.load(std::memory_order_relaxed);
+    sum.tls_failures = tls_failures.load(std::memory_order_relaxed);
     sum.published = ring.published();
     sum.no_room = no_room.load(std::memory_order_relaxed);
     for (const auto& w : workers) w->count(sum);
@@ -12301,6 +13005,13 @@ SSE_DECL sse::options server::checked(sse::options o) {
     require(o.limits.head_bytes >= 256, "limits.head_bytes must be at least 256");
     require(o.history.messages > 0, "history.messages must be at least 1");
     require(o.history.bytes > 0, "history.bytes must be at least 1");
+#if defined(SSE_ENABLE_TLS)
+    require(o.tls.certificate.empty() || !o.proxy.protocol,
+            "proxy.protocol: its header comes before the handshake, which tls does not expect; let "
+            "the proxy speak TLS instead");
+    require(!o.tls.certificate.empty() || (o.tls.key.empty() && o.tls.client_ca.empty()),
+            "tls.certificate: give the file with the certificate as well");
+#endif
     const std::size_t ring = o.ring_capacity;
     require(detail::is_node_name(o.node),
             "node must be at most 64 printable characters of ASCII, not '" + o.node + "'");
@@ -12880,6 +13591,11 @@ SSE_DECL asio::awaitable<stream_list> server::wait_for(std::shared_ptr<detail::h
 }
 
 SSE_DECL sse::counters server::counters() const { return hub_->count(); }
+
+#if defined(SSE_ENABLE_TLS)
+SSE_DECL void server::reload_tls() { hub_->tls.reload(nullptr); }
+SSE_DECL void server::reload_tls(tls_options o) { hub_->tls.reload(&o); }
+#endif
 
 SSE_DECL asio::awaitable<measurements> server::async_measure() const {
     return measure(hub_, ask_all(&detail::worker::measure, {.here = true}));
@@ -16664,7 +17380,7 @@ SSE_DECL std::uint64_t time_of_birth(int) noexcept { return 0; }
 #else
 
 SSE_DECL int open_log_file(const std::string& path, file_mode::kind how) noexcept {
-    const int flags = how == file_mode::read    ? O_RDONLY
+    const int flags = how == file_mode::read ? O_RDONLY
                       : how == file_mode::write ? O_RDWR
                                                 : O_RDWR | O_CREAT | O_TRUNC;
     return ::open(path.c_str(), flags | O_CLOEXEC, 0640);

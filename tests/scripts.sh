@@ -32,7 +32,7 @@ said_nothing() { [[ -z $(configure "$@") ]]; }
 
 # A compiler that sees the headers of the system but for those that a bare Debian lacks.
 ln -s /usr/include/* "$fakes/include/"
-rm -f "$fakes/include/boost" "$fakes/include/liburing" "$fakes/include/liburing.h" "$fakes/include/hiredis"
+rm -f "$fakes/include/boost" "$fakes/include/liburing" "$fakes/include/liburing.h" "$fakes/include/hiredis" "$fakes/include/openssl"
 {
     printf '#!/bin/sh\nexec g++ -nostdinc'
     g++ -E -x c++ -v - </dev/null 2>&1 | sed -n 's/^ \(\/.*\)/\1/p' |

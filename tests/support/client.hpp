@@ -9,6 +9,9 @@
 #pragma once
 
 #include "event_stream.hpp"
+#if defined(SSE_ENABLE_TLS)
+#include "tls_end.hpp"
+#endif
 
 #include <algorithm>
 #include <cctype>
@@ -21,6 +24,7 @@
 #include <cstring>
 #include <deque>
 #include <fstream>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -287,10 +291,18 @@ inline response parse_response_head(std::string_view head) {
 
 // ---- connection ---------------------------------------------------------------------------------
 
+// With SUPPORT_TLS the servers and clients of the tests speak TLS: see tests/tls.cpp.
+#if defined(SUPPORT_TLS)
+inline constexpr bool tls_by_default = true;
+#else
+inline constexpr bool tls_by_default = false;
+#endif
+
 struct connect_options {
     std::string host = "127.0.0.1"; ///< Or "::1".
     std::string source = {};        ///< Local address, such as "127.0.0.2"; empty: any.
     int receive_buffer = 0;         ///< SO_RCVBUF, set before connecting; 0: as the system likes.
+    bool tls = tls_by_default;
     deadline until = patience;
 };
 
@@ -318,12 +330,38 @@ public:
         }
         if (::connect(socket_.get(), peer.get(), peer.size()) != 0)
             finish_connecting(options, port);
+#if defined(SSE_ENABLE_TLS)
+        if (options.tls) secure({}, options.until);
+#endif
     }
 
     /// A connection that is there already, such as an accepted one. It must not block.
     explicit connection(descriptor socket) : socket_(std::move(socket)) {}
 
     int native_handle() const { return socket_.get(); }
+
+#if defined(SSE_ENABLE_TLS)
+    /// Speaks TLS from now on. Throws `tls_failure`, `connection_ended` or `timed_out`.
+    void secure(const tls_wish& wish, deadline until = patience) {
+        auto end = std::make_unique<tls_end>(wish);
+        std::string came;
+        for (;;) {
+            std::string refused;
+            try {
+                came = end->open(came);
+            } catch (const tls_failure& why) { refused = why.what(); }
+            if (!try_send(end->take_output(), until) || !refused.empty()) {
+                throw tls_failure(refused.empty() ? "the peer left in the handshake" : refused);
+            }
+            if (end->is_established()) break;
+            receive_or_throw(until, "in the handshake");
+            came = std::exchange(received_, {});
+        }
+        tls_ = std::move(end);
+        received_ = std::move(came);
+    }
+    tls_end& tls() { return *tls_; }
+#endif
 
     // Sending.
 
@@ -336,6 +374,14 @@ public:
 
     /// The same, but false when the peer is gone: it may have refused what we were going to send.
     [[nodiscard]] bool try_send(std::string_view bytes, deadline until = patience) {
+#if defined(SSE_ENABLE_TLS)
+        if (tls_) return try_send_raw(tls_->seal(bytes), until);
+#endif
+        return try_send_raw(bytes, until);
+    }
+
+    /// Bytes as they are, below TLS.
+    [[nodiscard]] bool try_send_raw(std::string_view bytes, deadline until = patience) {
         while (!bytes.empty()) {
             const ssize_t sent = ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
             if (sent >= 0) {
@@ -370,6 +416,9 @@ public:
 
     /// Ends our direction only, by FIN.
     void finish_sending() {
+#if defined(SSE_ENABLE_TLS)
+        if (tls_) static_cast<void>(try_send_raw(tls_->say_goodbye()));
+#endif
         if (::shutdown(socket_.get(), SHUT_WR) != 0 && errno != ENOTCONN) throw_errno("shutdown");
     }
 
@@ -385,8 +434,8 @@ public:
         while (!ended_) {
             const ssize_t count = ::recv(socket_.get(), bytes, sizeof bytes, 0);
             if (count > 0) {
-                received_.append(bytes, static_cast<std::size_t>(count));
-                return true;
+                if (keep(std::string_view(bytes, static_cast<std::size_t>(count)))) return true;
+                continue;
             }
             if (count == 0)
                 ended_ = ending::fin;
@@ -486,6 +535,20 @@ public:
     }
 
 private:
+    /// Returns whether something came for the caller.
+    bool keep(std::string_view bytes) {
+#if defined(SSE_ENABLE_TLS)
+        if (tls_) {
+            const std::string plain = tls_->open(bytes);
+            received_ += plain;
+            static_cast<void>(try_send_raw(tls_->take_output())); // such as an answer to new keys
+            return !plain.empty();
+        }
+#endif
+        received_ += bytes;
+        return true;
+    }
+
     void set(int level, int option, int value) {
         if (::setsockopt(socket_.get(), level, option, &value, sizeof value) != 0)
             throw_errno("setsockopt");
@@ -522,6 +585,9 @@ private:
     descriptor socket_;
     std::string received_;
     std::optional<ending> ended_;
+#if defined(SSE_ENABLE_TLS)
+    std::unique_ptr<tls_end> tls_;
+#endif
 };
 
 /// One request on a connection of its own.

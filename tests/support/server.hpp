@@ -17,11 +17,22 @@ inline sse::options with_threads(std::size_t threads) {
     return o;
 }
 
+/// As the tests are to have it: see support::tls_by_default.
+inline sse::options with_tls_by_default(sse::options o) {
+#if defined(SUPPORT_TLS)
+    if (o.tls.certificate.empty()) {
+        o.tls.certificate = test_server().certificate;
+        o.tls.key = test_server().key;
+    }
+#endif
+    return o;
+}
+
 /// A server on a free loopback port. Routes are added before the start, by `prepare`.
 struct running_server : sse::server {
     explicit running_server(sse::options o = with_threads(1),
                             const std::function<void(sse::server&)>& prepare = {})
-        : sse::server(std::move(o)) {
+        : sse::server(with_tls_by_default(std::move(o))) {
         if (prepare) prepare(*this);
         start("127.0.0.1:0");
     }

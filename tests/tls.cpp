@@ -1,0 +1,547 @@
+// tls.cpp - covers >>tls, >>secure: Both ends over TLS: what peers do to a handshake and to
+// records, certificates that change, slow clients, ends that are cut. Built with SSE_ENABLE_TLS;
+// the certificates are made by the test.
+#include "support/handlers.hpp"
+#include "support/server.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <random>
+#include <thread>
+
+namespace tls_test {
+
+using namespace std::chrono_literals;
+using namespace support;
+
+namespace {
+
+sse::tls_options tls_of(const identity& who) {
+    sse::tls_options o;
+    o.certificate = who.certificate;
+    o.key = who.key;
+    return o;
+}
+
+connect_options secure() {
+    connect_options o;
+    o.tls = true;
+    return o;
+}
+
+connect_options in_the_open() {
+    connect_options o;
+    o.tls = false;
+    return o;
+}
+
+/// Why TLS failed, as the log says.
+class failures {
+public:
+    void attach(sse::options& o) {
+        o.hooks.log = [this](const sse::log_entry& entry) {
+            if (entry.what != "TLS failed") return;
+            const std::lock_guard lock(mutex_);
+            texts_.emplace_back(entry.detail);
+        };
+    }
+    std::vector<std::string> all() {
+        const std::lock_guard lock(mutex_);
+        return texts_;
+    }
+    bool wait_for(std::string_view text) {
+        return eventually([&] {
+            const auto now = all();
+            return std::count(now.begin(), now.end(), text) > 0;
+        });
+    }
+
+private:
+    std::mutex mutex_;
+    std::vector<std::string> texts_;
+};
+
+/// A server that speaks TLS, and what went wrong there.
+struct tls_server {
+    failures failed;
+    running_server server;
+
+    explicit tls_server(sse::options o = with_threads(1),
+                        const std::function<void(sse::server&)>& prepare = {})
+        : server(prepared(std::move(o), failed), prepare) {}
+    std::uint16_t port() const { return server.port(); }
+
+private:
+    static sse::options prepared(sse::options o, failures& failed) {
+        if (o.tls.certificate.empty()) {
+            o.tls.certificate = test_server().certificate;
+            o.tls.key = test_server().key;
+        }
+        failed.attach(o);
+        return o;
+    }
+};
+
+/// The first flight of a client.
+std::string client_hello(const tls_wish& wish = {}) {
+    tls_end end(wish);
+    end.open("");
+    return end.take_output();
+}
+
+response http_get_securely(std::uint16_t port, std::string_view target) {
+    connection c(port, secure());
+    return c.request("GET", target);
+}
+
+std::string subject_of_peer(connection& c) {
+    char text[200] = "";
+    X509* const peer = SSL_get0_peer_certificate(c.tls().native_handle());
+    X509_NAME_get_text_by_NID(X509_get_subject_name(peer), NID_commonName, text, sizeof text);
+    return text;
+}
+
+} // namespace
+
+// ---- the server ---------------------------------------------------------------------------------
+
+TEST_CASE("clients get events and responses over TLS 1.3 and 1.2") {
+    tls_server server;
+    for (const int version : {TLS1_3_VERSION, TLS1_2_VERSION}) {
+        CAPTURE(version);
+        connection c(server.port(), in_the_open());
+        c.secure({.newest = version});
+        CHECK(SSL_version(c.tls().native_handle()) == version);
+        CHECK(c.request("GET", "/health").status == 200);
+        CHECK(c.request("GET", "/nowhere").status == 404);
+
+        event_client stream(server.port(), "/subscribe", {}, secure());
+        server.server.broadcast({.data = "hello"});
+        CHECK(stream.next().data == "hello");
+    }
+    CHECK(server.server.counters().tls_failures == 0);
+}
+
+TEST_CASE("http/1.1 is agreed on where a client offers it, and another protocol is not") {
+    tls_server server;
+    for (const char* const offered : {"http/1.1", "h2"}) {
+        connection c(server.port(), in_the_open());
+        c.secure({.protocols = offered});
+        const unsigned char* chosen = nullptr;
+        unsigned size = 0;
+        SSL_get0_alpn_selected(c.tls().native_handle(), &chosen, &size);
+        const std::string text(reinterpret_cast<const char*>(chosen), size);
+        CHECK(text == (std::string(offered) == "http/1.1" ? "http/1.1" : ""));
+    }
+}
+
+TEST_CASE("a handshake that comes byte by byte is one") {
+    tls_server server;
+    connection c(server.port(), in_the_open());
+    tls_end end;
+    std::string came;
+    while (!end.is_established()) {
+        end.open(std::exchange(came, {}));
+        for (const char byte : end.take_output()) c.send({&byte, 1});
+        if (end.is_established()) break;
+        c.receive_some();
+        came = c.read_until([](const std::string&) { return true; });
+    }
+    for (const char byte : end.seal("GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")) {
+        c.send({&byte, 1});
+    }
+    std::string text = end.open(came);
+    while (!has(text, "\r\n\r\n")) {
+        c.receive_some();
+        text += end.open(c.read_until([](const std::string&) { return true; }));
+    }
+    CHECK(has(text, "HTTP/1.1 200"));
+    CHECK(server.server.counters().tls_failures == 0);
+}
+
+TEST_CASE("plain HTTP on the port of TLS is told so, in plain text") {
+    tls_server server;
+    for (const char* const method : {"GET", "DELETE", "OPTIONS", "POST"}) {
+        connection c(server.port(), in_the_open());
+        const response answer = c.request(method, "/subscribe");
+        CHECK(answer.status == 400);
+        CHECK(answer.body == "TLS is spoken here: use https\n");
+        CHECK(c.wait_for_close() == ending::fin);
+    }
+    CHECK(server.failed.wait_for("plain HTTP"));
+    CHECK(eventually([&] { return server.server.counters().tls_failures == 4; }));
+    CHECK(server.server.counters().streams == 0);
+}
+
+TEST_CASE("versions and ciphers that are too old are refused, with the reason in the log") {
+    tls_server server;
+    const auto refuses = [&](const tls_wish& wish) {
+        connection c(server.port(), in_the_open());
+        CHECK_THROWS_AS(c.secure(wish), tls_failure);
+    };
+    refuses({.oldest = TLS1_VERSION, .newest = TLS1_VERSION});
+    CHECK(server.failed.wait_for("unsupported protocol"));
+    refuses({.oldest = TLS1_1_VERSION, .newest = TLS1_1_VERSION});
+    refuses({.newest = TLS1_2_VERSION, .ciphers = "AES128-SHA"});
+    CHECK(server.failed.wait_for("no shared cipher"));
+    CHECK(eventually([&] { return server.server.counters().tls_failures == 3; }));
+
+    sse::options o = with_threads(1);
+    o.tls.oldest = sse::tls_version::tls_1_3;
+    tls_server strict(o);
+    connection c(strict.port(), in_the_open());
+    CHECK_THROWS_AS(c.secure({.newest = TLS1_2_VERSION}), tls_failure);
+    CHECK(strict.failed.wait_for("unsupported protocol"));
+}
+
+TEST_CASE("a handshake that is left is counted, and a connection without a byte is not") {
+    tls_server server;
+    const std::string hello = client_hello();
+    for (const std::size_t size : {std::size_t{1}, hello.size() / 2, hello.size()}) {
+        connection c(server.port(), in_the_open());
+        c.send(std::string_view(hello).substr(0, size));
+        c.finish_sending();
+        c.wait_for_close();
+    }
+    CHECK(eventually([&] { return server.server.counters().tls_failures == 3; }));
+    CHECK(server.failed.wait_for("the connection ended during the handshake"));
+    connection(server.port(), in_the_open()).close();
+    CHECK(eventually([&] {
+        const auto now = server.server.counters();
+        return now.accepted == 4 && now.connections == 0;
+    }));
+    CHECK(server.server.counters().tls_failures == 3);
+}
+
+TEST_CASE("a handshake that is too slow is ended, and nobody waits for it") {
+    sse::options o = with_threads(1);
+    o.tls.handshake = 200ms;
+    tls_server server(o);
+    connection slow(server.port(), in_the_open());
+    slow.send(client_hello().substr(0, 100));
+    event_client other(server.port(), "/subscribe", {}, secure());
+    server.server.broadcast({.data = "meanwhile"});
+    CHECK(other.next().data == "meanwhile");
+    slow.wait_for_close();
+    CHECK(server.failed.wait_for("the handshake took too long"));
+    server.server.broadcast({.data = "after"});
+    CHECK(other.next().data == "after");
+}
+
+TEST_CASE("bytes that are not TLS, and records that are too large, end the connection") {
+    tls_server server;
+    std::minstd_rand random(7);
+    std::string noise(200'000, '\0');
+    for (char& byte : noise) byte = static_cast<char>(random() % 256);
+    const std::string beginnings[] = {std::string("\0\0\0\0", 4), "{\"a\":", "\x16\x03\x01\xff\xff",
+                                      "\x16\x03\x01\x3f\xff\x01\x00\x3f\xf0"};
+    std::uint64_t count = 0;
+    for (const std::string& first : beginnings) {
+        connection c(server.port(), in_the_open());
+        static_cast<void>(c.try_send(first + noise));
+        c.finish_sending();
+        c.wait_for_close();
+        CHECK(eventually([&] { return server.server.counters().tls_failures == count + 1; }));
+        ++count;
+    }
+    CHECK(http_get_securely(server.port(), "/health").status == 200);
+}
+
+TEST_CASE("a record that is broken ends its stream, and no other") {
+    tls_server server;
+    event_client stream(server.port(), "/subscribe", {}, secure());
+    event_client other(server.port(), "/subscribe", {}, secure());
+    std::string record = stream.socket().tls().seal("anything");
+    record.back() = static_cast<char>(record.back() ^ 1);
+    CHECK(stream.socket().try_send_raw(record));
+    CHECK(server.failed.wait_for("decryption failed or bad record mac"));
+    server.server.broadcast({.data = "on"});
+    CHECK(other.next().data == "on");
+}
+
+TEST_CASE("limits by address count from accept on, before any handshake") {
+    sse::options o = with_threads(1);
+    o.limits.connections_per_ip = 1;
+    tls_server server(o);
+    connection silent(server.port(), in_the_open());
+    CHECK(eventually([&] { return server.server.counters().accepted == 1; }));
+    connection second(server.port(), secure());
+    CHECK(second.request("GET", "/subscribe").status == 429);
+}
+
+TEST_CASE("a client is known by its certificate") {
+    const authority sensors("Sensors");
+    const authority strangers("Strangers");
+    const identity sensor = sensors.issue({.name = "sensor 7, \"east\"", .alternatives = ""});
+    const identity stranger = strangers.issue({.name = "sensor 7", .alternatives = ""});
+    const auto ask = [](std::uint16_t port, const identity& own, int newest) {
+        connection c(port, in_the_open());
+        c.secure({.newest = newest, .own = own});
+        return c.request("GET", "/who").body;
+    };
+    const auto prepare = [](sse::server& s) {
+        s.route("GET", "/who", [](sse::stream& client) -> handler_result {
+            return client.respond(200, "text/plain", "<" + client.request().client_subject + ">");
+        });
+    };
+    sse::options o = with_threads(1);
+    o.tls.client_ca = sensors.file();
+    for (const int version : {TLS1_2_VERSION, TLS1_3_VERSION}) {
+        CAPTURE(version);
+        tls_server server(o, prepare);
+        CHECK(ask(server.port(), sensor, version) == R"(<CN=sensor 7\, \"east\">)");
+        CHECK_THROWS(ask(server.port(), {}, version));
+        CHECK(server.failed.wait_for("peer did not return a certificate"));
+        CHECK_THROWS(ask(server.port(), stranger, version));
+        CHECK(eventually([&] { return server.server.counters().tls_failures == 2; }));
+    }
+    o.tls.client_may_be_unknown = true;
+    tls_server open(o, prepare);
+    CHECK(ask(open.port(), {}, TLS1_3_VERSION) == "<>");
+    CHECK(ask(open.port(), sensor, TLS1_3_VERSION) == R"(<CN=sensor 7\, \"east\">)");
+    CHECK_THROWS(ask(open.port(), stranger, TLS1_3_VERSION));
+}
+
+TEST_CASE("certificates change under open streams") {
+    tls_server server;
+    event_client before(server.port(), "/subscribe", {}, secure());
+    CHECK(subject_of_peer(before.socket()) == "localhost");
+    const identity next =
+        test_authority().issue({.name = "renewed", .alternatives = "DNS:localhost", .rsa = true});
+    server.server.reload_tls(tls_of(next));
+    event_client after(server.port(), "/subscribe", {}, secure());
+    CHECK(subject_of_peer(after.socket()) == "renewed");
+    server.server.broadcast({.data = "both"});
+    CHECK(before.next().data == "both");
+    CHECK(after.next().data == "both");
+
+    // The same files again, with another content.
+    std::filesystem::copy_file(test_server().certificate, next.certificate,
+                               std::filesystem::copy_options::overwrite_existing);
+    CHECK_THROWS_AS(server.server.reload_tls(), sse::bad_option);
+    connection same(server.port(), secure());
+    CHECK(subject_of_peer(same) == "renewed");
+    std::filesystem::copy_file(test_server().key, next.key,
+                               std::filesystem::copy_options::overwrite_existing);
+    server.server.reload_tls();
+    connection back(server.port(), secure());
+    CHECK(subject_of_peer(back) == "localhost");
+
+    running_server without(with_threads(1));
+    if (!tls_by_default) CHECK_THROWS_AS(without.reload_tls(), std::logic_error);
+}
+
+TEST_CASE("certificates change while clients connect from other threads") {
+    sse::options o = with_threads(2);
+    tls_server server(o);
+    const identity other = test_authority().issue({.name = "other"});
+    std::atomic<bool> done{false};
+    std::thread changes([&] {
+        for (int n = 0; !done; ++n) server.server.reload_tls(tls_of(n % 2 ? other : test_server()));
+    });
+    for (int n = 0; n < 50; ++n) CHECK(http_get_securely(server.port(), "/health").status == 200);
+    done = true;
+    changes.join();
+    CHECK(server.server.counters().tls_failures == 0);
+}
+
+TEST_CASE("files that cannot work are refused with the reason and the remedy") {
+    const identity good = test_authority().issue({});
+    const identity other = test_authority().issue({});
+    const auto reason = [](sse::tls_options tls) {
+        sse::options o = with_threads(1);
+        o.tls = std::move(tls);
+        try {
+            sse::server server(o);
+        } catch (const sse::bad_option& e) { return std::string(e.member()) + "|" + e.what(); }
+        return std::string();
+    };
+    const auto says = [](const std::string& said, std::string_view member,
+                         std::initializer_list<std::string_view> parts) {
+        CAPTURE(said);
+        CHECK(said.starts_with(std::string(member) + "|"));
+        for (const std::string_view part : parts) CHECK(has(said, part));
+    };
+    const std::string missing = (certificate_folder() / "missing.pem").string();
+    const std::string empty = (certificate_folder() / "empty.pem").string();
+    std::ofstream(empty).flush();
+    sse::tls_options tls = tls_of(good);
+    CHECK(reason(tls).empty());
+    tls.certificate = missing;
+    says(reason(tls), "tls.certificate", {missing, "No such file"});
+    tls.certificate = empty;
+    says(reason(tls), "tls.certificate", {empty, "no start line"});
+    tls.certificate.clear();
+    says(reason(tls), "tls.certificate", {"give the file"});
+    tls = tls_of(good);
+    tls.key.clear();
+    says(reason(tls), "tls.key", {"private key"});
+    tls.key = missing;
+    says(reason(tls), "tls.key", {missing, "No such file"});
+    tls.key = other.key;
+    says(reason(tls), "tls.key", {"key values mismatch"});
+    tls.key = test_authority().issue({.rsa = true}).key;
+    says(reason(tls), "tls.key", {"without a password"});
+    tls = tls_of(good);
+    tls.client_ca = missing;
+    says(reason(tls), "tls.client_ca", {missing, "No such file"});
+    tls.client_ca = empty;
+    says(reason(tls), "tls.client_ca", {empty});
+    tls = tls_of(good);
+    tls.handshake = 0ms;
+    says(reason(tls), "tls.handshake", {"more than 0"});
+
+    sse::options o = with_threads(1);
+    o.tls = tls_of(good);
+    o.proxy.protocol = true;
+    CHECK_THROWS_AS(sse::server{o}, sse::bad_option);
+}
+
+// ---- records, slow clients ----------------------------------------------------------------------
+
+TEST_CASE("messages of many records arrive as they were, at a fast client and at a slow one") {
+    sse::options o = with_threads(1);
+    o.timeouts.stall = 60s;
+    tls_server server(o);
+    connect_options narrow = secure();
+    narrow.receive_buffer = 4096;
+    event_client slow(server.port(), "/subscribe", {}, narrow);
+    event_client fast(server.port(), "/subscribe", {}, secure());
+    std::minstd_rand random(11);
+    std::vector<std::string> sent;
+    for (const std::size_t size :
+         {1u, 16'000u, 16'384u, 16'385u, 100'000u, 1'000'000u, 7u, 300'000u}) {
+        std::string text(size, ' ');
+        for (char& c : text) c = static_cast<char>('a' + random() % 26);
+        server.server.broadcast({.data = text});
+        sent.push_back(std::move(text));
+    }
+    for (const std::string& text : sent) CHECK((fast.next().data == text));
+    for (const std::string& text : sent) CHECK((slow.next().data == text));
+}
+
+TEST_CASE("a slow client has a position and one record, and is told what it missed") {
+    sse::options o = with_threads(1);
+    o.history.messages = 32;
+    o.history.lag = sse::lag_policy::skip;
+    o.timeouts.stall = 60s;
+    tls_server server(o);
+    connect_options narrow = secure();
+    narrow.receive_buffer = 4096;
+    event_client slow(server.port(), "/subscribe", {}, narrow);
+    event_client fast(server.port(), "/subscribe", {}, secure());
+    std::minstd_rand random(3);
+    int last = 0;
+    std::size_t gaps = 0;
+    // The log moves on under a record that has begun, at ever other places.
+    for (int round = 0; round < 6; ++round) {
+        const int until = last + 500; // more than the system buffers
+        for (int n = last + 1; n <= until; ++n) {
+            std::string text = std::to_string(n) + " ";
+            text.append(random() % 30'000, 'x');
+            server.server.broadcast({.data = text});
+            CHECK((fast.next().data == text));
+        }
+        for (int seen = last; seen < until;) {
+            const decoded event = slow.next();
+            const int at = std::stoi(event.id.substr(event.id.rfind('-') + 1));
+            if (event.type == "gap") {
+                ++gaps;
+            } else {
+                CHECK(at == seen + 1);
+                CHECK(event.data.starts_with(std::to_string(at) + " "));
+                CHECK((event.data.find_first_not_of('x', event.data.find(' ') + 1) ==
+                       std::string::npos));
+            }
+            seen = at;
+        }
+        last = until;
+    }
+    CHECK(gaps > 0);
+    CHECK(server.server.counters().tls_failures == 0);
+}
+
+TEST_CASE("a client that reads nothing is given up, whatever TLS keeps for it") {
+    sse::options o = with_threads(1);
+    o.timeouts.stall = 300ms;
+    o.history.lag = sse::lag_policy::skip;
+    tls_server server(o);
+    connect_options narrow = secure();
+    narrow.receive_buffer = 4096;
+    event_client stuck(server.port(), "/subscribe", {}, narrow);
+    for (int n = 0; n < 200; ++n) server.server.broadcast({.data = std::string(50'000, 'x')});
+    CHECK(eventually([&] { return server.server.counters().streams == 0; }));
+    CHECK(server.server.counters().lagged == 1);
+}
+
+TEST_CASE("keys may change in both directions, and not for ever") {
+    tls_server server;
+    event_client stream(server.port(), "/subscribe", {}, secure());
+    SSL* const ssl = stream.socket().tls().native_handle();
+    for (int n = 0; n < 20; ++n) {
+        REQUIRE(SSL_key_update(ssl, SSL_KEY_UPDATE_REQUESTED) == 1);
+        REQUIRE(SSL_do_handshake(ssl) == 1);
+        REQUIRE(stream.socket().try_send_raw(stream.socket().tls().take_output()));
+        server.server.broadcast({.data = std::to_string(n)});
+        CHECK(stream.next().data == std::to_string(n));
+    }
+    CHECK(server.server.counters().tls_failures == 0);
+    for (int n = 0; n < 2'000; ++n) {
+        SSL_key_update(ssl, SSL_KEY_UPDATE_REQUESTED);
+        SSL_do_handshake(ssl);
+        if (!stream.socket().try_send_raw(stream.socket().tls().take_output())) break;
+    }
+    CHECK(server.failed.wait_for("more than 1,000 records without data"));
+}
+
+TEST_CASE("another handshake within a connection is refused") {
+    tls_server server;
+    connection c(server.port(), in_the_open());
+    c.secure({.newest = TLS1_2_VERSION});
+    SSL* const ssl = c.tls().native_handle();
+    REQUIRE(SSL_renegotiate(ssl) == 1);
+    SSL_do_handshake(ssl);
+    CHECK(c.try_send_raw(c.tls().take_output()));
+    CHECK_THROWS_AS(c.receive_some(), tls_failure);
+    CHECK(http_get_securely(server.port(), "/health").status == 200);
+}
+
+// ---- ends ---------------------------------------------------------------------------------------
+
+TEST_CASE("a drain ends streams with close_notify, and what is cut has none") {
+    gate begun;
+    const auto prepare = [&](sse::server& s) {
+        s.route("GET", "/endless", [&](sse::stream& client) -> handler_result {
+            co_await client.send({.data = "begun"});
+            begun.open();
+            co_await wait_an_hour(client);
+        });
+    };
+    sse::options o = with_threads(1);
+    tls_server server(o, prepare);
+    event_client stream(server.port(), "/subscribe", {}, secure());
+    event_client cut(server.port(), "/endless", {{"Connection", "close"}}, secure());
+    REQUIRE(begun.wait());
+    server.server.broadcast({.data = "last"});
+    const sse::drain_result result = server.server.drain({.window = 300ms});
+    CHECK(result.closed == 1);
+    CHECK(result.cut == 1);
+    CHECK(stream.next().data == "last");
+    CHECK(stream.wait_for_close() == ending::fin);
+    CHECK(stream.socket().tls().is_whole());
+    CHECK(cut.next().data == "begun");
+    cut.wait_for_close();
+    CHECK_FALSE(cut.socket().tls().is_whole());
+}
+
+TEST_CASE("a stop ends streams with their reconnection time, and with close_notify") {
+    tls_server server;
+    event_client stream(server.port(), "/subscribe", {}, secure());
+    server.server.stop();
+    stream.wait_for_close();
+    CHECK(stream.decoder().reconnection_time());
+    CHECK(stream.socket().tls().is_whole());
+}
+
+} // namespace tls_test
