@@ -355,7 +355,9 @@ enum class errc {
     over_limit,         ///< The client exceeds a connection limit; it gets 503 or 429, no stream.
     bus_down,           ///< The bus cannot be reached: nothing was published.
     bus_refused,        ///< The bus refused the message; its log entry says why.
-    bus_timeout         ///< The bus did not confirm the message: it may have been published.
+    bus_timeout,        ///< The bus did not confirm the message: it may have been published.
+    bad_certificate,    ///< Received: the server's certificate is not one to trust.
+    tls_failed          ///< Received: there is no TLS with the server.
 };
 
 SSE_END
@@ -433,6 +435,10 @@ inline const std::error_category& error_category() noexcept {
             case errc::bus_timeout:
                 return "the bus did not confirm the message in time: it may have been published; "
                        "publish it again only if clients can tell that it is the same";
+            case errc::bad_certificate:
+                return "the server's certificate is not trusted; a CA of your own is named in "
+                       "client_options::tls.ca";
+            case errc::tls_failed: return "there is no TLS with the server";
             }
             return "unknown error " + std::to_string(code);
         }
@@ -2107,7 +2113,8 @@ struct client_options {
     std::string body = {};
     /// Sends all headers and the body wherever a redirect leads. Otherwise another origin gets no
     /// body, and a 307 or 308 that would send it there is thrown as errc::bad_status. A different
-    /// host, or a different port of the same host, is another origin.
+    /// host, or a different port of the same host, is another origin. From https to http nothing
+    /// of it is ever sent.
     bool trust_redirects = false;
     /// Resumes after this id. An id that a header field cannot carry is not sent: one with a
     /// control character, with a space or tab at either end, or over 4 KiB. The same holds for ids
@@ -2134,14 +2141,17 @@ struct client_options {
     /// A response with one of these statuses may give the minimum wait in Retry-After. More than
     /// this counts as this.
     std::chrono::milliseconds max_retry_after{3'600'000};
-    /// To resolve the name, and then for each of its addresses; after 250 ms the next one is tried
-    /// in parallel. 0: none.
+    /// To resolve the name, then for each of its addresses, of which the next one is tried in
+    /// parallel after 250 ms, and for the handshake of TLS. 0: none.
     std::chrono::milliseconds connect_timeout{10'000};
     std::chrono::milliseconds head_timeout{30'000}; ///< From the request to the response's head.
     std::chrono::milliseconds silence_timeout{0};   ///< Without a byte of the stream. 0: none.
     std::size_t max_redirects = 20;                 ///< The Fetch standard's limit.
     std::size_t max_event = 16 * 1024 * 1024;       ///< Data, type and id of one event, in bytes.
     std::size_t max_head_bytes = 64 * 1024;         ///< Of a response, including any 1xx before it.
+#if defined(SSE_ENABLE_TLS)
+    client_tls_options tls = {};
+#endif
 };
 
 /// Receives events: connects, follows redirects, and reconnects after the last event as an
@@ -2167,11 +2177,11 @@ struct client_options {
 /// thread or strand.
 class client {
 public:
-    /// The URL is http://host[:port]/path?query; a fragment is dropped. Throws
-    /// std::invalid_argument for any other URL, and for options that cannot work, such as a header
-    /// with a line break: here and not in next(), since no attempt could succeed. If the URL comes
-    /// from outside the program, construct the client inside the coroutine, in the try block around
-    /// next():
+    /// The URL is http://host[:port]/path?query, or https:// where SSE_ENABLE_TLS is defined; a
+    /// fragment is dropped. Throws std::invalid_argument for any other URL, and for options that
+    /// cannot work, such as a header with a line break: here and not in next(), since no attempt
+    /// could succeed. If the URL comes from outside the program, construct the client inside the
+    /// coroutine, in the try block around next():
     ///
     ///     try {
     ///         sse::client source(here, url);
@@ -2205,9 +2215,9 @@ public:
     ///
     /// Throws std::system_error, after which the client is over: errc::bad_status,
     /// errc::bad_content_type, errc::too_many_redirects, errc::event_too_large, errc::bad_response
-    /// for a coding that was not asked for; and, if it does not reconnect or has given up:
-    /// errc::bad_response, errc::timed_out and network errors. Throws std::logic_error for a second
-    /// call while one is waiting.
+    /// for a coding that was not asked for, errc::bad_certificate; and, if it does not reconnect or
+    /// has given up: errc::bad_response, errc::timed_out, errc::tls_failed and network errors.
+    /// Throws std::logic_error for a second call while one is waiting.
     ///
     /// Cancellation: in every phase, by throwing operation_aborted. After a terminal one the client
     /// is over; after a total or partial one, if the coroutine lets them through, the next call
@@ -7665,7 +7675,8 @@ SSE_DECL std::size_t tls_session::read_some(asio::mutable_buffer to, asio::error
     ERR_clear_error();
     reads_left_ = reads_at_once;
     std::size_t taken = 0;
-    while (taken < to.size()) {
+    // A record at a time, whole: of one that is half read, nothing would tell.
+    while (taken == 0 || to.size() - taken >= max_record) {
         std::size_t n = 0;
         const int result =
             SSL_read_ex(ssl_.get(), static_cast<char*>(to.data()) + taken, to.size() - taken, &n);
@@ -9193,6 +9204,7 @@ struct worker {
     void on_first_input(connection& s, const asio::ip::address& peer);
 #if defined(SSE_ENABLE_TLS)
     void begin_tls(connection& s, asio::error_code& failed);
+    void refuse_tls(connection& s);
     void note_tls_failure(const connection& s);
 #endif
     void begin_serving(connection& s, const asio::ip::address& peer, std::string_view received,
@@ -9577,6 +9589,11 @@ SSE_DECL void worker::on_first_input(connection& s, const asio::ip::address& pee
 #endif
     const std::size_t n = failed ? 0 : s.socket_.read_some(asio::buffer(*scratch_), failed);
     if (would_block(failed)) return watch(s);
+#if defined(SSE_ENABLE_TLS)
+    if (failed && s.socket_.is_secure() && !s.socket_.tls()->failure().empty()) {
+        return refuse_tls(s);
+    }
+#endif
     if (failed) return close(s, reason_of(failed));
     begin_serving(s, peer, {scratch_->data(), n}, false);
 }
@@ -9593,6 +9610,15 @@ SSE_DECL void worker::begin_tls(connection& s, asio::error_code& failed) {
         s.socket_.secure(hub_.tls.accept(s.socket_.native_handle()));
         s.adds_framing_ = true;
     } catch (const std::bad_alloc&) { failed = asio::error::no_memory; }
+}
+
+/// The client is told why by an alert, which a reset would take from it: it may be sending on.
+SSE_DECL void worker::refuse_tls(connection& s) {
+    note_tls_failure(s);
+    s.socket_.secure(nullptr);
+    enter(s, phase::lingering);
+    s.socket_.send_end(false);
+    watch(s);
 }
 
 SSE_DECL void worker::note_tls_failure(const connection& s) {
@@ -13745,21 +13771,27 @@ SSE_DECL handler metrics(const server& of) {
 
 namespace detail {
 
-/// An absolute http URL, without a fragment.
+/// An absolute http or https URL, without a fragment.
 struct http_url {
-    std::string host; ///< As in a Host header: an IPv6 address is in brackets.
+    bool secure = false; ///< https
+    std::string host;    ///< As in a Host header: an IPv6 address is in brackets.
     std::uint16_t port = 80;
     std::string target; ///< Path and query.
 
-    std::string authority() const { return port == 80 ? host : host + ":" + std::to_string(port); }
-    std::string text() const { return "http://" + authority() + target; }
+    std::uint16_t usual_port() const noexcept { return secure ? 443 : 80; }
+    std::string scheme() const { return secure ? "https:" : "http:"; }
+    std::string authority() const {
+        return port == usual_port() ? host : host + ":" + std::to_string(port);
+    }
+    std::string text() const { return scheme() + "//" + authority() + target; }
     /// For messages: queries may hold secrets.
     std::string without_query() const { return text().substr(0, text().find('?')); }
     std::string host_to_resolve() const {
         return host.front() == '[' ? host.substr(1, host.size() - 2) : host;
     }
     bool same_origin(const http_url& other) const noexcept {
-        return equal_ignoring_case(host, other.host) && port == other.port;
+        return equal_ignoring_case(host, other.host) && port == other.port &&
+               secure == other.secure;
     }
 };
 
@@ -13774,12 +13806,14 @@ inline http_url read_http_url(std::string_view text) {
     const auto visible = [](char c) { return c > ' ' && c < 0x7f; };
     check(std::all_of(text.begin(), text.end(), visible),
           "has a character that must be percent-encoded");
-    constexpr std::string_view scheme = "http://";
-    check(!equal_ignoring_case(text.substr(0, 8), "https://"),
-          "needs TLS, which sse::client does not speak; connect through a local proxy that does");
-    check(equal_ignoring_case(text.substr(0, scheme.size()), scheme),
-          "must begin with http:// and be absolute");
-    const auto rest = text.substr(0, text.find('#')).substr(scheme.size());
+    http_url url;
+    url.secure = equal_ignoring_case(text.substr(0, 8), "https://");
+#if !defined(SSE_ENABLE_TLS)
+    check(!url.secure, "needs TLS: define SSE_ENABLE_TLS, and link with -lssl -lcrypto");
+#endif
+    check(url.secure || equal_ignoring_case(text.substr(0, 7), "http://"),
+          "must begin with http:// or https:// and be absolute");
+    const auto rest = text.substr(0, text.find('#')).substr(url.secure ? 8 : 7);
     const std::size_t slash = std::min(rest.find_first_of("/?"), rest.size());
     const auto authority = rest.substr(0, slash);
     check(authority.find('@') == authority.npos,
@@ -13787,8 +13821,7 @@ inline http_url read_http_url(std::string_view text) {
     const auto [host, colon_port] = split_port(authority);
     check(is_host_name(host) && host.find('%') == host.npos, "has no valid host");
     const auto digits = colon_port.substr(std::min<std::size_t>(1, colon_port.size()));
-    http_url url;
-    if (!digits.empty()) url.port = read_number<std::uint16_t>(digits).value_or(0);
+    url.port = digits.empty() ? url.usual_port() : read_number<std::uint16_t>(digits).value_or(0);
     check(url.port > 0, "has no valid port");
     url.host = host;
     url.target = rest.substr(slash);
@@ -13819,7 +13852,7 @@ inline std::string resolve_reference(const http_url& base, std::string_view refe
     reference = reference.substr(0, reference.find('#'));
     const std::size_t colon = reference.find(':');
     if (colon < reference.find_first_of("/?")) return std::string(reference);
-    if (reference.starts_with("//")) return "http:" + std::string(reference);
+    if (reference.starts_with("//")) return base.scheme() + std::string(reference);
     const auto base_path = std::string_view(base.target).substr(0, base.target.find('?'));
     const std::size_t question = std::min(reference.find('?'), reference.size());
     std::string path(reference.substr(0, question));
@@ -13830,7 +13863,7 @@ inline std::string resolve_reference(const http_url& base, std::string_view refe
     } else if (!path.starts_with('/')) {
         path.insert(0, base_path.substr(0, base_path.rfind('/') + 1));
     }
-    return "http://" + base.authority() + remove_dot_segments(path) + std::string(query);
+    return base.scheme() + "//" + base.authority() + remove_dot_segments(path) + std::string(query);
 }
 
 /// Percent-encodes what a URL must not contain: servers put spaces and UTF-8 there.
@@ -14154,6 +14187,9 @@ private:
     struct link {
         explicit link(const asio::any_io_executor& where) : socket(where) {}
         asio::ip::tcp::socket socket;
+#if defined(SSE_ENABLE_TLS)
+        std::unique_ptr<tls_session> tls;
+#endif
         std::optional<asio::error_code> connected; // the result, once known
         clock::time_point deadline;                // to connect
         std::string request;
@@ -14237,8 +14273,18 @@ private:
     asio::awaitable<std::error_code> connect();
     void order_endpoints();
     void note_worked(const asio::ip::tcp::endpoint& where);
+    asio::awaitable<std::error_code> send_request(clock::time_point until);
     asio::awaitable<std::error_code> read_head(clock::time_point until);
     asio::awaitable<std::error_code> read(clock::time_point until);
+    bool is_truncated() const noexcept;
+#if defined(SSE_ENABLE_TLS)
+    SSL_CTX& context();
+    asio::awaitable<std::error_code> shake_hands(const http_url& url);
+    asio::awaitable<std::error_code> send_securely(clock::time_point until);
+    asio::awaitable<std::error_code> read_securely(clock::time_point until);
+    asio::awaitable<std::error_code> wait_for_input(clock::time_point until);
+    std::error_code explain(const asio::error_code& failed);
+#endif
     asio::awaitable<void> read_error_body();
     std::string request_text(const target& what) const;
     bool is_redirect() const noexcept;
@@ -14258,6 +14304,9 @@ private:
     [[noreturn]] void fail(std::error_code why, const std::string& detail = {}) const;
 
     client_options options_;
+#if defined(SSE_ENABLE_TLS)
+    tls_context context_; // once it is needed
+#endif
     bool reconnect_;
     http_url origin_;                     // only this one gets the secrets
     target target_;                       // where an attempt begins; permanent redirects change it
@@ -14311,6 +14360,10 @@ SSE_DECL client_core::client_core(const asio::any_io_executor& where, const std:
       origin_(read_http_url(url)), target_{origin_, options_.method, true, false},
       url_(origin_.text()), timers_(where), parser_({options_.max_event}, options_.last_event_id),
       pause_(options_.retry) {
+#if defined(SSE_ENABLE_TLS)
+    const client_tls_options& tls = options_.tls;
+    if (origin_.secure || !tls.ca.empty() || !tls.certificate.empty()) context();
+#endif
     registry_ = &asio::use_service<client_registry>(asio::query(where, asio::execution::context));
     registry_->add(this);
 }
@@ -14486,6 +14539,9 @@ SSE_DECL void client_core::disconnect() noexcept {
     asio::error_code ignored;
     for (const auto& one : connecting_) one->socket.close(ignored);
     connecting_.clear();
+#if defined(SSE_ENABLE_TLS)
+    if (link_ && link_->tls) link_->tls->send_end();
+#endif
     if (link_) link_->socket.close(ignored);
     link_.reset();
     input_.clear();
@@ -14727,10 +14783,13 @@ SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
     if (failed) co_return failed;
     failed = co_await connect();
     if (failed) co_return failed;
+#if defined(SSE_ENABLE_TLS)
+    if (what.url.secure) failed = co_await shake_hands(what.url);
+    if (failed) co_return failed;
+#endif
     const auto until = from_now(options_.head_timeout);
     link_->request = request_text(what);
-    asio::async_write(link_->socket, asio::buffer(link_->request), begin());
-    const std::error_code unsent = co_await wait(until);
+    const std::error_code unsent = co_await send_request(until);
     if (unsent == errc::timed_out || is_over()) co_return unsent;
     // A server that refuses a large body may respond and close before it has read all of it.
     failed = co_await read_head(until);
@@ -14926,7 +14985,94 @@ SSE_DECL asio::awaitable<std::error_code> client_core::read_head(clock::time_poi
     co_return std::error_code();
 }
 
+SSE_DECL asio::awaitable<std::error_code> client_core::send_request(clock::time_point until) {
+#if defined(SSE_ENABLE_TLS)
+    if (link_->tls) return send_securely(until);
+#endif
+    asio::async_write(link_->socket, asio::buffer(link_->request), begin());
+    return wait(until);
+}
+
+#if defined(SSE_ENABLE_TLS)
+
+SSE_DECL SSL_CTX& client_core::context() {
+    if (!context_) context_ = make_client_context(options_.tls);
+    return *context_;
+}
+
+/// What it means that TLS has failed. Throws if another attempt would fail in the same way.
+SSE_DECL std::error_code client_core::explain(const asio::error_code& failed) {
+    const std::string& why = link_->tls->failure();
+    if (why.empty()) return failed;
+    if (link_->tls->is_mistrusted()) fail(errc::bad_certificate, why);
+    detail_ = why;
+    return errc::tls_failed;
+}
+
+SSE_DECL asio::awaitable<std::error_code> client_core::shake_hands(const http_url& url) {
+    const auto until = from_now(options_.connect_timeout);
+    link_->tls = std::make_unique<tls_session>(context(), link_->socket.native_handle(),
+                                               url.host_to_resolve());
+    asio::error_code failed;
+    while (!link_->tls->shake_hands(failed)) {
+        if (failed == asio::error::eof) co_return make_error_code(errc::tls_failed);
+        if (!would_block(failed)) co_return explain(failed);
+        const std::error_code woken = co_await wait_for_input(until);
+        if (woken) co_return woken;
+    }
+    co_return std::error_code();
+}
+
+SSE_DECL asio::awaitable<std::error_code> client_core::send_securely(clock::time_point until) {
+    asio::const_buffer left = asio::buffer(link_->request);
+    while (left.size() > 0) {
+        asio::error_code failed;
+        left += link_->tls->write_some({&left, 1}, failed);
+        if (failed && !would_block(failed)) co_return explain(failed);
+        if (left.size() == 0) break;
+        link_->socket.async_wait(asio::ip::tcp::socket::wait_write, begin());
+        const std::error_code woken = co_await wait(until);
+        if (woken) co_return woken;
+    }
+    co_return std::error_code();
+}
+
+SSE_DECL asio::awaitable<std::error_code> client_core::read_securely(clock::time_point until) {
+    for (;;) {
+        const std::error_code woken = co_await wait_for_input(until);
+        if (woken) co_return woken;
+        asio::error_code failed;
+        const std::size_t n = link_->tls->read_some(asio::buffer(link_->input), failed);
+        input_.append(link_->input.data(), n);
+        if (n > 0) co_return std::error_code();
+        if (!would_block(failed)) co_return explain(failed);
+    }
+}
+
+SSE_DECL asio::awaitable<std::error_code> client_core::wait_for_input(clock::time_point until) {
+    using socket = asio::ip::tcp::socket;
+    const bool writes = link_->tls->reads_when_writable();
+    link_->socket.async_wait(writes ? socket::wait_write : socket::wait_read, begin());
+    return wait(until);
+}
+
+#endif
+
+/// Whether somebody may have cut the connection: its end does not say that the body is whole.
+SSE_DECL bool client_core::is_truncated() const noexcept {
+#if defined(SSE_ENABLE_TLS)
+    if (link_->tls) return link_->tls->is_truncated();
+#endif
+    return false;
+}
+
 SSE_DECL asio::awaitable<std::error_code> client_core::read(clock::time_point until) {
+#if defined(SSE_ENABLE_TLS)
+    if (link_->tls) {
+        const std::error_code failed = co_await read_securely(until);
+        co_return failed;
+    }
+#endif
     link_->socket.async_read_some(asio::buffer(link_->input), begin());
     const std::error_code failed = co_await wait(until);
     if (!failed) input_.append(link_->input.data(), size_);
@@ -14975,6 +15121,7 @@ SSE_DECL void client_core::redirect(target& what) const {
     // Once withheld, secrets stay withheld: a foreign server must not choose what they are used
     // for.
     what.foreign = !options_.trust_redirects && (what.foreign || !what.url.same_origin(origin_));
+    if (origin_.secure && !what.url.secure) what.foreign = true; // anybody could read them
     if (what.foreign && what.with_body && !options_.body.empty()) {
         fail(errc::bad_status, "status " + std::to_string(head_.status) + ": it redirects to " +
                                    what.url.without_query() +
@@ -14990,7 +15137,7 @@ SSE_DECL asio::awaitable<void> client_core::receive() {
     if (is_over()) co_return;
     if (!failed) {
         take_stream();
-    } else if (failed == asio::error::eof && !head_.ends_with_connection()) {
+    } else if (failed == asio::error::eof && (!head_.ends_with_connection() || is_truncated())) {
         end_attempt(phase::ended, errc::bad_response); // cut short
     } else {
         end_attempt(phase::ended, failed == asio::error::eof ? std::error_code() : failed);

@@ -2,7 +2,10 @@
 // records, certificates that change, slow clients, ends that are cut. Built with SSE_ENABLE_TLS;
 // the certificates are made by the test.
 #include "support/handlers.hpp"
+#include "support/script_server.hpp"
 #include "support/server.hpp"
+
+#include <asio/detached.hpp>
 
 #include <doctest/doctest.h>
 
@@ -428,14 +431,14 @@ TEST_CASE("a slow client has a position and one record, and is told what it miss
     o.timeouts.stall = 60s;
     tls_server server(o);
     connect_options narrow = secure();
-    narrow.receive_buffer = 4096;
+    narrow.receive_buffer = 64 * 1024;
     event_client slow(server.port(), "/subscribe", {}, narrow);
     event_client fast(server.port(), "/subscribe", {}, secure());
     std::minstd_rand random(3);
     int last = 0;
     std::size_t gaps = 0;
     // The log moves on under a record that has begun, at ever other places.
-    for (int round = 0; round < 6; ++round) {
+    for (int round = 0; round < 3; ++round) {
         const int until = last + 500; // more than the system buffers
         for (int n = last + 1; n <= until; ++n) {
             std::string text = std::to_string(n) + " ";
@@ -478,20 +481,14 @@ TEST_CASE("a client that reads nothing is given up, whatever TLS keeps for it") 
 TEST_CASE("keys may change in both directions, and not for ever") {
     tls_server server;
     event_client stream(server.port(), "/subscribe", {}, secure());
-    SSL* const ssl = stream.socket().tls().native_handle();
+    connection& peer = stream.socket();
     for (int n = 0; n < 20; ++n) {
-        REQUIRE(SSL_key_update(ssl, SSL_KEY_UPDATE_REQUESTED) == 1);
-        REQUIRE(SSL_do_handshake(ssl) == 1);
-        REQUIRE(stream.socket().try_send_raw(stream.socket().tls().take_output()));
+        REQUIRE(peer.try_send_raw(peer.tls().change_keys(true)));
         server.server.broadcast({.data = std::to_string(n)});
         CHECK(stream.next().data == std::to_string(n));
     }
     CHECK(server.server.counters().tls_failures == 0);
-    for (int n = 0; n < 2'000; ++n) {
-        SSL_key_update(ssl, SSL_KEY_UPDATE_REQUESTED);
-        SSL_do_handshake(ssl);
-        if (!stream.socket().try_send_raw(stream.socket().tls().take_output())) break;
-    }
+    for (int n = 0; n < 2'000 && peer.try_send_raw(peer.tls().change_keys(true)); ++n) {}
     CHECK(server.failed.wait_for("more than 1,000 records without data"));
 }
 
@@ -542,6 +539,290 @@ TEST_CASE("a stop ends streams with their reconnection time, and with close_noti
     stream.wait_for_close();
     CHECK(stream.decoder().reconnection_time());
     CHECK(stream.socket().tls().is_whole());
+}
+
+// ---- the client ---------------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::string_view stream_head =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+
+sse::client_options trusting(const std::string& ca = test_authority().file()) {
+    sse::client_options o;
+    o.tls.ca = ca;
+    o.max_attempts = 1;
+    o.retry = 1ms;
+    return o;
+}
+
+/// What a client has received until it was over.
+struct received {
+    std::vector<std::string> events;
+    std::error_code failed;
+    std::string why;
+};
+
+received receive(const std::string& url, sse::client_options o, std::size_t most = 1'000) {
+    asio::io_context io;
+    received all;
+    auto read = [](std::string from, sse::client_options how, std::size_t count,
+                   received& into) -> asio::awaitable<void> {
+        sse::client source(co_await asio::this_coro::executor, from, std::move(how));
+        while (into.events.size() < count) {
+            std::optional<sse::event> event = co_await source.next();
+            if (!event) co_return;
+            into.events.push_back(std::move(event->data));
+        }
+    };
+    asio::co_spawn(io, read(url, std::move(o), most, all), [&](std::exception_ptr failure) {
+        try {
+            if (failure) std::rethrow_exception(failure);
+        } catch (const std::system_error& e) {
+            all.failed = e.code();
+            all.why = e.what();
+        } catch (const std::exception& e) { all.why = e.what(); }
+    });
+    io.run_for(patience);
+    return all;
+}
+
+std::string url_of(std::uint16_t port, const std::string& host = "localhost") {
+    return "https://" + host + ":" + std::to_string(port) + "/subscribe";
+}
+
+/// What comes from a server with this certificate.
+received receive_from(const identity& own, sse::client_options o,
+                      const std::string& host = "localhost", int newest = TLS1_3_VERSION) {
+    scene one{.bytes = std::string(stream_head) + "data: 1\n\n"};
+    one.tls = tls_wish{.is_server = true, .newest = newest, .own = own};
+    script_server server({one});
+    return receive(url_of(server.port(), host), std::move(o), 1);
+}
+
+} // namespace
+
+TEST_CASE("a client receives events by https, of a name and of an address") {
+    tls_server server;
+    for (const char* const host : {"localhost", "127.0.0.1", "LOCALHOST", "localhost."}) {
+        CAPTURE(host);
+        asio::io_context io;
+        sse::client source(io, url_of(server.port(), host), trusting());
+        std::string data;
+        auto read = [&]() -> asio::awaitable<void> {
+            auto event = co_await source.next();
+            data = event ? event->data : "none";
+        };
+        asio::co_spawn(io, read(), asio::detached);
+        std::thread publisher([&] {
+            CHECK(eventually([&] { return server.server.counters().streams > 0; }));
+            server.server.broadcast({.data = "hello"});
+        });
+        io.run_for(patience);
+        publisher.join();
+        CHECK(data == "hello");
+        source.close();
+        CHECK(eventually([&] { return server.server.counters().streams == 0; }));
+    }
+    CHECK(server.server.counters().tls_failures == 0);
+}
+
+TEST_CASE("a client trusts whom it should, and says why it does not") {
+    const auto refused = [](const received& what, std::string_view why) {
+        CAPTURE(what.why);
+        CHECK(what.events.empty());
+        CHECK(what.failed == sse::errc::bad_certificate);
+        CHECK(has(what.why, why));
+    };
+    const authority& ca = test_authority();
+    CHECK(receive_from(ca.issue({}), trusting()).events.size() == 1);
+    CHECK(receive_from(ca.issue({}), trusting(), "localhost", TLS1_2_VERSION).events.size() == 1);
+    CHECK(receive_from(ca.issue({.alternatives = "IP:127.0.0.1"}), trusting(), "127.0.0.1")
+              .events.size() == 1);
+
+    refused(receive_from(ca.issue({.name = "localhost", .alternatives = "DNS:other.example"}),
+                         trusting()),
+            "hostname mismatch");
+    refused(receive_from(ca.issue({.alternatives = "DNS:localhost"}), trusting(), "127.0.0.1"),
+            "IP address mismatch");
+    refused(receive_from(ca.issue({.alternatives = "DNS:l*"}), trusting()), "hostname mismatch");
+    refused(receive_from(ca.issue({.begins = -48h, .ends = -24h}), trusting()), "expired");
+    refused(receive_from(ca.issue({.begins = 24h, .ends = 48h}), trusting()), "not yet valid");
+    refused(receive_from(authority("Other CA").issue({}), trusting()), "local issuer");
+
+    // The system does not know this CA.
+    sse::client_options system = trusting();
+    system.tls.ca.clear();
+    refused(receive_from(ca.issue({}), system), "local issuer");
+
+    const authority between("Between", &ca);
+    const identity chained = between.issue({});
+    CHECK(receive_from(chained, trusting()).events.size() == 1);
+    identity cut = ca.issue({});
+    cut.key = chained.key;
+    std::ifstream whole(chained.certificate);
+    std::string pem(std::istreambuf_iterator<char>(whole), {});
+    const std::string end = "-----END CERTIFICATE-----\n";
+    std::ofstream(cut.certificate) << pem.substr(0, pem.find(end) + end.size());
+    refused(receive_from(cut, trusting()), "local issuer");
+
+    sse::client_options anybody = trusting();
+    anybody.tls.insecure_trust_anybody = true;
+    CHECK(receive_from(authority("Other CA").issue({.alternatives = "DNS:x"}), anybody)
+              .events.size() == 1);
+}
+
+TEST_CASE("a server that is too old, or speaks no TLS, is told from one that is not trusted") {
+    const received old = receive_from({}, trusting(), "localhost", TLS1_1_VERSION);
+    CAPTURE(old.why);
+    CHECK(old.failed == sse::errc::tls_failed);
+
+    script_server plain({{.bytes = "HTTP/1.1 400 Bad Request\r\n\r\n", .read_request = false}});
+    const received none = receive(url_of(plain.port()), trusting());
+    CHECK(none.failed == sse::errc::tls_failed);
+    CHECK(has(none.why, "wrong version number"));
+}
+
+TEST_CASE("a client shows its own certificate where it is asked for one") {
+    const authority sensors("Sensors");
+    const identity sensor = sensors.issue({.name = "sensor 7", .alternatives = ""});
+    sse::options o = with_threads(1);
+    o.tls.client_ca = sensors.file();
+    tls_server server(o, [](sse::server& s) {
+        s.route("GET", "/subscribe", [](sse::stream& client) -> handler_result {
+            co_await client.send({.data = client.request().client_subject});
+        });
+    });
+    sse::client_options known = trusting();
+    known.tls.certificate = sensor.certificate;
+    known.tls.key = sensor.key;
+    CHECK(receive(url_of(server.port()), known, 1).events ==
+          std::vector<std::string>{"CN=sensor 7"});
+    const received unknown = receive(url_of(server.port()), trusting(), 1);
+    CAPTURE(unknown.why);
+    CHECK(unknown.failed == sse::errc::tls_failed);
+    CHECK(has(unknown.why, "certificate required"));
+}
+
+TEST_CASE("a stream that was cut is told from one that is whole") {
+    const std::string chunked = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+                                "Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n";
+    const std::string until_close = std::string(stream_head) + "data: 1\n\n";
+    const struct {
+        std::string bytes;
+        bool says_goodbye;
+        bool whole;
+    } cases[] = {{until_close, true, true},
+                 {until_close, false, false},
+                 {chunked, true, false},
+                 {chunked + "0\r\n\r\n", false, true},
+                 {chunked + "0\r\n\r\n", true, true}};
+    for (const auto& one : cases) {
+        CAPTURE(one.bytes);
+        CAPTURE(one.says_goodbye);
+        scene played{.bytes = one.bytes};
+        played.tls = tls_wish{.is_server = true};
+        played.says_goodbye = one.says_goodbye;
+        script_server server({played});
+        sse::client_options o = trusting();
+        o.reconnect = false;
+        const received all = receive(url_of(server.port()), o);
+        CHECK(all.events == std::vector<std::string>{"1"});
+        CHECK(all.failed == (one.whole ? std::error_code() : sse::errc::bad_response));
+    }
+}
+
+TEST_CASE("a client follows a redirect from http to https, and sends no secret back to http") {
+    scene secure_end{.bytes = std::string(stream_head) + "data: 1\n\n"};
+    secure_end.tls = tls_wish{.is_server = true};
+    script_server there({secure_end});
+    script_server here({{.bytes = "HTTP/1.1 307 Temporary Redirect\r\nLocation: " +
+                                  url_of(there.port()) + "\r\nContent-Length: 0\r\n\r\n"}});
+    CHECK(receive(here.url(), trusting(), 1).events.size() == 1);
+
+    script_server in_the_clear({{.bytes = std::string(stream_head) + "data: 1\n\n"}});
+    scene downgrade{.bytes = "HTTP/1.1 307 Temporary Redirect\r\nLocation: " + in_the_clear.url() +
+                             "\r\nContent-Length: 0\r\n\r\n"};
+    downgrade.tls = tls_wish{.is_server = true};
+    script_server first({downgrade});
+    sse::client_options o = trusting();
+    o.headers = {{"Authorization", "Bearer secret"}};
+    o.trust_redirects = true;
+    CHECK(receive(url_of(first.port()), o, 1).events.size() == 1);
+    CHECK(has(first.requests().at(0), "secret"));
+    CHECK_FALSE(has(in_the_clear.requests().at(0), "secret"));
+}
+
+TEST_CASE("a client's large request and a server's large events pass in many records") {
+    std::string body(1'000'000, 'b');
+    tls_server server({.threads = 1}, [&](sse::server& s) {
+        s.route("POST", "/subscribe", [&](sse::stream& client) -> handler_result {
+            const std::string text = co_await client.body();
+            co_await client.send({.data = text == body ? "whole" : "broken"});
+            co_await client.send({.data = text});
+        });
+    });
+    sse::client_options o = trusting();
+    o.method = "POST";
+    o.body = body;
+    const received all = receive(url_of(server.port()), o);
+    CHECK_FALSE(all.failed);
+    REQUIRE(all.events.size() == 2);
+    CHECK(all.events[0] == "whole");
+    CHECK((all.events[1] == body));
+}
+
+TEST_CASE("a client is cancelled in a handshake, and its time for that is bounded") {
+    sse::client_options o = trusting();
+    o.connect_timeout = 100ms;
+    scene held{.end = scene::then::hold, .read_request = false};
+    script_server server({held});
+    const received late = receive(url_of(server.port()), o);
+    CHECK(late.failed == sse::errc::timed_out);
+
+    script_server other({held});
+    asio::io_context io;
+    sse::client source(io, url_of(other.port()), trusting());
+    bool ended = false;
+    auto read = [&]() -> asio::awaitable<void> {
+        const auto event = co_await source.next();
+        ended = !event;
+    };
+    asio::co_spawn(io, read(), asio::detached);
+    CHECK(eventually([&] {
+        io.poll();
+        return other.connections() == 1;
+    }));
+    source.close();
+    io.run_for(patience);
+    CHECK(ended);
+}
+
+TEST_CASE("a server that changes keys or offers tickets for ever is left") {
+    scene flood{.end = scene::then::hold};
+    flood.tls = tls_wish{.is_server = true};
+    flood.key_updates = 3'000;
+    script_server server({flood});
+    const received all = receive(url_of(server.port()), trusting());
+    CHECK(all.failed == sse::errc::tls_failed);
+    CHECK(has(all.why, "more than 1,000 records without data"));
+}
+
+TEST_CASE("a client's files that cannot work are refused where it is made") {
+    const auto reason = [](sse::client_tls_options tls) {
+        asio::io_context io;
+        sse::client_options o;
+        o.tls = std::move(tls);
+        try {
+            sse::client source(io, "http://localhost/", o);
+        } catch (const std::invalid_argument& e) { return std::string(e.what()); }
+        return std::string();
+    };
+    const std::string missing = (certificate_folder() / "missing.pem").string();
+    CHECK(has(reason({.ca = missing}), "sse::client_options::tls.ca: '" + missing));
+    CHECK(has(reason({.certificate = missing}), "tls.certificate: '" + missing));
+    CHECK(has(reason({.certificate = test_server().certificate}), "tls.key"));
+    CHECK(reason({.certificate = test_server().certificate, .key = test_server().key}).empty());
 }
 
 } // namespace tls_test

@@ -31,6 +31,11 @@ struct scene {
     std::size_t piece = 0;    ///< Sent in pieces of this size. 0: at once.
     bool read_request = true; ///< The head; otherwise it sends at once.
     bool read_body = true;    ///< And the body.
+#if defined(SSE_ENABLE_TLS)
+    std::optional<tls_wish> tls = {}; ///< With is_server.
+    bool says_goodbye = true;         ///< Else it closes without close_notify.
+    int key_updates = 0;              ///< Before the bytes.
+#endif
 };
 
 class script_server {
@@ -143,13 +148,24 @@ private:
     }
 
     void play(connection& peer, const scene& one) {
+#if defined(SSE_ENABLE_TLS)
+        if (one.tls) peer.secure(*one.tls);
+#endif
         if (one.read_request) read_request(peer, one);
+#if defined(SSE_ENABLE_TLS)
+        for (int n = 0; n < one.key_updates; ++n) {
+            if (!peer.try_send_raw(peer.tls().change_keys())) return;
+        }
+#endif
         const std::size_t piece = one.piece == 0 ? one.bytes.size() : one.piece;
         for (std::size_t at = 0; at < one.bytes.size(); at += piece) {
             peer.send(std::string_view(one.bytes).substr(at, piece));
         }
         if (one.end == scene::then::hold) peer.wait_for_close(std::chrono::hours(1));
         if (one.end == scene::then::reset) peer.reset();
+#if defined(SSE_ENABLE_TLS)
+        if (!one.says_goodbye) ::shutdown(peer.native_handle(), SHUT_WR);
+#endif
         if (one.end == scene::then::close) peer.finish_sending();
         // The client may still be at the last bytes: unread ones of its own would reset it.
         if (one.end == scene::then::close && one.read_body) peer.wait_for_close();

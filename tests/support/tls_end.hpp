@@ -34,7 +34,8 @@ public:
     explicit tls_end(const tls_wish& wish = {})
         : context_(SSL_CTX_new(wish.is_server ? TLS_server_method() : TLS_client_method())) {
         SSL_CTX* const c = context_.get();
-        SSL_CTX_set_security_level(c, 0); // old versions need it
+        SSL_CTX_set_security_level(c, 0);            // old versions need it
+        SSL_CTX_set_mode(c, SSL_MODE_NO_AUTO_CHAIN); // it sends what the file has
         SSL_CTX_set_min_proto_version(c, wish.oldest);
         SSL_CTX_set_max_proto_version(c, wish.newest);
         if (!wish.ciphers.empty()) check(SSL_CTX_set_cipher_list(c, wish.ciphers.c_str()));
@@ -79,6 +80,12 @@ public:
         const int n =
             plain.empty() ? 0 : SSL_write(ssl_.get(), plain.data(), static_cast<int>(plain.size()));
         if (n < static_cast<int>(plain.size())) settle(n);
+        return take_output();
+    }
+    /// With an answer, or without.
+    std::string change_keys(bool both = false) {
+        SSL_key_update(ssl_.get(), both ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED);
+        SSL_do_handshake(ssl_.get());
         return take_output();
     }
     std::string say_goodbye() {
