@@ -581,6 +581,40 @@ std::string as_flag(const settings& chosen, const sse::bad_option& refused) {
     return "--" + std::string(found->name) + value + ": " + std::string(refused.reason());
 }
 
+bool speaks_tls(const settings& chosen) {
+    return !chosen.tls_cert.empty() || !chosen.tls_key.empty() || !chosen.tls_client_ca.empty();
+}
+
+void use_tls(settings& chosen) {
+    if (!speaks_tls(chosen)) return;
+#if defined(SSE_ENABLE_TLS)
+    chosen.options.tls.certificate = chosen.tls_cert;
+    chosen.options.tls.key = chosen.tls_key;
+    chosen.options.tls.client_ca = chosen.tls_client_ca;
+#else
+    throw usage_error("--tls-cert: this hub was built without TLS; install libssl-dev and build it "
+                      "again");
+#endif
+}
+
+// Reads the files again at each SIGHUP.
+asio::awaitable<void> renew_tls(sse::server& server, const settings& chosen, output& out) {
+    asio::signal_set hangup(co_await asio::this_coro::executor, SIGHUP);
+    for (;;) {
+        co_await hangup.async_wait(asio::use_awaitable);
+#if defined(SSE_ENABLE_TLS)
+        try {
+            server.reload_tls();
+            out.say("hub: read the certificate again");
+        } catch (const sse::bad_option& refused) {
+            out.complain("hub: the certificate stays as it was: " + as_flag(chosen, refused));
+        }
+#else
+        static_cast<void>(server), static_cast<void>(chosen), static_cast<void>(out);
+#endif
+    }
+}
+
 // The hub's own routes win over the server's, which would then be unreachable.
 void check_paths(const settings& chosen) {
     const auto check = [](std::string_view flag, std::string path) {
@@ -623,6 +657,7 @@ std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
         if (chosen.options.drain_window > std::chrono::hours(24)) {
             throw sse::bad_option("drain_window must be from 0 to a day");
         }
+        use_tls(chosen);
         chosen.options.bus = make_bus(chosen);
         sse::options options = chosen.options;
         options.drain_window = milliseconds(0); // the hub takes the signals itself
@@ -637,10 +672,10 @@ std::string listen_address(const settings& chosen) {
            std::to_string(chosen.port);
 }
 
-std::string url(const sse::server& server) {
+std::string url(const sse::server& server, const settings& chosen) {
     const asio::ip::tcp::endpoint at = server.endpoint();
     std::ostringstream out;
-    out << "http://";
+    out << (speaks_tls(chosen) ? "https://" : "http://");
     if (at.address().is_unspecified())
         out << "localhost:" << at.port();
     else
@@ -667,13 +702,14 @@ void listen(sse::server& server, const settings& chosen) {
     }
 }
 
-// SIGHUP comes when the terminal is closed: the hub then ends as on SIGTERM. If it was ignored at
-// the start, as under nohup, it stays ignored. SIGUSR1 and SIGUSR2 mean nothing here, and must not
-// end the hub.
-void take_signals(asio::signal_set& signals) {
+// SIGHUP comes when the terminal is closed: the hub then ends as on SIGTERM, unless it has a
+// certificate to renew. If it was ignored at the start, as under nohup, it stays ignored. SIGUSR1
+// and SIGUSR2 mean nothing here, and must not end the hub.
+void take_signals(asio::signal_set& signals, const settings& chosen) {
     for (const int each : {SIGINT, SIGTERM}) signals.add(each);
     struct sigaction before {};
-    if (::sigaction(SIGHUP, nullptr, &before) == 0 && before.sa_handler != SIG_IGN)
+    if (!speaks_tls(chosen) && ::sigaction(SIGHUP, nullptr, &before) == 0 &&
+        before.sa_handler != SIG_IGN)
         signals.add(SIGHUP);
     for (const int each : {SIGUSR1, SIGUSR2}) std::signal(each, SIG_IGN);
 }
@@ -698,10 +734,10 @@ void run(sse::server& server, const settings& chosen, output& out) {
 
     asio::io_context io(1);
     asio::signal_set signals(io);
-    take_signals(signals);
+    take_signals(signals, chosen);
     signals.async_wait([&](std::error_code, int) { io.stop(); });
     listen(server, chosen);
-    out.say("hub: open " + url(server));
+    out.say("hub: open " + url(server, chosen));
 
     asio::co_spawn(io,
                    run_feed(server,
@@ -710,6 +746,7 @@ void run(sse::server& server, const settings& chosen, output& out) {
                                 return milliseconds(1000);
                             }),
                    rethrow);
+    if (speaks_tls(chosen)) asio::co_spawn(io, renew_tls(server, chosen, out), rethrow);
     if (chosen.demo)
         for (demo::feed& feed : demo::feeds())
             asio::co_spawn(io, run_feed(server, std::move(feed)), rethrow);

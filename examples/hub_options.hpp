@@ -45,6 +45,9 @@ struct settings {
     std::vector<std::string> redis; // addresses
     bool redis_keeps_all = false;
     std::vector<std::string> nats; // URLs
+    std::string tls_cert;          // files; empty: no TLS
+    std::string tls_key;
+    std::string tls_client_ca;
     bool demo = false;
     bool help = false;
     bool version = false;
@@ -259,6 +262,15 @@ inline const std::vector<flag>& flags() {
              check_token(value);
              chosen.subscribe_token = value;
          }},
+        {"tls-cert", "FILE",
+         "certificate, PEM, with those up to its CA: the hub speaks https alone (none)",
+         [](settings& chosen, std::string_view value) { chosen.tls_cert = value; },
+         "tls.certificate"},
+        {"tls-key", "FILE", "its private key, PEM, without a password",
+         [](settings& chosen, std::string_view value) { chosen.tls_key = value; }, "tls.key"},
+        {"tls-client-ca", "FILE", "CAs, PEM, one of which must have signed a client's certificate",
+         [](settings& chosen, std::string_view value) { chosen.tls_client_ca = value; },
+         "tls.client_ca"},
         list_flag(
             "host", "HOST",
             "host that requests may name; * for any (on loopback its own names, else *)", "hosts",
@@ -470,8 +482,9 @@ one hub is restarted, with the others also when they come back to another hub. G
 /health says whether Redis, NATS or the disk works. examples/cluster.sh starts three hubs to try.
 
 Ctrl-C, SIGTERM or a closed terminal (SIGHUP) disconnects the clients, over --drain-window if that is
-given, and ends the hub with status 0; a second Ctrl-C or SIGTERM ends it at once. SIGUSR1 and SIGUSR2
-are ignored. The status is 2 after a wrong flag, and 1 after a failure such as a port in use.
+given, and ends the hub with status 0; a second Ctrl-C or SIGTERM ends it at once. With --tls-cert,
+SIGHUP reads the files of TLS again instead: a renewed certificate is for who connects from then on,
+and one that cannot work is refused. SIGUSR1 and SIGUSR2 are ignored. The status is 2 after a wrong flag, and 1 after a failure such as a port in use.
 
 The log goes to stderr. Warnings and errors of one kind are printed at most once a second, with their
 number. Lines that nobody reads are dropped and counted; they never block the hub.

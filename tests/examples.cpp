@@ -240,6 +240,9 @@ TEST_SUITE("examples") {
                                  "--redis",
                                  "--redis-keeps-all",
                                  "--nats",
+                                 "--tls-cert",
+                                 "--tls-key",
+                                 "--tls-client-ca",
                                  "--name",
                                  "--log",
                                  "--publish-token",
@@ -283,6 +286,14 @@ TEST_SUITE("examples") {
                       "--log-dir and --redis exclude each other");
         check_refused("--nats nats://h --redis h:1", "--redis and --nats exclude each other");
         check_refused("demo", "flags begin with --");
+    }
+
+    TEST_CASE("a certificate that the hub cannot take is told with what to do") {
+        const auto [status, text] = run(example("hub") + " --tls-cert /nowhere --tls-key /nowhere");
+        CHECK(status == 2);
+        CHECK_MESSAGE((has(text, "--tls-cert '/nowhere': ") ||
+                       has(text, "this hub was built without TLS; install libssl-dev")),
+                      text);
     }
 
     TEST_CASE("a bus that the hub cannot take is told with what to do") {

@@ -825,4 +825,38 @@ TEST_CASE("a client's files that cannot work are refused where it is made") {
     CHECK(reason({.certificate = test_server().certificate, .key = test_server().key}).empty());
 }
 
+// ---- the hub ------------------------------------------------------------------------------------
+
+TEST_CASE("the hub speaks TLS, and reads its certificate again at SIGHUP") {
+    const char* const folder = std::getenv("EXAMPLES");
+    if (!folder) {
+        MESSAGE("not run: EXAMPLES names no directory with the built hub");
+        return;
+    }
+    const identity files = test_authority().issue({.name = "first"});
+    const auto replace = [](const std::string& by, const std::string& file) {
+        std::filesystem::copy_file(by, file, std::filesystem::copy_options::overwrite_existing);
+    };
+    process hub({std::string(folder) + "/hub", "--port", "0", "--tls-cert", files.certificate,
+                 "--tls-key", files.key});
+    const std::string line = hub.read_line();
+    CHECK(line.starts_with("hub: open https://127.0.0.1:"));
+    const std::uint16_t port = port_in(line);
+    CHECK(has(http_get_securely(port, "/").body, "<!doctype html>"));
+    event_client stream(port, "/subscribe", {}, secure());
+    CHECK(subject_of_peer(stream.socket()) == "first");
+
+    const identity second = test_authority().issue({.name = "second"});
+    replace(second.certificate, files.certificate);
+    replace(second.key, files.key);
+    hub.signal(SIGHUP);
+    CHECK(hub.read_line() == "hub: read the certificate again");
+    connection later(port, secure());
+    CHECK(subject_of_peer(later) == "second");
+    hub.signal(SIGTERM);
+    stream.wait_for_close();
+    CHECK(hub.read_line() == "hub: disconnected 1 client");
+    CHECK(hub.wait_for_exit().code == 0);
+}
+
 } // namespace tls_test
