@@ -669,13 +669,13 @@ public:
     std::vector<field> fields; ///< Header fields in the order sent.
     std::uint64_t content_length = 0;
     std::string form_event_id; ///< The last event ID that a form posted to options::prefix names.
+    bool chunked = false;      ///< Transfer-Encoding: chunked.
+    bool keep_alive = false;   ///< The connection may carry another request after this one.
 #if defined(SSE_ENABLE_TLS)
     /// Whom the client's certificate names, once options::tls.client_ca has vouched for it, such as
     /// "CN=sensor 7,O=Example" (RFC 4514, in ASCII). Empty: it showed none.
     std::string client_subject;
 #endif
-    bool chunked = false;    ///< Transfer-Encoding: chunked.
-    bool keep_alive = false; ///< The connection may carry another request after this one.
     bool is_head() const noexcept { return method == "HEAD"; }
 
     /// The target as sent, without the query. Fit for logs: it has no control characters, and
@@ -1222,7 +1222,7 @@ std::shared_ptr<bus> nats_bus(nats_options options);
 enum class tls_version : std::uint8_t { tls_1_2, tls_1_3 };
 
 /// A server with a certificate speaks https and nothing else. Every file is PEM, and is read by the
-/// server's constructor, and again by server::reload_tls().
+/// server's constructor, and again by server::reload_tls(). Not with proxy.protocol.
 struct tls_options {
     /// The server's certificate, followed by those that lead to its CA. Empty: no TLS.
     std::string certificate = {};
@@ -7444,6 +7444,9 @@ public:
     const std::string& failure() const noexcept { return failure_; }
     void fail(std::string why) { failure_ = std::move(why); }
 
+    /// Then TLS 1.3 goes on with another key: AES-GCM is safe for 2^24 of them (RFC 8446 5.5).
+    static inline std::uint64_t records_of_a_key = std::uint64_t{1} << 23; // tests replace it
+
 private:
     static constexpr std::size_t max_record = 16 * 1024; // of plain text
     static constexpr std::size_t max_rest = 4 * 1024;    // more to write has to wait
@@ -7468,6 +7471,7 @@ private:
     std::string failure_;
     asio::error_code broken_;  // once it is: why
     std::int64_t records_ = 0; // received, without those that had data
+    std::uint64_t sealed_ = 0; // records
     bool owes_byte_ = false;   // the last one that is in rest_ counts as not written
     bool writer_waits_ = false;
     bool wants_write_ = false;
@@ -7730,9 +7734,13 @@ SSE_DECL std::size_t tls_session::write_some(std::span<const asio::const_buffer>
         std::size_t n = 0;
         const int result = SSL_write_ex(ssl_.get(), record.data(), record.size(), &n);
         taken += n;
-        if (result == 1) continue;
-        resolve(result, failed);
-        return taken;
+        if (result != 1) {
+            resolve(result, failed);
+            return taken;
+        }
+        if (++sealed_ % records_of_a_key == 0 && SSL_version(ssl_.get()) == TLS1_3_VERSION) {
+            SSL_key_update(ssl_.get(), SSL_KEY_UPDATE_NOT_REQUESTED); // sent before the next one
+        }
     }
     writer_waits_ = !rest_.empty();
     // All is sealed, but not all is gone: the caller has to come again.

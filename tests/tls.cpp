@@ -492,6 +492,31 @@ TEST_CASE("keys may change in both directions, and not for ever") {
     CHECK(server.failed.wait_for("more than 1,000 records without data"));
 }
 
+TEST_CASE("a long stream gets other keys on its way") {
+    struct shorter {
+        shorter() { sse::detail::tls_session::records_of_a_key = 3; }
+        ~shorter() { sse::detail::tls_session::records_of_a_key = usual; }
+        const std::uint64_t usual = sse::detail::tls_session::records_of_a_key;
+    } const keys;
+    tls_server server;
+    event_client stream(server.port(), "/subscribe", {}, secure());
+    int changes = 0;
+    SSL* const ssl = stream.socket().tls().native_handle();
+    SSL_set_msg_callback(
+        ssl, [](int written, int, int type, const void* bytes, std::size_t, SSL*, void* count) {
+            const auto kind = *static_cast<const unsigned char*>(bytes);
+            if (written == 0 && type == SSL3_RT_HANDSHAKE && kind == SSL3_MT_KEY_UPDATE) {
+                ++*static_cast<int*>(count);
+            }
+        });
+    SSL_set_msg_callback_arg(ssl, &changes);
+    for (int n = 0; n < 60; ++n) {
+        server.server.broadcast({.data = std::to_string(n)});
+        CHECK(stream.next().data == std::to_string(n));
+    }
+    CHECK(changes >= 15);
+}
+
 TEST_CASE("another handshake within a connection is refused") {
     tls_server server;
     connection c(server.port(), in_the_open());
@@ -650,10 +675,13 @@ TEST_CASE("a client trusts whom it should, and says why it does not") {
     refused(receive_from(ca.issue({.begins = 24h, .ends = 48h}), trusting()), "not yet valid");
     refused(receive_from(authority("Other CA").issue({}), trusting()), "local issuer");
 
-    // The system does not know this CA.
+    // The system does not know this CA, until it does.
     sse::client_options system = trusting();
     system.tls.ca.clear();
     refused(receive_from(ca.issue({}), system), "local issuer");
+    REQUIRE(::setenv("SSL_CERT_FILE", ca.file().c_str(), 1) == 0);
+    CHECK(receive_from(ca.issue({}), system).events.size() == 1);
+    ::unsetenv("SSL_CERT_FILE");
 
     const authority between("Between", &ca);
     const identity chained = between.issue({});
