@@ -63,6 +63,7 @@
 //     >>joblog   what a job has sent, and its viewers
 //     >>facade   the bodies of server
 //     >>metrics  measurements as text for Prometheus
+//     >>script   the page script: one stream for all tabs of an origin
 //     >>fetch    what is inside a client
 //     >>redis    the engine over Redis Streams
 //     >>filelog  a bus in the files of one machine: format, writing, reading
@@ -1996,6 +1997,13 @@ SSE_DECL handler file(std::string path);
 ///
 ///     server.route("GET", "/metrics", sse::metrics(server));
 SSE_DECL handler metrics(const server& of);
+
+/// A handler that responds with the page script, a JavaScript module without dependencies: one
+/// event stream for all tabs of an origin, with headers of the page's own. Its types are in
+/// examples/sse.d.ts. Browsers keep it, and ask each time whether it has changed.
+///
+///     server.route("GET", "/sse.js", sse::script());
+SSE_DECL handler script();
 
 // >>job ///////////////////////////////////////////////////////////////////////////////////////////
 // Work that continues on its own while viewers attach, leave and resume by id. Each job has its own
@@ -10974,7 +10982,8 @@ SSE_DECL frame_ref make_response(const exchange& state, int status, std::string_
         lines.append("Content-Type: ").append(type).append("\r\nContent-Length: ");
         lines.append(std::to_string(text.size())).append("\r\n");
     }
-    lines.append("Cache-Control: no-store\r\n").append(state.response_headers);
+    lines.append(state.response_headers);
+    if (lines.find("\nCache-Control: ") == lines.npos) lines.append("Cache-Control: no-store\r\n");
     if (!state.keep) {
         lines.append("Connection: close\r\n");
     } else if (!state.request->accepts_chunked()) { // HTTP/1.0 closes by default
@@ -13769,6 +13778,354 @@ SSE_DECL asio::awaitable<void> respond_metrics(stream& s, const server& of) {
 SSE_DECL handler metrics(const server& of) {
     return [&of](stream& s) { return detail::respond_metrics(s, of); };
 }
+
+#endif // SSE_BODIES
+
+// >>script ////////////////////////////////////////////////////////////////////////////////////////
+// The page script, to be edited here, and the handler that responds with it. Gzipped it has at most
+// 4 KiB. Needs >>request, >>stream, >>connection.
+// Tests: tests/script.cpp
+
+#if defined(SSE_BODIES)
+namespace detail {
+
+inline constexpr std::string_view page_script = R"js(
+// sse.js of sse.hpp - one event stream for all tabs of an origin. SPDX-License-Identifier: MIT
+//
+// One tab holds a lock, reads the stream and posts what it gets to the others. Each knows the last
+// id that it delivered: what comes twice, after another tab has begun to read, is dropped, and a
+// tab that is behind reads by itself until it has caught up.
+
+// HTML 9.2.6, for text cut anywhere. A block has o: an id of its own, p: the id before it, i: the
+// id with it, e: [type, data] if it is an event.
+function parser(last, setRetry) {
+    let rest = "", cr = false, id = last, own = false, type = "", data = "";
+    return text => {
+        const blocks = [];
+        if (!text) return blocks;
+        if (cr && text[0] == "\n") text = text.slice(1);
+        cr = text.endsWith("\r");
+        const lines = text.split(/\r\n|[\r\n]/);
+        lines[0] = rest + lines[0];
+        rest = lines.pop();
+        for (const line of lines) {
+            const [, field, value] = line.match(/^([^:]*):? ?(.*)$/s);
+            if (!line) {
+                const e = data && [type || "message", data.slice(0, -1)];
+                if (own || e) blocks.push({ o: own, p: last, i: id, e });
+                last = id;
+                type = data = "";
+                own = false;
+            } else if (field == "data") data += value + "\n";
+            else if (field == "event") type = value;
+            else if (field == "id" && !value.includes("\0")) id = value, own = true;
+            else if (field == "retry" && /^\d+$/.test(value)) setRetry(+value);
+        }
+        return blocks;
+    };
+}
+
+export function connect(url, {
+    topics = [], headers, credentials = "same-origin", lastEventId = "", heartbeat = 15000,
+    shared = true, onmessage, ongap, onstate,
+} = {}) {
+    const stream = Object.assign(new EventTarget(),
+                                 { state: "connecting", lastEventId, reads: false, close });
+    const address = new URL(url, document.baseURI);
+    for (const topic of topics) address.searchParams.append("topic", topic);
+    const name = `sse ${shared} ${credentials} ${address}`;
+    const beat = heartbeat || 15000, silence = 2.5 * beat, known = new Set();
+    const life = new AbortController(), { signal } = life;
+    const never = () => {};
+    let locks = shared && globalThis.BroadcastChannel && navigator.locks;
+    const channel = locks && new BroadcastChannel(name);
+    let detail = {};            // of the state
+    let term = 0;               // of the reading tab: a later one has a higher term
+    let reader;                 // of this tab, if it is the one that reads for all
+    let chaser, goal;           // reads for this tab alone, up to this id
+    let heard = Date.now();     // when the reading tab was heard
+    let doubt;                  // timer: it does not answer
+    let turn;                   // this tab's request for the lock
+    let release = never;
+
+    // What an id that follows another is for this tab: 0 delivered before, 1 next, 2 too far ahead.
+    // Only ids of sse.hpp have an order, within an epoch.
+    function place(before, id) {
+        const mine = stream.lastEventId;
+        if (before == mine || !mine || !id) return 1;
+        const [[a, now], [b, then], [c, prior]] = [id, mine, before].map(each => {
+            const [, epoch, number] = each.match(/^(\w{8})-(\d+)$/) ?? [];
+            return [epoch, epoch && BigInt(number)];
+        });
+        if (a && a == b) return now <= then ? 0 : c == b && prior <= then ? 1 : 2;
+        return known.has(id) ? 0 : before && known.has(before) ? 1 : 2;
+    }
+
+    function take({ o: own, p: before, i: id, e: event }) {
+        if (signal.aborted) return;
+        const where = own ? place(before, id) : 1;
+        if (where == 2) {
+            goal = id;
+            chaser ??= read();
+        }
+        if (where == 1) {
+            if (own) {
+                stream.lastEventId = id;
+                known.add(id);
+                if (known.size > 500) known.delete(known.values().next().value);
+            }
+            if (event) stream.dispatchEvent(new MessageEvent(event[0], {
+                data: event[1], lastEventId: id, origin: address.origin,
+            }));
+        }
+        if (chaser && place(goal, goal) < 2) stopChaser();
+    }
+
+    function stopChaser() {
+        chaser?.stop();
+        chaser = null;
+    }
+
+    function tell(state, more = {}) {
+        const { status, error } = detail;
+        if (stream.state == state && status == more.status && error == more.error) return;
+        stream.state = state;
+        detail = more;
+        if (reader) post([]);
+        queueMicrotask(() => onstate?.(state, more));   // what it throws is the page's
+    }
+
+    function finish(more) {
+        tell("closed", more);
+        close();
+    }
+
+    // Reads the stream until it is stopped, for all tabs or as a chaser.
+    function read(leads) {
+        let last = stream.lastEventId, retry = 3000, failed = 0, refused = 0;
+        let attempt, fresh, wake = never, stopped = false;
+
+        // Returns how long to wait at least, negative: not at all.
+        async function request() {
+            const fields = new Headers(await headers?.(refused));
+            fields.set("Accept", "text/event-stream");
+            const bytes = new TextEncoder().encode(last);   // all that a field can have
+            if (last) fields.set("Last-Event-ID", String.fromCharCode(...bytes));
+            const response = await fetch(address, {
+                headers: fields, credentials, cache: "no-store", signal: attempt.signal,
+            });
+            const { status } = response, field = name => response.headers.get(name) ?? "";
+            if (status == 200 && /^text\/event-stream\s*(;|$)/i.test(field("Content-Type"))) {
+                failed = refused = 0;
+                if (leads) tell("open");
+                const body = response.body.getReader(), decoder = new TextDecoder();
+                const parse = parser(last, time => retry = time);
+                for (;;) {
+                    const { done, value } = await body.read();
+                    if (done || stopped) return 0;
+                    fresh = Date.now();
+                    const blocks = parse(decoder.decode(value, { stream: true }));
+                    last = blocks.at(-1)?.i ?? last;
+                    if (leads) post(blocks);
+                    for (const block of blocks) if (leads || block.o) take(block);
+                }
+            }
+            attempt.abort();    // nobody reads its body
+            if (headers && !refused && (status == 401 || status == 403)) {
+                refused = status;
+                return -1;
+            }
+            if (status < 500 && ![408, 425, 429].includes(status)) {
+                finish({ status });
+                return 0;
+            }
+            failed++;
+            if (leads) tell("connecting", { status });
+            const after = field("Retry-After");
+            return Math.max(after * 1000 || Date.parse(after) - Date.now() || 0, 0);
+        }
+
+        async function run() {
+            while (!stopped) {
+                let least;
+                attempt = new AbortController();
+                fresh = Date.now();
+                try {
+                    least = await request();
+                    if (leads && stream.state == "open") tell("connecting");
+                } catch (error) {
+                    if (stopped) return;
+                    least = attempt.signal.aborted ? -1 : 0;    // by check()
+                    if (!least) failed++;
+                    if (leads) tell("connecting", { error });
+                }
+                if (stopped || least < 0) continue;
+                const pause = Math.max(retry, Math.min(retry * 2 ** failed / 2, 30000));
+                const time = Math.max(pause, least) * (1 + Math.random() / 2);
+                await new Promise(done => {
+                    setTimeout(done, Math.min(time, 864e5));
+                    wake = () => least || done();
+                });
+            }
+        }
+
+        run();
+        return {
+            place: () => last,
+            stop() {
+                stopped = true;
+                attempt.abort();
+                wake();
+            },
+            // Connects again after a silence of more than this, and now rather than later.
+            check(most, now) {
+                if (heartbeat && Date.now() - fresh > most) attempt.abort();
+                if (now) wake();
+            },
+        };
+    }
+
+    function post(blocks) {
+        const { status, error } = detail;
+        channel?.postMessage({
+            t: term, b: blocks, i: reader.place(), s: stream.state,
+            d: { status, error: error && String(error) },
+        });
+    }
+
+    function lead() {
+        stopChaser();
+        trust();
+        term = Math.max(term + 1, Date.now());
+        reader = read(stream.reads = true);
+        post([]);
+    }
+
+    function follow() {
+        reader?.stop();
+        reader = null;
+        stream.reads = false;
+        release();
+    }
+
+    function seek(steal) {
+        turn?.abort();
+        const asked = turn = new AbortController();
+        const current = () => turn == asked && !signal.aborted;
+        locks.request(name, steal ? { steal } : { signal: asked.signal }, () => {
+            if (!current()) return;
+            lead();
+            return new Promise(done => release = done);
+        }).then(never, error => error).then(error => {
+            if (!current()) return;
+            follow();
+            if (error && error.name != "AbortError") {  // no locks here
+                locks = channel.onmessage = null;
+                lead();
+            } else {    // another tab has taken it
+                seek();
+                ask();
+            }
+        });
+    }
+
+    // If the reading tab does not answer it is frozen, and this one reads instead.
+    function ask(now) {
+        channel.postMessage({ ask: term, now });
+        doubt ||= setTimeout(() => {
+            doubt = 0;
+            if (!reader) seek(true);
+        }, Math.min(beat, 3000) * (1 + Math.random()));
+    }
+
+    function trust() {
+        heard = Date.now();
+        clearTimeout(doubt);
+        doubt = 0;
+    }
+
+    function hear({ data: { ask: asks, now, t, b: blocks, i: id, s: state, d: more } }) {
+        if (asks >= 0) {
+            if (!reader) return;
+            if (asks > term) term = asks + 1;
+            if (now) reader.check(1.25 * beat, now);
+            return post([]);
+        }
+        if (t < term || (reader && t == term)) return;
+        if (reader) follow();
+        term = t;
+        trust();
+        if (state == "closed") return finish(more);
+        tell(state, more);
+        blocks.forEach(take);
+        take({ o: id, p: id, i: id });
+    }
+
+    function look(now) {
+        for (const each of [reader, chaser]) each?.check(now ? 1.25 * beat : silence, now);
+        if (locks && !turn) seek();
+        if (locks && !reader && (now || Date.now() - heard > silence)) ask(now);
+    }
+
+    // Leaves the lock to tabs that are not frozen or put away.
+    function rest() {
+        if (!locks) return;
+        turn?.abort();
+        turn = null;
+        trust();
+        follow();
+    }
+
+    function close() {
+        life.abort();
+        clearInterval(pulse);
+        stopChaser();
+        rest();
+        follow();
+        channel?.close();
+        stream.state = "closed";
+    }
+
+    const on = (types, act) => types.forEach(
+        type => addEventListener(type, act, { signal, capture: true }));
+    on(["freeze", "pagehide"], rest);
+    on(["online"], () => look(true));
+    on(["resume", "pageshow", "visibilitychange"], () => document.hidden || look(true));
+    const pulse = setInterval(look, beat / 2);
+    if (onmessage) stream.addEventListener("message", onmessage);
+    if (ongap) stream.addEventListener("gap", event => ongap(JSON.parse(event.data), event));
+    if (locks) {
+        channel.onmessage = hear;
+        seek();
+        ask();
+    } else lead();
+    return stream;
+}
+)js";
+
+/// Whether a response of 304 will do (RFC 9110 13.1.2).
+SSE_DECL bool has_etag(const request& r, std::string_view etag) noexcept {
+    const std::string_view known = r.header("If-None-Match").value_or("");
+    return trim(known) == "*" || known.find(etag) != known.npos;
+}
+
+SSE_DECL asio::awaitable<void> respond_script(stream& s) {
+    static const std::string etag = [] {
+        std::uint64_t hash = 0xcbf29ce484222325; // FNV-1a
+        for (const char c : page_script) {
+            hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+        }
+        return '"' + std::to_string(hash) + '"';
+    }();
+    s.add_header("ETag", etag);
+    connection_of(s).exchange_->response_headers.append("Cache-Control: no-cache\r\n");
+    const bool is_known = has_etag(s.request(), etag);
+    co_await s.respond(is_known ? 304 : 200, media_type(".js"), is_known ? "" : page_script);
+}
+
+} // namespace detail
+
+SSE_DECL handler script() { return detail::respond_script; }
 
 #endif // SSE_BODIES
 

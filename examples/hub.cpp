@@ -5,6 +5,7 @@
 //   POST /publish/<topic>      publishes, for whoever knows the token
 //   GET  /health               built into the server
 //   GET  the path of --metrics for Prometheus
+//   GET  /sse.js               the page script of sse.hpp, for pages of your own
 //   GET  /hub/stats            the hub's own counters, once a second, as event `stats`; with
 //                              ?topic= also the events of that topic, which is what the page reads
 //
@@ -718,6 +719,7 @@ void run(sse::server& server, const settings& chosen, output& out) {
     server.route("GET", "/", [page = page_for(chosen)](sse::stream& client) {
         return send_page(page, client);
     });
+    server.route("GET", "/sse.js", sse::script());
     server.route("POST", "/publish/*",
                  [&](sse::stream& client) { return answer_publish(server, chosen.token, client); });
     if (!chosen.metrics.empty()) {

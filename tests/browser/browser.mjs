@@ -3,6 +3,7 @@
 //   ./tests/run.sh browser
 //   node build-npm/node-VERSION/browser/browser.mjs build/examples/{hub,sysenv,chat} \
 //       --screenshots DIR     once more, and writes pictures of the pages
+//       --tabs 100            the page script alone, see tabs.mjs
 //
 // Drives Chromium (/usr/bin/chromium, or what CHROMIUM names) through playwright-core. Only
 // loopback: every name but 127.0.0.1 is unknown to the browser. A line for each check, in
@@ -16,12 +17,13 @@ import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core-1";
+import { testScript } from "./tabs.mjs";
 
 const { values: given, positionals: programs } = parseArgs({
-    allowPositionals: true, options: { screenshots: { type: "string" } },
+    allowPositionals: true, options: { screenshots: { type: "string" }, tabs: { type: "string" } },
 });
 if (programs.length !== 3) {
-    console.error("usage: node browser.mjs HUB SYSENV CHAT [--screenshots DIR]");
+    console.error("usage: node browser.mjs HUB SYSENV CHAT [--screenshots DIR] [--tabs ROUNDS]");
     process.exit(2);
 }
 const [hubProgram, sysenvProgram, chatProgram] = programs;
@@ -884,22 +886,35 @@ async function testChat(browser) {
 }
 
 // >>run
-const browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-           "--disable-background-networking", "--disable-component-update", "--disable-sync",
-           "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
-});
+const program = process.env.CHROMIUM ?? "/usr/bin/chromium";
+const flags = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+];
+
+async function testPages() {
+    const browser = await chromium.launch({ executablePath: program, args: flags });
+    try {
+        for (const test of [testHub, testResume, testSysenv, testChat])
+            await test(browser).catch(error => check(test.name, () => { throw error; }));
+        await check("all: the pages asked nobody but their own server", () => {
+            const own = /^(http:\/\/127\.0\.0\.1:\d+\/|data:)/;
+            equal(requested.filter(url => !own.test(url)).join(), "", "foreign requests");
+        });
+        await check("all: no script failed", () => equal(complaints.join(), "", "errors"));
+    } finally {
+        await browser.close();
+    }
+}
+
 try {
-    for (const test of [testHub, testResume, testSysenv, testChat])
-        await test(browser).catch(error => check(test.name, () => { throw error; }));
-    await check("all: the pages asked nobody but their own server", () => {
-        const foreign = requested.filter(url => !/^(http:\/\/127\.0\.0\.1:\d+\/|data:)/.test(url));
-        equal(foreign.join(), "", "foreign requests");
-    });
-    await check("all: no script failed", () => equal(complaints.join(), "", "errors"));
+    if (!given.tabs) await testPages();
+    await testScript({
+        check, expect, equal, within, publish, program, flags, rounds: Number(given.tabs ?? 12),
+        startHub: (...options) => startHubWithoutDemo("0", ...options),
+    }).catch(error => check("testScript", () => { throw error; }));
 } finally {
-    await browser.close();
     for (const child of running) child.kill("SIGKILL");
 }
 console.log(`1..${said}`);
