@@ -13838,7 +13838,7 @@ export function connect(url, {
     const life = new AbortController(), { signal } = life;
     const never = () => {};
     let locks = shared && globalThis.BroadcastChannel && navigator.locks;
-    const channel = locks && new BroadcastChannel(name);
+    const channel = locks ? new BroadcastChannel(name) : null;
     let detail = {};            // of the state
     let term = 0;               // of the reading tab: a later one has a higher term
     let reader;                 // of this tab, if it is the one that reads for all

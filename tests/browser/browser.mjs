@@ -890,7 +890,9 @@ const program = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const flags = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--no-proxy-server",
+    // plain.test: pages of this machine that are not of a secure context
+    "--host-resolver-rules=MAP plain.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ];
 
 async function testPages() {
@@ -911,8 +913,9 @@ async function testPages() {
 try {
     if (!given.tabs) await testPages();
     await testScript({
-        check, expect, equal, within, publish, program, flags, rounds: Number(given.tabs ?? 12),
-        startHub: (...options) => startHubWithoutDemo("0", ...options),
+        check, expect, equal, within, publish, wireTo, program, flags,
+        rounds: Number(given.tabs ?? 12),
+        startHub: port => startHubWithoutDemo(port, "--heartbeat", "1"),
     }).catch(error => check("testScript", () => { throw error; }));
 } finally {
     for (const child of running) child.kill("SIGKILL");

@@ -198,10 +198,10 @@ const ways = {
     },
 };
 
-async function loseReaders(browser, hub, rounds) {
+async function loseReaders(browser, hub, wire, rounds) {
     let tabs = [];
     await check(`script: ${tabCount} tabs open`, async () => {
-        for (let i = 0; i < tabCount; ++i) tabs.push(await openTab(browser, hub.url));
+        for (let i = 0; i < tabCount; ++i) tabs.push(await openTab(browser, wire.url));
         for (const tab of tabs) await isOpen(tab);
     });
     await check("script: one of them reads, the others follow it", () => expectOneStream(hub, tabs));
@@ -216,7 +216,7 @@ async function loseReaders(browser, hub, rounds) {
             const next = await eventually(() => reading(tabs), "another tab reads");
             await next.until(least => Number(heard.at(-1)) > least, before);
             if (bringBack) await bringBack();
-            const back = bringBack ? reader : await openTab(browser, hub.url);
+            const back = bringBack ? reader : await openTab(browser, wire.url);
             tabs.push(back);
             await back.until(least => Number(heard.at(-1)) >= least && !stream.reads, told.last);
             lost[way] = (lost[way] ?? 0) + 1;
@@ -239,21 +239,251 @@ async function loseReaders(browser, hub, rounds) {
     return tabs;
 }
 
+// What happens to a stream while nobody takes over.
+async function loseStreams(browser, hub, wire, tabs) {
+    const expectOnce = async data => {
+        await tools.publish(hub, "/t", data, "text/plain");
+        return async () => {
+            for (const tab of tabs) await tab.until(wanted => heard.at(-1) === wanted, data);
+            for (const tab of tabs) equal(await tab.evaluate(
+                wanted => heard.filter(each => each === wanted).length, data), 1, "how often it came");
+        };
+    };
+    await check("script: what is published while the reading tab is offline comes once", async () => {
+        const reader = await eventually(() => reading(tabs), "one tab reads");
+        await reader.network(false);
+        wire.cut();
+        for (const tab of tabs) await tab.until(() => stream.state === "connecting");
+        const comes = await expectOnce("while offline");
+        await reader.network(true);
+        await comes();
+    });
+    await check("script: what is published while the network is dead comes once", async () => {
+        wire.freeze();
+        await (await expectOnce("into the void"))();
+    });
+    await check("script: a tab that begins at an id catches up with the others", async () => {
+        const { id } = await tools.publish(hub, "/t", "first", "text/plain");
+        for (const data of ["second", "third"]) await tools.publish(hub, "/t", data, "text/plain");
+        const tab = await openTab(browser, wire.url, { lastEventId: id });
+        await tab.until(() => heard.length === 2);
+        await expectOneStream(hub, [...tabs, tab]);
+        await tools.publish(hub, "/t", "fourth", "text/plain");
+        await tab.until(() => heard.length === 3);
+        equal(await tab.evaluate(() => heard.join()), "second,third,fourth", "what it heard");
+        await tab.close();
+    });
+    await check("script: close() ends a tab's stream, and another tab reads", async () => {
+        const reader = await eventually(() => reading(tabs), "one tab reads");
+        await reader.evaluate(() => stream.close());
+        tabs = tabs.filter(tab => tab !== reader);
+        await expectOneStream(hub, tabs);
+        await tools.publish(hub, "/t", "fifth", "text/plain");
+        for (const tab of tabs) await tab.until(() => heard.at(-1) === "fifth");
+        expect(await reader.evaluate(() => heard.at(-1) !== "fifth"), "the closed one heard it too");
+        await reader.close();
+    });
+    await check("script: after a restart each tab is told of one gap", async () => {
+        await hub.end("SIGKILL");
+        for (const tab of tabs) await tab.until(() => stream.state === "connecting");
+        hub = await tools.startHub(hub.port);
+        for (const tab of tabs) await isOpen(tab);
+        await tools.publish(hub, "/t", "afterwards", "text/plain");
+        for (const tab of tabs) {
+            await tab.until(() => heard.at(-1) === "afterwards");
+            equal(await tab.evaluate(() => gaps.join()), "epoch", "its gaps");
+        }
+    });
+    return hub;
+}
+
+// >>server  A server that a test plays
+async function playServer(script) {
+    const played = { requests: [], play: null };
+    const server = createServer((request, response) => {
+        response.setHeader("Access-Control-Allow-Origin", "*");
+        if (request.url === "/health") return response.end("empty\n");
+        if (request.url === "/sse.js") {
+            return response.writeHead(200, { "Content-Type": "text/javascript" }).end(script);
+        }
+        if (request.url !== "/stream") return response.writeHead(404).end();
+        const { authorization: token, "last-event-id": lastEventId } = request.headers;
+        played.requests.push({ token, lastEventId, at: Date.now() });
+        played.play(response, played.requests.length, token);
+    });
+    await new Promise(resolve => server.listen(0, "127.0.0.1", resolve));
+    played.port = server.address().port;
+    played.url = `http://127.0.0.1:${played.port}/`;
+    played.begin = play => Object.assign(played, { requests: [], play });
+    played.close = () => (server.close(), server.closeAllConnections());
+    return played;
+}
+
+function stream(response, text) {
+    response.writeHead(200, { "Content-Type": "text/event-stream" });
+    response.write(text);
+    return response;
+}
+
+async function testAnswers(browser, played) {
+    const tab = () => openTab(browser, played.url, {}, "/stream");
+
+    await check("script: what cannot get better ends it, for all tabs", async () => {
+        for (const status of [204, 400, 404, 410]) {
+            let end;
+            played.begin(response => {
+                stream(response, "retry: 10\ndata: hello\n\n");
+                end = () => response.end();
+                played.play = again => again.writeHead(status).end();
+            });
+            const tabs = [await tab(), await tab()];
+            for (const each of tabs) await isOpen(each);
+            end();
+            for (const each of tabs) {
+                await each.until(wanted => states.at(-1) === wanted, `closed ${status}`);
+                await each.close();
+            }
+        }
+        played.begin(response => response.writeHead(200, { "Content-Type": "text/html" }).end("page"));
+        const page = await tab();
+        await page.until(() => states.at(-1) === "closed 200");
+        await page.close();
+        equal(played.requests.length, 1, "requests after a wrong type");
+    });
+
+    await check("script: what may get better is tried again, with the last id", async () => {
+        played.begin((response, number) => {
+            if (number === 1) stream(response, "retry: 10\nid: é7\ndata: 1\n\n").end();
+            if (number === 2) response.writeHead(503).end();
+            if (number === 3) response.writeHead(429, { "Retry-After": "1" }).end();
+            if (number === 4) response.destroy();
+            if (number === 5) response.writeHead(500).end();
+            if (number === 6) stream(response, "data: 2\n\n");
+        });
+        const page = await tab();
+        await page.until(() => heard.length === 2);
+        const bytes = Buffer.from("é7").toString("latin1"); // as Node shows a header field
+        equal(played.requests.map(request => request.lastEventId).join(),
+              ["", bytes, bytes, bytes, bytes, bytes].join(), "ids of the requests");
+        const waited = played.requests[3].at - played.requests[2].at;
+        expect(waited >= 1000, `${waited} ms after Retry-After: 1`);
+        equal(await page.evaluate(() => states.filter(state => / /.test(state)).join()),
+              "connecting 503,connecting 429,connecting 500", "states with a status");
+        await page.close();
+    });
+
+    await check("script: a token is asked for each time, and once more if it is refused", async () => {
+        let valid = 1, end;
+        played.begin((response, number, token) => {
+            if (token !== `Bearer ${valid}`) return response.writeHead(401).end();
+            stream(response, "retry: 10\n\n");
+            end = () => response.end();
+        });
+        const page = await openTab(browser, played.url, { token: true }, "/stream");
+        await isOpen(page);
+        valid = 3;
+        end();
+        await eventually(() => played.requests.length === 3, "it asks with the next token");
+        await isOpen(page);
+        valid = 99;
+        end();
+        await page.until(() => states.at(-1) === "closed 401");
+        equal(await page.evaluate(() => refused.join()), "0,0,401,0,401", "what headers() was told");
+        await page.close();
+    });
+
+    await check("script: a silent stream is opened again", async () => {
+        played.begin((response, number) => stream(response, `data: ${number}\n\n`));
+        const page = await openTab(browser, played.url, { heartbeat: 200 }, "/stream");
+        await page.until(() => heard.length >= 2);
+        await page.close();
+    });
+
+    await check("script: without Web Locks each tab has its own stream", async () => {
+        played.begin((response, number) => stream(response, `data: ${number}\n\n`));
+        const address = `http://plain.test:${played.port}/`, all = [];
+        for (let i = 0; i < 2; ++i) all.push(await openTab(browser, address, {}, "/stream"));
+        for (const page of all) {
+            expect(await page.evaluate(() => !navigator.locks), "the page has Web Locks");
+            await page.until(() => heard.length === 1 && stream.reads);
+            await page.close();
+        }
+        equal(played.requests.length, 2, "streams");
+    });
+}
+
+// The same bytes as one chunk, cut at each place, and byte by byte: as the browser's own
+// EventSource reads them.
+async function testParser(browser, played) {
+    const text = "\uFEFFretry: 1\rdata: a\ndata:b\r\n\r\n: comment\nid: 1\nevent: tick\ndata\n\n" +
+        "data:  two\nid\n\nevent: none\n\nid: no\0no\ndata: é€😀\r\rdataless: 1\ndata:\ndata: :\n\n" +
+        "id: 2\n\ndata: \u2028x\nretry: 1x\n\r\nid: 3\ndata: unfinished";
+    played.begin(response => stream(response, text).end());
+    await check("script: it reads a stream as EventSource does, wherever it is cut", async () => {
+        const page = await browser.openPage(played.url + "health");
+        const results = await page.evaluate(async text => {
+            const { connect } = await import("/sse.js");
+            const note = (source, list) => {
+                for (const name of ["message", "tick", "none"]) source.addEventListener(name, event =>
+                    list.push(JSON.stringify([name, event.data, event.lastEventId, event.origin])));
+                return list;
+            };
+            const source = new EventSource("/stream"), wanted = note(source, []);
+            await new Promise(resolve => { source.onerror = resolve; });
+            source.close();
+
+            const bytes = new TextEncoder().encode(text), wrong = [];
+            const ways = [[...bytes].map(byte => [byte])];
+            for (let at = 0; at < bytes.length; ++at) ways.push([bytes.slice(0, at), bytes.slice(at)]);
+            let chunks, again;
+            window.fetch = async () => {
+                if (!chunks) { again(); return new Promise(() => {}); }
+                const all = chunks;
+                chunks = null;
+                return new Response(new ReadableStream({ start(to) {
+                    for (const each of all) to.enqueue(Uint8Array.from(each));
+                    to.close();
+                } }), { headers: { "Content-Type": "text/event-stream" } });
+            };
+            for (const way of ways) {
+                chunks = way;
+                const ended = new Promise(resolve => { again = resolve; });
+                const stream = connect("/stream", { shared: false }), got = note(stream, []);
+                await ended;
+                stream.close();
+                if (got.join() !== wanted.join()) wrong.push(`${got} cut at ${way[0].length}`);
+            }
+            return { wanted, wrong, ways: ways.length };
+        }, text);
+        equal(results.wrong.join("; "), "", `not as ${results.wanted}`);
+        equal(results.wanted.length, 6, "events");
+        console.log(`# ${results.ways} ways to cut it`);
+        await page.close();
+    });
+}
+
 // >>run
 export async function testScript(given) {
     tools = given;
-    const hub = await given.startHub("--heartbeat", "1");
-    await check("script: it has at most 4 KiB, gzipped", async () => {
-        const text = await (await fetch(hub.url + "sse.js")).text();
+    let hub = await given.startHub("0");
+    const text = await (await fetch(hub.url + "sse.js")).text();
+    await check("script: it has at most 4 KiB, gzipped", () => {
         const size = gzipSync(text, { level: 9 }).length;
         console.log(`# ${text.length} bytes, ${size} gzipped`);
         expect(size <= mostBytes, `${size} bytes`);
     });
+    const played = await playServer(text);
     const browser = await launch(given.program, given.flags);
     try {
-        const tabs = await loseReaders(browser, hub, given.rounds);
+        await testParser(browser, played);
+        await testAnswers(browser, played);
+        const wire = await given.wireTo(hub);
+        const tabs = await loseReaders(browser, hub, wire, given.rounds);
+        hub = await loseStreams(browser, hub, wire, tabs);
+        wire.close();
         await hub.end("SIGINT");
     } finally {
         await browser.close();
+        played.close();
     }
 }
