@@ -13793,8 +13793,7 @@ inline constexpr std::string_view page_script = R"js(
 // sse.js of sse.hpp - one event stream for all tabs of an origin. SPDX-License-Identifier: MIT
 //
 // One tab holds a lock, reads the stream and posts what it gets to the others. Each knows the last
-// id that it delivered: what comes twice, after another tab has begun to read, is dropped, and a
-// tab that is behind reads by itself until it has caught up.
+// id it delivered, drops what comes twice, and reads by itself while it is behind.
 
 // HTML 9.2.6, for text cut anywhere. A block has o: an id of its own, p: the id before it, i: the
 // id with it, e: [type, data] if it is an event.
@@ -13848,8 +13847,8 @@ export function connect(url, {
     let turn;                   // this tab's request for the lock
     let release = never;
 
-    // What an id that follows another is for this tab: 0 delivered before, 1 next, 2 too far ahead.
-    // Only ids of sse.hpp have an order, within an epoch.
+    // What an id after another is for this tab: 0 delivered before, 1 next, 2 too far ahead. Only
+    // ids of sse.hpp have an order, within an epoch.
     function place(before, id) {
         const mine = stream.lastEventId;
         if (before == mine || !mine || !id) return 1;
@@ -13863,7 +13862,7 @@ export function connect(url, {
 
     function take({ o: own, p: before, i: id, e: event }) {
         if (signal.aborted) return;
-        const where = own ? place(before, id) : 1;
+        const where = own ? place(before, id) : place(id, id) && 1;
         if (where == 2) {
             goal = id;
             chaser ??= read();
@@ -13923,6 +13922,8 @@ export function connect(url, {
                 for (;;) {
                     const { done, value } = await body.read();
                     if (done || stopped) return 0;
+                    // If this tab was stopped, another may read by now.
+                    if (heartbeat && Date.now() - fresh > silence) return -1;
                     fresh = Date.now();
                     const blocks = parse(decoder.decode(value, { stream: true }));
                     last = blocks.at(-1)?.i ?? last;
@@ -13930,7 +13931,6 @@ export function connect(url, {
                     for (const block of blocks) if (leads || block.o) take(block);
                 }
             }
-            attempt.abort();    // nobody reads its body
             if (headers && !refused && (status == 401 || status == 403)) {
                 refused = status;
                 return -1;
@@ -13958,6 +13958,8 @@ export function connect(url, {
                     least = attempt.signal.aborted ? -1 : 0;    // by check()
                     if (!least) failed++;
                     if (leads) tell("connecting", { error });
+                } finally {
+                    attempt.abort();    // some bodies are not read to their end
                 }
                 if (stopped || least < 0) continue;
                 const pause = Math.max(retry, Math.min(retry * 2 ** failed / 2, 30000));
@@ -14029,7 +14031,7 @@ export function connect(url, {
         });
     }
 
-    // If the reading tab does not answer it is frozen, and this one reads instead.
+    // If the reading tab does not answer, this one reads instead.
     function ask(now) {
         channel.postMessage({ ask: term, now });
         doubt ||= setTimeout(() => {

@@ -84,6 +84,7 @@ int main(int argc, char** argv) {
         sse::server server(options);
         room = &server;
         server.route("GET", "/", sse::file(argc > 2 ? argv[2] : "examples/chat.html"));
+        server.route("GET", "/sse.js", sse::script());
         server.route("GET", "/room",
                      [&](sse::stream& client) { return enter(server, here, client); });
         server.route("POST", "/say", [&](sse::stream& client) { return say(server, client); });

@@ -16,6 +16,7 @@ import { connect as connectSocket, createServer as createSocketServer } from "no
 import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
+import axe from "axe-core-4";
 import { chromium } from "playwright-core-1";
 import { testScript } from "./tabs.mjs";
 
@@ -308,6 +309,16 @@ async function expectNoOverflow(page) {
     expect(content <= view, `the page is ${content} wide in a view of ${view}`);
 }
 
+// What axe-core finds wrong for people who see, hear or use a page in another way.
+async function expectAccessible(page) {
+    await page.evaluate(axe.source);
+    const found = await page.evaluate(async () => {
+        const { violations } = await axe.run(document);
+        return violations.map(({ id, nodes }) => `${id} at ${nodes.map(each => each.target).join()}`);
+    });
+    equal(found.join("; "), "", "axe-core finds");
+}
+
 // Four views at once: desktop and phone, light and dark.
 async function openViews(browser, url) {
     const views = [];
@@ -490,12 +501,13 @@ async function hubFits(browser, hub) {
     const views = await openViews(browser, hub.url);
     const unbroken = "unbroken".repeat(500);
     for (const { device, colorScheme, page } of views) {
-        await check(`hub: on a ${device} in ${colorScheme} mode nothing overflows`, async () => {
+        await check(`hub: on a ${device} in ${colorScheme} mode nothing overflows, and axe-core finds nothing`, async () => {
             await state(page, "open");
             await publish(hub, "/test", unbroken, "text/plain");
             await row(page, unbroken.slice(0, 1000)).waitFor();
             await page.locator("#feed li").nth(15).waitFor();
             await expectNoOverflow(page);
+            await expectAccessible(page);
             await expectScheme(page, colorScheme);
             expect(await inked(page, 2) > 20, "the chart is empty");
         });
@@ -778,9 +790,10 @@ const valuesAppear = page => until(page, () => {
 
 async function sysenvFits(browser, sysenv) {
     for (const { device, colorScheme, page } of await openViews(browser, sysenv.url)) {
-        await check(`sysenv: on a ${device} in ${colorScheme} mode nothing overflows`, async () => {
+        await check(`sysenv: on a ${device} in ${colorScheme} mode nothing overflows, and axe-core finds nothing`, async () => {
             await valuesAppear(page);
             await expectNoOverflow(page);
+            await expectAccessible(page);
             await expectScheme(page, colorScheme);
         });
         if (given.screenshots) {
@@ -863,8 +876,11 @@ async function testChat(browser) {
         await said(ann, "seen");
         for (const page of pages) await expectNoMarkup(page);
     });
-    await check("chat: the pages fit their screens", async () => {
-        for (const page of pages) await expectNoOverflow(page);
+    await check("chat: the pages fit their screens, and axe-core finds nothing", async () => {
+        for (const page of pages) {
+            await expectNoOverflow(page);
+            await expectAccessible(page);
+        }
         await picture(ann, "chat");
     });
     await check("chat: after a restart both are in the room again", async () => {

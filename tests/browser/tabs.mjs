@@ -127,7 +127,7 @@ async function openTab(browser, url, options = {}, address = "/subscribe/t") {
     const page = await browser.openPage(url + "health");
     await page.evaluate(async ([target, given]) => {
         const { connect } = await import("/sse.js");
-        Object.assign(window, { heard: [], gaps: [], states: [], refused: [] });
+        Object.assign(window, { heard: [], passing: [], gaps: [], states: [], refused: [] });
         if (given.token) given.headers = status => {
             refused.push(status);
             return { Authorization: `Bearer ${refused.length}` };
@@ -137,6 +137,7 @@ async function openTab(browser, url, options = {}, address = "/subscribe/t") {
             onstate: (state, { status }) => states.push(status ? `${state} ${status}` : state),
             heartbeat: 1000, ...given,
         });
+        window.stream.addEventListener("passing", event => passing.push(Number(event.data)));
     }, [address, options]);
     return page;
 }
@@ -159,14 +160,17 @@ async function expectOneStream(hub, tabs) {
     await eventually(async () => await streamsOf(hub) === 1, "the hub has one stream");
 }
 
-// Publishes 1, 2, 3 and so on, until it is told to stop.
+// Publishes 1, 2, 3 and so on, until it is told to stop, and each once more as something that is
+// only for those who are there.
 function publishNumbers(hub) {
     let stopped = false;
     const told = { last: 0, stop() { stopped = true; return done; } };
     const done = (async () => {
         while (!stopped) {
-            await tools.publish(hub, "/t", String(told.last + 1), "text/plain");
-            told.last += 1;
+            const next = told.last + 1;
+            await tools.publish(hub, "/t", `event=passing&data=${next}&ephemeral=true`);
+            await tools.publish(hub, "/t", String(next), "text/plain");
+            told.last = next;
             await pause(10);
         }
     })();
@@ -227,8 +231,10 @@ async function loseReaders(browser, hub, wire, rounds) {
         let count = 0;
         for (const [index, tab] of tabs.entries()) {
             await tab.until(last => Number(heard.at(-1)) === last, told.last);
-            const [heard, gaps] = await tab.evaluate(() => [heard, gaps]);
+            const [heard, passing, gaps] = await tab.evaluate(() => [heard, passing, gaps]);
             expectAll(heard, told.last, `tab ${index}`);
+            passing.forEach((each, at) => expect(at === 0 || each > passing[at - 1],
+                `tab ${index} heard ephemeral ${each} after ${passing[at - 1]}`));
             equal(gaps.join(), "", `gaps of tab ${index}`);
             count += heard.length;
         }
