@@ -31,7 +31,10 @@ export interface Options {
     headers?: (status: number) => HeadersInit | Promise<HeadersInit>;
     /** As of fetch(); "same-origin". */
     credentials?: RequestCredentials;
-    /** Where the stream begins, such as the id beside a snapshot; else with what comes next. */
+    /**
+     * Where the stream begins, such as the id beside a snapshot; else with what comes next. What a
+     * stream begins with by itself, such as ?last=20, reaches the tab alone that reads.
+     */
     lastEventId?: string;
     /**
      * ms between the server's heartbeats, 15000. The stream is opened again after a silence of 2.5
@@ -60,7 +63,9 @@ export interface Stream extends EventTarget {
     readonly reads: boolean;
     /** Ends it in this tab; the others go on. */
     close(): void;
-    addEventListener(name: string, listener: ((event: MessageEvent<string>) => void) | null,
+    addEventListener(name: string, listener: (event: MessageEvent<string>) => void,
+                     options?: boolean | AddEventListenerOptions): void;
+    addEventListener(name: string, listener: EventListenerOrEventListenerObject | null,
                      options?: boolean | AddEventListenerOptions): void;
 }
 

@@ -11,11 +11,12 @@
 // where none is frozen.
 
 import { spawn } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
+import ts from "typescript-5";
 
 const patience = 60_000;    // ms
 const mostBytes = 4096;     // of the script, gzipped
@@ -468,6 +469,46 @@ async function testParser(browser, played) {
     });
 }
 
+// >>types
+async function testTypes(text) {
+    const types = readFileSync("examples/sse.d.ts", "utf8");
+    await check("script: its types name what it has", () => {
+        const inScript = before => text.split(before)[1].match(/\{([^}]*)\}/)[1].split(",")
+            .map(each => each.match(/\w+/)?.[0]).filter(Boolean).join();
+        const inTypes = name => [...types.match(new RegExp(`interface ${name} [^]*?\n}`))[0]
+            .matchAll(/^    (?:readonly )?(?!addEvent)(\w+)[:?(]/gm)].map(found => found[1]).join();
+        equal(inTypes("Options"), inScript("connect(url, "), "options");
+        equal(inTypes("Stream"), inScript("Object.assign(new EventTarget(),"), "members");
+    });
+    await check("script: TypeScript takes what its types allow, and nothing else", () => {
+        const folder = mkdtempSync(join(tmpdir(), "sse-types-")), file = join(folder, "page.ts");
+        writeFileSync(join(folder, "sse.d.ts"), types);
+        writeFileSync(file, `
+            import { connect, type Gap, type State } from "./sse.js";
+            const stream = connect(new URL("https://a.example/"), {
+                topics: ["a"], headers: async status => ({ Status: status.toFixed() }),
+                credentials: "include", lastEventId: "1", heartbeat: 15000, shared: "ann",
+                onmessage: event => event.data.trim(),
+                ongap: (gap: Gap, { lastEventId }) => gap.missed ?? lastEventId.trim(),
+                onstate: (state: State, { status }) => state === "open" || status?.toFixed(),
+            });
+            stream.addEventListener("tick", event => event.data.trim());
+            stream.removeEventListener("tick", null);
+            stream.close();
+            // @ts-expect-error
+            connect("/", { topic: "a" });
+            // @ts-expect-error
+            stream.reads = true;`);
+        const program = ts.createProgram([file], { noEmit: true, strict: true,
+            target: ts.ScriptTarget.ES2022, module: ts.ModuleKind.ESNext, types: [],
+            moduleResolution: ts.ModuleResolutionKind.Bundler });
+        const wrong = ts.getPreEmitDiagnostics(program).map(
+            each => ts.flattenDiagnosticMessageText(each.messageText, " "));
+        rmSync(folder, { recursive: true });
+        equal(wrong.join("; "), "", "the compiler says");
+    });
+}
+
 // >>run
 export async function testScript(given) {
     tools = given;
@@ -478,6 +519,7 @@ export async function testScript(given) {
         console.log(`# ${text.length} bytes, ${size} gzipped`);
         expect(size <= mostBytes, `${size} bytes`);
     });
+    await testTypes(text);
     const played = await playServer(text);
     const browser = await launch(given.program, given.flags);
     try {
