@@ -7657,9 +7657,12 @@ SSE_DECL void tls_session::resolve(int result, asio::error_code& failed) {
     if (wants_write_ || why == SSL_ERROR_WANT_READ) return;
     const bool shakes_hands = !is_established();
     if (why == SSL_ERROR_ZERO_RETURN || ended_) {
-        broken_ = asio::error::eof;
         if (shakes_hands && received_) failure_ = "the connection ended during the handshake";
-    } else if (!broken_) {
+        ERR_clear_error();
+        failed = asio::error::eof; // the other direction may go on
+        return;
+    }
+    if (!broken_) {
         broken_ = asio::error::connection_aborted;
         mistrusted_ = ERR_GET_REASON(ERR_peek_error()) == SSL_R_CERTIFICATE_VERIFY_FAILED;
         failure_ = mistrusted_ ? X509_verify_cert_error_string(SSL_get_verify_result(ssl_.get()))
@@ -7751,7 +7754,8 @@ SSE_DECL std::size_t tls_session::write_some(std::span<const asio::const_buffer>
         }
     }
     writer_waits_ = !rest_.empty();
-    // All is sealed, but not all is gone: the caller has to come again.
+    // All is sealed, but not all is gone: the caller has to come again, with the rest of what it
+    // has begun. What it offers ends with a frame, which is longer than this byte.
     owes_byte_ = writer_waits_ && taken == size;
     return owes_byte_ ? taken - 1 : taken;
 }
@@ -13737,6 +13741,9 @@ SSE_DECL std::string format_metrics(const measurements& m, bool open) {
                 "Requests refused, or connections closed at once, by a limit.", c.refused);
     out.counter("sse_accept_failures", "Times that accepting paused: file descriptors ran out.",
                 c.accept_failures);
+#if defined(SSE_ENABLE_TLS)
+    out.counter("sse_tls_failures", "Connections that ended because of TLS.", c.tls_failures);
+#endif
     out.counters("sse_streams_ended", "Streams that have ended, by reason.");
     for (std::size_t i = 0; i < end_reasons; ++i) {
         std::string reason(to_string(static_cast<end_reason>(i)));

@@ -720,6 +720,8 @@ TEST_SUITE("drain and connections") {
             try {
                 connection refused(port);
                 return false;
+            } catch (const connection_ended&) { // accepted, and ended in its handshake
+                return false;
             } catch (const std::system_error&) { return true; }
         }));
         CHECK(idle.wait_for_close() == ending::fin);
@@ -829,7 +831,7 @@ TEST_SUITE("drain and connections") {
     TEST_CASE("the server may be destroyed right behind it, and its port taken again") {
         std::uint16_t port = 0;
         for (int round = 0; round < 5; ++round) {
-            std::optional<sse::server> server(std::in_place, with_threads(2));
+            std::optional<sse::server> server(std::in_place, with_tls_by_default(with_threads(2)));
             server->start("127.0.0.1:" + std::to_string(port));
             port = server->port();
             reading a(port), b(port);

@@ -446,7 +446,7 @@ TEST_SUITE("listings") {
     }
 
     TEST_CASE("it is empty before the start and after the stop") {
-        sse::server server(with_threads(2));
+        sse::server server(with_tls_by_default(with_threads(2)));
         CHECK(server.streams().empty());
         asio::io_context io;
         const auto ask = [&] {
