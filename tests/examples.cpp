@@ -1,5 +1,6 @@
 // The examples as a user starts them, and the hub with curl and with 10,000 clients.
 #include "support/client.hpp"
+#include "support/script_server.hpp"
 #include "support/swarm.hpp"
 
 #include <asio/ip/host_name.hpp>
@@ -510,12 +511,14 @@ TEST_SUITE("examples") {
         "every example has a help, and says by a line and its status what keeps it from work") {
         running_example other("clock");
         const std::string taken = "127.0.0.1:" + std::to_string(other.port);
-        for (const std::string name :
-             {"clock", "sysenv", "tokens", "mcp", "job", "tail", "chat", "embed", "beast"}) {
+        for (const std::string name : {"clock", "sysenv", "tokens", "proxy", "mcp", "job", "tail",
+                                       "chat", "embed", "beast"}) {
             CAPTURE(name);
             if (::access(example(name).c_str(), X_OK) != 0 && name == "beast") continue;
             const std::string start = "timeout 5 " + example(name) + " ";
-            const std::string file = name == "tail" ? " /dev/null" : "";
+            const std::string file = name == "tail"    ? " /dev/null"
+                                     : name == "proxy" ? " http://localhost:1/"
+                                                       : "";
             const auto in_use = run(start + taken + file);
             CHECK(in_use.first == 1);
             CHECK(has(in_use.second, "in use"));
@@ -530,6 +533,38 @@ TEST_SUITE("examples") {
             CHECK(run(start + "a b c").first == 2);
         }
         CHECK(run(example("client") + " --help").first == 0);
+    }
+
+    TEST_CASE("the gateway passes on what a model says, and its key to the model alone") {
+        const std::string path = "/v1/chat/completions";
+        running_example tokens("tokens");
+        running_example proxy("proxy", {tokens.url(path)});
+        const auto ask = [&](const std::string& body) {
+            return curl(proxy.url(path) + " -d '" + body + "'");
+        };
+        CHECK(has(ask(R"({"model":"parrot","messages":[],"stream":true,"max_tokens":3})"),
+                  "data: [DONE]"));
+        CHECK(has(ask(R"({"model":"parrot","messages":[],"max_tokens":3})"),
+                  R"("completion_tokens":3)"));
+        CHECK(http_request(proxy.port, "POST", path, {}, R"({"model":"x","messages":[]})").status ==
+              404);
+
+        const std::string head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+        script_server model({{.bytes = head + "data: 1\n\n", .end = scene::then::hold},
+                             {.bytes = head + "data: 2\n\n", .end = scene::then::hold}});
+        REQUIRE(::setenv("PROXY_KEY", "of-the-gateway", 1) == 0);
+        running_example keeper("proxy", {model.url(path)});
+        ::unsetenv("PROXY_KEY");
+        for (const std::string n : {"1", "2"}) { // the model answers one at a time
+            connection client(keeper.port);
+            client.send_request("POST", path, {{"Authorization", "Bearer of-the-client"}}, "{}");
+            CHECK(has(client.read_through("data: " + n), "200 OK"));
+        }
+        for (const std::string& request : model.requests()) {
+            CHECK(has(request, "Authorization: Bearer of-the-gateway"));
+            CHECK_FALSE(has(request, "of-the-client"));
+        }
+        keeper.check_ends_on_signal();
     }
 
     TEST_CASE("an example outlives those who read what it prints") {

@@ -70,8 +70,8 @@ public:
     const std::string& file() const { return file_; }
 
     identity issue(const certificate_wish& wish) const {
-        const key key(wish.rsa ? EVP_RSA_gen(2048) : EVP_EC_gen("P-256"));
-        const certificate made = make(wish, key.get(), *this, "CA:FALSE");
+        const owned_key key(wish.rsa ? EVP_RSA_gen(2048) : EVP_EC_gen("P-256"));
+        const owned_certificate made = make(wish, key.get(), *this, "CA:FALSE");
         const identity files{path("certificate"), path("key")};
         write(files.certificate, [&](std::FILE* f) {
             int good = PEM_write_X509(f, made.get());
@@ -90,8 +90,8 @@ private:
         void operator()(X509* p) const { X509_free(p); }
         void operator()(X509_EXTENSION* p) const { X509_EXTENSION_free(p); }
     };
-    using key = std::unique_ptr<EVP_PKEY, release>;
-    using certificate = std::unique_ptr<X509, release>;
+    using owned_key = std::unique_ptr<EVP_PKEY, release>;
+    using owned_certificate = std::unique_ptr<X509, release>;
 
     static std::string path(const std::string& what) {
         static int count = 0;
@@ -106,10 +106,10 @@ private:
         if (!good) throw std::runtime_error("cannot write " + path);
     }
 
-    static certificate make(const certificate_wish& wish, EVP_PKEY* key, const authority& by,
-                            const char* constraints) {
+    static owned_certificate make(const certificate_wish& wish, EVP_PKEY* key, const authority& by,
+                                  const char* constraints) {
         static long serial = 0;
-        certificate made(X509_new());
+        owned_certificate made(X509_new());
         X509* const c = made.get();
         X509_set_version(c, X509_VERSION_3);
         ASN1_INTEGER_set(X509_get_serialNumber(c), ++serial);
@@ -139,8 +139,8 @@ private:
         }
     }
 
-    key key_;
-    certificate certificate_;
+    owned_key key_;
+    owned_certificate certificate_;
     std::vector<X509*> chain_; ///< From here up, without the one that signs itself.
     std::string file_;
 };
