@@ -1352,6 +1352,9 @@ struct stream_list : std::vector<stream_info> {
     using vector::vector;
     /// With a bus: servers that are there but have not told of all their streams in time.
     std::vector<std::string> missing = {};
+    /// Whether all servers that are there have told of all their streams. Never within 2 s after
+    /// this server has found the bus, or found it again: it does not know yet who is there.
+    bool complete = true;
 };
 
 /// What a client over a connection limit gets.
@@ -1891,8 +1894,9 @@ public:
     /// missed. If there is no such stream, nobody gets it. Otherwise like publish(). Errors:
     /// errc::bad_key too.
     ///
-    /// With a bus send_to() returns 0. A stream of another server gets it unless that is away from
-    /// the bus just then; of what is published at the same time, either may come first.
+    /// With a bus send_to() returns 0, and does not wait. A stream of another server gets it unless
+    /// that is away from the bus just then; of what is published at the same time, either may come
+    /// first.
     std::uint64_t send_to(std::uint64_t stream, const message& m);
     std::uint64_t send_to_user(std::string_view user, const message& m);
 
@@ -1911,8 +1915,8 @@ public:
     /// threads, several at once.
     ///
     /// With a bus the first two end streams of other servers too, unless one is away from the bus
-    /// just then. They wait and throw as publish() does when the bus must carry it, after they have
-    /// ended those of this server.
+    /// just then. They do not wait for that; they throw errc::bus_down, no_room or stopped if the
+    /// bus does not take it, after they have ended those of this server.
     void revoke(std::uint64_t stream);
     void revoke_user(std::string_view user);
     void revoke_if(std::function<bool(const stream_info&)> which);
@@ -9020,6 +9024,7 @@ struct listing {
     measurements sum = {};
     std::vector<bool> answered = {};                     ///< By worker.
     std::map<std::uint64_t, server> others = {};         ///< By their number.
+    bool may_lack_some = false;                          ///< That were not heard of yet.
     std::chrono::steady_clock::time_point deadline = {}; ///< When they are no longer waited for.
 
     /// Once nothing more is waited for.
@@ -9028,6 +9033,7 @@ struct listing {
         for (auto& [node, one] : others) {
             if (!one.done) streams.missing.push_back(std::move(one.name));
         }
+        streams.complete = streams.missing.empty() && !may_lack_some;
         return std::move(streams);
     }
 };
@@ -11480,7 +11486,7 @@ public:
 
     // On the bus's thread.
     bool hear(std::string_view bytes); ///< Returns false if it makes no sense.
-    void begin() { is_ready_ = true; }
+    void begin();
     void note_health(bool up);
 
     void pulse(); ///< On the first worker's thread, now and then.
@@ -11525,6 +11531,7 @@ private:
     std::map<std::uint64_t, other> others_;
     std::map<std::uint64_t, std::weak_ptr<listing>> questions_;
     std::uint64_t asked_ = 0;
+    clock::time_point knows_all_from_ = clock::time_point::max(); // then all others were heard
     bool is_up_ = false;
     bool has_left_ = false;
 };
@@ -11551,10 +11558,17 @@ SSE_DECL void cluster::pulse() {
     if (!open_questions().empty()) hub_.room.notify(); // a deadline may have passed
 }
 
+SSE_DECL void cluster::begin() {
+    const std::lock_guard lock(mutex_);
+    is_ready_ = true;
+    knows_all_from_ = clock::now() + 2 * greeting;
+}
+
 SSE_DECL void cluster::note_health(bool up) {
     const std::lock_guard lock(mutex_);
     if (up && !is_up_) { // they were not heard meanwhile
         for (auto& [node, one] : others_) one.heard = clock::now();
+        if (is_ready_) knows_all_from_ = clock::now() + 2 * greeting;
     }
     is_up_ = up;
 }
@@ -11626,12 +11640,13 @@ SSE_DECL void cluster::ask(const std::shared_ptr<listing>& all) {
     notice n{.what = notice::kind::ask, .node = node_};
     {
         const std::lock_guard lock(mutex_);
-        if (has_left_ || !is_ready_) return;
         const std::lock_guard listing_lock(all->mutex);
+        all->may_lack_some = has_left_ || !is_up_ || clock::now() < knows_all_from_;
+        if (has_left_ || !is_ready_) return;
         for (const auto& [node, one] : others_) {
             if (is_there(one)) all->others[node].name = one.name;
         }
-        if (all->others.empty()) return;
+        if (all->others.empty() && !all->may_lack_some) return;
         all->deadline = clock::now() + answer_time;
         n.number = ++asked_;
         questions_[n.number] = all;
@@ -11906,11 +11921,18 @@ SSE_DECL void relay::tell(notice n) {
     if (!attached_ && !failed) failed = errc::bus_down;
     mutex_.unlock();
     if (failed) throw std::system_error(failed, "sse::server::revoke");
-    const auto made = std::make_shared<confirmation>();
-    engine_->publish(
-        encode_notice(n), false, hub_.options.timeouts.publish,
-        [made](std::error_code code, std::uint64_t number) { made->tell(code, number); });
-    await(*made, "sse::server::revoke");
+    struct attempt {
+        std::mutex mutex;
+        std::error_code failed;
+    };
+    const auto one = std::make_shared<attempt>(); // what fails later is lost
+    engine_->publish(encode_notice(n), false, hub_.options.timeouts.publish,
+                     [one](std::error_code code, std::uint64_t) {
+                         const std::lock_guard lock(one->mutex);
+                         one->failed = code;
+                     });
+    const std::lock_guard lock(one->mutex);
+    if (one->failed) throw std::system_error(one->failed, "sse::server::revoke");
 }
 
 SSE_DECL std::uint64_t relay::await(confirmation& made, const char* what) {
@@ -12319,6 +12341,7 @@ SSE_DECL worker* hub::worker_here() const noexcept {
 /// Returns nullptr if new streams are admitted. The asking client's `own` connections do not count.
 SSE_DECL const char* hub::why_not_ready(std::size_t own) const noexcept {
     if (stopped) return "Going down\n";
+    if (relay && ready_at == never) return "The bus has not been reached yet\n";
     if (options.limits.connections == 0) return nullptr;
     const std::size_t besides = refusing.load(std::memory_order_relaxed) + own;
     std::size_t open = 0;
@@ -13548,7 +13571,9 @@ SSE_DECL std::uint64_t server::send_to(std::uint64_t stream, const message& m) {
     if (hub_->relay->others().may_be_elsewhere(stream)) {
         message passing = m;
         passing.ephemeral = true;
-        hub_->relay->publish(frame::kind::stream, std::to_string(stream), passing);
+        const auto failed =
+            hub_->relay->try_publish(frame::kind::stream, std::to_string(stream), passing);
+        if (failed) throw std::system_error(failed, "sse::server::send_to");
     }
     if (hub_->relay->others().is_here(stream)) push(std::move(f));
     return 0;
@@ -13612,9 +13637,9 @@ SSE_DECL bool server::all_answered(const detail::hub& hub, detail::listing& all)
     for (std::size_t i = 0; i < hub.workers.size(); ++i) {
         if (!all.answered[i] && !hub.workers[i]->has_ended()) return false;
     }
+    const auto is_done = [](const auto& one) { return one.second.done; };
     return std::chrono::steady_clock::now() >= all.deadline ||
-           std::all_of(all.others.begin(), all.others.end(),
-                       [](const auto& one) { return one.second.done; });
+           (!all.may_lack_some && std::all_of(all.others.begin(), all.others.end(), is_done));
 }
 
 SSE_DECL stream_list server::streams(const stream_filter& which) const {
@@ -17373,7 +17398,10 @@ SSE_DECL void redis_fetcher::finish() noexcept {
 // --- the engine
 
 SSE_DECL void redis_engine::attach(sink& to, const history& kept) {
-    if (reader_) throw std::logic_error("sse::redis_bus: a bus is attached once");
+    if (reader_)
+        throw std::logic_error("sse::redis_bus: this bus belongs to another server, or to one that "
+                               "has stopped; make a "
+                               "new one for each server");
     room_.sink = &to;
     reader_.emplace(room_, kept);
     listener_.emplace(room_);
@@ -18232,7 +18260,10 @@ SSE_DECL std::int64_t file_log_bus::now() noexcept {
 }
 
 SSE_DECL void file_log_bus::attach(sink& to, const history& kept) {
-    if (sink_) throw std::logic_error("sse::file_log: attach() is called once");
+    if (sink_)
+        throw std::logic_error(
+            "sse::file_log: this bus belongs to another server, or to one that has stopped; make a "
+            "new one for each server");
     sink_ = &to;
     try {
         open(kept);
@@ -18966,6 +18997,7 @@ SSE_DECL bus::page file_log_bus::read_page(const page_order& wanted) {
     page found;
     std::size_t bytes = 0;
     std::uint64_t next = wanted.after + 1;
+    found.whole = next != 0 || locate(wanted.epoch, 1).has_value(); // no record has more
     while (next != 0 && found.records.size() < wanted.messages && bytes < max_page) {
         const auto from = locate(wanted.epoch, next);
         if (!from || from->in.first > next) { // deleted
@@ -20153,7 +20185,9 @@ SSE_DECL void nats_engine::attach(sink& to, const history& kept) {
     {
         const std::lock_guard lock(mutex_);
         if (stage_ != stage::fresh)
-            throw std::logic_error("sse::nats_bus: attach() is called once");
+            throw std::logic_error("sse::nats_bus: this bus belongs to another server, or to one "
+                                   "that has stopped; make a "
+                                   "new one for each server");
         stage_ = stage::attached;
     }
     try {

@@ -938,6 +938,30 @@ TEST_CASE("streams of all servers are listed, with their server, by user and by 
     CHECK(failure_of([&] { a.streams({.user = "a\nb"}); }) == errc::bad_key);
 }
 
+TEST_CASE("a server that does not know yet who is there says that its list may lack some") {
+    const auto store = std::make_shared<memory_store>();
+    running_server b(node(store, "b"));
+    const auto anna = client_of(b, "anna");
+    CHECK(eventually([&] { return b.streams().complete; }));
+    store->set_down(true);
+    CHECK(eventually([&] { return !b.streams().complete; }));
+    running_server a(node(store, "a"));
+    CHECK(!a.streams({.user = "anna"}).complete); // and finds none
+    CHECK(http_get(a.port(), "/health/ready").status == 503);
+    CHECK(http_get(b.port(), "/health/ready").status == 200);
+    store->set_down(false);
+    REQUIRE(eventually([&] { return http_get(a.port(), "/health/ready").status == 200; }));
+    bool was_complete = false;
+    CHECK(eventually([&] {
+        const auto found = a.streams({.user = "anna"});
+        if (found.complete) CHECK(names_of(found) == "anna@b"); // never complete without her
+        was_complete |= found.complete;
+        return was_complete;
+    }));
+    CHECK(eventually([&] { return b.streams().complete; }));
+    CHECK(a.streams({.user = "nobody"}).empty());
+}
+
 TEST_CASE("a handler lists the streams of all servers without holding up its worker") {
     const auto store = std::make_shared<memory_store>();
     running_server a(node(store, "a"), [](sse::server& s) {

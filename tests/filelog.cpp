@@ -841,7 +841,7 @@ TEST_CASE("a sync that fails, with file_sync::interval: a new epoch after what i
         log.stored("m3");
         while (syncs() == had) std::this_thread::yield();
         disk.fails_sync = EIO;
-        log.stored("m4");
+        log.publish("m4"); // refused if a sync of m3 was due
         const bool fails = log.sink.wait_until([](const auto& seen) { return !*seen.is_up; });
         CHECK(fails);
         CHECK(log.publish("x").first == sse::errc::bus_refused);
@@ -962,7 +962,8 @@ TEST_CASE("pages from any place are what was published") {
             CHECK(page.records[k].bytes == "m" + std::to_string(after + 1 + k));
         }
     }
-    CHECK_FALSE(log.read("unknown0", 0).whole);
+    for (const std::uint64_t after : {std::uint64_t{0}, ~std::uint64_t{0} - 1, ~std::uint64_t{0}})
+        CHECK_FALSE(log.read("unknown0", after).whole);
     CHECK(log.read(epoch, std::numeric_limits<std::uint64_t>::max()).records.empty());
 }
 
