@@ -1,6 +1,7 @@
 // tls.cpp - covers >>tls, >>secure: Both ends over TLS: what peers do to a handshake and to
 // records, certificates that change, slow clients, ends that are cut. Built with SSE_ENABLE_TLS;
 // the certificates are made by the test.
+#include "support/dice.hpp"
 #include "support/handlers.hpp"
 #include "support/script_server.hpp"
 #include "support/server.hpp"
@@ -261,6 +262,55 @@ TEST_CASE("a record that is broken ends its stream, and no other") {
     CHECK(server.failed.wait_for("decryption failed or bad record mac"));
     server.server.broadcast({.data = "on"});
     CHECK(other.next().data == "on");
+}
+
+TEST_CASE("whatever is cut, changed, left out or repeated of a session, it ends alone") {
+    tls_server server;
+    event_client steady(server.port(), "/subscribe", {}, secure());
+    dice random(20261129);
+    enum class harm : std::uint8_t { none, flip, cut, leave_out, repeat };
+    for (int round = 0; round < 1'000; ++round) {
+        const auto what = static_cast<harm>(random.below(5));
+        std::size_t left = random.below(900); // bytes before the harm; the first are a handshake
+        bool is_harmed = false;
+        CAPTURE(static_cast<int>(what));
+        CAPTURE(left);
+        connection c(server.port(), in_the_open());
+        const auto send = [&](std::string bytes) {
+            const std::size_t at = left;
+            left -= std::min(left, bytes.size());
+            is_harmed = what != harm::none && at < bytes.size();
+            if (is_harmed) {
+                if (what == harm::flip) bytes[at] = static_cast<char>(bytes[at] ^ 1);
+                if (what == harm::cut) bytes.resize(at);
+                if (what == harm::leave_out) bytes.erase(at, 1);
+                if (what == harm::repeat) bytes.insert(at, bytes.substr(0, at + 1));
+            }
+            return c.try_send(bytes) && !is_harmed;
+        };
+        tls_end end({.newest = random.one_in(2) ? TLS1_2_VERSION : TLS1_3_VERSION});
+        std::string came;
+        bool goes_on = true;
+        while (goes_on && !end.is_established()) {
+            end.open(came);
+            goes_on = send(end.take_output());
+            if (!goes_on || end.is_established()) break;
+            REQUIRE(c.receive_some());
+            came = c.read_until([](const std::string&) { return true; });
+        }
+        const std::string request = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        for (int n = 0; n < 8 && goes_on; ++n) goes_on = send(end.seal(request));
+        c.finish_sending();
+        while (c.receive_some()) {}
+        const bool answered = goes_on && has(end.open(c.received()), "HTTP/1.1 200");
+        if (what == harm::none) CHECK(answered);
+        if (round % 50 == 0) {
+            server.server.broadcast({.data = std::to_string(round)});
+            CHECK(steady.next().data == std::to_string(round));
+        }
+    }
+    CHECK(eventually([&] { return server.server.counters().connections == 1; }));
+    CHECK(server.server.counters().tls_failures > 100);
 }
 
 TEST_CASE("limits by address count from accept on, before any handshake") {
