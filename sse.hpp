@@ -6439,7 +6439,8 @@ inline bool feed::commit(receiver& r, const batch& from, std::size_t begin, std:
         return true;
     }
     const std::size_t reached = stop == all.begin() ? 0 : std::prev(stop)->end;
-    if (end > reached) {
+    // Framing may have taken a byte more than it says, and then the next frame has begun.
+    if (end > reached || (r.adds_framing_ && end > begin)) {
         begin_frame(r, *stop);
         r.cut_at_ += end - reached;
     }
