@@ -1340,11 +1340,12 @@ struct stream_info {
     std::string node = {}; ///< options::node of its server.
 };
 
-/// Which streams are listed: all, unless a member says less.
+/// Which streams are listed: all, unless a member says less. Views, as those of a message: what
+/// they refer to is copied before the call that takes them returns or suspends.
 struct stream_filter {
-    std::string user = {};  ///< Those of this user.
-    std::string topic = {}; ///< Those that get what is published to this topic.
-    bool here = false;      ///< With a bus: those of this server, and no other is asked.
+    std::string_view user = {};  ///< Those of this user.
+    std::string_view topic = {}; ///< Those that get what is published to this topic.
+    bool here = false;           ///< With a bus: those of this server, and no other is asked.
 };
 
 /// The streams that server::streams() found.
@@ -9018,7 +9019,8 @@ struct listing {
         bool done = false;
     };
 
-    stream_filter which = {};
+    std::string user = {}; ///< See stream_filter.
+    std::string topic = {};
     std::function<void(const listing&)> when_whole = {}; ///< All workers have responded.
     std::mutex mutex;
     stream_list streams = {};
@@ -9170,7 +9172,7 @@ struct worker {
                    const subscribe_options& how, bool is_private);
     std::uint64_t name_of(connection& s);
     std::uint64_t new_name();
-    bool is_listed(const connection& s, const stream_filter& which) const;
+    bool is_listed(const connection& s, const listing& which) const;
     template <class Which>
     void post_revoke(Which which);
     std::optional<std::size_t> write_now(connection& s,
@@ -10281,7 +10283,7 @@ SSE_DECL void worker::revoke_user(std::string_view user) {
     post_revoke([user = std::string(user)](connection& s) { return s.user() == user; });
 }
 
-SSE_DECL bool worker::is_listed(const connection& s, const stream_filter& which) const {
+SSE_DECL bool worker::is_listed(const connection& s, const listing& which) const {
     if (s.phase_ != phase::streaming || (!which.user.empty() && s.user() != which.user)) {
         return false;
     }
@@ -10297,7 +10299,7 @@ SSE_DECL void worker::list(std::shared_ptr<listing> all) {
         refresh();
         std::vector<stream_info> mine;
         for (connection* const s : connections_) {
-            if (is_listed(*s, all->which)) mine.push_back(info(*s));
+            if (is_listed(*s, *all)) mine.push_back(info(*s));
         }
         bool whole = false;
         {
@@ -11653,8 +11655,8 @@ SSE_DECL void cluster::ask(const std::shared_ptr<listing>& all) {
         questions_[n.number] = all;
     }
     n.name = hub_.options.node;
-    n.user = all->which.user;
-    n.topic = all->which.topic;
+    n.user = all->user;
+    n.topic = all->topic;
     engine_.publish(encode_notice(n), false, answer_time,
                     [this, all](std::error_code failed, std::uint64_t) {
                         if (!failed) return;
@@ -11671,8 +11673,8 @@ SSE_DECL void cluster::give_up(listing& all) {
 SSE_DECL void cluster::answer(const notice& n) {
     auto all = std::make_shared<listing>();
     all->answered.resize(hub_.workers.size());
-    all->which.user = n.user;
-    all->which.topic = n.topic;
+    all->user = n.user;
+    all->topic = n.topic;
     all->when_whole = [this, to = n.node, number = n.number](const listing& found) {
         tell_streams(to, number, found.streams);
     };
@@ -13617,9 +13619,10 @@ SSE_DECL std::shared_ptr<detail::listing>
 server::ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>),
                 const stream_filter& which) const {
     auto all = std::make_shared<detail::listing>();
-    all->which = which;
+    all->user = which.user;
+    all->topic = which.topic;
     if (!which.topic.empty() && which.topic != "/") {
-        all->which.topic = detail::checked_topic(which.topic);
+        all->topic = detail::checked_topic(which.topic);
     }
     if (!which.user.empty()) static_cast<void>(detail::user_topic(which.user));
     all->answered.resize(hub_->workers.size());

@@ -1017,7 +1017,8 @@ TEST_SUITE("examples") {
         running_example chat("chat", {example("chat.html")});
         const auto page = http_get(chat.port, "/");
         CHECK(page.header("Content-Type") == "text/html; charset=utf-8");
-        CHECK(has(page.body, "EventSource"));
+        CHECK(has(page.body, "from \"/sse.js\""));
+        CHECK(has(http_get(chat.port, "/sse.js").body, "export"));
         CHECK_FALSE(has(page.body, "innerHTML"));
         event_client ann(chat.port, "/room?name=Ann");
         CHECK(ann.next().data == R"(["Ann"])");
