@@ -2051,11 +2051,20 @@ public:
     /// The last message. Errors: as send().
     void finish(const message& last = {.event = "done"}) { push(last, true); }
 
-    /// How many streams view it now.
+    /// How many streams view it now. None is no reason to end: a viewer that left may come back.
     std::size_t viewers() const noexcept;
+
+    /// Whether jobs::stop() was called: whoever wanted the job does not any more. The producer ends
+    /// it as it sees fit, such as by finish({.event = "stopped"}).
+    bool stop_requested() const noexcept;
+
+    /// Waits for that. The job may be destroyed meanwhile; then it waits until it is cancelled.
+    /// Cancellation: terminal.
+    asio::awaitable<void> async_stop_requested() const { return wait_for_stop(log_); }
 
 private:
     friend class jobs;
+    static asio::awaitable<void> wait_for_stop(std::shared_ptr<detail::job_log> log);
     job(std::string name, std::shared_ptr<detail::job_log> log) noexcept
         : name_(std::move(name)), log_(std::move(log)) {}
 
@@ -2081,6 +2090,10 @@ public:
 
     /// Errors: errc::job_exists, errc::too_many_jobs.
     job start(std::string name);
+
+    /// Asks the job's producer to stop, which is not the same as a viewer that leaves. Returns
+    /// false if no job of this name runs. Any number of times.
+    bool stop(std::string_view name) const;
 
     /// Whether the job runs or is still kept.
     bool known(std::string_view name) const { return find(name) != nullptr; }
@@ -12774,6 +12787,16 @@ public:
     detail::room changed;                ///< Notified of every message.
     std::atomic<std::size_t> viewers{0}; ///< Streams that follow it now.
 
+    /// Returns false if the last message has come.
+    bool request_stop() {
+        if (finished_at()) return false;
+        stop_requested = true;
+        stopping.notify();
+        return true;
+    }
+    detail::room stopping;
+    std::atomic<bool> stop_requested{false};
+
 private:
     static constexpr std::size_t batch_frames = 64;
 
@@ -12914,6 +12937,18 @@ SSE_DECL job::~job() {
 }
 
 SSE_DECL std::size_t job::viewers() const noexcept { return log_->viewers; }
+
+SSE_DECL bool job::stop_requested() const noexcept { return log_->stop_requested; }
+
+SSE_DECL asio::awaitable<void> job::wait_for_stop(std::shared_ptr<detail::job_log> log) {
+    const auto goes_on = [l = log.get()] { return !l->stop_requested; };
+    while (goes_on()) co_await log->stopping.async_wait(goes_on);
+}
+
+SSE_DECL bool jobs::stop(std::string_view name) const {
+    const auto log = find(name);
+    return log && log->request_stop();
+}
 
 SSE_DECL void job::push(const message& m, bool last) {
     if (m.id) {

@@ -4,7 +4,8 @@
 //
 // POST /jobs starts a job and responds with its path; GET /jobs/{id} shows it from its beginning,
 // or after Last-Event-ID, to its last event. A client that comes late gets every line of the log,
-// but only the newest progress, since progress has a key.
+// but only the newest progress, since progress has a key. Who leaves can come back; only
+// DELETE /jobs/{id} stops the work.
 #include "sse.hpp"
 
 #include "program.hpp"
@@ -23,6 +24,7 @@ void bake(sse::job job) {
         job.send({.event = "log", .data = "now: " + step});
         for (int percent = 10; percent <= 100; percent += 10) {
             if (stopping) return;
+            if (job.stop_requested()) return job.finish({.event = "stopped", .data = step});
             std::this_thread::sleep_for(30ms);
             job.send({.event = "progress",
                       .data = step + " " + std::to_string(percent) + " %",
@@ -47,6 +49,11 @@ int main(int argc, char** argv) {
         });
         server.route("GET", "/jobs/{id}", [&](sse::stream& client) {
             return jobs.serve(client, client.request().path_value("id"));
+        });
+        server.route("DELETE", "/jobs/{id}", [&](sse::stream& client) {
+            const bool runs = jobs.stop(client.request().path_value("id"));
+            return client.respond(runs ? 202 : 404, "text/plain",
+                                  runs ? "It is asked to stop\n" : "No such job runs\n");
         });
         server.start(argc > 1 ? argv[1] : "127.0.0.1:8080");
         std::cout << "http://localhost:" << server.port() << "/jobs" << std::endl;

@@ -987,6 +987,11 @@ TEST_SUITE("examples") {
         CHECK(has(late, "data: now: mix\n"));
         CHECK_FALSE(has(late, "data: mix 10 %\n")); // a newer one replaced it
         CHECK(http_get(job.port, "/jobs/none").status == 404);
+        CHECK(http_request(job.port, "DELETE", path).status == 404); // it is over
+        const auto other = http_request(job.port, "POST", "/jobs", {}, "x");
+        const std::string stopped = other.header("Location").value_or("");
+        CHECK(http_request(job.port, "DELETE", stopped).status == 202);
+        CHECK(has(curl(job.url(stopped)), "event: stopped\n"));
         job.check_ends_on_signal();
     }
 

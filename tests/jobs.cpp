@@ -293,6 +293,68 @@ TEST_SUITE("producers") {
         CHECK(all_of(b) == "b,");
     }
 
+    TEST_CASE("a stop reaches the producer, and a viewer that leaves does not") {
+        jobs_server s;
+        sse::job job = s.jobs.start("a");
+        {
+            event_client viewer = s.view("a");
+            CHECK(eventually([&] { return job.viewers() == 1; }));
+        }
+        CHECK(eventually([&] { return job.viewers() == 0; }));
+        CHECK_FALSE(job.stop_requested());
+        CHECK_FALSE(s.jobs.stop("b"));
+        CHECK(s.jobs.stop("a"));
+        CHECK(s.jobs.stop("a"));
+        CHECK(job.stop_requested());
+        job.send({.data = "what it has"}); // it may say more before it ends
+        job.finish({.event = "stopped"});
+        event_client viewer = s.view("a");
+        CHECK(all_of(viewer) == "what it has,stopped;");
+        CHECK_FALSE(s.jobs.stop("a")); // it runs no more
+    }
+
+    TEST_CASE("a stop ends the wait of a producer that is a coroutine, also after the job") {
+        sse::jobs jobs;
+        asio::io_context io;
+        auto job = std::make_unique<sse::job>(jobs.start("a"));
+        int stopped = 0;
+        const auto wait = [&] {
+            asio::co_spawn(io, job->async_stop_requested(), [&](std::exception_ptr failed) {
+                CHECK(!failed);
+                ++stopped;
+            });
+        };
+        wait();
+        wait();
+        io.poll();
+        CHECK(stopped == 0);
+        job->send({.data = "more"});
+        io.poll();
+        CHECK(stopped == 0);
+        CHECK(jobs.stop("a"));
+        io.restart();
+        io.run_for(10s);
+        CHECK(stopped == 2);
+        wait(); // at once
+        io.restart();
+        io.run_for(10s);
+        CHECK(stopped == 3);
+        asio::cancellation_signal cancel;
+        bool cancelled = false;
+        auto other = std::make_unique<sse::job>(jobs.start("b"));
+        asio::co_spawn(io, other->async_stop_requested(),
+                       asio::bind_cancellation_slot(cancel.slot(), [&](std::exception_ptr failed) {
+                           cancelled = failed != nullptr;
+                       }));
+        io.restart();
+        io.poll();
+        other.reset();
+        cancel.emit(asio::cancellation_type::terminal);
+        io.restart();
+        io.run_for(10s);
+        CHECK(cancelled);
+    }
+
     TEST_CASE("a job that is moved goes on, and what another is moved over is abandoned") {
         jobs_server s;
         sse::job a = s.jobs.start("a");
