@@ -24,6 +24,8 @@
 #include "load.hpp"
 #include "publisher.hpp"
 
+#include "../tests/support/temporary_folder.hpp"
+
 #if defined(SSE_ENABLE_REDIS)
 #include "../tests/support/redis_server.hpp"
 #endif
@@ -70,19 +72,10 @@ public:
 
 class folder final : public keeper {
 public:
-    folder() {
-        std::string name = (std::filesystem::temp_directory_path() / "sse-bus-XXXXXX").string();
-        if (::mkdtemp(name.data()) == nullptr) bench::throw_errno("mkdtemp");
-        path_ = name;
-    }
-    ~folder() override {
-        std::error_code ignored;
-        std::filesystem::remove_all(path_, ignored);
-    }
-    std::string where() const override { return path_.string(); }
+    std::string where() const override { return folder_.path().string(); }
 
 private:
-    std::filesystem::path path_;
+    support::temporary_folder folder_{"sse-bus"};
 };
 
 #if defined(SSE_ENABLE_REDIS)

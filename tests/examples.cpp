@@ -2,6 +2,7 @@
 #include "support/client.hpp"
 #include "support/script_server.hpp"
 #include "support/swarm.hpp"
+#include "support/temporary_folder.hpp"
 
 #include <asio/ip/host_name.hpp>
 #include <doctest/doctest.h>
@@ -150,16 +151,6 @@ struct scratch_file {
     }
     void cut() { std::ofstream(path, std::ios::trunc); }
     const std::string path;
-};
-
-/// A folder that is there for the time of a test.
-struct scratch_folder {
-    scratch_folder() { REQUIRE(::mkdtemp(path.data())); }
-    ~scratch_folder() {
-        std::error_code ignored;
-        std::filesystem::remove_all(path, ignored);
-    }
-    std::string path = "/tmp/sse-test-XXXXXX";
 };
 
 } // namespace
@@ -661,8 +652,9 @@ TEST_SUITE("examples") {
     }
 
     TEST_CASE("with --log-dir a client goes on where it was when the hub was killed, or ended") {
-        scratch_folder folder;
-        const std::vector<std::string> flags{"--publish-token", "secret", "--log-dir", folder.path};
+        const temporary_folder folder("sse-test");
+        const std::vector<std::string> flags{"--publish-token", "secret", "--log-dir",
+                                             folder.path().string()};
         std::string first;
         {
             running_hub hub(flags);
@@ -688,7 +680,7 @@ TEST_SUITE("examples") {
         event_client client(hub.port, "/subscribe/room", {{"Last-Event-ID", first}});
         CHECK(data_of(client.next(2)) == std::vector<std::string>{"two", "three"});
         CHECK(eventually([&] { return has(http_get(hub.port, "/health").body, "Bus: up"); }));
-        const auto second = run(example("hub") + " --port 0 --log-dir " + folder.path);
+        const auto second = run(example("hub") + " --port 0 --log-dir " + folder.path().string());
         CHECK(second.first == 1);
         CHECK(has(second.second, "another process or server has this log open"));
     }

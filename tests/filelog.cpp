@@ -2,6 +2,7 @@
 // faults
 #include "support/dice.hpp"
 #include "support/recording_sink.hpp"
+#include "support/temporary_folder.hpp"
 
 #include <doctest/doctest.h>
 
@@ -28,25 +29,8 @@ using sse::detail::log_segment;
 namespace fs = std::filesystem;
 
 /// A folder that is removed at the end.
-class temporary_folder {
-public:
-    temporary_folder() {
-        std::random_device random;
-        path_ = fs::temp_directory_path() /
-                ("sse-filelog-" + std::to_string(random()) + "-" + std::to_string(random()));
-        fs::create_directory(path_);
-    }
-    ~temporary_folder() {
-        std::error_code ignored;
-        fs::remove_all(path_, ignored);
-    }
-    temporary_folder(const temporary_folder&) = delete;
-    temporary_folder& operator=(const temporary_folder&) = delete;
-
-    std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-
-private:
-    fs::path path_;
+struct temporary_folder : support::temporary_folder {
+    temporary_folder() : support::temporary_folder("sse-filelog") {}
 };
 
 std::string contents(const std::string& path) {

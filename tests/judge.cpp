@@ -25,6 +25,7 @@
 // centrifuge       three servers with Debian's library of Centrifugo, and the same redis-server
 // nchan-cut, centrifuge-cut    the same with the Redis of redis-cut
 #include "support/crowd.hpp"
+#include "support/temporary_folder.hpp"
 
 #include "sse.hpp"
 
@@ -70,29 +71,6 @@ std::string with_commas(std::uint64_t number) {
     for (std::size_t at = text.size(); at > 3;) text.insert(at -= 3, 1, ',');
     return text;
 }
-
-/// A folder that is removed at the end, unless something failed.
-class temporary_folder {
-public:
-    temporary_folder() {
-        std::string name = (std::filesystem::temp_directory_path() / "sse-judge-XXXXXX").string();
-        if (!::mkdtemp(name.data())) throw_errno("mkdtemp");
-        path_ = name;
-    }
-    ~temporary_folder() {
-        std::error_code ignored;
-        if (!kept_) std::filesystem::remove_all(path_, ignored);
-    }
-    temporary_folder(const temporary_folder&) = delete;
-    temporary_folder& operator=(const temporary_folder&) = delete;
-
-    void keep() { kept_ = true; }
-    std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-
-private:
-    std::filesystem::path path_;
-    bool kept_ = false;
-};
 
 // ---- a node: this program again -----------------------------------------------------------------
 
@@ -450,7 +428,7 @@ public:
     std::size_t nodes() const override { return 1; }
 
 private:
-    temporary_folder folder_;
+    temporary_folder folder_{"sse-judge"};
 };
 
 /// Kills it and starts it again, or freezes it for a while.
@@ -511,7 +489,7 @@ public:
 
 private:
     const peer& kind_;
-    temporary_folder folder_;
+    temporary_folder folder_{"sse-judge"};
     redis_target redis_;
 };
 
@@ -883,7 +861,7 @@ private:
     const settings asked_;
     const std::string name_;
     std::mt19937_64 random_;
-    temporary_folder folder_;
+    temporary_folder folder_{"sse-judge"};
     std::unique_ptr<target> bus_;
     std::vector<std::uint16_t> ports_;
     std::vector<node_process> nodes_;

@@ -6,6 +6,8 @@
 //   options.tls = {.certificate = server.certificate, .key = server.key};
 #pragma once
 
+#include "temporary_folder.hpp"
+
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -37,20 +39,8 @@ struct certificate_wish {
 
 /// A folder for files, removed with the process that made it.
 inline const std::filesystem::path& certificate_folder() {
-    struct folder {
-        folder() {
-            std::string name = (std::filesystem::temp_directory_path() / "sse-tls-XXXXXX").string();
-            if (!::mkdtemp(name.data())) throw std::runtime_error("no folder for certificates");
-            path = name;
-        }
-        ~folder() {
-            std::error_code ignored;
-            std::filesystem::remove_all(path, ignored);
-        }
-        std::filesystem::path path;
-    };
-    static const folder made;
-    return made.path;
+    static const temporary_folder made("sse-tls");
+    return made.path();
 }
 
 /// Issues certificates. The first of a chain signs itself.

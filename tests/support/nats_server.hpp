@@ -2,6 +2,7 @@
 #pragma once
 
 #include "client.hpp"
+#include "temporary_folder.hpp"
 
 #include <nats/nats.h>
 
@@ -58,21 +59,13 @@ public:
         more_ = std::move(more);
     }
     nats_server(int port, std::string more, bool jetstream)
-        : port_(port), jetstream_(jetstream), more_(std::move(more)) {
-        std::string name = (std::filesystem::temp_directory_path() / "sse-nats-XXXXXX").string();
-        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no folder");
-        folder_ = name;
-    }
-    ~nats_server() {
-        kill();
-        std::error_code ignored;
-        std::filesystem::remove_all(folder_, ignored);
-    }
+        : port_(port), jetstream_(jetstream), more_(std::move(more)) {}
+    ~nats_server() { kill(); }
     nats_server(const nats_server&) = delete;
     nats_server& operator=(const nats_server&) = delete;
 
     std::string url() const { return "nats://127.0.0.1:" + std::to_string(port_); }
-    const std::filesystem::path& folder() const { return folder_; }
+    const std::filesystem::path& folder() const { return folder_.path(); }
     pid_t process() const { return pid_; }
     std::string said() const {
         std::ifstream in(folder_ / "log");
@@ -88,11 +81,9 @@ public:
     void launch() {
         std::ofstream(folder_ / "conf")
             << "listen: 127.0.0.1:" << port_ << "\n"
-            << (jetstream_ ? "jetstream { store_dir: \"" + (folder_ / "js").string() + "\" }\n"
-                           : "")
+            << (jetstream_ ? "jetstream { store_dir: \"" + (folder_ / "js") + "\" }\n" : "")
             << more_ << "\n";
-        const auto program = find_nats_server(), conf = (folder_ / "conf").string(),
-                   log = (folder_ / "log").string();
+        const auto program = find_nats_server(), conf = folder_ / "conf", log = folder_ / "log";
         const char* const arguments[] = {program.c_str(), "-c",   conf.c_str(), "-l",
                                          log.c_str(),     nullptr};
         pid_ = ::fork();
@@ -144,7 +135,7 @@ private:
     int other_port_ = free_port();
     bool jetstream_;
     std::string more_;
-    std::filesystem::path folder_;
+    temporary_folder folder_{"sse-nats"};
     pid_t pid_ = -1;
 };
 

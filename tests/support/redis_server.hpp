@@ -1,6 +1,8 @@
 // A redis-server of a test's own: on a free port of loopback, in a temporary folder.
 #pragma once
 
+#include "temporary_folder.hpp"
+
 #include <hiredis/hiredis.h>
 
 #include <algorithm>
@@ -32,23 +34,15 @@ public:
     /// Starts it; the arguments are as on its command line, without those for port and folder.
     explicit redis_server(std::vector<std::string> arguments = {})
         : arguments_(std::move(arguments)), port_(free_port()) {
-        std::string pattern =
-            (std::filesystem::temp_directory_path() / "sse-redis-XXXXXX").string();
-        if (!::mkdtemp(pattern.data())) throw std::runtime_error("mkdtemp failed");
-        folder_ = pattern;
         start();
     }
-    ~redis_server() {
-        kill();
-        std::error_code ignored;
-        std::filesystem::remove_all(folder_, ignored);
-    }
+    ~redis_server() { kill(); }
     redis_server(const redis_server&) = delete;
     redis_server& operator=(const redis_server&) = delete;
 
     int port() const { return port_; }
     std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
-    const std::filesystem::path& folder() const { return folder_; }
+    const std::filesystem::path& folder() const { return folder_.path(); }
     pid_t process() const { return pid_; }
     std::vector<std::string>& arguments() { return arguments_; }
 
@@ -59,13 +53,13 @@ public:
                                      "--bind",
                                      "127.0.0.1",
                                      "--dir",
-                                     folder_.string(),
+                                     folder_.path().string(),
                                      "--repl-diskless-sync-delay",
                                      "0",
                                      "--save",
                                      "",
                                      "--logfile",
-                                     (folder_ / "log").string()};
+                                     folder_ / "log"};
         all.insert(all.end(), arguments_.begin(), arguments_.end());
         std::vector<char*> raw;
         for (auto& a : all) raw.push_back(a.data());
@@ -177,7 +171,7 @@ private:
 
     std::vector<std::string> arguments_;
     int port_;
-    std::filesystem::path folder_;
+    support::temporary_folder folder_{"sse-redis"};
     pid_t pid_ = -1;
     std::unique_ptr<redisContext, void (*)(redisContext*)> own_{nullptr, &redisFree};
 };
