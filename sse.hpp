@@ -11937,18 +11937,14 @@ SSE_DECL void relay::tell(notice n) {
     if (!attached_ && !failed) failed = errc::bus_down;
     mutex_.unlock();
     if (failed) throw std::system_error(failed, "sse::server::revoke");
-    struct attempt {
-        std::mutex mutex;
-        std::error_code failed;
-    };
-    const auto one = std::make_shared<attempt>(); // what fails later is lost
-    engine_->publish(encode_notice(n), false, hub_.options.timeouts.publish,
-                     [one](std::error_code code, std::uint64_t) {
-                         const std::lock_guard lock(one->mutex);
-                         one->failed = code;
-                     });
-    const std::lock_guard lock(one->mutex);
-    if (one->failed) throw std::system_error(one->failed, "sse::server::revoke");
+    const auto made = std::make_shared<confirmation>(); // what fails later is lost
+    engine_->publish(
+        encode_notice(n), false, hub_.options.timeouts.publish,
+        [made](std::error_code code, std::uint64_t number) { made->tell(code, number); });
+    const std::lock_guard lock(made->mutex);
+    if (made->told && made->told->first) {
+        throw std::system_error(made->told->first, "sse::server::revoke");
+    }
 }
 
 SSE_DECL std::uint64_t relay::await(confirmation& made, const char* what) {
