@@ -11839,7 +11839,6 @@ private:
                                   const sse::message& m) const;
     void hand_over(frame::kind what, std::string_view topic, const sse::message& m,
                    bus::published done);
-    std::uint64_t await(confirmation& told, const char* what);
     frame_ref decoded(std::string_view bytes, std::uint64_t number);
     void log_unknown(std::uint64_t number) const;
     static std::uint32_t age_of(const bus::record& what);
@@ -11925,7 +11924,25 @@ relay::begin_publish(frame::kind what, std::string_view topic, const sse::messag
 
 SSE_DECL std::uint64_t relay::publish(frame::kind what, std::string_view topic,
                                       const sse::message& m) {
-    return await(*begin_publish(what, topic, m), "sse::server::publish");
+    const auto made = begin_publish(what, topic, m);
+    using namespace std::chrono_literals;
+    // The bus keeps to its patience. Twice that is for a bus that does not.
+    const auto deadline = std::chrono::steady_clock::now() + 2 * hub_.options.timeouts.publish +
+                          std::chrono::seconds(1);
+    worker* const here = hub_.worker_here();
+    const auto is_told = [&] { return made->is_told(); };
+    for (auto now = std::chrono::steady_clock::now(); now < deadline;
+         now = std::chrono::steady_clock::now()) {
+        if (here) here->make_room(); // otherwise what comes from the bus would wait for this thread
+        if (made->changed.wait_until(here ? std::min(deadline, now + 1ms) : deadline, is_told)) {
+            break;
+        }
+    }
+    const std::lock_guard lock(made->mutex);
+    const auto [failed, number] =
+        made->told.value_or(std::pair(make_error_code(errc::bus_timeout), std::uint64_t{0}));
+    if (failed) throw std::system_error(failed, "sse::server::publish");
+    return number;
 }
 
 SSE_DECL void relay::tell(notice n) {
@@ -11945,27 +11962,6 @@ SSE_DECL void relay::tell(notice n) {
     if (made->told && made->told->first) {
         throw std::system_error(made->told->first, "sse::server::revoke");
     }
-}
-
-SSE_DECL std::uint64_t relay::await(confirmation& made, const char* what) {
-    using namespace std::chrono_literals;
-    // The bus keeps to its patience. Twice that is for a bus that does not.
-    const auto deadline = std::chrono::steady_clock::now() + 2 * hub_.options.timeouts.publish +
-                          std::chrono::seconds(1);
-    worker* const here = hub_.worker_here();
-    const auto is_told = [&] { return made.is_told(); };
-    for (auto now = std::chrono::steady_clock::now(); now < deadline;
-         now = std::chrono::steady_clock::now()) {
-        if (here) here->make_room(); // otherwise what comes from the bus would wait for this thread
-        if (made.changed.wait_until(here ? std::min(deadline, now + 1ms) : deadline, is_told)) {
-            break;
-        }
-    }
-    const std::lock_guard lock(made.mutex);
-    const auto [failed, number] =
-        made.told.value_or(std::pair(make_error_code(errc::bus_timeout), std::uint64_t{0}));
-    if (failed) throw std::system_error(failed, what);
-    return number;
 }
 
 SSE_DECL std::error_code relay::try_publish(frame::kind what, std::string_view topic,
