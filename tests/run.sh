@@ -33,6 +33,7 @@ CDPATH='' cd -- "$(dirname -- "$0")/.."
 passed=0
 failed=0
 skipped=0
+failures= # what is said of them, for the end: a long log is read from there
 
 # not_run WHAT WHY: what cannot be tested on this machine.
 not_run() {
@@ -45,8 +46,9 @@ finished=
 close() {
     if [ -z "$finished" ]; then
         failed=$((failed + 1))
-        printf 'not ok  the run itself: it ended early\n'
+        failures+=$'not ok  the run itself: it ended early\n'
     fi
+    printf '%s' "$failures"
     printf '%d passed, %d failed, %d not run\n' "$passed" "$failed" "$skipped"
     [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ] || exit 1
 }
@@ -55,7 +57,7 @@ trap close EXIT
 # test_suites DIRECTORY AT_A_TIME SUITE...: builds what they need there, and runs them. Tests wait for
 # a third of their time: so many at a time fill two cores, and those with short deadlines keep them.
 test_suites() {
-    local log=$1/meson-logs/$variant.json options=() status=0 counts
+    local log=$1/meson-logs/$variant.json options=() status=0 counts lines
     case $3 in
     scripts | model | matrix | valgrind | mutants | bare) options=(--no-rebuild) ;; # they need nothing
     esac
@@ -64,10 +66,18 @@ test_suites() {
     meson test -C "$1" --num-processes "$2" --print-errorlogs --logbase "$variant" "${options[@]}" \
         $(printf ' --suite %s' "${@:3}") || status=$?
     [ -f "$log" ] || exit 1 # it could not be built
-    { read -r -a counts && cat; } < <(tests/count.py "$log")
+    { read -r -a counts && lines=$(cat); } < <(tests/count.py "$log")
+    grep '^not run' <<<"$lines" || true
+    if [ "$status" -ne 0 ] && [ "${counts[1]}" -eq 0 ]; then
+        counts[1]=1
+        lines="not ok  meson test: its status is $status"
+    fi
     passed=$((passed + counts[0]))
-    failed=$((failed + (status && !counts[1] ? 1 : counts[1])))
+    failed=$((failed + counts[1]))
     skipped=$((skipped + counts[2]))
+    if [ "${counts[1]}" -gt 0 ]; then
+        failures+="== $variant"$'\n'$(grep -v '^not run' <<<"$lines")$'\n'
+    fi
 }
 
 run_variant() {
