@@ -285,10 +285,11 @@ public:
     explicit stamped_line(std::size_t padding) : text_(numbers + padding, 'x') {}
 
     /// Stamps now. The view is good until the next call.
-    std::string_view make(std::uint64_t seq) {
+    std::string_view make(std::uint64_t seq) { return make(seq, now_ns()); }
+    std::string_view make(std::uint64_t seq, std::uint64_t stamp) {
         char* at = text_.data() + numbers;
         *--at = ' ';
-        at = write_before(at, now_ns());
+        at = write_before(at, stamp);
         *--at = ' ';
         at = write_before(at, seq);
         return {at, static_cast<std::size_t>(text_.data() + text_.size() - at)};
@@ -375,8 +376,13 @@ public:
         }
         if (next == start) begin();
         if (next == stop) end();
+        if (published) seq_ = published(publishing_);
         say(std::to_string(seq_));
     }
+
+    /// For servers whose messages do not come from publish_due(): how many there are, once those
+    /// who send them know whether they are to go on.
+    std::function<std::uint64_t(bool)> published;
 
     /// Publishes what is due, of a burst so much that a command or a new client does not wait long:
     /// `publish(line, seq)` says whether it did. A message that was not published leaves its number

@@ -284,6 +284,7 @@ const contender floor_loop{"floor", true};
 const contender uncoalesced{"uncoalesced"};
 const contender library{"sse", true};
 const contender library_handler{"sse handler", true, "/handler"};
+const contender library_tokens{"sse", true, "/tokens"};
 const contender library_calm{"sse, no churn", true, "/subscribe/bench", {}, false};
 #if defined(SSE_ENABLE_IO_URING)
 const std::vector<contender> both_ways{floor_loop, library, {"sse io_uring", true}};
@@ -340,6 +341,22 @@ std::vector<contest> whole_set(const std::vector<contender>& rivals) {
          {&cpu, &p99, &growth},
          &p99,
          with_rivals({floor_loop, library})},
+        {{.name = "tokens", .rate = 0, .each = 20},
+         {&cpu, &p50, &p99, &memory},
+         &cpu,
+         {floor_loop, library_tokens}},
+        {{.name = "tokens, fast", .rate = 0, .each = 50},
+         {&cpu, &p50, &p99},
+         nullptr,
+         {floor_loop, library_tokens}},
+        {{.name = "personal", .clients = 10'000, .rate = 20'000, .topics = 10'000},
+         {&cpu, &p50, &p99},
+         &cpu,
+         {floor_loop, library}},
+        {{.name = "personal, 1,000", .clients = 1'000, .rate = 20'000, .topics = 1'000},
+         {&cpu, &p50, &p99},
+         nullptr,
+         {floor_loop, library}},
     };
     if (!rivals.empty()) // what one write a message cannot do at 2,000 messages a second
         set.insert(set.begin() + 2, {{.name = "busy", .rate = 200},
@@ -438,6 +455,7 @@ std::string describe(const scenario& what) {
         text += what.burst == 1 ? ", now and then a message"
                                 : ", bursts of " + count_of(what.burst, " messages");
     if (what.rate > 0) text += ", " + count_of(what.rate, " messages/s");
+    if (what.each > 0) text += ", " + count_of(what.each, " messages/s to each by its handler");
     text += " of " + count_of(what.payload, " bytes");
     if (what.unread > 0) text += ", " + count_of(what.unread, " read nothing");
     if (what.churn > 0) text += ", " + count_of(what.churn, " connects/s");

@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include <atomic>
 #include <exception>
 #include <optional>
 
@@ -32,12 +33,15 @@ struct scenario {
     std::uint64_t unread = 0;  // of the clients read nothing after the head
     std::uint64_t churn = 0;   // further clients a second that come, see the head and leave
     std::uint64_t topics = 0;  // shared out among the clients; 0: all follow the same one
+    std::uint64_t each = 0;    // messages a second to each client, by a handler of its own that
+                               // sends and sleeps
     std::uint64_t threads = 1; // workers of sse.hpp
     double seconds = 3;
     double warmup = 0.5;
 
     /// How many of the clients that read get a message.
     std::uint64_t reach() const {
+        if (each > 0) return 1;
         if (topics == 0) return clients - unread;
         return std::max<std::uint64_t>(1, clients / topics);
     }
@@ -55,11 +59,21 @@ inline std::string topic_name(std::uint64_t number) { return "/bench/" + std::to
 // The floor: plain sockets, one thread, no library ////////////////////////////////////////////////
 
 /// Keeps all that it published, and for each client a position: everything after that in one
-/// send(). Without coalescing one send() for each message.
+/// send(). Without coalescing one send() for each message. Where each client has a topic, a send()
+/// to that one alone; where each has a handler, a send() when it is due, rounded up to a
+/// millisecond.
 class floor_server {
 public:
     floor_server(const scenario& load, bool coalesces)
-        : conductor_(load.rate, load.burst, load.payload), coalesces_(coalesces) {
+        : conductor_(load.rate, load.burst, load.payload), coalesces_(coalesces),
+          topics_(load.topics, -1), due_(load.each > 0 ? most_ms : 0), line_(load.payload) {
+        if (load.each > 0) {
+            period_ns_ = 1'000'000'000 / load.each;
+            conductor_.published = [this](bool go_on) {
+                sends_ = go_on;
+                return sent_;
+            };
+        }
         listener_ = checked(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), "socket");
         address_.sin_family = AF_INET;
         address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -76,11 +90,18 @@ public:
         conductor_.announce(ntohs(address_.sin_port));
         std::array<epoll_event, 256> events;
         while (!conductor_.ended()) {
-            const int count = epoll_wait(epoll_, events.data(), static_cast<int>(events.size()),
-                                         conductor_.hurries() ? 0 : -1);
+            const int patience = period_ns_ > 0 ? until_due() : conductor_.hurries() ? 0 : -1;
+            const int count =
+                epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), patience);
             for (int at = 0; at < count; ++at) serve(events[static_cast<std::size_t>(at)]);
-            conductor_.publish_due([this](std::string_view line, auto) { return publish(line); });
-            if (coalesces_) send_to_all();
+            if (period_ns_ > 0) {
+                send_due();
+                continue;
+            }
+            conductor_.publish_due([this](std::string_view line, std::uint64_t seq) {
+                return topics_.empty() ? publish(line) : publish(line, seq);
+            });
+            if (coalesces_ && topics_.empty()) send_to_all();
         }
     }
 
@@ -94,7 +115,9 @@ private:
         std::uint32_t place = 0; // in streams_, once it is one
         bool streams = false;
         bool blocked = false;
-        std::size_t sent = 0; // of published_
+        std::size_t sent = 0;      // of published_
+        std::uint64_t next_ns = 0; // when it is due
+        std::uint64_t seq = 0;
     };
 
     sockaddr* raw_address() { return reinterpret_cast<sockaddr*>(&address_); }
@@ -143,6 +166,60 @@ private:
         if (at(fd).streams || send(fd, head.data(), head.size(), MSG_NOSIGNAL) <= 0) return;
         at(fd) = {static_cast<std::uint32_t>(streams_.size()), true, false, published_.size()};
         streams_.push_back(fd);
+        if (!topics_.empty())
+            topics_[topic_of({buffer.data(), static_cast<std::size_t>(size)})] = fd;
+        if (period_ns_ > 0) {
+            at(fd).next_ns = now_ns() + streams_.size() * 7'919'000 % period_ns_;
+            await(fd);
+        }
+    }
+
+    /// The number at the end of the request's path.
+    std::size_t topic_of(std::string_view request) const {
+        const std::size_t end = request.find(' ', 4), slash = request.rfind('/', end);
+        return static_cast<std::size_t>(std::atoi(request.data() + slash + 1)) % topics_.size();
+    }
+
+    void await(int fd) { due_[ms_of(at(fd).next_ns) % most_ms].push_back(fd); }
+
+    static std::uint64_t ms_of(std::uint64_t ns) { return (ns + 999'999) / 1'000'000; }
+
+    /// Milliseconds to the next one.
+    int until_due() {
+        const std::uint64_t now = now_ns();
+        if (served_ms_ == 0) served_ms_ = now / 1'000'000;
+        std::uint64_t next = served_ms_ + 1;
+        while (next < served_ms_ + most_ms && due_[next % most_ms].empty()) ++next;
+        return next * 1'000'000 <= now ? 0 : static_cast<int>(ms_of(next * 1'000'000 - now));
+    }
+
+    void send_due() {
+        for (const std::uint64_t now_ms = now_ns() / 1'000'000; served_ms_ < now_ms;) {
+            ready_.swap(due_[++served_ms_ % most_ms]);
+            for (const int fd : ready_) {
+                client& to = at(fd);
+                if (ms_of(to.next_ns) != served_ms_) continue; // the descriptor is another's now
+                if (sends_ && !to.blocked) {
+                    send_line(fd, line_.make(++to.seq, to.next_ns));
+                    ++sent_;
+                }
+                to.next_ns += period_ns_;
+                await(fd);
+            }
+            ready_.clear();
+        }
+    }
+
+    /// It waits nowhere: such clients read.
+    void send_line(int fd, std::string_view line) {
+        event_.assign("data: ").append(line).append("\n\n");
+        send(fd, event_.data(), event_.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
+
+    bool publish(std::string_view line, std::uint64_t seq) {
+        const int fd = topics_[seq % topics_.size()];
+        if (fd >= 0) send_line(fd, line);
+        return true;
     }
 
     void forget(int fd) {
@@ -186,6 +263,17 @@ private:
     std::vector<client> clients_; // by descriptor
     std::vector<int> streams_;
     std::string published_;
+    std::vector<int> topics_; // whose client it is
+
+    static constexpr std::uint64_t most_ms = 4'096; // longer than any period
+    std::uint64_t period_ns_ = 0;                   // of each client's handler; 0: they have none
+    std::vector<std::vector<int>> due_;             // by milliseconds, modulo most_ms
+    std::vector<int> ready_;
+    std::uint64_t served_ms_ = 0;
+    stamped_line line_;
+    std::string event_;
+    bool sends_ = false;
+    std::uint64_t sent_ = 0;
 };
 
 // The library /////////////////////////////////////////////////////////////////////////////////////
@@ -200,6 +288,13 @@ public:
             client.subscribe("/bench");
             co_await client.closed();
         });
+        if (load.each == 0) return;
+        server_.route("GET", "/tokens", [this, load](sse::stream& client) {
+            return send_and_sleep(client,
+                                  std::chrono::nanoseconds(std::chrono::seconds(1)) / load.each,
+                                  load.payload);
+        });
+        conductor_.published = [this](bool go_on) { return sent_by_handlers(go_on); };
     }
 
     // The program's own thread publishes, as programs do; the workers deliver.
@@ -235,6 +330,47 @@ private:
         return options;
     }
 
+    /// What a handler of an LLM's tokens does.
+    asio::awaitable<void> send_and_sleep(sse::stream& client, std::chrono::nanoseconds period,
+                                         std::uint64_t payload) {
+        using clock = std::chrono::steady_clock;
+        const present here(handlers_);
+        stamped_line line(payload);
+        auto next = clock::now() + handlers_.load() * std::chrono::nanoseconds(7'919'000) % period;
+        std::uint64_t seq = 0;
+        for (int seen = 0;;) {
+            co_await client.sleep_for(next - clock::now());
+            if (const int turn = turn_; turn != seen) {
+                seen = turn;
+                ++know_;
+            }
+            if (seen % 2 == 1) {
+                const auto stamp = static_cast<std::uint64_t>(next.time_since_epoch().count());
+                co_await client.send({.data = line.make(++seq, stamp)});
+                ++sent_;
+            } else if (seq == 0) {
+                client.begin();
+            }
+            next += period;
+        }
+    }
+
+    struct present { // counts handlers
+        explicit present(std::atomic<int>& all) : all_(all) { ++all_; }
+        ~present() { --all_; }
+        present(const present&) = delete;
+        present& operator=(const present&) = delete;
+        std::atomic<int>& all_;
+    };
+
+    std::uint64_t sent_by_handlers(bool go_on) {
+        if (go_on == (turn_ % 2 == 1)) return sent_;
+        know_ = 0;
+        ++turn_;
+        while (know_ < handlers_) poll(nullptr, 0, 1); // each looks at its next turn
+        return sent_;
+    }
+
     bool publish(std::string_view line, std::uint64_t seq) {
         try {
             server_.publish(topics_[seq % topics_.size()], {.data = line});
@@ -246,6 +382,10 @@ private:
 
     conductor conductor_;
     std::vector<std::string> topics_;
+    std::atomic<int> turn_ = 0; // odd: handlers send
+    std::atomic<int> know_ = 0; // how many have seen it
+    std::atomic<int> handlers_ = 0;
+    std::atomic<std::uint64_t> sent_ = 0;
     sse::server server_;
 };
 
