@@ -52,6 +52,7 @@
 //     >>log      a worker's bounded history of frames, no I/O
 //     >>ids      which id stands for which position in the log, no I/O
 //     >>feed     from the log to the clients: fan-out, replay, gaps, lag policies, no I/O
+//     >>wheel    who sleeps until when, no clock
 //     >>secure   TLS over a socket that does not block, and where its certificates come from
 //     >>hub      what the threads share: options, routes, ring, counters, waiters for room
 //     >>connection  a stream with its state
@@ -1684,7 +1685,8 @@ public:
     /// wait for the client, and after it has disconnected. Throws the errors of `check`.
     bool try_send(const message& m);
 
-    /// Waits. When the client disconnects this is cancelled, like all that the handler awaits.
+    /// Waits, for up to half a millisecond longer than said. When the client disconnects this is
+    /// cancelled, like all that the handler awaits. Only while the handler runs.
     asio::awaitable<void> sleep_for(std::chrono::nanoseconds time);
 
     /// Waits until the client has disconnected or the stream was ended. Only while the handler
@@ -7419,6 +7421,133 @@ inline std::vector<std::string> feed::topics_of(const receiver& r) const {
 
 } // namespace detail
 
+// >>wheel /////////////////////////////////////////////////////////////////////////////////////////
+// Who sleeps until when: a hierarchical timing wheel (Varghese and Lauck 1987). The caller supplies
+// the time, in ticks of any length. Needs nothing.
+// Tests: tests/wheel.cpp
+//
+//     level 0   the next 64 ticks, a slot for each
+//     level 1   the next 64 * 64, in slots of 64: moved to level 0 when their time has come
+//     ..
+//     level 5   longer than that, too: looked at again whenever their slot comes
+
+namespace detail {
+
+class deadline_wheel {
+public:
+    using tick = std::uint64_t;
+
+    /// A ring of entries, and what each entry is linked by.
+    struct link {
+        link() = default;
+        link(const link&) = delete;
+        link& operator=(const link&) = delete;
+        ~link() { unlink(); }
+
+        bool is_alone() const noexcept { return after == this; }
+        void unlink() noexcept {
+            before->after = after;
+            after->before = before;
+            before = after = this;
+        }
+        void append(link& one) noexcept {
+            one.unlink();
+            one.before = before;
+            one.after = this;
+            before->after = &one;
+            before = &one;
+        }
+
+        link* before = this;
+        link* after = this;
+    };
+
+    /// Leaves the wheel when it is unlinked or destroyed.
+    struct entry : link {
+        tick due = 0;
+    };
+
+    /// At the earliest with the next tick.
+    void add(entry& e, tick due) noexcept {
+        e.due = std::max(due, now_ + 1);
+        place(e);
+    }
+
+    /// Not later than the first entry is due; nothing if there is none.
+    std::optional<tick> next() const noexcept {
+        for (unsigned level = 0; level < levels; ++level) {
+            if (used_[level] != 0) return next_of(level);
+        }
+        return std::nullopt;
+    }
+
+    /// Moves all that is due until then to the end of a ring, the earliest first.
+    void advance(tick to, link& due) noexcept {
+        for (unsigned level = 0; level < levels;) {
+            if (used_[level] == 0) {
+                ++level;
+                continue;
+            }
+            const tick at = next_of(level);
+            if (at > to) break;
+            now_ = at;
+            take(level, due);
+            level = 0; // what was moved may be due first
+        }
+        now_ = std::max(now_, to);
+    }
+
+private:
+    static constexpr unsigned bits = 6; // of a tick, for a level
+    static constexpr unsigned levels = 6;
+    static constexpr tick slots = tick{1} << bits;
+    static constexpr tick span = tick{1} << (bits * levels);
+
+    static std::size_t slot_of(unsigned level, tick t) noexcept {
+        return static_cast<std::size_t>(t >> (bits * level)) % slots;
+    }
+
+    /// By the highest digit in which its tick is not that of now.
+    void place(entry& e) noexcept {
+        const tick differs = std::min((now_ ^ e.due) | (slots - 1), span - 1);
+        const auto level = static_cast<unsigned>(std::bit_width(differs) - 1) / bits;
+        const std::size_t slot = slot_of(level, e.due);
+        slots_[level][slot].append(e);
+        used_[level] |= std::uint64_t{1} << slot;
+    }
+
+    /// When the next slot of a level comes that is in use.
+    tick next_of(unsigned level) const noexcept {
+        const std::size_t here = slot_of(level, now_);
+        const auto ahead = std::countr_zero(std::rotr(used_[level], static_cast<int>(here)));
+        const tick round = slots << (bits * level);
+        const std::size_t slot = (here + static_cast<std::size_t>(ahead)) % slots;
+        const tick at = now_ / round * round + (tick{slot} << (bits * level));
+        return at > now_ ? at : at + round; // only where it is beyond the span
+    }
+
+    void take(unsigned level, link& due) noexcept {
+        const std::size_t slot = slot_of(level, now_);
+        used_[level] &= ~(std::uint64_t{1} << slot);
+        link moved; // places some of them in the same slot again, if they are beyond the span
+        while (!slots_[level][slot].is_alone()) moved.append(*slots_[level][slot].after);
+        while (!moved.is_alone()) {
+            auto& e = static_cast<entry&>(*moved.after);
+            if (e.due <= now_) {
+                due.append(e);
+            } else {
+                place(e);
+            }
+        }
+    }
+
+    tick now_ = 0;
+    std::array<std::uint64_t, levels> used_{}; // slots; may be empty since
+    std::array<std::array<link, slots>, levels> slots_;
+};
+
+} // namespace detail
+
 // >>secure ////////////////////////////////////////////////////////////////////////////////////////
 // TLS over a socket that does not block, as either end, and where its certificates come from. Needs
 // >>tls, >>options, >>system.
@@ -8720,6 +8849,16 @@ inline const connection& connection_of(const stream& s) noexcept {
 
 using stream_ref = counted_ref<connection>; // within one thread
 
+/// Fetches what is about to be used into the cache.
+inline void prefetch(const void* from, std::size_t bytes) noexcept {
+#if defined(__GNUC__)
+    const auto* const at = static_cast<const char*>(from);
+    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
+#else
+    static_cast<void>(from), static_cast<void>(bytes);
+#endif
+}
+
 /// Keeps it in memory for as long as the reference lives.
 inline stream_ref hold(connection& s) noexcept {
     s.add_reference();
@@ -8728,37 +8867,58 @@ inline stream_ref hold(connection& s) noexcept {
 
 inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::last_chunk); }
 
-/// A coroutine that waits for something of its stream. A timer that never expires would do, at five
-/// times the memory.
+/// What a coroutine of a stream waits for.
+enum class awaited : std::uint8_t { change, end, time };
+
+/// A coroutine that waits for something of its stream. A timer for each would do, at five times the
+/// memory, and twice the time.
 struct waiter {
-    explicit waiter(bool is_for_end) noexcept : until_end(is_for_end) {}
+    explicit waiter(awaited w) noexcept : what(w) {}
     virtual ~waiter() = default;
     virtual void no_longer_cancelled() noexcept = 0; ///< Clears its slot.
     virtual void complete() = 0;
 
     std::unique_ptr<waiter> next;
-    const bool until_end;
+    const awaited what;
     bool cancelled = false;
 };
 
-template <class Handler, bool UntilEnd>
-struct waiting_handler final : waiter {
-    explicit waiting_handler(Handler h) : waiter(UntilEnd), done(std::move(h)) {}
+/// One that sleeps.
+struct sleeping : waiter, deadline_wheel::entry {
+    explicit sleeping(exchange& e) noexcept : waiter(awaited::time), of(e) {}
+    exchange& of;
+};
+
+template <class Handler, awaited What>
+struct waiting_handler final : std::conditional_t<What == awaited::time, sleeping, waiter> {
+    using base = std::conditional_t<What == awaited::time, sleeping, waiter>;
+    template <class Context>
+    waiting_handler(Handler h, Context&& context)
+        : base(std::forward<Context>(context)), done(std::move(h)) {}
     void no_longer_cancelled() noexcept override {
         auto slot = asio::get_associated_cancellation_slot(done);
         if (slot.is_connected()) slot.clear();
     }
     void complete() override {
         const auto where = asio::get_associated_executor(done);
-        asio::dispatch(where, [done = std::move(done), stopped = cancelled]() mutable {
-            if constexpr (UntilEnd) {
+        auto resume = [done = std::move(done), stopped = this->cancelled]() mutable {
+            if constexpr (What == awaited::change) {
+                static_cast<void>(stopped); // it checks again
+                std::move(done)();
+            } else {
                 std::move(done)(stopped ? asio::error_code(asio::error::operation_aborted)
                                         : asio::error_code());
-            } else {
-                static_cast<void>(stopped); // a waiter for a change checks again
-                std::move(done)();
             }
-        });
+        };
+        if (runs_on(where)) return resume();
+        asio::dispatch(where, std::move(resume));
+    }
+    /// Whether that is the worker's own executor, under which complete() is called: dispatch()
+    /// would do the same, but erase the type of what it calls.
+    static bool runs_on(const io_executor&) noexcept { return false; }
+    static bool runs_on(const asio::any_io_executor& where) noexcept {
+        const auto* const own = where.target<io_executor>();
+        return own && own->running_in_this_thread();
     }
     Handler done;
 };
@@ -8792,24 +8952,34 @@ struct exchange : request_state {
     template <class Executor>
     asio::awaitable<void, Executor> change() {
         return asio::async_initiate<const asio::use_awaitable_t<Executor>&, void()>(
-            [this](auto done) { this->template enlist<false>(std::move(done)); },
+            [this](auto done) { this->template enlist<awaited::change>(std::move(done)); },
             asio::use_awaitable_t<Executor>{});
     }
     /// Suspends until the client has disconnected or the stream was ended. Errors:
     /// operation_aborted.
     asio::awaitable<void> end() {
         return asio::async_initiate<const asio::use_awaitable_t<>&, void(asio::error_code)>(
-            [this](auto done) { this->template enlist<true>(std::move(done)); },
+            [this](auto done) { this->template enlist<awaited::end>(std::move(done)); },
+            asio::use_awaitable);
+    }
+    /// Suspends for this time. Errors: operation_aborted.
+    asio::awaitable<void> sleep(std::chrono::nanoseconds time) {
+        return asio::async_initiate<const asio::use_awaitable_t<>&, void(asio::error_code)>(
+            [this, time](auto done) {
+                this->template enlist<awaited::time>(std::move(done), time);
+            },
             asio::use_awaitable);
     }
     void wake() noexcept;
+    /// Takes a waiter out, to complete it.
+    std::unique_ptr<waiter> take(sleeping& which) noexcept;
 
     bool input_ended() const noexcept { return intake == input_state::ended; }
     bool ended() const noexcept { return !owner.open() || input_ended(); }
     /// No request has begun: empty lines before one are skipped (RFC 9112 2.2).
     bool is_blank() const noexcept { return input.find_first_not_of("\r\n") == input.npos; }
-    template <bool UntilEnd, class Handler>
-    void enlist(Handler done);
+    template <awaited What, class Handler>
+    void enlist(Handler done, std::chrono::nanoseconds time = {});
     template <class Which>
     void resume_matching(Which&& which) noexcept;
 
@@ -9150,6 +9320,9 @@ struct worker {
     // The rest is for itself, its connections and their exchanges.
 
     using clock = std::chrono::steady_clock;
+    /// What sleeps are rounded up to, so that many that end at about the same time share one look
+    /// at the clock.
+    using tick = std::chrono::duration<std::int64_t, std::ratio<1, 2'000>>;
 
     struct input_ready;
     struct unfinished {          ///< What comes before the next request.
@@ -9217,6 +9390,13 @@ struct worker {
     void resume_soon() noexcept;
     void resume_waiters();
     stream_info info(connection& s);
+
+    // Handlers that sleep
+    void sleep(sleeping& one, std::chrono::nanoseconds time);
+    void set_alarm();
+    sleeping& first_rested() const noexcept;
+    static void prefetch_sleeper(const sleeping& one) noexcept;
+    void resume_sleepers();
 
     // Deadlines
     void arm_sweep();
@@ -9326,9 +9506,14 @@ struct worker {
     std::size_t fetching_ = 0;                                  // pages on their way from the bus
     std::unique_ptr<waiter> woken_;                             // resumed in FIFO order
     waiter* last_woken_ = nullptr;
-    bool resume_posted_ = false;                           // resume_waiters() is posted
+    bool resume_posted_ = false;  // resume_waiters() is posted
+    deadline_wheel sleepers_;     // in ticks since birth
+    deadline_wheel::link rested_; // whose time has come
+    bool resuming_sleepers_ = false;
+    deadline_wheel::tick alarm_ = 0;                       // 0: none is set
     bool cancels_are_due_ = false;                         // for some of exchanges_
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // receives what clients send
+    std::optional<steady_timer> alarm_timer_;              // for who sleeps
     std::optional<steady_timer> sweep_timer_;
     std::optional<steady_timer> look_timer_; // to look into the ring later
     std::optional<steady_timer> end_timer_;  // for an early sweep when a stream's time is over
@@ -9368,9 +9553,16 @@ SSE_DECL exchange::~exchange() {
     owner.own_ = nullptr;
 }
 
-template <bool UntilEnd, class Handler>
-void exchange::enlist(Handler done) {
-    auto made = std::make_unique<waiting_handler<Handler, UntilEnd>>(std::move(done));
+template <awaited What, class Handler>
+void exchange::enlist(Handler done, [[maybe_unused]] std::chrono::nanoseconds time) {
+    using made_type = waiting_handler<Handler, What>;
+    std::unique_ptr<made_type> made;
+    if constexpr (What == awaited::time) {
+        made = std::make_unique<made_type>(std::move(done), *this);
+        owner.worker_->sleep(*made, time);
+    } else {
+        made = std::make_unique<made_type>(std::move(done), What);
+    }
     auto slot = asio::get_associated_cancellation_slot(made->done);
     if (slot.is_connected()) {
         slot.assign([this, one = static_cast<waiter*>(made.get())](asio::cancellation_type) {
@@ -9380,7 +9572,7 @@ void exchange::enlist(Handler done) {
     }
     made->next = std::move(waiters);
     waiters = std::move(made);
-    if (UntilEnd && ended()) wake();
+    if (What == awaited::end && ended()) wake();
 }
 
 /// Resumes the matching waiters on the next loop iteration.
@@ -9395,12 +9587,25 @@ void exchange::resume_matching(Which&& which) noexcept {
         std::unique_ptr<waiter> one = std::move(*at);
         *at = std::move(one->next);
         one->no_longer_cancelled();
+        if (one->what == awaited::time) static_cast<sleeping&>(*one).unlink();
         there.resume_soon(std::move(one));
     }
 }
 
+SSE_DECL std::unique_ptr<waiter> exchange::take(sleeping& which) noexcept {
+    std::unique_ptr<waiter>* at = &waiters;
+    while (at->get() != &which) at = &(*at)->next;
+    std::unique_ptr<waiter> one = std::move(*at);
+    *at = std::move(one->next);
+    one->no_longer_cancelled();
+    which.unlink();
+    return one;
+}
+
 SSE_DECL void exchange::wake() noexcept {
-    resume_matching([this](const waiter& w) { return !w.until_end || ended(); });
+    resume_matching([this](const waiter& w) {
+        return w.what == awaited::change || (w.what == awaited::end && ended());
+    });
 }
 
 // Handlers of the two waits that a stream may have pending. Their operations live in the stream or,
@@ -9448,7 +9653,7 @@ SSE_DECL worker::worker(hub& shared, std::size_t index, asio::io_context* contex
     : own_(context ? nullptr : std::make_unique<asio::io_context>(1)),
       io_(context ? *context : *own_), hub_(shared), index_(index), feed_(feed_settings(shared)),
       sends_(shared.options.io_uring), scratch_(std::make_unique<std::array<char, 64 * 1024>>()),
-      sweep_timer_(io_), look_timer_(io_), end_timer_(io_) {
+      alarm_timer_(io_), sweep_timer_(io_), look_timer_(io_), end_timer_(io_) {
     if (own_) guard_.emplace(io_.get_executor());
 }
 
@@ -9462,6 +9667,7 @@ SSE_DECL void worker::on_context_destroyed() noexcept {
         s->unref();
     }
     connections_.clear();
+    alarm_timer_.reset();
     sweep_timer_.reset();
     look_timer_.reset();
     end_timer_.reset();
@@ -9558,6 +9764,8 @@ SSE_DECL void worker::shut_down() noexcept {
         for (exchange* const state : exchanges_) {
             if (state->keeps_running) cancel(state->owner);
         }
+        alarm_timer_->cancel();
+        alarm_ = 0; // a handler that was cancelled may sleep again
         sweep_timer_->cancel();
         look_timer_->cancel();
         end_timer_->cancel();
@@ -10262,6 +10470,59 @@ SSE_DECL void worker::resume_waiters() {
     resume_posted_ = false;
     if (woken_) resume_soon();
     one->complete();
+}
+
+// --- handlers that sleep
+
+SSE_DECL void worker::sleep(sleeping& one, std::chrono::nanoseconds time) {
+    const std::chrono::nanoseconds age = clock::now() - birth_;
+    const auto end = age + std::min(time, std::chrono::nanoseconds::max() - age);
+    sleepers_.add(one, static_cast<deadline_wheel::tick>(std::chrono::ceil<tick>(end).count()));
+    if (!resuming_sleepers_) set_alarm(); // else once all of them have run
+}
+
+/// Sets the alarm to when the first is due, if it would come later.
+SSE_DECL void worker::set_alarm() {
+    const auto first = sleepers_.next();
+    if (!first || (alarm_ != 0 && alarm_ <= *first)) return;
+    alarm_timer_->expires_at(birth_ + tick(*first));
+    alarm_timer_->async_wait([this](const asio::error_code& failed) {
+        if (failed) return; // it is set to another time
+        alarm_ = 0;
+        const auto now = std::chrono::floor<tick>(clock::now() - birth_);
+        sleepers_.advance(static_cast<deadline_wheel::tick>(now.count()), rested_);
+        resume_sleepers();
+    });
+    alarm_ = *first;
+}
+
+SSE_DECL void worker::prefetch_sleeper(const sleeping& one) noexcept {
+    prefetch(&one.of, sizeof(exchange));
+    prefetch(&one.of.owner, sizeof(connection));
+}
+
+SSE_DECL sleeping& worker::first_rested() const noexcept {
+    return static_cast<sleeping&>(static_cast<deadline_wheel::entry&>(*rested_.after));
+}
+
+/// Resumes those whose time has come, in slices.
+SSE_DECL void worker::resume_sleepers() {
+    struct guard { // what resumes may throw, out of memory
+        explicit guard(bool& b) : resuming(b) { resuming = true; }
+        ~guard() { resuming = false; }
+        bool& resuming;
+    };
+    {
+        const guard until_all_have_run(resuming_sleepers_);
+        for (std::size_t n = 0; n < slice_writes && !rested_.is_alone(); ++n) {
+            auto& one = first_rested();
+            const std::unique_ptr<waiter> taken = one.of.take(one);
+            if (!rested_.is_alone()) prefetch_sleeper(first_rested()); // it has slept for long
+            taken->complete();
+        }
+    }
+    if (rested_.is_alone()) return set_alarm();
+    asio::post(io_, [this] { resume_sleepers(); });
 }
 
 /// Runs for another thread what only the worker's own thread may do with a stream.
@@ -11348,8 +11609,8 @@ SSE_DECL bool stream::try_send(const message& m) {
 SSE_DECL asio::awaitable<void> stream::sleep_for(std::chrono::nanoseconds time) {
     auto& self = detail::connection_of(*this);
     self.check_thread();
-    detail::steady_timer timer(self.socket_.get_executor(), time);
-    co_await timer.async_wait(asio::use_awaitable);
+    if (time.count() <= 0) return asio::post(self.socket_.get_executor(), asio::use_awaitable);
+    return self.current_exchange("sleep_for").sleep(time);
 }
 
 SSE_DECL asio::awaitable<void> stream::closed() {

@@ -12,6 +12,7 @@
 
 #include <array>
 #include <cstdio>
+#include <future>
 #include <list>
 #include <mutex>
 #include <thread>
@@ -966,6 +967,106 @@ TEST_SUITE("chunks") {
         server.join();
         CHECK(ended == 2);
         CHECK(a.wait_for_close() == ending::fin);
+    }
+
+    TEST_CASE("handlers that sleep go on when their time is over, and not before") {
+        using clock = std::chrono::steady_clock;
+        std::atomic<int> early{0};
+        routes_server server({{"GET", "/sleep", [&](sse::stream& client) -> handler_result {
+                                   const std::chrono::microseconds time(
+                                       std::stoi(std::string(client.request().query)));
+                                   for (int n = 0; n < 5; ++n) {
+                                       const auto end = clock::now() + time;
+                                       co_await client.sleep_for(time);
+                                       early += clock::now() < end;
+                                   }
+                                   co_await client.respond(200, "text/plain", "rested");
+                               }}});
+        std::list<connection> peers;
+        for (int n = 0; n < 200; ++n) {
+            connection& peer = peers.emplace_back(server.port());
+            peer.send_request("GET", "/sleep?" + std::to_string(n * 137 % 20'000));
+        }
+        for (connection& peer : peers) CHECK(peer.read_response().body == "rested");
+        CHECK(early == 0);
+    }
+
+    TEST_CASE(
+        "a sleep ends early for what the program awaits beside it, and when the client goes") {
+        using namespace asio::experimental::awaitable_operators;
+        std::atomic<int> first{0}, ended{0};
+        std::promise<std::error_code> cut;
+        routes_server server({{"GET", "/sleep", [&](sse::stream& client) -> handler_result {
+                                   const count_end guard{ended};
+                                   for (int n = 0; n < 100; ++n) {
+                                       const auto which = co_await (client.sleep_for(1h) ||
+                                                                    client.sleep_for(100us));
+                                       first += which.index() == 1;
+                                   }
+                                   co_await client.send({.data = "now"});
+                                   try {
+                                       co_await client.sleep_for(std::chrono::nanoseconds::max());
+                                   } catch (const std::system_error& e) { cut.set_value(e.code()); }
+                               }}});
+        {
+            connection peer(server.port());
+            peer.send_request("GET", "/sleep");
+            peer.read_head();
+            CHECK(read_chunk(peer) == "data: now\n\n");
+        }
+        CHECK(cut.get_future().get() == asio::error::operation_aborted);
+        CHECK(first == 100);
+        REQUIRE(eventually([&] { return ended == 1; }));
+    }
+
+    TEST_CASE("to sleep for no time lets others have a turn") {
+        std::atomic<int> turns{0};
+        std::atomic<bool> other{false};
+        routes_server server({{"GET", "/spin",
+                               [&](sse::stream& client) -> handler_result {
+                                   while (!other) {
+                                       co_await client.sleep_for(turns % 2 ? 0ns : -1ns);
+                                       ++turns;
+                                   }
+                                   co_await client.respond(200, "text/plain", "done");
+                               }},
+                              {"GET", "/other", [&](sse::stream& client) -> handler_result {
+                                   other = true;
+                                   co_await client.respond(200, "text/plain", "other");
+                               }}});
+        connection spinning(server.port());
+        spinning.send_request("GET", "/spin");
+        REQUIRE(eventually([&] { return turns > 10; }));
+        connection next(server.port());
+        next.send_request("GET", "/other");
+        CHECK(next.read_response().body == "other");
+        CHECK(spinning.read_response().body == "done");
+    }
+
+    TEST_CASE("handlers that sleep are destroyed with the program's context") {
+        std::atomic<int> ended{0};
+        std::optional<asio::io_context> io(std::in_place);
+        auto server = std::make_unique<sse::server>(*io);
+        server->route("GET", "/sleep", [&](sse::stream& client) -> handler_result {
+            const count_end guard{ended};
+            co_await client.send({.data = "begun"});
+            co_await client.sleep_for(1h);
+        });
+        server->start("127.0.0.1:0");
+        std::vector<connection> peers;
+        std::thread runs([&] { io->run(); });
+        for (int n = 0; n < 3; ++n) {
+            peers.emplace_back(server->port());
+            peers.back().send_request("GET", "/sleep");
+            peers.back().read_head();
+            CHECK(read_chunk(peers.back()) == "data: begun\n\n");
+        }
+        io->stop();
+        runs.join();
+        CHECK(ended == 0);
+        server.reset();
+        io.reset();
+        CHECK(ended == 3);
     }
 
     TEST_CASE("a heartbeat that finds no room does not mix with the last chunk") {
