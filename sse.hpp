@@ -10122,9 +10122,17 @@ SSE_DECL stream_info worker::info(connection& s) {
 /// connection and returns nullopt.
 SSE_DECL std::optional<std::size_t> worker::write_now(connection& s,
                                                       std::span<const asio::const_buffer> buffers) {
+    // To copy a few bytes costs less than to have the kernel gather them.
+    std::array<char, 2048> joined;
+    asio::const_buffer one = buffers.front();
+    bool is_one = buffers.size() == 1;
+    if (!is_one && buffers.size() <= 16 && asio::buffer_size(buffers) <= joined.size()) {
+        one = asio::buffer(joined, asio::buffer_copy(asio::buffer(joined), buffers));
+        is_one = true;
+    }
     asio::error_code failed;
-    const std::size_t n = buffers.size() == 1 ? s.socket_.write_some(buffers.front(), failed)
-                                              : s.socket_.write_some(buffers, failed);
+    const std::size_t n =
+        is_one ? s.socket_.write_some(one, failed) : s.socket_.write_some(buffers, failed);
     if (failed && !would_block(failed)) {
         close(s, reason_of(failed));
         return std::nullopt;
