@@ -67,7 +67,8 @@ until_true() {
 # not report its end.
 start() {
     [ ! -e "$folder/$1.log" ] || cat "$folder/$1.log" >>"$folder/before"
-    "${@:2}" >"$folder/$1.log" 2>&1 &
+    : >"$folder/$1.log" # at once: nobody must read there what it said before
+    "${@:2}" >>"$folder/$1.log" 2>&1 &
     pid[$1]=$!
     disown
     echo "${pid[$1]}" >"$folder/$1.pid"
