@@ -946,7 +946,8 @@ TEST_CASE("pages from any place are what was published") {
             CHECK(page.records[k].bytes == "m" + std::to_string(after + 1 + k));
         }
     }
-    for (const std::uint64_t after : {std::uint64_t{0}, ~std::uint64_t{0} - 1, ~std::uint64_t{0}})
+    for ([[maybe_unused]] const std::uint64_t after :
+         {std::uint64_t{0}, ~std::uint64_t{0} - 1, ~std::uint64_t{0}})
         CHECK_FALSE(log.read("unknown0", after).whole);
     CHECK(log.read(epoch, std::numeric_limits<std::uint64_t>::max()).records.empty());
 }
