@@ -32,10 +32,12 @@ public:
         std::string epoch = "memory00";
         std::vector<entry> all{{0, {}, {}, "memory00"}}; ///< In their order.
         std::uint64_t newest = 0;                        ///< Number.
-        std::uint64_t begin = 0;       ///< Everything up to this number was dropped.
-        std::uint64_t generation = 0;  ///< Of epochs.
-        std::size_t kept = 0;          ///< How many of `all` are as they were before this one,
-        std::uint64_t kept_number = 0; ///< up to this number.
+        std::uint64_t begin = 0; ///< Everything up to this number was dropped.
+        struct loss {
+            std::size_t kept;     ///< How many of `all` it left,
+            std::uint64_t number; ///< up to this number.
+        };
+        std::vector<loss> losses;
         bool is_down = false;
         unsigned replies_to_lose = 0; ///< Of the next publishes: stored, and stored again.
         std::uint64_t step = 1;       ///< From number to number.
@@ -81,11 +83,10 @@ private:
     friend class memory_bus;
 
     static void begin_epoch(state& s, std::uint64_t kept, sse::gap_reason why) {
-        ++s.generation;
-        s.kept = s.all.size();
-        s.kept_number = s.newest = kept;
+        s.losses.push_back({s.all.size(), kept});
+        s.newest = kept;
         s.begin = std::min(s.begin, kept);
-        s.epoch = "memory" + std::to_string(10 + s.generation);
+        s.epoch = "memory" + std::to_string(10 + s.losses.size());
         s.all.push_back({0, {}, {}, s.epoch, kept, why});
     }
 
@@ -186,10 +187,10 @@ public:
 
 private:
     void read_all() {
-        constexpr std::uint64_t none = ~std::uint64_t{0};
-        std::uint64_t generation = none;
-        std::uint64_t last = 0; // number
-        std::size_t at = 0;     // in `all`
+        constexpr std::size_t none = ~std::size_t{0};
+        std::size_t losses = none; // it knows of
+        std::uint64_t last = 0;    // number
+        std::size_t at = 0;        // in `all`
         std::optional<bool> up;
         bool ready = false;
         std::unique_lock lock(store_->mutex_);
@@ -205,19 +206,19 @@ private:
                 tell([&] { sink_->health(*up, *up ? "" : "the test took it away"); });
             } else if (s.is_down || stalled_) {
                 store_->changed_.wait(lock);
-            } else if (generation == none) {
-                generation = s.generation;
+            } else if (losses == none) {
+                losses = s.losses.size();
                 at = first_wanted(s);
                 std::size_t mark = at - 1;
                 for (; !s.all[mark].is_mark(); --mark) last = std::max(last, s.all[mark].number);
                 const memory_store::entry begin = s.all[mark];
                 last = std::max({last, begin.after, s.begin});
                 tell([&] { sink_->epoch(begin.epoch, last, begin.why); });
-            } else if (generation != s.generation) {
-                generation = s.generation;
-                if (at <= s.kept) continue;
-                at = s.kept;
-                last = s.kept_number;
+            } else if (losses != s.losses.size()) {
+                const auto [kept, number] = s.losses[losses++];
+                if (last <= number && at <= kept) continue; // it was told nothing that is lost
+                at = kept;
+                last = number;
                 tell([&, above = last] { sink_->lost(above); });
             } else if (last < s.begin) {
                 last = s.begin;
