@@ -36,6 +36,7 @@
 //     >>server   routes, start, publish, stop
 //     >>job      work that keeps running while viewers come, leave and come back
 //     >>client   receives events: connects, redirects, reconnects
+//     >>testing  the test kit: a server, its clients and its clock in a unit test
 //
 // The machine room, from low to high; a section uses only what is above it:
 //
@@ -54,6 +55,7 @@
 //     >>feed     from the log to the clients: fan-out, replay, gaps, lag policies, no I/O
 //     >>wheel    who sleeps until when, no clock
 //     >>secure   TLS over a socket that does not block, and where its certificates come from
+//     >>seams    where a test puts a clock and clients of its own
 //     >>hub      what the threads share: options, routes, ring, counters, waiters for room
 //     >>connection  a stream with its state
 //     >>worker   one thread: drains the ring, writes to its sockets, enforces deadlines
@@ -69,6 +71,7 @@
 //     >>redis    the engine over Redis Streams
 //     >>filelog  a bus in the files of one machine: format, writing, reading
 //     >>nats     what is inside nats_bus
+//     >>simulation  what is inside the test kit
 //
 // How a message travels:
 //
@@ -144,8 +147,9 @@
 #include SSE_STOP
 #endif
 
-// What SSE_ENABLE_IO_URING and SSE_ENABLE_TLS change has other names, so that a file which defines
-// one and a file which does not cannot pass each other a server: such a program does not link.
+// What SSE_ENABLE_IO_URING, SSE_ENABLE_TLS and SSE_TESTING change has other names, so that a file
+// which defines one and a file which does not cannot pass each other a server: such a program does
+// not link.
 #if defined(SSE_ENABLE_IO_URING) && defined(SSE_ENABLE_TLS)
 #define SSE_VARIANT with_io_uring_and_tls
 #elif defined(SSE_ENABLE_IO_URING)
@@ -153,7 +157,19 @@
 #elif defined(SSE_ENABLE_TLS)
 #define SSE_VARIANT with_tls
 #endif
-#if defined(SSE_VARIANT)
+#if defined(SSE_TESTING) && defined(SSE_VARIANT)
+#define SSE_BEGIN                                                                                  \
+    namespace sse {                                                                                \
+    inline namespace SSE_VARIANT {                                                                 \
+    inline namespace for_tests {
+#define SSE_END                                                                                    \
+    }                                                                                              \
+    }                                                                                              \
+    }
+#elif defined(SSE_TESTING) || defined(SSE_VARIANT)
+#if defined(SSE_TESTING)
+#define SSE_VARIANT for_tests
+#endif
 #define SSE_BEGIN                                                                                  \
     namespace sse {                                                                                \
     inline namespace SSE_VARIANT {
@@ -1768,6 +1784,12 @@ private:
     detail::group* group_;
 };
 
+#if defined(SSE_TESTING)
+namespace testing {
+class simulation;
+}
+#endif
+
 /// An event-stream server with its own threads. A server runs once; several may run in one program.
 ///
 /// Thread safety: any thread, including handlers, unless a member says otherwise. What comes before
@@ -1951,6 +1973,9 @@ public:
 
 private:
     friend class route_group;
+#if defined(SSE_TESTING)
+    friend class testing::simulation;
+#endif
 
     using frame = detail::frame;
     using frame_ref = detail::frame_ref;
@@ -2281,6 +2306,207 @@ public:
 private:
     std::shared_ptr<detail::client_core> core_;
 };
+
+// >>testing ///////////////////////////////////////////////////////////////////////////////////////
+// The test kit: a real server in a unit test, without sockets, ports, threads or sleeps. The test
+// plays the clients, reads what they get as values, and moves the clock. Only with SSE_TESTING,
+// which all files of the test program define that include this header. Needs >>event, >>server.
+// Tests: tests/testing.cpp
+
+#if defined(SSE_TESTING)
+
+namespace testing {
+
+/// What a client requests. Unless `headers` has them, it sends Host: localhost, and
+/// Content-Length for a body.
+struct client_request {
+    std::string method = "GET";
+    std::string target = "/"; ///< As it is sent: percent-encoded, with the query.
+    std::vector<std::pair<std::string, std::string>> headers = {};
+    std::string body = {};
+    std::string last_event_id = {}; ///< Unless empty: the header Last-Event-ID.
+    asio::ip::address address = asio::ip::address_v4::loopback(); ///< Whence it comes.
+};
+
+/// What has become of a response.
+enum class outcome : std::uint8_t {
+    open,     ///< It has not begun, or goes on.
+    complete, ///< The client can tell that it has all of it.
+    closed,   ///< The connection ended first. So end streams that are subscribed to a topic.
+};
+
+/// A client of a simulation, with its one request. Each member that tells something first lets the
+/// simulation settle. Of an event stream it reads 1 MiB each time; what sends more than that waits,
+/// as for any client. Movable; its destructor leaves.
+///
+/// Thread safety: the simulation's thread, outside handlers. Not used after the simulation, but for
+/// its destructor.
+class client {
+public:
+    client(client&& other) noexcept;
+    client& operator=(client&& other) noexcept;
+    ~client();
+
+    /// The oldest event that was not returned yet, as an EventSource would dispatch it; nullopt if
+    /// none has come, and none comes without a further step of the test.
+    std::optional<event> next();
+    /// All that have come.
+    std::vector<event> events();
+    /// The comments that were not returned yet, without colon and space. Heartbeats are such; an
+    /// empty one begins each stream.
+    std::vector<std::string> comments();
+    /// The last reconnection time that it was sent.
+    std::optional<std::chrono::milliseconds> retry();
+    /// That of the last event that has come: what reconnect() resumes after.
+    std::string last_event_id();
+
+    /// Of the response; 0 before it has begun.
+    int status();
+    /// The first field of this name, ignoring case.
+    std::optional<std::string> header(std::string_view name);
+    /// The body so far, without the framing of its chunks; of an event stream too.
+    const std::string& body();
+    outcome state();
+
+    /// It closes the connection, as a page that is closed.
+    void leave();
+    /// It vanishes: the connection is reset.
+    void reset();
+    /// It closes its sending side, and reads on.
+    void half_close();
+    /// From now on it takes this many bytes, then none: what is sent waits in the server. That it
+    /// has fallen behind the history is noticed within half a second of the clock.
+    void stop_reading(std::size_t bytes = 0);
+    void read_on();
+    /// Leaves, and requests the same again, with last_event_id() if there is one; at once, where an
+    /// EventSource would wait retry(). Status and body are those of the new response; events that
+    /// were not returned yet remain.
+    void reconnect();
+    /// Sends these bytes as they are: the rest of a body, or noise.
+    void write(std::string_view bytes);
+
+private:
+    friend class simulation;
+    struct link;
+    explicit client(std::unique_ptr<link> l) noexcept;
+    std::unique_ptr<link> link_;
+};
+
+/// A server whose clients and whose clock belong to a test: the code that serves them is the same
+/// as over sockets.
+///
+///     sse::testing::simulation world;
+///     world.server().route("GET", "/count", count);
+///     sse::testing::client ann = world.get("/count");
+///     CHECK(ann.next()->data == "1");
+///     world.advance(100ms);
+///     CHECK(ann.next()->data == "2");
+///
+/// The clock stands still but for advance() and await(). By it go stream::sleep_for(),
+/// stream::end_after(), access::grant(), heartbeats, every timeout, ages of the history and of
+/// jobs, and start::since(). Not by it: timers that the program makes, sse::client, a bus,
+/// options::timeouts.publish, the field Date.
+///
+/// Of the options these do not apply: threads, io_uring, handle_signals, proxy.protocol, tls. A
+/// limit on hosts does, see client_request. Calls of the server that block would wait for the test
+/// itself: await() the others.
+///
+/// Thread safety: the thread that made it, outside handlers; what handlers call is as always. A
+/// thread has one simulation at a time, others have theirs; servers with threads of their own are
+/// not affected.
+class simulation {
+public:
+    /// Throws std::invalid_argument for an option that cannot work; std::logic_error if the thread
+    /// has a simulation.
+    explicit simulation(options o = {});
+
+    /// Stops the server, lets its handlers end, and moves the clock by options::timeouts.shutdown.
+    /// Work on other threads that a handler awaits has as much of real time.
+    ~simulation();
+    simulation(const simulation&) = delete;
+    simulation& operator=(const simulation&) = delete;
+
+    /// The server, for routes and to publish. It starts with the first client. What is published
+    /// reaches clients when the simulation settles; by then there must be room for it in the ring.
+    sse::server& server() noexcept;
+
+    /// Where everything runs; for timers and coroutines of the test's own.
+    asio::io_context& context() noexcept;
+
+    /// A client connects and sends its request.
+    client open(client_request r);
+    client get(std::string target); ///< The same with GET, and nothing else.
+
+    /// Runs what can run without a step of the test: handlers go on until they wait for a client,
+    /// the clock or another thread. Throws std::runtime_error if they do not come to rest, such as
+    /// one that posts to itself for ever.
+    void settle();
+
+    /// Moves the clock by this much. What falls due on the way happens at its time, in order, and
+    /// everything settles before the clock moves on. Throws std::invalid_argument for a negative
+    /// time.
+    void advance(std::chrono::nanoseconds time);
+
+    /// How far the clock has been moved.
+    std::chrono::nanoseconds elapsed() const noexcept;
+
+    /// Settles, and then moves the clock, up to `within`, until the condition is true. If it is not
+    /// by then, waits for it in real time, up to `real`: for what other threads do. Returns what it
+    /// is in the end.
+    bool run_until(const std::function<bool()>& condition, std::chrono::nanoseconds within = {},
+                   std::chrono::milliseconds real = {});
+
+    /// Runs a coroutine on the context, and returns or throws what it does. Moves the clock, and
+    /// waits for other threads, as run_until() does. Throws std::runtime_error if it has not ended
+    /// by then; it goes on.
+    ///
+    ///     auto here = world.await(world.server().async_streams());
+    template <class T>
+    T await(asio::awaitable<T> work, std::chrono::nanoseconds within = {},
+            std::chrono::milliseconds real = std::chrono::seconds(10));
+
+    /// What handlers and hooks have thrown since the last call, oldest first, as
+    /// options::hooks.on_error gets it.
+    std::vector<std::exception_ptr> take_failures();
+    /// Throws the oldest of them, and takes only that; returns if there is none.
+    void rethrow_failure();
+
+private:
+    friend class client;
+    struct world;
+    [[noreturn]] static void give_up();
+    std::unique_ptr<world> world_;
+};
+
+template <class T>
+T simulation::await(asio::awaitable<T> work, std::chrono::nanoseconds within,
+                    std::chrono::milliseconds real) {
+    struct result {
+        bool ended = false;
+        std::exception_ptr failure;
+        std::conditional_t<std::is_void_v<T>, char, T> value{};
+    };
+    const auto made = std::make_shared<result>();
+    if constexpr (std::is_void_v<T>) {
+        asio::co_spawn(context(), std::move(work), [made](std::exception_ptr failure) {
+            made->failure = failure;
+            made->ended = true;
+        });
+    } else {
+        asio::co_spawn(context(), std::move(work), [made](std::exception_ptr failure, T value) {
+            made->failure = failure;
+            made->value = std::move(value);
+            made->ended = true;
+        });
+    }
+    if (!run_until([&] { return made->ended; }, within, real)) give_up();
+    if (made->failure) std::rethrow_exception(made->failure);
+    if constexpr (!std::is_void_v<T>) return std::move(made->value);
+}
+
+} // namespace testing
+
+#endif // SSE_TESTING
 
 #if defined(SSE_BODIES) || defined(SSE_INTERNALS)
 
@@ -8035,17 +8261,214 @@ SSE_DECL tls_context make_client_context(const client_tls_options& o) {
 
 } // namespace detail
 
-// >>hub ///////////////////////////////////////////////////////////////////////////////////////////
-// What a server serves, and what its threads share. Needs >>ring, >>frame, >>options.
-// Tests: tests/limits.cpp, tests/routes.cpp
+// >>seams /////////////////////////////////////////////////////////////////////////////////////////
+// Where a test puts a clock and clients of its own. Without SSE_TESTING: the system's, and nothing
+// else. Needs >>options.
+// Tests: tests/testing.cpp
 namespace detail {
 
 using io_executor = asio::io_context::executor_type;
 using tcp_socket = asio::basic_stream_socket<asio::ip::tcp, io_executor>;
-using tcp_acceptor = asio::basic_socket_acceptor<asio::ip::tcp, io_executor>;
+
+#if !defined(SSE_TESTING)
+
+using steady_clock = std::chrono::steady_clock;
 using steady_timer =
-    asio::basic_waitable_timer<std::chrono::steady_clock,
-                               asio::wait_traits<std::chrono::steady_clock>, io_executor>;
+    asio::basic_waitable_timer<steady_clock, asio::wait_traits<steady_clock>, io_executor>;
+inline std::chrono::system_clock::time_point wall_time() noexcept {
+    return std::chrono::system_clock::now();
+}
+
+#else
+
+/// The time of a simulation. It is that of the thread which made it.
+class timeline {
+public:
+    using clock = std::chrono::steady_clock;
+
+    timeline() {
+        if (here()) {
+            throw std::logic_error("sse::testing::simulation: this thread has another one");
+        }
+        here() = this;
+    }
+    ~timeline() { here() = nullptr; }
+    timeline(const timeline&) = delete;
+    timeline& operator=(const timeline&) = delete;
+
+    static timeline*& here() noexcept {
+        thread_local timeline* of_thread = nullptr;
+        return of_thread;
+    }
+    clock::time_point now() const noexcept { return now_; }
+    clock::duration elapsed() const noexcept { return now_ - began_; }
+    std::chrono::system_clock::time_point wall_time() const noexcept {
+        return wall_ + std::chrono::duration_cast<std::chrono::system_clock::duration>(elapsed());
+    }
+
+    /// A timer is due then, unless it is cancelled meanwhile: moving to that time does no harm.
+    void note(clock::time_point at) {
+        if (at > now_) due_.insert(at);
+    }
+    /// Moves to the next time that was noted, at most to this one. Returns false once there.
+    bool step(clock::time_point limit) noexcept {
+        const bool early = !due_.empty() && *due_.begin() <= limit;
+        now_ = early ? *due_.begin() : limit;
+        if (early) due_.erase(due_.begin());
+        return early;
+    }
+
+private:
+    const clock::time_point began_ = clock::now();
+    const std::chrono::system_clock::time_point wall_ = std::chrono::system_clock::now();
+    clock::time_point now_ = began_;
+    std::set<clock::time_point> due_;
+};
+
+/// The system's clock, or that of this thread's simulation.
+struct steady_clock {
+    using rep = std::chrono::steady_clock::rep;
+    using period = std::chrono::steady_clock::period;
+    using duration = std::chrono::steady_clock::duration;
+    using time_point = std::chrono::steady_clock::time_point;
+    static constexpr bool is_steady = true;
+    static time_point now() noexcept {
+        const timeline* const simulated = timeline::here();
+        return simulated ? simulated->now() : std::chrono::steady_clock::now();
+    }
+};
+
+inline std::chrono::system_clock::time_point wall_time() noexcept {
+    const timeline* const simulated = timeline::here();
+    return simulated ? simulated->wall_time() : std::chrono::system_clock::now();
+}
+
+/// How long Asio waits before it looks at a timer again: no real time brings a simulated one.
+struct wait_for_clock {
+    static steady_clock::duration to_wait_duration(const steady_clock::duration& d) noexcept {
+        if (!timeline::here() || d.count() <= 0) return d;
+        return std::chrono::hours(1);
+    }
+    static steady_clock::duration to_wait_duration(const steady_clock::time_point& t) noexcept {
+        return to_wait_duration(t - steady_clock::now());
+    }
+};
+
+class steady_timer : public asio::basic_waitable_timer<steady_clock, wait_for_clock, io_executor> {
+public:
+    using basic_waitable_timer::basic_waitable_timer;
+
+    template <class Token>
+    auto async_wait(Token&& token) {
+        if (timeline* const simulated = timeline::here()) simulated->note(expiry());
+        return basic_waitable_timer::async_wait(std::forward<Token>(token));
+    }
+};
+
+/// What stands for a connection between a server and a simulated client: what each has sent, and
+/// how each has ended it, as TCP would have it. One thread.
+struct wire {
+    /// What the server waits for.
+    struct waiting {
+        virtual ~waiting() = default;
+        virtual void complete(asio::error_code result) = 0; ///< Soon, not inside the call.
+    };
+    template <class Handler>
+    struct waiting_handler final : waiting {
+        waiting_handler(const io_executor& on, Handler h) : where(on), done(std::move(h)) {}
+        void complete(asio::error_code result) override {
+            asio::post(where, [h = std::move(done), result]() mutable { std::move(h)(result); });
+        }
+        io_executor where;
+        Handler done;
+    };
+
+    static constexpr std::size_t unlimited = ~std::size_t{0};
+    static constexpr std::size_t max_unread = 1024 * 1024; ///< Between two looks of the test.
+
+    asio::ip::address peer;
+    std::string to_server;
+    std::string to_client;
+    std::size_t room = unlimited; ///< Bytes that the client still takes.
+    bool client_ended = false;    ///< Its FIN has come.
+    bool client_gone = false;     ///< It reads nothing: what is sent to it is answered by a reset.
+    bool was_reset = false;       ///< By the client.
+    bool server_ended = false;
+    std::unique_ptr<waiting> reader;
+    std::unique_ptr<waiting> writer;
+
+    bool is_readable() const noexcept { return was_reset || client_ended || !to_server.empty(); }
+    bool is_writable() const noexcept { return was_reset || client_gone || window() > 0; }
+    /// How many bytes the client takes now.
+    std::size_t window() const noexcept {
+        return std::min(room, max_unread - std::min(max_unread, to_client.size()));
+    }
+
+    /// Something has changed.
+    void notify() {
+        if (reader && is_readable()) std::exchange(reader, nullptr)->complete({});
+        if (writer && is_writable()) std::exchange(writer, nullptr)->complete({});
+    }
+    std::size_t read(asio::mutable_buffer to, asio::error_code& failed) {
+        failed = {};
+        if (was_reset) {
+            failed = asio::error::connection_reset;
+        } else if (to_server.empty() && client_ended) {
+            failed = asio::error::eof;
+        } else if (to_server.empty()) {
+            failed = asio::error::would_block;
+        }
+        if (failed) return 0;
+        const std::size_t n = asio::buffer_copy(to, asio::buffer(to_server));
+        to_server.erase(0, n);
+        return n;
+    }
+    std::size_t write(std::span<const asio::const_buffer> from, asio::error_code& failed) {
+        failed = {};
+        if (was_reset) {
+            failed = asio::error::connection_reset;
+            return 0;
+        }
+        if (client_gone) { // the client's system answers it
+            was_reset = true;
+            notify();
+            return asio::buffer_size(from);
+        }
+        std::size_t taken = 0;
+        for (const asio::const_buffer& one : from) {
+            const std::size_t n = std::min(one.size(), window());
+            to_client.append(static_cast<const char*>(one.data()), n);
+            if (room != unlimited) room -= n;
+            taken += n;
+            if (n < one.size()) break;
+        }
+        if (taken == 0 && asio::buffer_size(from) > 0) failed = asio::error::would_block;
+        return taken;
+    }
+    /// What the client reads.
+    std::string take() {
+        std::string taken = std::exchange(to_client, {});
+        notify();
+        return taken;
+    }
+    /// The server has closed its socket.
+    void close() {
+        server_ended = true;
+        if (reader) std::exchange(reader, nullptr)->complete(asio::error::operation_aborted);
+        if (writer) std::exchange(writer, nullptr)->complete(asio::error::operation_aborted);
+    }
+};
+
+#endif
+
+} // namespace detail
+
+// >>hub ///////////////////////////////////////////////////////////////////////////////////////////
+// What a server serves, and what its threads share. Needs >>ring, >>frame, >>options, >>seams.
+// Tests: tests/limits.cpp, tests/routes.cpp
+namespace detail {
+
+using tcp_acceptor = asio::basic_socket_acceptor<asio::ip::tcp, io_executor>;
 
 // Our own coroutines name the executor: type-erased ones cost 200 bytes and 25 ns for each step.
 template <class T>
@@ -8206,7 +8629,7 @@ enum class limit_reached : std::uint8_t {
 /// Connections by address, for the limits on them.
 class address_book {
 public:
-    using clock = std::chrono::steady_clock;
+    using clock = steady_clock;
     struct entry {
         std::size_t open = 0;
         double tokens = 0;
@@ -8690,9 +9113,9 @@ struct exchange;
 #if defined(SSE_ENABLE_TLS)
 
 /// A client's socket, with TLS over it or without.
-class client_socket : public tcp_socket {
+class system_socket : public tcp_socket {
 public:
-    explicit client_socket(tcp_socket s) noexcept : tcp_socket(std::move(s)) {}
+    explicit system_socket(tcp_socket s) noexcept : tcp_socket(std::move(s)) {}
 
     void secure(std::unique_ptr<tls_session> s) noexcept { tls_ = std::move(s); }
     tls_session* tls() const noexcept { return tls_.get(); }
@@ -8728,9 +9151,9 @@ private:
 
 #else
 
-class client_socket : public tcp_socket {
+class system_socket : public tcp_socket {
 public:
-    explicit client_socket(tcp_socket s) noexcept : tcp_socket(std::move(s)) {}
+    explicit system_socket(tcp_socket s) noexcept : tcp_socket(std::move(s)) {}
     static constexpr bool is_secure() noexcept { return false; }
     static constexpr bool has_progressed() noexcept { return false; }
     static constexpr wait_type awaited_for_input() noexcept { return wait_read; }
@@ -8738,6 +9161,54 @@ public:
         asio::error_code ignored; // a lost connection fails at its next read
         shutdown(shutdown_send, ignored);
     }
+};
+
+#endif
+
+#if !defined(SSE_TESTING)
+
+using client_socket = system_socket;
+
+#else
+
+/// A client's socket, or the wire to a simulated client.
+class client_socket : public system_socket {
+public:
+    using system_socket::system_socket;
+
+    void attach(std::shared_ptr<wire> w) noexcept { wire_ = std::move(w); }
+    const wire* simulated() const noexcept { return wire_.get(); }
+
+    std::size_t read_some(asio::mutable_buffer to, asio::error_code& failed) {
+        return wire_ ? wire_->read(to, failed) : system_socket::read_some(to, failed);
+    }
+    std::size_t write_some(std::span<const asio::const_buffer> from, asio::error_code& failed) {
+        return wire_ ? wire_->write(from, failed) : system_socket::write_some(from, failed);
+    }
+    std::size_t write_some(asio::const_buffer from, asio::error_code& failed) {
+        return write_some(std::span<const asio::const_buffer>(&from, 1), failed);
+    }
+    template <class Handler>
+    void async_wait(wait_type what, Handler done) {
+        if (!wire_) return system_socket::async_wait(what, std::move(done));
+        (what == wait_read ? wire_->reader : wire_->writer) =
+            std::make_unique<wire::waiting_handler<Handler>>(get_executor(), std::move(done));
+        wire_->notify();
+    }
+    endpoint_type remote_endpoint(asio::error_code& failed) const {
+        return wire_ ? endpoint_type(wire_->peer, 0) : system_socket::remote_endpoint(failed);
+    }
+    void close(asio::error_code& failed) {
+        if (wire_) wire_->close();
+        system_socket::close(failed);
+    }
+    void send_end(bool whole) noexcept {
+        if (!wire_) return system_socket::send_end(whole);
+        wire_->server_ended = true;
+    }
+
+private:
+    std::shared_ptr<wire> wire_;
 };
 
 #endif
@@ -9231,6 +9702,9 @@ struct arrival {
     limit_reached over = limit_reached::none;
     address_book::place counted = nullptr;    ///< Where the limits by address count it.
     std::optional<std::string> received = {}; ///< Adopted: read by the server that it came from.
+#if defined(SSE_TESTING)
+    std::shared_ptr<detail::wire> wire = {}; ///< Of a simulated client; then the socket is closed.
+#endif
 };
 
 /// Sets a connection's socket options. A peer that vanished silently is found by probes while
@@ -9257,8 +9731,12 @@ inline constexpr bool accepted_inherit_options = false;
 
 /// Whether the client has sent FIN, or both directions are closed, while its bytes are unread. Asks
 /// the system, since every other way reads the bytes.
-template <class Socket>
-bool has_hung_up(Socket& socket, bool both_ends = false) noexcept {
+inline bool has_hung_up(client_socket& socket, bool both_ends = false) noexcept {
+#if defined(SSE_TESTING)
+    if (const wire* const w = socket.simulated()) {
+        return w->was_reset || (w->client_ended && !both_ends);
+    }
+#endif
 #if defined(_WIN32)
     WSAPOLLFD one{socket.native_handle(), POLLRDNORM, 0};
     return !both_ends && ::WSAPoll(&one, 1, 0) > 0 && (one.revents & (POLLHUP | POLLERR)) != 0;
@@ -9319,7 +9797,7 @@ struct worker {
 
     // The rest is for itself, its connections and their exchanges.
 
-    using clock = std::chrono::steady_clock;
+    using clock = steady_clock;
     /// What sleeps are rounded up to, so that many that end at about the same time share one look
     /// at the clock.
     using tick = std::chrono::duration<std::int64_t, std::ratio<1, 2'000>>;
@@ -9407,7 +9885,7 @@ struct worker {
     void fetch(connection& s, const std::string& id);
     void fetch_next();
     void fetched(std::uint64_t name, const std::string& epoch, bus::page p);
-    void log_blocked_worker(std::chrono::steady_clock::duration late);
+    void log_blocked_worker(clock::duration late);
     void log_no_io_uring(const std::error_code& why);
     std::size_t check_deadlines(connection& s);
     bool end_if_expired(connection& s);
@@ -9486,7 +9964,7 @@ struct worker {
     std::optional<asio::executor_work_guard<io_executor>> guard_;
     hub& hub_;
     const std::size_t index_;
-    const std::chrono::steady_clock::time_point birth_ = std::chrono::steady_clock::now();
+    const clock::time_point birth_ = clock::now();
     std::uint32_t now_ = 0; // ms since birth, refreshed by each callback; wraps after 49 days
     bool stopping_ = false;
 
@@ -9684,9 +10162,8 @@ SSE_DECL void worker::drop_waiters() noexcept {
 }
 
 SSE_DECL std::uint32_t worker::milliseconds_now() const noexcept {
-    return static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
-                                          std::chrono::steady_clock::now() - birth_)
-                                          .count());
+    return static_cast<std::uint32_t>(
+        std::chrono::duration_cast<std::chrono::milliseconds>(clock::now() - birth_).count());
 }
 
 SSE_DECL void worker::count(counters& sum) const noexcept {
@@ -9800,6 +10277,9 @@ SSE_DECL void worker::adopt(arrival one) {
             connections_.reserve(connections_.size() * 2 + 16);
         }
         s = new connection(*this, std::move(one.socket));
+#if defined(SSE_TESTING)
+        s->socket_.attach(one.wire);
+#endif
         if (one.counted || one.over != limit_reached::none) {
             s->extra().counted = one.counted;
             s->extra().over = one.over;
@@ -10697,7 +11177,7 @@ SSE_DECL void worker::arm_sweep() {
     sweep_timer_->async_wait([this](const asio::error_code& failed) {
         if (failed || stopping_) return;
         refresh();
-        log_blocked_worker(std::chrono::steady_clock::now() - sweep_timer_->expiry());
+        log_blocked_worker(clock::now() - sweep_timer_->expiry());
         if (const auto why = sends_.take_refusal()) log_no_io_uring(why);
         feed_.give_back_memory();
         if (!feed_.has_receivers() && !fanning_) { // nothing wakes us: keep time and the bounds
@@ -10712,7 +11192,7 @@ SSE_DECL void worker::arm_sweep() {
 
 /// The sweep is late when something blocked this thread. The cause cannot be seen from here, since
 /// Asio resumes the handlers. Each sweep reports it once, so less than once per second.
-SSE_DECL void worker::log_blocked_worker(std::chrono::steady_clock::duration late) {
+SSE_DECL void worker::log_blocked_worker(clock::duration late) {
     if (late < std::chrono::seconds(1) || !hub_.options.hooks.log) return;
     hub_.log({.level = log_level::warning,
               .what = "worker held",
@@ -10986,7 +11466,7 @@ SSE_DECL void worker::count_proxied_client(connection& s, const asio::ip::addres
     if (gone || !hub_.speaks_for_others(peer)) return;
     if (counted) hub_.addresses.leave(counted);
     counted = hub_.addresses.enter(key, o.limits.connections_per_ip, o.limits.connect_rate_per_ip,
-                                   std::chrono::steady_clock::now(), &s.extra().over);
+                                   clock::now(), &s.extra().over);
     if (counted) return;
     hub_.refusing.fetch_add(1, std::memory_order_relaxed);
 }
@@ -11451,7 +11931,7 @@ SSE_DECL start detail::connection::resolved(const subscribe_options& how) const 
     using namespace std::chrono;
     start from = how.from;
     if (from.kind_ == start::kind::since) {
-        const auto age = system_clock::now() - from.time_;
+        const auto age = detail::wall_time() - from.time_;
         const milliseconds most(std::numeric_limits<std::int32_t>::max()); // 24 days
         from.age_ = age > most ? most : ceil<milliseconds>(age);
     }
@@ -12535,6 +13015,9 @@ public:
     bool drain(std::shared_ptr<const farewell> how);
     asio::ip::tcp::endpoint endpoint() const;
     void adopt(tcp_socket::native_handle_type handle, std::string received);
+#if defined(SSE_TESTING)
+    void connect(std::shared_ptr<wire> client);
+#endif
 
     std::shared_ptr<const farewell> checked(const drain_options& how) const;
 
@@ -12935,6 +13418,9 @@ SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
     hub_.accepted.fetch_add(1, std::memory_order_relaxed);
     if (!admit(one)) {
         hub_.refused.fetch_add(1, std::memory_order_relaxed);
+#if defined(SSE_TESTING)
+        if (one.wire) one.wire->close();
+#endif
         return hub_.log({.level = log_level::warning,
                          .what = "refused",
                          .client = one.peer,
@@ -12966,6 +13452,19 @@ SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::strin
     take_in(w, {std::move(socket), peer, limit_reached::none, nullptr, std::move(received)});
 }
 
+#if defined(SSE_TESTING)
+
+/// A simulated client connects. As without one, nobody is told why a server that stops accepts it
+/// not.
+SSE_DECL void lifecycle::connect(std::shared_ptr<wire> client) {
+    const std::lock_guard lock(state);
+    if (stage_ != stage::running) return client->close();
+    worker& w = least_loaded();
+    take_in(w, {.socket = tcp_socket(w.context()), .peer = client->peer, .wire = client});
+}
+
+#endif
+
 /// Notes the limit that the connection is over, if any. Returns false if it is to be closed at
 /// once: too many others are being refused.
 SSE_DECL bool lifecycle::admit(arrival& one) {
@@ -12979,9 +13478,9 @@ SSE_DECL bool lifecycle::admit(arrival& one) {
     } else if (o.limits.connections_per_ip == 0 && o.limits.connect_rate_per_ip == 0) {
         return true;
     } else if (!hub_.speaks_for_others(one.peer)) { // otherwise counted once the head is read
-        one.counted = hub_.addresses.enter(counting_prefix(one.peer), o.limits.connections_per_ip,
-                                           o.limits.connect_rate_per_ip,
-                                           std::chrono::steady_clock::now(), &one.over);
+        one.counted =
+            hub_.addresses.enter(counting_prefix(one.peer), o.limits.connections_per_ip,
+                                 o.limits.connect_rate_per_ip, steady_clock::now(), &one.over);
     }
     if (one.over == limit_reached::none) return true;
     if (refusing >= max_refusing) return false;
@@ -13008,7 +13507,7 @@ namespace detail {
 /// n". Thread safety: any thread.
 class job_log {
 public:
-    using clock = std::chrono::steady_clock;
+    using clock = steady_clock;
 
     explicit job_log(const job_options& o)
         : max_frames_(o.history), max_bytes_(o.history_bytes), gap_event_(o.gap_event) {}
@@ -21064,6 +21563,375 @@ SSE_DECL std::shared_ptr<bus> nats_bus(nats_options options) {
 #endif // SSE_BODIES
 
 #endif // SSE_ENABLE_NATS
+
+// >>simulation ////////////////////////////////////////////////////////////////////////////////////
+// What is inside the test kit: an io_context without a thread of its own, and clients that read the
+// other end of their wires. Needs >>testing, >>seams, >>lifecycle, >>fetch.
+// Tests: tests/testing.cpp
+
+#if defined(SSE_TESTING) && defined(SSE_BODIES)
+
+namespace testing {
+
+struct simulation::world {
+    explicit world(options o) : shutdown(o.timeouts.shutdown) {
+        o.handle_signals = false;
+        o.drain_window = {};
+        o.io_uring = false;
+        o.proxy.protocol = false;
+#if defined(SSE_ENABLE_TLS)
+        o.tls = {};
+#endif
+        o.hooks.on_error = [this, tell = std::move(o.hooks.on_error)](std::exception_ptr what) {
+            {
+                const std::lock_guard lock(mutex);
+                failures.push_back(what);
+            }
+            if (tell) tell(what);
+        };
+        server.emplace(io, std::move(o));
+    }
+
+    void settle();
+    std::shared_ptr<detail::wire> connect(const client_request& r);
+
+    static constexpr std::size_t most_handlers = 50'000; // at one moment
+
+    detail::timeline time; // first: the others look at the clock
+    const std::chrono::milliseconds shutdown;
+    std::mutex mutex;                         // of the failures
+    std::vector<std::exception_ptr> failures; // may come until the context is destroyed
+    asio::io_context io{1};
+    asio::executor_work_guard<detail::io_executor> work{io.get_executor()};
+    detail::steady_timer look{io}; // makes Asio look at the clock
+    bool looked = false;           // it has
+    std::vector<std::weak_ptr<detail::wire>> wires;
+    std::optional<sse::server> server;
+    detail::lifecycle* life = nullptr; // once the server was started
+};
+
+/// Asio looks at its timers when one is set that is the first to be due. So each round sets one for
+/// the beginning of time; in the last round there is nothing else to run.
+SSE_DECL void simulation::world::settle() {
+    if (io.stopped()) io.restart();
+    std::size_t ran = 0;
+    for (std::size_t before = ran;; before = ran) {
+        looked = false;
+        look.expires_at(detail::steady_clock::time_point::min());
+        look.async_wait([this](const asio::error_code& failed) { looked = looked || !failed; });
+        while (!looked) {
+            io.run_one();
+            if (!looked) ++ran;
+            if (ran < most_handlers) continue;
+            throw std::runtime_error("sse::testing: a handler does not come to rest; where it "
+                                     "waits for something, await sleep_for(), not asio::post()");
+        }
+        ran += io.poll_one(); // what fell due comes after it
+        if (ran == before) return;
+    }
+}
+
+SSE_DECL std::shared_ptr<detail::wire> simulation::world::connect(const client_request& r) {
+    const auto has = [&](std::string_view name) {
+        return std::any_of(r.headers.begin(), r.headers.end(), [&](const auto& field) {
+            return detail::equal_ignoring_case(field.first, name);
+        });
+    };
+    auto made = std::make_shared<detail::wire>();
+    made->peer = r.address;
+    std::string& head = made->to_server;
+    head.append(r.method).append(" ").append(r.target).append(" HTTP/1.1\r\n");
+    if (!has("Host")) head += "Host: localhost\r\n";
+    if (!r.last_event_id.empty()) head += "Last-Event-ID: " + r.last_event_id + "\r\n";
+    if (!r.body.empty() && !has("Content-Length") && !has("Transfer-Encoding")) {
+        head += "Content-Length: " + std::to_string(r.body.size()) + "\r\n";
+    }
+    for (const auto& [name, value] : r.headers) {
+        head.append(name).append(": ").append(value).append("\r\n");
+    }
+    head.append("\r\n").append(r.body);
+    std::erase_if(wires, [](const auto& old) { return old.expired(); });
+    wires.push_back(made);
+    life->connect(made);
+    return made;
+}
+
+SSE_DECL simulation::simulation(options o) : world_(std::make_unique<world>(std::move(o))) {}
+
+SSE_DECL simulation::~simulation() {
+    world& w = *world_;
+    w.server->stop();
+    w.work.reset();
+    try {
+        advance(w.shutdown);
+        w.io.restart();
+        w.io.run_for(w.shutdown);
+    } catch (...) {} // a handler does not come to rest: it ends with the context
+    w.server.reset();
+    for (const auto& one : w.wires) {
+        const auto left = one.lock();
+        if (!left) continue;
+        left->reader.reset();
+        left->writer.reset();
+    }
+}
+
+SSE_DECL sse::server& simulation::server() noexcept { return *world_->server; }
+
+SSE_DECL asio::io_context& simulation::context() noexcept { return world_->io; }
+
+SSE_DECL void simulation::settle() { world_->settle(); }
+
+SSE_DECL void simulation::advance(std::chrono::nanoseconds time) {
+    if (time.count() < 0) throw std::invalid_argument("sse::testing: the clock cannot go back");
+    run_until([] { return false; }, time);
+}
+
+SSE_DECL std::chrono::nanoseconds simulation::elapsed() const noexcept {
+    return world_->time.elapsed();
+}
+
+SSE_DECL bool simulation::run_until(const std::function<bool()>& condition,
+                                    std::chrono::nanoseconds within,
+                                    std::chrono::milliseconds real) {
+    world& w = *world_;
+    const auto limit = w.time.now() + within;
+    w.settle();
+    for (bool more = true; more && !condition();) {
+        more = w.time.step(limit);
+        w.settle();
+    }
+    const auto deadline = std::chrono::steady_clock::now() + real;
+    while (!condition() && std::chrono::steady_clock::now() < deadline) {
+        w.io.run_one_for(std::chrono::milliseconds(1));
+        w.settle();
+    }
+    return condition();
+}
+
+SSE_DECL void simulation::give_up() {
+    throw std::runtime_error("sse::testing: the coroutine has not ended; if it waits for the "
+                             "clock, give await() the time to move it by");
+}
+
+SSE_DECL std::vector<std::exception_ptr> simulation::take_failures() {
+    settle();
+    const std::lock_guard lock(world_->mutex);
+    return std::exchange(world_->failures, {});
+}
+
+SSE_DECL void simulation::rethrow_failure() {
+    settle();
+    std::unique_lock lock(world_->mutex);
+    if (world_->failures.empty()) return;
+    const std::exception_ptr oldest = world_->failures.front();
+    world_->failures.erase(world_->failures.begin());
+    lock.unlock();
+    std::rethrow_exception(oldest);
+}
+
+/// The client's end of a wire.
+struct client::link {
+    link(simulation::world& w, client_request r)
+        : of(w), asked(std::move(r)), parser({.max_event = ~std::size_t{0}}, asked.last_event_id),
+          wire(w.connect(asked)) {}
+    ~link() { leave(); }
+    link(const link&) = delete;
+    link& operator=(const link&) = delete;
+
+    void leave() {
+        wire->client_ended = wire->client_gone = true;
+        wire->notify();
+    }
+    void read();
+    void understand(std::string_view bytes);
+    void note_comments(std::string_view text);
+    bool read_head();
+
+    simulation::world& of;
+    client_request asked;
+    event_parser parser;
+    std::deque<event> events;
+    std::shared_ptr<detail::wire> wire;
+    std::string input; // what was not understood yet
+    detail::received_head head;
+    std::optional<detail::body_decoder> decoder; // once the head is there
+    bool is_stream = false;
+    std::string body;
+    std::string line; // of the stream, unfinished
+    std::vector<std::string> comments;
+};
+
+/// Returns whether the head of the response is there.
+SSE_DECL bool client::link::read_head() {
+    while (!decoder) {
+        detail::head_parser delimiter(~std::size_t{0});
+        if (delimiter.feed(input) != detail::head_parser::progress::complete) return false;
+        const bool valid = head.parse(delimiter.head(input));
+        input.erase(0, delimiter.size());
+        if (!valid) throw std::logic_error("sse::testing: the response is not valid HTTP");
+        if (head.status < 200) continue; // such as 100 Continue
+        decoder = asked.method == "HEAD" ? detail::body_decoder::of_size(0) : head.decoder();
+        is_stream = head.media_type() == "text/event-stream";
+    }
+    return true;
+}
+
+/// Lets the simulation settle, and reads what has come.
+SSE_DECL void client::link::read() {
+    for (;;) {
+        of.settle();
+        const std::string taken = wire->take();
+        understand(taken);
+        if (taken.empty() || is_stream) return; // a stream may have no end
+    }
+}
+
+SSE_DECL void client::link::understand(std::string_view bytes) {
+    input += bytes;
+    if (!read_head()) return;
+    decoder->feed(input);
+    const std::string text = decoder->take();
+    body += text;
+    if (!is_stream) return;
+    note_comments(text);
+    parser.feed(text);
+    while (auto one = parser.next()) events.push_back(std::move(*one));
+}
+
+SSE_DECL void client::link::note_comments(std::string_view text) {
+    line += text;
+    for (std::size_t end; (end = line.find('\n')) != line.npos; line.erase(0, end + 1)) {
+        if (!line.starts_with(':')) continue;
+        const std::size_t begin = line.starts_with(": ") ? 2 : 1;
+        comments.push_back(line.substr(begin, end - begin));
+    }
+}
+
+SSE_DECL client::client(std::unique_ptr<link> l) noexcept : link_(std::move(l)) {}
+SSE_DECL client::client(client&& other) noexcept = default;
+SSE_DECL client& client::operator=(client&& other) noexcept = default;
+SSE_DECL client::~client() = default;
+
+SSE_DECL client simulation::open(client_request r) {
+    world& w = *world_;
+    if (!w.life) {
+        detail::lifecycle& life = *w.server->hub_->life;
+        std::unique_lock lock(life.state);
+        const bool started = life.has_started();
+        lock.unlock();
+        if (!started) w.server->start();
+        w.life = &life;
+    }
+    return client(std::make_unique<client::link>(w, std::move(r)));
+}
+
+SSE_DECL client simulation::get(std::string target) {
+    client_request r;
+    r.target = std::move(target);
+    return open(std::move(r));
+}
+
+SSE_DECL std::optional<event> client::next() {
+    if (link_->events.empty()) {
+        link_->read();
+    } else {
+        link_->of.settle();
+    }
+    if (link_->events.empty()) return std::nullopt;
+    std::optional<event> oldest(std::move(link_->events.front()));
+    link_->events.pop_front();
+    return oldest;
+}
+
+SSE_DECL std::vector<event> client::events() {
+    link_->read();
+    std::vector<event> all(std::move_iterator(link_->events.begin()),
+                           std::move_iterator(link_->events.end()));
+    link_->events.clear();
+    return all;
+}
+
+SSE_DECL std::optional<std::chrono::milliseconds> client::retry() {
+    link_->read();
+    return link_->parser.retry();
+}
+
+SSE_DECL std::string client::last_event_id() {
+    link_->read();
+    return link_->parser.last_event_id();
+}
+
+SSE_DECL std::vector<std::string> client::comments() {
+    link_->read();
+    return std::exchange(link_->comments, {});
+}
+
+SSE_DECL int client::status() {
+    link_->read();
+    return link_->decoder ? link_->head.status : 0;
+}
+
+SSE_DECL std::optional<std::string> client::header(std::string_view name) {
+    link_->read();
+    const auto found = link_->head.header(name);
+    return found ? std::optional<std::string>(*found) : std::nullopt;
+}
+
+SSE_DECL const std::string& client::body() {
+    link_->read();
+    return link_->body;
+}
+
+SSE_DECL outcome client::state() {
+    link_->read();
+    if (link_->decoder && link_->decoder->is_complete()) return outcome::complete;
+    return link_->wire->server_ended ? outcome::closed : outcome::open;
+}
+
+SSE_DECL void client::leave() { link_->leave(); }
+
+SSE_DECL void client::reset() {
+    link_->wire->was_reset = true;
+    link_->wire->notify();
+}
+
+SSE_DECL void client::half_close() {
+    link_->wire->client_ended = true;
+    link_->wire->notify();
+}
+
+SSE_DECL void client::stop_reading(std::size_t bytes) {
+    link_->read(); // what was taken before
+    link_->wire->room = bytes;
+}
+
+SSE_DECL void client::read_on() {
+    link_->wire->room = detail::wire::unlimited;
+    link_->wire->notify();
+}
+
+SSE_DECL void client::reconnect() {
+    link_->read();
+    link_->leave();
+    client_request again = link_->asked;
+    again.last_event_id = link_->parser.last_event_id();
+    auto next = std::make_unique<link>(link_->of, std::move(again));
+    next->parser = std::move(link_->parser);
+    next->parser.finish();
+    next->events = std::move(link_->events);
+    next->comments = std::move(link_->comments);
+    link_ = std::move(next);
+}
+
+SSE_DECL void client::write(std::string_view bytes) {
+    link_->wire->to_server += bytes;
+    link_->wire->notify();
+}
+
+} // namespace testing
+
+#endif // SSE_TESTING && SSE_BODIES
 
 #endif // SSE_BODIES || SSE_INTERNALS
 

@@ -27,7 +27,7 @@ for macro in SSE_INTERNALS SSE_SOURCE; do
 done
 
 # Files that differ in what changes the header's classes.
-for macro in IO_URING:liburing.h TLS:openssl/provider.h; do
+for macro in SSE_ENABLE_IO_URING:liburing.h SSE_ENABLE_TLS:openssl/provider.h SSE_TESTING:errno.h; do
     [ -e "/usr/include/${macro#*:}" ] || continue
     folder=$(mktemp -d)
     trap 'rm -r "$folder"' EXIT
@@ -35,7 +35,7 @@ for macro in IO_URING:liburing.h TLS:openssl/provider.h; do
     compile one.o <<<'#include "sse.hpp"
         void run(sse::server&);
         int main() { run(*static_cast<sse::server*>(nullptr)); }'
-    compile other.o "-DSSE_ENABLE_${macro%:*}" <<<'#include "sse.hpp"
+    compile other.o "-D${macro%:*}" <<<'#include "sse.hpp"
         void run(sse::server&) {}'
     said=$("${CXX:-g++}" "$folder"/*.o -o "$folder/all" 2>&1) && { echo 'a mix of macros links'; exit 1; }
     grep -q 'undefined reference to .run(sse::server&)' <<<"$said" || { echo "$said"; exit 1; }

@@ -956,6 +956,13 @@ TEST_SUITE("examples") {
         mcp.check_ends_on_signal();
     }
 
+    TEST_CASE("the tests of test_your_handler pass, without a socket") {
+        const auto passed = run("timeout 60 " + example("test_your_handler"));
+        CHECK(passed.first == 0);
+        CHECK(has(passed.second, "4 passed"));
+        CHECK(run(example("test_your_handler") + " --help").first == 0);
+    }
+
     TEST_CASE("job goes on without its client, and is there when it comes back") {
         running_example job("job");
         const auto started = http_request(job.port, "POST", "/jobs", {}, "x");
