@@ -2125,6 +2125,10 @@ public:
     /// Whether the job runs or is still kept.
     bool known(std::string_view name) const { return find(name) != nullptr; }
 
+    /// The name of the job that gave a message this id, while it runs or is kept; empty if there is
+    /// none. For one address at which the viewers of all jobs resume by their Last-Event-ID.
+    std::string name_of(std::string_view id) const;
+
     /// Serves a viewer until it leaves or has had the last message. It begins after the id with
     /// which the viewer reconnects, or else with the oldest message kept; a gap event reports what
     /// is lost. A viewer that has had the last message gets 204, which stops an EventSource from
@@ -13537,6 +13541,10 @@ public:
     std::uint64_t end() const noexcept { return end_.load(std::memory_order_acquire); }
     std::string id_of(std::uint64_t place) const { return make_id(epoch_, place); }
     const std::string& gap_event() const noexcept { return gap_event_; }
+    bool gave(std::string_view id) const {
+        const auto parts = parse_id(id);
+        return parts && parts->first == epoch_;
+    }
 
     /// When its last message came; nullopt while it runs.
     std::optional<clock::time_point> finished_at() const {
@@ -13758,6 +13766,14 @@ SSE_DECL jobs::log_ref jobs::find(std::string_view name) const {
     const std::lock_guard lock(mutex_);
     const auto found = logs_.find(name);
     return found == logs_.end() || is_over(*found->second) ? nullptr : found->second;
+}
+
+SSE_DECL std::string jobs::name_of(std::string_view id) const {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [name, log] : logs_) {
+        if (log->gave(id) && !is_over(*log)) return name;
+    }
+    return {};
 }
 
 SSE_DECL asio::awaitable<void> jobs::tell(stream& s, const detail::job_log& log, gap g,

@@ -526,6 +526,28 @@ TEST_SUITE("names") {
         CHECK(viewer.next().data == "new");
     }
 
+    TEST_CASE("the ids of its messages name a job, as long as it is known") {
+        sse::job_options o;
+        o.keep = 40ms;
+        jobs_server s(o);
+        sse::job a = s.jobs.start("a"), b = s.jobs.start("b");
+        a.send({.data = "0"});
+        a.send({.data = "1"});
+        b.send({.data = "0"});
+        event_client of_a = s.view("a");
+        CHECK(s.jobs.name_of(of_a.next().id) == "a");
+        const std::string id = of_a.next().id;
+        CHECK(s.jobs.name_of(id) == "a");
+        CHECK(s.jobs.name_of(s.view("b").next().id) == "b");
+        for (const std::string_view strange : {"", "-", "-1", "0", "a-1", "abcdefgh-1"}) {
+            CAPTURE(strange);
+            CHECK(s.jobs.name_of(strange).empty());
+        }
+        CHECK(s.jobs.name_of(id.substr(1)).empty());
+        a.finish();
+        CHECK(eventually([&] { return s.jobs.name_of(id).empty(); }));
+    }
+
     TEST_CASE("a running job does not expire") {
         sse::job_options o;
         o.keep = 0ms;
