@@ -2181,6 +2181,11 @@ struct client_options {
     /// Whether it connects again after a stream has ended or failed. If not set, GET does; other
     /// methods do not, since what they do would be done twice.
     std::optional<bool> reconnect = {};
+    /// Resumes a stream after its last event ID by this method, without a body: "GET", where a POST
+    /// makes a call whose stream can be resumed, as in MCP until 2025-11-25. What it calls is
+    /// called once: it reconnects, unless `reconnect` is false, as soon as it has an id, and never
+    /// before. With a last_event_id it begins by it. Empty: it resumes by the same request.
+    std::string resume_method = {};
     std::chrono::milliseconds retry{3'000};      ///< Wait before reconnecting; a server may set it.
     std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait, up to this.
     double jitter = 0.25; ///< Up to this fraction of the wait is added to it, at random.
@@ -15514,6 +15519,8 @@ private:
         end_ = why;
     }
     void finish();
+    bool may_reconnect() const;
+    void prepare_to_resume();
     std::chrono::milliseconds next_pause();
     [[noreturn]] void fail(std::error_code why, const std::string& detail = {}) const;
 
@@ -15578,6 +15585,7 @@ SSE_DECL client_core::client_core(const asio::any_io_executor& where, const std:
     const client_tls_options& tls = options_.tls;
     if (origin_.secure || !tls.ca.empty() || !tls.certificate.empty()) context();
 #endif
+    if (fits_in_field(last_event_id())) prepare_to_resume();
     registry_ = &asio::use_service<client_registry>(asio::query(where, asio::execution::context));
     registry_->add(this);
 }
@@ -15593,6 +15601,10 @@ SSE_DECL client_options client_core::checked(client_options o) {
     need(is_token(o.method), "method: '" + o.method + "' is not a method");
     need(o.method != "HEAD" && o.method != "CONNECT",
          "method: the response to " + o.method + " has no body; ask by GET or POST");
+    need(o.resume_method.empty() || is_token(o.resume_method),
+         "resume_method: '" + o.resume_method + "' is not a method");
+    need(o.resume_method != "HEAD" && o.resume_method != "CONNECT",
+         "resume_method: the response to " + o.resume_method + " has no body; resume by GET");
     for (const auto& [name, value] : o.headers) check_header(name, value);
     need(o.last_event_id.find_first_of(std::string_view("\r\n\0", 3)) == std::string::npos,
          "last_event_id: contains CR, LF or NUL, which no id can");
@@ -16381,17 +16393,32 @@ SSE_DECL void client_core::finish() {
     disconnect();
     parser_.finish();
     const bool enough = options_.max_attempts != 0 && failures_ >= options_.max_attempts;
-    if (reconnect_ && !enough) {
+    const bool may = may_reconnect();
+    if (may && !enough) {
+        prepare_to_resume();
         pause_ = next_pause();
         enter(phase::pausing);
         return;
     }
     enter(phase::over);
-    if (reconnect_ && !end_) {
+    if (may && !end_) {
         end_ = errc::bad_response;
         detail_ = "its streams end before their first event";
     }
     if (end_) fail(end_, detail_);
+}
+
+/// Without an id to resume after, another method would not resume but begin something else.
+SSE_DECL bool client_core::may_reconnect() const {
+    if (options_.resume_method.empty()) return reconnect_;
+    return options_.reconnect.value_or(true) && fits_in_field(last_event_id());
+}
+
+/// From now on it asks by the method that resumes, if that is another one.
+SSE_DECL void client_core::prepare_to_resume() {
+    if (options_.resume_method.empty()) return;
+    target_.method = options_.resume_method;
+    target_.with_body = false;
 }
 
 /// The server's reconnection time, or the option's, doubled for each failure in a row after the

@@ -428,6 +428,8 @@ TEST_SUITE("client: the request") {
         refused([](auto& o) { o.method = "GET / HTTP/1.1\r\nX:"; });
         refused([](auto& o) { o.method = "HEAD"; });
         refused([](auto& o) { o.method = "CONNECT"; });
+        refused([](auto& o) { o.resume_method = "HEAD"; });
+        refused([](auto& o) { o.resume_method = "GET / HTTP/1.1\r\nX:"; });
         refused([](auto& o) { o.last_event_id = "a\r\nX: y"; });
         refused([](auto& o) { o.last_event_id = std::string(1, '\0'); });
         refused([](auto& o) { o.retry = -1ms; });
@@ -1307,6 +1309,64 @@ TEST_SUITE("client: reconnecting") {
         CHECK(t.data() == "(over)");
         CHECK(body_of(again.requests().at(1)) == "text");
         CHECK(header_of(again.requests().at(1), "Last-Event-ID") == "1");
+    }
+
+    TEST_CASE("a call whose stream breaks is resumed by the method for that, and made once") {
+        script_server server({{answer("retry: 2\nid: 1\ndata: a\n\n"), then::reset},
+                              {status_answer(503)},
+                              {answer(chunked("id: 2\ndata: b\n\n"), is_chunked)},
+                              {answer("data: c\n\n")},
+                              {no_more}});
+        sse::client_options o = post("text");
+        o.resume_method = "GET";
+        o.headers = {{"Content-Type", "text/plain"}, {"X-Session", "7"}};
+        source s(server.url(), o);
+        for (const std::string wanted : {"a", "b", "c", "(over)"}) CHECK(s.data() == wanted);
+        const auto requests = server.requests();
+        REQUIRE(requests.size() == 5);
+        CHECK(requests[0].starts_with("POST "));
+        CHECK(body_of(requests[0]) == "text");
+        const std::vector<std::string> ids = {"(none)", "1", "1", "2", "2"};
+        for (std::size_t i = 0; i < ids.size(); ++i) {
+            CAPTURE(i);
+            CHECK(header_of(requests[i], "Last-Event-ID") == ids[i]);
+            CHECK(header_of(requests[i], "X-Session") == "7");
+            if (i == 0) continue;
+            CHECK(requests[i].starts_with("GET "));
+            CHECK(body_of(requests[i]).empty());
+            CHECK(header_of(requests[i], "Content-Length") == "(none)");
+            CHECK(header_of(requests[i], "Content-Type") == "(none)");
+        }
+    }
+
+    TEST_CASE("a call is not made again if nothing says where its stream could be resumed") {
+        sse::client_options o = post("text");
+        o.resume_method = "GET";
+        script_server server({{answer("data: a\n\n"), then::close}});
+        source s(server.url(), o);
+        CHECK(s.data() == "a");
+        CHECK(s.data() == "(over)");
+        CHECK(source(url_of(closed_port()), o).error() == asio::error::connection_refused);
+        script_server unwanted({{answer("id: 1\ndata: a\n\n")}});
+        o.reconnect = false;
+        source t(unwanted.url(), o);
+        CHECK(t.data() == "a");
+        CHECK(t.data() == "(over)");
+        CHECK(server.connections() + unwanted.connections() == 2);
+    }
+
+    TEST_CASE("a call is resumed from the start by another program that has its id") {
+        sse::client_options o = post("text");
+        o.resume_method = "GET";
+        o.last_event_id = "7";
+        script_server server({{answer("data: a\n\n")}, {no_more}});
+        source s(server.url(), o);
+        CHECK(s.data() == "a");
+        CHECK(s.data() == "(over)");
+        for (const auto& request : server.requests()) {
+            CHECK(request.starts_with("GET "));
+            CHECK(header_of(request, "Last-Event-ID") == "7");
+        }
     }
 }
 
