@@ -120,6 +120,16 @@ struct running_example : process {
 
 const std::string form = "application/x-www-form-urlencoded";
 
+/// The ids of the events in the text of a stream, in order.
+std::vector<std::string> ids_in(const std::string& text) {
+    std::vector<std::string> ids;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+        if (line.starts_with("id: ")) ids.push_back(line.substr(4));
+    }
+    return ids;
+}
+
 /// Runs a program that must end by itself: its status, and what it says with stderr joined.
 std::pair<int, std::string> run(const std::string& command) {
     process shell({"/bin/sh", "-c", command + " 2>&1"});
@@ -953,6 +963,43 @@ TEST_SUITE("examples") {
         CHECK(has(result, R"("id":"a","result":{"content":[{"type":"text","text":"Lift-off)"));
         CHECK(has(post(R"({"jsonrpc":"2.0","id":2,"method":"tools/list"})"), " 400 "));
         CHECK(has(post(initialize, "-H 'Origin: https://evil.example'"), " 403 "));
+
+        // What came behind an event of a call, once more, for its session alone.
+        const auto ids = ids_in(result);
+        REQUIRE(ids.size() == 3);
+        const auto resume = [&](const std::string& id) {
+            return curl("-i " + mcp.url("/mcp") + " " + session + " -H 'Last-Event-ID: " + id +
+                        "'");
+        };
+        const std::string rest = resume(ids[0]);
+        CHECK(!has(rest, R"("progress":1,)"));
+        CHECK(has(rest, R"("progress":2,)"));
+        CHECK(has(rest, "Lift-off"));
+        CHECK(ids_in(rest) == std::vector(ids.begin() + 1, ids.end()));
+        CHECK(has(resume(ids[2]), " 204 "));
+        CHECK(has(post(R"({"jsonrpc":"2.0","id":"a","method":"tools/call","params":)"
+                       R"({"name":"count_down","arguments":{"from":1}}})",
+                       session),
+                  " 400 ")); // the id of that call
+        const std::string other = post(initialize);
+        const auto at = other.find("Mcp-Session-Id: ") + 16;
+        connection stranger(mcp.port);
+        stranger.send_request("GET", "/mcp",
+                              {{"Mcp-Session-Id", other.substr(at, other.find('\r', at) - at)},
+                               {"Last-Event-ID", ids[0]}});
+        CHECK(!has(stranger.read_through("event: gap"), "progress"));
+
+        // The revision without sessions.
+        const std::string stateless =
+            R"({"jsonrpc":"2.0","id":3,"method":"tools/list","params":{"_meta":{)"
+            R"("io.modelcontextprotocol/protocolVersion":"2026-07-28",)"
+            R"("io.modelcontextprotocol/clientCapabilities":{}}}})";
+        const std::string version = "-H 'Mcp-Protocol-Version: 2026-07-28' ";
+        const std::string tools = post(stateless, version + "-H 'Mcp-Method: tools/list'");
+        CHECK(has(tools, R"("resultType":"complete")"));
+        CHECK(has(tools, R"("name":"count_down")"));
+        CHECK(!has(tools, "Mcp-Session-Id"));
+        CHECK(has(post(stateless, version + "-H 'Mcp-Method: tools/call'"), R"("code":-32020)"));
         mcp.check_ends_on_signal();
     }
 

@@ -527,6 +527,29 @@ async function testMcp(label, Client, Transport, logging, beforeOptions) {
         await call();
         equal(await logged.next(), "a countdown ended", "log");
     });
+    await check(`${label}: a call whose connection is cut is resumed by GET, and runs once`, async () => {
+        const wire = await wireTo(server.port), heads = wire.requests.items;
+        const caller = new Client({ name: "interop", version: "1.0.0" });
+        await within(caller.connect(new Transport(new URL(`${wire.url}/mcp`))), "connect");
+        const progress = [];
+        let before = 0;
+        const result = await within(caller.callTool(
+            { name: "count_down", arguments: { from: 40 } }, ...beforeOptions,
+            { onprogress: step => {
+                progress.push(step.progress);
+                if (progress.length !== 3) return;
+                before = heads.length;
+                wire.reset();
+            } }), "the result");
+        equal(result.content[0].text, "Lift-off after 40", "result");
+        equal(progress, Array.from({ length: 40 }, (unused, n) => n + 1), "progress");
+        const later = heads.slice(before); // each behind the body of the one before
+        expect(later.some(head => /GET \/mcp HTTP/.test(head) && /^last-event-id: \S/im.test(head)),
+               `no GET with an id: ${later}`);
+        expect(!later.some(head => /POST \/mcp HTTP/.test(head)), `it called again: ${later}`);
+        await caller.close();
+        wire.close();
+    });
     await check(`${label}: errors`, async () => {
         const tool = await fails(client.callTool({ name: "count_up", arguments: {} }), "a tool");
         equal(tool.code, -32602, "code of an unknown tool");
@@ -561,6 +584,119 @@ async function testMcp(label, Client, Transport, logging, beforeOptions) {
         await endsWell(server);
     });
 }
+
+// The revision without sessions: 2026-07-28.
+const testMcpStateless = () => withEach("@modelcontextprotocol/client", "",
+                                        async (label, { Client, StreamableHTTPClientTransport }) => {
+    const revision = "2026-07-28", about = `${label}, ${revision}`;
+    const server = await start("mcp", "127.0.0.1:0"), url = new URL(`${server.url}/mcp`);
+    const wire = await wireTo(server.port);
+    const connect = async mode => {
+        const made = new Client({ name: "interop", version: "1.0.0" }, { versionNegotiation: { mode } });
+        await within(made.connect(new StreamableHTTPClientTransport(new URL(`${wire.url}/mcp`))), "connect");
+        return made;
+    };
+    let client;
+    await check(`${about}: a client pinned to it connects, and one that asks finds it`, async () => {
+        client = await connect({ pin: revision });
+        equal(client.getServerVersion().name, "countdown", "name");
+        equal(client.getNegotiatedProtocolVersion(), revision, "pinned");
+        const asking = await connect("auto");
+        equal(asking.getNegotiatedProtocolVersion(), revision, "asked");
+        await asking.close();
+        const older = await connect("legacy");
+        equal(older.getNegotiatedProtocolVersion(), "2025-11-25", "older");
+        await older.close();
+    });
+    await check(`${about}: the list of tools`, async () => {
+        const { tools } = await client.listTools();
+        equal(tools.map(tool => tool.name), ["count_down"], "tools");
+    });
+    await check(`${about}: a call tells its progress, then its result`, async () => {
+        const progress = [];
+        const result = await client.callTool(
+            { name: "count_down", arguments: { from: 3 } },
+            { onprogress: step => progress.push(`${step.progress}/${step.total}`) });
+        equal(progress, ["1/3", "2/3", "3/3"], "progress");
+        equal(result.content[0].text, "Lift-off after 3", "result");
+    });
+    await check(`${about}: two calls at once`, async () => {
+        const call = from => client.callTool({ name: "count_down", arguments: { from } });
+        const results = await within(Promise.all([call(2), call(1)]), "both");
+        equal(results.map(result => result.content[0].text),
+              ["Lift-off after 2", "Lift-off after 1"], "results");
+    });
+    await check(`${about}: no session, no GET`, async () => {
+        const sessions = wire.requests.items.filter(head => /^mcp-protocol-version: 2026/im.test(head))
+            .filter(head => /^mcp-session-id/im.test(head) || !/POST \/mcp HTTP/.test(head));
+        equal(sessions, [], "requests");
+    });
+    await check(`${about}: errors`, async () => {
+        const tool = await fails(client.callTool({ name: "count_up", arguments: {} }), "a tool");
+        equal(tool.code, -32602, "code of an unknown tool");
+        const from = await fails(client.callTool({ name: "count_down", arguments: { from: 0 } }), "0");
+        equal(from.code, -32602, "code of a wrong argument");
+        await client.close();
+    });
+    const _meta = {
+        "io.modelcontextprotocol/protocolVersion": revision,
+        "io.modelcontextprotocol/clientInfo": { name: "interop", version: "1.0.0" },
+        "io.modelcontextprotocol/clientCapabilities": {},
+    };
+    const post = async (method, params, headers, meta = _meta) => {
+        const answer = await fetch(url, {
+            method: "POST",
+            headers: { "MCP-Protocol-Version": revision, "Mcp-Method": method, ...headers },
+            body: JSON.stringify({ jsonrpc: "2.0", id: 7, method, params: { ...params, _meta: meta } }),
+        });
+        const text = await answer.text();
+        const last = text.startsWith("{") ? text : eventsIn(text).at(-1).data;
+        return { status: answer.status, text, ...JSON.parse(last) };
+    };
+    await check(`${about}: headers that contradict the body are refused`, async () => {
+        const list = headers => post("tools/list", {}, headers);
+        equal((await list({})).status, 200, "as it should be");
+        for (const headers of [{ "MCP-Protocol-Version": "2025-11-25" }, { "Mcp-Method": "tools/call" },
+                               { "MCP-Protocol-Version": "" }, { "Mcp-Method": "" }]) {
+            const { status, error } = await list(headers);
+            equal([status, error?.code], [400, -32020], JSON.stringify(headers));
+        }
+        const call = name => post("tools/call", { name: "count_down", arguments: { from: 1 } },
+                                  name === undefined ? {} : { "Mcp-Name": name });
+        const encoded = text => `=?base64?${Buffer.from(text).toString("base64")}?=`;
+        equal((await call("count_down")).result.content[0].text, "Lift-off after 1", "plain");
+        equal((await call(encoded("count_down"))).result.resultType, "complete", "in Base64");
+        for (const name of [undefined, "count_up", encoded("count_up"), "=?base64?Y29?=", "=?base64?!?="]) {
+            const { status, error } = await call(name);
+            equal([status, error?.code], [400, -32020], `name ${name}`);
+        }
+        const bare = await post("tools/list", {}, {}, {});
+        equal([bare.status, bare.error.code], [400, -32020], "without a version in the body");
+    });
+    await check(`${about}: other versions, methods and missing capabilities are told`, async () => {
+        const key = "io.modelcontextprotocol/protocolVersion";
+        const other = await post("tools/list", {}, { "MCP-Protocol-Version": "1900-01-01" },
+                                 { ..._meta, [key]: "1900-01-01" });
+        equal([other.status, other.error.code], [400, -32022], "an unknown version");
+        equal(other.error.data.requested, "1900-01-01", "requested");
+        expect(other.error.data.supported.includes(revision), "supported");
+        const method = await post("ping", {}, {});
+        equal([method.status, method.error.code, method.id], [404, -32601, 7], "an unknown method");
+        const { "io.modelcontextprotocol/clientCapabilities": unused, ...poor } = _meta;
+        const missing = await post("tools/list", {}, {}, poor);
+        equal([missing.status, missing.error.code], [400, -32602], "without capabilities");
+    });
+    await check(`${about}: a log message comes if it is asked for, on the stream of its request`, async () => {
+        const call = level => post("tools/call", { name: "count_down", arguments: { from: 1 } },
+                                   { "Mcp-Name": "count_down" },
+                                   { ..._meta, ...level && { "io.modelcontextprotocol/logLevel": level } });
+        expect((await call("info")).text.includes("a countdown ended"), "asked for");
+        expect(!(await call("error")).text.includes("a countdown ended"), "asked for errors alone");
+        expect(!(await call()).text.includes("a countdown ended"), "not asked for");
+    });
+    wire.close();
+    await check(`${about}: the server ends by Ctrl-C`, () => endsWell(server));
+});
 
 // >>curl
 async function testCurl() {
@@ -832,7 +968,7 @@ try {
     await withEach("eventsource", "", testEventSource);
     await withEach("eventsource-parser", "/stream", testParser);
     await withEach("openai", "", testOpenai);
-    for (const test of [testFetchEventSource, testMcpSdk, testMcpClient, testCurl, testClient])
+    for (const test of [testFetchEventSource, testMcpSdk, testMcpClient, testMcpStateless, testCurl, testClient])
         await test().catch(error => check(test.name, () => { throw error; }));
     await withEach("better-sse", "", testBetterSse);
     await testNchan().catch(error => check("nchan", () => { throw error; }));
