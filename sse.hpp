@@ -66,6 +66,7 @@
 //     >>joblog   what a job has sent, and its viewers
 //     >>facade   the bodies of server
 //     >>metrics  measurements as text for Prometheus
+//     >>admin    who is there, as JSON, and routes that end streams
 //     >>script   the page script: one stream for all tabs of an origin
 //     >>fetch    what is inside a client
 //     >>redis    the engine over Redis Streams
@@ -2029,6 +2030,49 @@ SSE_DECL handler file(std::string path);
 ///
 ///     server.route("GET", "/metrics", sse::metrics(server));
 SSE_DECL handler metrics(const server& of);
+
+/// Where admin() is, and what its drain does.
+struct admin_options {
+    std::string prefix = "/admin";
+    /// What a drain calls instead of server::async_drain(), for a program that has more to end. On
+    /// the server's threads; must not block.
+    std::function<void(std::chrono::milliseconds window)> drain = {};
+};
+
+/// Adds routes that tell who is there and end streams, for whom the guard admits; it is called for
+/// each request, as group_options::authorize is. Pages of other origins are refused, so that none
+/// can use a visitor's cookie; same origin means same host and port. Responses are JSON, errors
+/// {"error":"..."}. Returns the group, for routes of the program's own behind the same guard. Only
+/// before the start; refers to the server. Throws std::invalid_argument for a guard that is empty
+/// and a prefix that is none.
+///
+///     sse::admin(server, [](const sse::request& r) -> asio::awaitable<sse::access> {
+///         if (is_staff(r)) co_return sse::access::grant();
+///         co_return sse::access::refuse(401);
+///     });
+///
+///     GET    /admin/status          counters, lags, history, ring and bus, of this server
+///     GET    /admin/streams         who is there, a page at a time, by id
+///     GET    /admin/topics          what they follow, most streams first
+///     GET    /admin/live            an event stream of all three: `status` each second, `streams`
+///                                   and `topics` every other
+///     DELETE /admin/streams/{id}    ends one stream
+///     DELETE /admin/streams         ends those that the same query lists; it must name some
+///     POST   /admin/drain           begins a drain of this server; ?window=SECONDS, 5 if not given
+///
+/// A query selects streams by ?user=, by ?topic= those that get what is published to it, by
+/// ?follows= those that are subscribed to it under exactly this name, with ?here=1 those of this
+/// server alone. ?limit= is from 1 to 1,000, 100 if not given; ?after= continues after the `next`
+/// of the page before; with ?order=lag those furthest behind come first, without a next page. Names
+/// that are unknown, given twice or empty get 400. With a bus a list is of all servers, as
+/// server::streams() is, and takes up to 1 s: `missing` and `complete` are as there. 202 says that
+/// streams have been told to end, `ending` how many; 503 that the bus did not take it for those of
+/// other servers.
+///
+/// At most 32 of these requests are served at once, watchers of /admin/live included. A list costs
+/// each worker what server::streams() does, however short the page is; the rest is done in steps.
+SSE_DECL route_group admin(server& of, std::function<asio::awaitable<access>(const request&)> guard,
+                           admin_options o = {});
 
 /// A handler that responds with the page script, a JavaScript module without dependencies: one
 /// event stream for all tabs of an origin, with headers of the page's own. Its types are in
@@ -14629,6 +14673,430 @@ SSE_DECL asio::awaitable<void> respond_metrics(stream& s, const server& of) {
 
 SSE_DECL handler metrics(const server& of) {
     return [&of](stream& s) { return detail::respond_metrics(s, of); };
+}
+
+#endif // SSE_BODIES
+
+// >>admin /////////////////////////////////////////////////////////////////////////////////////////
+// Who is there, as JSON, and routes that end streams. Needs >>server, >>facade, >>feed, >>head.
+// Tests: tests/admin.cpp
+
+#if defined(SSE_BODIES)
+
+namespace detail {
+
+/// What a request asks for, and why it cannot have it.
+struct admin_error : std::runtime_error {
+    explicit admin_error(const std::string& text, int answered = 400)
+        : std::runtime_error(text), status(answered) {}
+    int status;
+};
+
+struct admin_answer {
+    int status = 200;
+    std::string json = {};
+};
+
+SSE_DECL std::string admin_refusal(std::string_view text) {
+    return R"({"error":)" + json_string(text) + "}\n";
+}
+
+/// The query of a request whose names are all known, each once and with a value: what is ignored in
+/// one that ends streams could end more than was meant.
+class admin_query {
+public:
+    admin_query(const request& r, std::initializer_list<std::string_view> known) : request_(r) {
+        for (std::string_view rest = r.query; !rest.empty();) {
+            const std::string_view pair = rest.substr(0, rest.find('&'));
+            rest.remove_prefix(std::min(rest.size(), pair.size() + 1));
+            if (pair.empty()) continue;
+            const std::string name = form_decode(pair.substr(0, pair.find('=')));
+            if (std::find(known.begin(), known.end(), name) == known.end()) {
+                throw admin_error("there is no ?" + name + "=");
+            }
+            const auto values = r.query_values(name);
+            if (values.size() != 1) throw admin_error("?" + name + "= came twice; send it once");
+            if (values.front().empty()) throw admin_error("?" + name + "= is empty");
+        }
+    }
+
+    std::string text(std::string_view name) const {
+        return request_.query_value(name).value_or("");
+    }
+    std::uint64_t number(std::string_view name, std::uint64_t otherwise, std::uint64_t least,
+                         std::uint64_t most) const {
+        const auto given = request_.query_value(name);
+        if (!given) return otherwise;
+        const auto value = read_number<std::uint64_t>(*given);
+        if (value && *value >= least && *value <= most) return *value;
+        throw admin_error("use ?" + std::string(name) + "= with a number from " +
+                          std::to_string(least) + " to " + std::to_string(most));
+    }
+    std::string word(std::string_view name, std::string_view only) const {
+        const std::string given = text(name);
+        if (given.empty() || given == only) return given;
+        throw admin_error("use ?" + std::string(name) + "=" + std::string(only) + ", or without");
+    }
+
+private:
+    const request& request_;
+};
+
+/// Which streams, and which page of them.
+struct admin_selection {
+    static constexpr std::uint64_t max_limit = 1'000;
+
+    std::string user, topic, follows;
+    bool here = false;
+    std::uint64_t limit = 100;
+    std::uint64_t after = 0;
+    bool by_lag = false;
+
+    bool names_some() const noexcept { return !user.empty() || !topic.empty() || !follows.empty(); }
+    /// Whoever is subscribed to a topic gets what is published there.
+    stream_filter filter() const noexcept {
+        return {.user = user, .topic = topic.empty() ? follows : topic, .here = here};
+    }
+    bool matches(const stream_info& one) const {
+        return follows.empty() ||
+               std::find(one.topics.begin(), one.topics.end(), follows) != one.topics.end();
+    }
+};
+
+SSE_DECL admin_selection read_selection(const request& r, bool paged) {
+    const admin_query query =
+        paged ? admin_query(r, {"user", "topic", "follows", "here", "limit", "after", "order"})
+              : admin_query(r, {"user", "topic", "follows", "here"});
+    admin_selection all;
+    all.user = query.text("user");
+    all.topic = query.text("topic");
+    const std::string follows = query.text("follows");
+    if (!follows.empty()) {
+        const std::string topic = checked_topic(follows);
+        all.follows = topic.empty() ? "/" : topic;
+    }
+    all.here = !query.word("here", "1").empty();
+    if (!paged) return all;
+    all.limit = query.number("limit", all.limit, 1, all.max_limit);
+    all.after = query.number("after", 0, 0, std::numeric_limits<std::uint64_t>::max());
+    all.by_lag = !query.word("order", "lag").empty();
+    return all;
+}
+
+SSE_DECL void put_json(std::string& out, std::string_view name, std::uint64_t value) {
+    out.append(out.ends_with('{') ? "\"" : ",\"").append(name).append("\":");
+    out.append(std::to_string(value));
+}
+
+/// Topics are as long as a client likes, so a list has as many of them as fit.
+SSE_DECL void put_json(std::string& out, const stream_info& one) {
+    constexpr std::size_t max_topics_bytes = 2 * 1024;
+    out += '{';
+    put_json(out, "id", one.id);
+    out.append(",\"user\":").append(json_string(one.user)).append(",\"topics\":[");
+    std::size_t shown = 0, bytes = 0;
+    for (; shown < one.topics.size(); ++shown) {
+        bytes += one.topics[shown].size();
+        if (bytes > max_topics_bytes) break;
+        out.append(shown > 0 ? "," : "").append(json_string(one.topics[shown]));
+    }
+    out += ']';
+    if (shown < one.topics.size()) put_json(out, "topics_left_out", one.topics.size() - shown);
+    out.append(",\"client\":").append(json_string(one.client.to_string()));
+    out.append(",\"node\":").append(json_string(one.node));
+    put_json(out, "age_ms", static_cast<std::uint64_t>(one.age.count()));
+    put_json(out, "behind", one.lag.messages);
+    put_json(out, "behind_bytes", one.lag.bytes);
+    put_json(out, "behind_ms", static_cast<std::uint64_t>(one.lag.age.count()));
+    out += '}';
+}
+
+/// Lets the worker that runs this serve others.
+SSE_DECL asio::awaitable<void> take_turns() {
+    co_await asio::post(co_await asio::this_coro::executor, asio::use_awaitable);
+}
+
+inline constexpr std::size_t admin_step = 500; ///< Streams between two turns.
+
+/// Refers to what it is given, which outlives it.
+SSE_DECL asio::awaitable<std::string> json_of_streams(const stream_list& found,
+                                                      const admin_selection& asked) {
+    std::vector<const stream_info*> page;
+    std::size_t total = 0;
+    for (const stream_info& one : found) {
+        if (++total % admin_step == 0) co_await take_turns();
+        page.push_back(&one);
+    }
+    std::erase_if(page, [&](auto* one) { return !asked.by_lag && one->id <= asked.after; });
+    const auto comes_first = [&](const stream_info* a, const stream_info* b) {
+        if (asked.by_lag && a->lag.messages != b->lag.messages) {
+            return a->lag.messages > b->lag.messages;
+        }
+        return a->id < b->id;
+    };
+    const std::size_t size = std::min<std::size_t>(page.size(), asked.limit);
+    const bool more = page.size() > size;
+    std::partial_sort(page.begin(), page.begin() + static_cast<std::ptrdiff_t>(size), page.end(),
+                      comes_first);
+    page.resize(size);
+    std::string out = "{\"streams\":[";
+    for (std::size_t i = 0; i < page.size(); ++i) {
+        if (i % admin_step == admin_step - 1) co_await take_turns();
+        if (i > 0) out += ',';
+        put_json(out, *page[i]);
+    }
+    out += ']';
+    put_json(out, "total", total);
+    out += ",\"next\":";
+    out += more && !asked.by_lag ? std::to_string(page.back()->id) : "null";
+    out += ",\"missing\":[";
+    for (const std::string& name : found.missing) {
+        out.append(out.ends_with('[') ? "" : ",").append(json_string(name));
+    }
+    out.append("],\"complete\":").append(found.complete ? "true" : "false").append("}");
+    co_return out;
+}
+
+SSE_DECL asio::awaitable<std::string> json_of_topics(const stream_list& found,
+                                                     const admin_selection& asked) {
+    struct followed {
+        std::uint64_t streams = 0;
+        std::uint64_t behind = 0; // of the stream furthest behind
+    };
+    std::unordered_map<std::string_view, followed> topics;
+    std::size_t work = 0;
+    for (const stream_info& one : found) {
+        for (const std::string& topic : one.topics) {
+            if (++work % admin_step == 0) co_await take_turns();
+            followed& all = topics[topic];
+            ++all.streams;
+            all.behind = std::max(all.behind, one.lag.messages);
+        }
+    }
+    std::vector<std::pair<std::string_view, followed>> page(topics.begin(), topics.end());
+    const std::size_t size = std::min<std::size_t>(page.size(), asked.limit);
+    std::partial_sort(page.begin(), page.begin() + static_cast<std::ptrdiff_t>(size), page.end(),
+                      [](const auto& a, const auto& b) {
+                          if (a.second.streams != b.second.streams) {
+                              return a.second.streams > b.second.streams;
+                          }
+                          return a.first < b.first;
+                      });
+    constexpr std::size_t max_bytes = 1024 * 1024;
+    std::string out = "{\"topics\":[";
+    for (std::size_t i = 0; i < size && out.size() < max_bytes; ++i) {
+        out.append(i > 0 ? ",{\"topic\":" : "{\"topic\":").append(json_string(page[i].first));
+        put_json(out, "streams", page[i].second.streams);
+        put_json(out, "behind", page[i].second.behind);
+        out += '}';
+    }
+    out += ']';
+    put_json(out, "total", page.size());
+    co_return out + '}';
+}
+
+SSE_DECL std::string json_of_status(const measurements& m, stream& s) {
+    const sse::counters& c = m.counters;
+    std::string out =
+        R"({"version":")" SSE_VERSION_STRING R"(","node":)" + json_string(s.info().node);
+    put_json(out, "workers", m.workers);
+    out.append(",\"draining\":").append(s.draining() ? "true" : "false");
+    out.append(",\"bus_up\":").append(!m.bus_up ? "null" : *m.bus_up ? "true" : "false");
+    constexpr std::pair<std::string_view, std::uint64_t sse::counters::*> shown[] = {
+        {"connections", &sse::counters::connections},
+        {"streams", &sse::counters::streams},
+        {"accepted", &sse::counters::accepted},
+        {"refused", &sse::counters::refused},
+        {"accept_failures", &sse::counters::accept_failures},
+        {"tls_failures", &sse::counters::tls_failures},
+        {"published", &sse::counters::published},
+        {"no_room", &sse::counters::no_room},
+        {"delivered", &sse::counters::delivered},
+        {"bytes", &sse::counters::bytes},
+        {"lagged", &sse::counters::lagged},
+        {"unreachable", &sse::counters::unreachable},
+        {"gaps", &sse::counters::gaps},
+        {"conflated", &sse::counters::conflated},
+    };
+    for (const auto& [name, member] : shown) put_json(out, name, c.*member);
+    out += ",\"ended\":{";
+    for (std::size_t i = 0; i < end_reasons; ++i) {
+        put_json(out, to_string(static_cast<end_reason>(i)), c.ended[i]);
+    }
+    out += "},\"lag\":[";
+    for (std::size_t i = 0; i < m.lag.size(); ++i) {
+        out += i > 0 ? ",{" : "{";
+        if (i < m.lag_bounds.size()) put_json(out, "up_to", m.lag_bounds[i]);
+        put_json(out, "streams", m.lag[i]);
+        out += '}';
+    }
+    out += ']';
+    put_json(out, "history_messages", m.history_messages);
+    put_json(out, "history_bytes", m.history_bytes);
+    put_json(out, "ring_capacity", m.ring_capacity);
+    put_json(out, "ring_used", m.ring_used);
+    return out + '}';
+}
+
+SSE_DECL asio::awaitable<stream_list> select_streams(const server& of,
+                                                     const admin_selection& asked) {
+    stream_list all = co_await of.async_streams(asked.filter());
+    std::size_t left = 0;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        if (i % admin_step == admin_step - 1) co_await take_turns();
+        if (!asked.matches(all[i])) continue;
+        if (left != i) all[left] = std::move(all[i]);
+        ++left;
+    }
+    all.resize(left);
+    co_return all;
+}
+
+SSE_DECL asio::awaitable<admin_answer> admin_status(stream& s, const server& of) {
+    const admin_query no_names(s.request(), {});
+    const measurements now = co_await of.async_measure();
+    co_return admin_answer{200, json_of_status(now, s) + "\n"};
+}
+
+using admin_text = asio::awaitable<std::string>(const stream_list&, const admin_selection&);
+
+SSE_DECL asio::awaitable<admin_answer> admin_list(stream& s, const server& of, admin_text* text) {
+    const admin_selection asked = read_selection(s.request(), true);
+    const stream_list found = co_await select_streams(of, asked);
+    const std::string json = co_await text(found, asked);
+    co_return admin_answer{200, json + "\n"};
+}
+
+SSE_DECL asio::awaitable<admin_answer> admin_end_one(stream& s, server& of) {
+    const admin_query no_names(s.request(), {});
+    const auto id = read_number<std::uint64_t>(s.request().path_value("id"));
+    if (!id || *id == 0) throw admin_error("the id of a stream is a number", 404);
+    of.revoke(*id);
+    co_return admin_answer{202, "{\"ending\":1}\n"};
+}
+
+SSE_DECL asio::awaitable<admin_answer> admin_end_some(stream& s, server& of) {
+    const admin_selection asked = read_selection(s.request(), false);
+    if (!asked.names_some()) {
+        throw admin_error("say which, by ?user=, ?topic= or ?follows=; POST drain ends all");
+    }
+    const stream_list found = co_await select_streams(of, asked);
+    // Those that come meanwhile, and those of servers that were not heard of.
+    if (asked.topic.empty() && asked.follows.empty() && !asked.here) of.revoke_user(asked.user);
+    std::exception_ptr failed;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        if (i % admin_step == admin_step - 1) co_await take_turns();
+        try {
+            of.revoke(found[i].id);
+        } catch (const std::system_error&) { failed = std::current_exception(); }
+    }
+    if (failed) std::rethrow_exception(failed);
+    std::string json = "{";
+    put_json(json, "ending", found.size());
+    co_return admin_answer{202, json + "}\n"};
+}
+
+/// The response comes first, so that no window is too short for it.
+SSE_DECL asio::awaitable<void> begin_drain(stream& s, server& of, const admin_options& o,
+                                           std::chrono::milliseconds window) {
+    s.keep_running();
+    std::string json = "{";
+    put_json(json, "window_ms", static_cast<std::uint64_t>(window.count()));
+    json += "}\n";
+    try {
+        co_await s.respond(202, "application/json", json);
+    } catch (const std::system_error& failed) {
+        if (!client_gone(failed.code())) throw;
+    }
+    if (o.drain) {
+        o.drain(window);
+        co_return;
+    }
+    asio::co_spawn(s.get_executor(), of.async_drain({.window = window}),
+                   [](std::exception_ptr, drain_result) {}); // nobody waits for it
+}
+
+SSE_DECL asio::awaitable<void> send_live(stream& s, const server& of) {
+    const admin_selection asked = read_selection(s.request(), true);
+    for (bool with_streams = true;; with_streams = !with_streams) {
+        stream_list found; // the first before the response begins: it may be a refusal
+        if (with_streams) found = co_await select_streams(of, asked);
+        const measurements now = co_await of.async_measure();
+        const std::string status = json_of_status(now, s);
+        co_await s.send({.event = "status", .data = status});
+        if (s.draining()) co_return;
+        if (with_streams) {
+            const std::string streams = co_await json_of_streams(found, asked);
+            co_await s.send({.event = "streams", .data = streams});
+            const std::string topics = co_await json_of_topics(found, asked);
+            co_await s.send({.event = "topics", .data = topics});
+        }
+        co_await s.sleep_for(std::chrono::seconds(1));
+    }
+}
+
+/// What is wrong with a request becomes its response.
+template <class Work> // returns an asio::awaitable<admin_answer>, or of nothing if it responds
+asio::awaitable<void> admin_respond(stream& s, const Work& work) {
+    admin_answer made;
+    try {
+        if constexpr (std::is_same_v<std::invoke_result_t<const Work&, stream&>,
+                                     asio::awaitable<void>>) {
+            co_return co_await work(s);
+        } else {
+            made = co_await work(s);
+        }
+    } catch (const admin_error& wrong) {
+        made = {wrong.status, admin_refusal(wrong.what())};
+    } catch (const std::system_error& failed) {
+        const std::error_code code = failed.code();
+        if (code == errc::bad_topic || code == errc::bad_key) {
+            made = {400, admin_refusal(code.message())};
+        } else if (code == errc::bus_down || code == errc::no_room || code == errc::stopped) {
+            made = {503, admin_refusal(code.message())};
+        } else {
+            throw;
+        }
+    }
+    co_await s.respond(made.status, "application/json", made.json);
+}
+
+template <class Work>
+handler admin_handler(Work work) {
+    return [work = std::move(work)](stream& s) { return admin_respond(s, work); };
+}
+
+} // namespace detail
+
+SSE_DECL route_group admin(server& of, std::function<asio::awaitable<access>(const request&)> guard,
+                           admin_options o) {
+    using detail::admin_handler;
+    if (!guard) throw std::invalid_argument("sse::admin: the guard is empty, and would let all in");
+    group_options rules;
+    rules.cors.emplace();
+    rules.cors->origin = [](std::string_view) { return false; };
+    rules.authorize = std::move(guard);
+    rules.max_requests = 32;
+    route_group all = of.group(o.prefix, std::move(rules));
+    all.route("GET", "/status",
+              admin_handler([&of](stream& s) { return detail::admin_status(s, of); }));
+    all.route("GET", "/streams", admin_handler([&of](stream& s) {
+                  return detail::admin_list(s, of, detail::json_of_streams);
+              }));
+    all.route("GET", "/topics", admin_handler([&of](stream& s) {
+                  return detail::admin_list(s, of, detail::json_of_topics);
+              }));
+    all.route("GET", "/live", admin_handler([&of](stream& s) { return detail::send_live(s, of); }));
+    all.route("DELETE", "/streams",
+              admin_handler([&of](stream& s) { return detail::admin_end_some(s, of); }));
+    all.route("DELETE", "/streams/{id}",
+              admin_handler([&of](stream& s) { return detail::admin_end_one(s, of); }));
+    all.route("POST", "/drain", admin_handler([&of, o](stream& s) {
+                  const detail::admin_query query(s.request(), {"window"});
+                  const std::uint64_t seconds = query.number("window", 5, 0, 24 * 60 * 60);
+                  return detail::begin_drain(s, of, o, std::chrono::seconds(seconds));
+              }));
+    return all;
 }
 
 #endif // SSE_BODIES

@@ -5,6 +5,9 @@
 //   POST /publish/<topic>      publishes, for whoever knows the token
 //   GET  /health               built into the server
 //   GET  the path of --metrics for Prometheus
+//   GET  /admin/               with --admin-token the page of who is there (hub_admin_page.hpp),
+//   and
+//                              below it the routes of sse::admin
 //   GET  /sse.js               the page script of sse.hpp, for pages of your own
 //   GET  /hub/stats            the hub's own counters, once a second, as event `stats`; with
 //                              ?topic= also the events of that topic, which is what the page reads
@@ -13,6 +16,7 @@
 // `hub --help` lists every flag (hub_options.hpp); publishing from a shell is described at its end.
 #include "sse.hpp"
 
+#include "hub_admin_page.hpp"
 #include "hub_demo.hpp"
 #include "hub_log.hpp"
 #include "hub_options.hpp"
@@ -29,6 +33,7 @@
 #include <asio/use_awaitable.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <csignal>
@@ -558,6 +563,16 @@ asio::awaitable<sse::access> let_in(const sse::request& request, const std::stri
                                   {{"WWW-Authenticate", "Bearer"}});
 }
 
+// By the header alone: what another page makes a browser send has no such field, and no log has it.
+asio::awaitable<sse::access> let_administrate(const sse::request& request,
+                                              const std::string& token) {
+    if (holds_token(request, token)) co_return sse::access::grant();
+    co_return sse::access::refuse(401,
+                                  "the token is missing or wrong; send the header "
+                                  "'Authorization: Bearer TOKEN' with that of --admin-token\n",
+                                  {{"WWW-Authenticate", "Bearer"}});
+}
+
 void choose_origins(settings& chosen) {
     const bool any = std::count(chosen.allowed.begin(), chosen.allowed.end(), "*") > 0;
     if (chosen.options.cors.credentials && (any || chosen.allowed.empty())) {
@@ -618,10 +633,12 @@ asio::awaitable<void> renew_tls(sse::server& server, const settings& chosen, out
 
 // The hub's own routes win over the server's, which would then be unreachable.
 void check_paths(const settings& chosen) {
-    const auto check = [](std::string_view flag, std::string path) {
+    std::vector<std::string> all{"/publish", "/hub"};
+    if (!chosen.admin_token.empty()) all.emplace_back("/admin");
+    const auto check = [&](std::string_view flag, std::string path) {
         while (path.ends_with('/')) path.pop_back();
         const bool is_page = path.empty();
-        for (const std::string own : {"/publish", "/hub"}) {
+        for (const std::string& own : all) {
             if (!is_page && path != own && !path.starts_with(own + "/")) continue;
             throw usage_error(std::string(flag) + " '" + path + (is_page ? "/" : "") + "': " +
                               (is_page ? "the page is there" : own + " is the hub's own path") +
@@ -735,6 +752,21 @@ void run(sse::server& server, const settings& chosen, output& out) {
         });
 
     asio::io_context io(1);
+    std::atomic<milliseconds::rep> window_asked{-1};
+    if (!chosen.admin_token.empty()) {
+        for (const char* const path : {"/admin", "/admin/"}) {
+            server.route("GET", path, [](sse::stream& client) {
+                return client.respond(200, "text/html; charset=utf-8", hub_admin_page);
+            });
+        }
+        const auto guard = [token = chosen.admin_token](const sse::request& request) {
+            return let_administrate(request, token);
+        };
+        sse::admin(server, guard, {.drain = [&](milliseconds window) {
+                       window_asked = window.count();
+                       io.stop();
+                   }});
+    }
     asio::signal_set signals(io);
     take_signals(signals, chosen);
     signals.async_wait([&](std::error_code, int) { io.stop(); });
@@ -759,7 +791,8 @@ void run(sse::server& server, const settings& chosen, output& out) {
     signals.clear();
     std::signal(SIGHUP, SIG_IGN);
     const std::uint64_t clients = server.counters().streams;
-    const milliseconds window = chosen.options.drain_window;
+    const milliseconds window =
+        window_asked < 0 ? chosen.options.drain_window : milliseconds(window_asked);
     const sse::drain_result gone =
         window.count() > 0 ? server.drain({.window = window}) : sse::drain_result{};
     server.stop();

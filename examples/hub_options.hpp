@@ -40,6 +40,7 @@ struct settings {
     std::string token;                // empty: publishing over HTTP is off
     std::optional<sse::log_level> log_from = sse::log_level::warning; // empty: quiet
     std::string subscribe_token;                                      // empty: anyone may subscribe
+    std::string admin_token;                                          // empty: nobody may
     std::string metrics;                                              // path; empty: none
     std::string log_dir;            // at most one of these three is not empty
     std::vector<std::string> redis; // addresses
@@ -432,6 +433,12 @@ inline const std::vector<flag>& flags() {
              check_token(value);
              chosen.token = value;
          }},
+        {"admin-token", "TOKEN",
+         "turns on the page /admin/, where holders of TOKEN see and end streams (off)",
+         [](settings& chosen, std::string_view value) {
+             check_token(value);
+             chosen.admin_token = value;
+         }},
         {"demo", "", "publishes an invented feed: prices, chat, build, sensors (off)",
          [](settings& chosen, std::string_view) { chosen.demo = true; }},
         {"version", "", "prints the version",
@@ -471,6 +478,15 @@ Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON
   Responses: 202 {"seq":N,"id":"..."}, without id if the message is ephemeral; 400 and 415 with the
   reason, 401 for a wrong token, 404 if it is off. 503: it was not published, try again. 504: it may
   have been, as what keeps the messages did not confirm it.
+
+Administrate, with hub --admin-token $TOKEN: open http://localhost:8080/admin/, or
+  A="Authorization: Bearer $TOKEN"
+  curl -H "$A" 'http://localhost:8080/admin/streams?topic=/room'        who is there, a page at a time
+  curl -H "$A" -X DELETE 'http://localhost:8080/admin/streams?user=ann'    ends her streams
+  curl -H "$A" -X DELETE http://localhost:8080/admin/streams/17            ends one
+  curl -H "$A" -X POST 'http://localhost:8080/admin/drain?window=30'       ends the hub
+  Also GET /admin/status, /admin/topics, and /admin/live, an event stream of all. The token is taken
+  from the header alone. sse.hpp describes them at admin().
 
 Several hubs, and restarts: by default messages are kept in the hub's memory, and its clients may miss
 some when it ends. With one of --log-dir, --redis and --nats they miss nothing: with --log-dir when

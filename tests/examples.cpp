@@ -248,6 +248,7 @@ TEST_SUITE("examples") {
                                  "--name",
                                  "--log",
                                  "--publish-token",
+                                 "--admin-token",
                                  "--demo",
                                  "--version"}) {
             CAPTURE(flag);
@@ -357,7 +358,8 @@ TEST_SUITE("examples") {
         for (const std::string flags :
              {"--health /subscribe", "--prefix /live --health /live", "--prefix /publish",
               "--prefix /publish/x", "--prefix /", "--health /", "--health /publish",
-              "--health /hub/stats", "--prefix /hub", "--metrics /publish"}) {
+              "--health /hub/stats", "--prefix /hub", "--metrics /publish",
+              "--admin-token t --prefix /admin/x", "--admin-token t --metrics /admin"}) {
             CAPTURE(flags);
             const auto [status, text] = run("timeout 5 " + hub + " --port 0 " + flags);
             CHECK(status == 2);
@@ -886,6 +888,46 @@ TEST_SUITE("examples") {
     TEST_CASE("without a token publishing over HTTP is off") {
         running_hub hub;
         CHECK(hub.publish("room", form, "data=x").status == 404);
+    }
+
+    TEST_CASE("without --admin-token nobody administrates the hub, with it its holders do") {
+        const header_list wrong[] = {{},
+                                     {{"Authorization", "Bearer secre"}},
+                                     {{"Authorization", "Bearer secrets"}},
+                                     {{"Authorization", "Basic secret"}},
+                                     {{"Cookie", "token=secret"}}};
+        const header_list right{{"Authorization", "Bearer secret"}};
+        running_hub closed({"--publish-token", "secret", "--subscribe-token", "secret"});
+        running_hub hub({"--admin-token", "secret", "--publish-token", "other", "--subscribe-token",
+                         "third", "--drain-window", "600"});
+        event_client follower(hub.port, "/subscribe/a?token=third");
+        for (const auto& [method, target] :
+             {std::pair("GET", "/admin/status"), std::pair("GET", "/admin/streams?limit=1"),
+              std::pair("GET", "/admin/topics"), std::pair("GET", "/admin/live"),
+              std::pair("DELETE", "/admin/streams?follows=a"), std::pair("POST", "/admin/drain")}) {
+            CAPTURE(target);
+            CHECK(http_request(closed.port, method, target, right).status == 404);
+            for (const header_list& headers : wrong) {
+                const response got = http_request(hub.port, method, target, headers);
+                CHECK(got.status == 401);
+                CHECK(got.header("WWW-Authenticate") == "Bearer");
+            }
+            const std::string in_query = std::string(target) + (has(target, "?") ? "&" : "?");
+            CHECK(http_request(hub.port, method, in_query + "token=secret").status == 401);
+        }
+        for (const char* path : {"/admin", "/admin/"}) {
+            CHECK(has(http_get(hub.port, path).body, "<!doctype html>"));
+            CHECK(http_get(closed.port, path).status == 404);
+        }
+        CHECK(has(http_get(hub.port, "/admin/topics", right).body,
+                  R"([{"topic":"/a","streams":1,"behind":0}])"));
+        CHECK(http_request(hub.port, "DELETE", "/admin/streams?follows=a", right).body ==
+              "{\"ending\":1}\n");
+        CHECK(follower.wait_for_close() != ending::reset);
+        const auto drained = http_request(hub.port, "POST", "/admin/drain?window=0", right);
+        CHECK(drained.status == 202);
+        CHECK(has(hub.read_line(), "disconnected"));
+        CHECK(hub.wait_for_exit().code == 0);
     }
 
     TEST_CASE("curl -N shows events as they come") {

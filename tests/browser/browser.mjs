@@ -582,6 +582,160 @@ async function testHub(browser) {
     await page.context().close();
 }
 
+// >>admin
+const adminToken = "admin-test";
+
+// A stream of the hub's, by a name that only it has, until it ends.
+async function follower(hub, topic) {
+    const leaving = new AbortController();
+    const response = await fetch(`${hub.url}subscribe?${new URLSearchParams({ topic })}`,
+                                 { signal: leaving.signal });
+    equal(response.status, 200, `a stream of ${topic}`);
+    const ended = response.text().catch(() => "");
+    return { leave: () => leaving.abort(), ended: () => within(patience, ended, `${topic} ends`) };
+}
+
+async function enter(page, secret = adminToken) {
+    await page.fill("#token", secret);
+    await page.press("#token", "Enter");
+}
+
+const streamRow = (page, topic) => page.locator("#streams li", { hasText: topic });
+const topicRow = (page, topic) => page.locator("#topics li", { hasText: topic });
+const selected = (page, wanted) => until(
+    page, text => document.getElementById("total").textContent === text, wanted);
+
+async function testAdmin(browser) {
+    const hub = await startHubWithoutDemo("0", "--admin-token", adminToken, "--name", "hub-1");
+    const forged = "/<img src=x onerror='window.forged = 1'>\u202e\"&amp;";
+    const page = await open(browser, hub.url + "admin/", desktop);
+    const dialogs = [];
+    let answer = true;
+    page.on("dialog", dialog => {
+        dialogs.push(dialog.message());
+        return answer ? dialog.accept() : dialog.dismiss();
+    });
+    await check("admin: a wrong token gets nowhere, and the page asks again", async () => {
+        await enter(page, "wrong");
+        await page.locator("#said", { hasText: "The token is wrong" }).waitFor();
+        expect(!await page.locator("#inside").isVisible(), "the page shows what is inside");
+        expect(!requested.some(url => url.includes("wrong")), "the token is in a URL");
+    });
+    await check("admin: the page says that it is connected, and where", async () => {
+        await enter(page);
+        await state(page, "open");
+        await page.locator("#node", { hasText: "at hub-1" }).waitFor();
+        expect(!requested.some(url => url.includes(adminToken)), "the token is in a URL");
+        equal(await page.evaluate(() => [localStorage.length, sessionStorage.length,
+                                         document.cookie].join()), "0,0,", "what the page stores");
+    });
+    let all = [];
+    await check("admin: streams come and go, with their topics", async () => {
+        all = [await follower(hub, "/room/1"), await follower(hub, "/room/1"),
+               await follower(hub, "/room/2"), await follower(hub, forged)];
+        for (const topic of ["/room/1", "/room/2"]) await streamRow(page, topic).first().waitFor();
+        await topicRow(page, "/room/1").filter({ hasText: "2 streams" }).waitFor();
+        await until(page, () => document.querySelector("#figures dd").textContent === "5");
+        all.pop().leave();
+        await topicRow(page, "<img").waitFor({ state: "detached" });
+        all.push(await follower(hub, forged));
+    });
+    await check("admin: what clients name is shown as text", async () => {
+        await streamRow(page, "<img src=x").waitFor();
+        await topicRow(page, "<img src=x").waitFor();
+        await expectNoMarkup(page);
+    });
+    await check("admin: the browser refuses HTML from any later edit", async () => {
+        equal(await page.evaluate(() => {
+            try { document.body.innerHTML = "<b>x</b>"; } catch (error) { return error.name; }
+        }), "TypeError", "an assignment to innerHTML");
+    });
+    await check("admin: a row keeps the focus while figures change", async () => {
+        await streamRow(page, "/room/2").locator("button.end").focus();
+        const age = () => streamRow(page, "/room/2").textContent();
+        const before = await age();
+        await until(page, ([topic, text]) => [...document.querySelectorAll("#streams li")].some(
+            row => row.textContent.includes(topic) && row.textContent !== text), ["/room/2", before]);
+        equal(await page.evaluate(() => document.activeElement.textContent), "End", "the focus");
+    });
+    await check("admin: one stream is ended, and no other", async () => {
+        const row = streamRow(page, "/room/2");
+        await row.locator("button.end").click();
+        await all[2].ended();
+        await row.waitFor({ state: "detached" });
+        equal(await streamRow(page, "/room/1").count(), 2, "the others");
+        await page.locator("#said", { hasText: "1 told to end" }).waitFor();
+    });
+    await check("admin: what is not confirmed does not happen", async () => {
+        answer = false;
+        await topicRow(page, "/room/1").locator("button.end").click();
+        answer = true;
+        expect(dialogs.at(-1).includes("/room/1"), `it asks: ${dialogs.at(-1)}`);
+        await topicRow(page, "/room/1").locator("button.link").click();
+        await selected(page, "2 of 2");
+    });
+    await check("admin: all that are selected are ended, and no other", async () => {
+        await page.click("#end-all");
+        for (const one of all.slice(0, 2)) await one.ended();
+        await selected(page, "0 of 0");
+        equal(await page.locator("#end-all").isDisabled(), true, "nothing more to end");
+        await page.fill("#follows", "");
+        await page.press("#follows", "Enter");
+        await streamRow(page, "<img src=x").waitFor();
+    });
+    await check("admin: a topic with markup in its name is ended by it", async () => {
+        await topicRow(page, "<img src=x").locator("button.end").click();
+        await all[3].ended();
+        await topicRow(page, "<img src=x").waitFor({ state: "detached" });
+    });
+    await check("admin: pages lead through more streams than one has", async () => {
+        const many = [];
+        for (let i = 0; i < 130; ++i) many.push(await follower(hub, "/many"));
+        await topicRow(page, "/many").locator("button.link").click();
+        await selected(page, "100 of 130");
+        await page.click("#next");
+        await selected(page, "30 of 130");
+        equal(await page.locator("#next").isDisabled(), true, "it is the last");
+        await page.click("#first");
+        await selected(page, "100 of 130");
+        await page.click("#end-all");
+        for (const one of many) await one.ended();
+        await selected(page, "0 of 0");
+    });
+    await check("admin: a topic that cannot be is told of", async () => {
+        await page.fill("#topic", "/../x");
+        await page.fill("#follows", "");
+        await page.press("#topic", "Enter");
+        await page.locator("#said.failed", { hasText: "no such topic" }).waitFor();
+        await page.fill("#topic", "");
+        await page.press("#topic", "Enter");
+        await state(page, "open");
+    });
+    const kept = [await follower(hub, "/" + "unbroken".repeat(60)), await follower(hub, "/a")];
+    for (const { device, colorScheme, page: view } of await openViews(browser, hub.url + "admin")) {
+        await check(`admin: on a ${device} in ${colorScheme} mode nothing overflows, and axe-core finds nothing`, async () => {
+            await expectAccessible(view);
+            await enter(view);
+            await streamRow(view, "unbroken").waitFor();
+            await topicRow(view, "unbroken").waitFor();
+            await expectNoOverflow(view);
+            await expectAccessible(view);
+            await expectScheme(view, colorScheme);
+            await picture(view, `admin-${device}-${colorScheme}`);
+        });
+        await view.context().close();
+    }
+    await check("admin: a drain is confirmed, ends the hub, and its page says so", async () => {
+        const told = page.locator('#state:has-text("Drain")').waitFor();
+        await page.fill("#window", "3");
+        await page.click("#drain button");
+        await told;
+        for (const one of kept) await one.ended();
+        equal((await hub.end(0)).code, 0, "exit status"); // without a signal
+    });
+    await page.context().close();
+}
+
 // >>resume
 // What a page misses while it is away comes when it is back, once and in order; what cannot come
 // any more is said. Each check has a hub of its own, and a wire to it; all run at once, since most
@@ -914,7 +1068,7 @@ const flags = [
 async function testPages() {
     const browser = await chromium.launch({ executablePath: program, args: flags });
     try {
-        for (const test of [testHub, testResume, testSysenv, testChat])
+        for (const test of [testHub, testAdmin, testResume, testSysenv, testChat])
             await test(browser).catch(error => check(test.name, () => { throw error; }));
         await check("all: the pages asked nobody but their own server", () => {
             const own = /^(http:\/\/127\.0\.0\.1:\d+\/|data:)/;

@@ -899,6 +899,7 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
         {"metrics", text_rule([](const settings& s) { return s.metrics; })},
         {"name", text_rule([](const settings& s) { return s.options.node; })},
         {"publish-token", text_rule([](const settings& s) { return s.token; })},
+        {"admin-token", text_rule([](const settings& s) { return s.admin_token; })},
         {"redis-keeps-all", switch_rule([](const settings& s) { return s.redis_keeps_all; })},
         {"demo", switch_rule([](const settings& s) { return s.demo; })},
         {"version", switch_rule([](const settings& s) { return s.version; })},
@@ -918,6 +919,7 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
     };
     rules["history-for"].read = slow_history;
     rules["subscribe-token"].read = rules["publish-token"].read = slow_token;
+    rules["admin-token"].read = slow_token;
     return rules;
 }
 
