@@ -4,4 +4,4 @@
 CDPATH='' cd -- "$(dirname -- "$0")/.." || exit
 clang-format --version 2>&1 | grep -q 'version 14\.' || { echo "no clang-format 14"; exit 77; }
 exec clang-format --dry-run -Werror sse.hpp tests/*.cpp tests/support/*.hpp tests/fuzz/*.cpp \
-    examples/*.[ch]pp bench/*.[ch]pp bench/rivals/*.cpp
+    examples/*.[ch]pp examples/packaging/project/*.cpp bench/*.[ch]pp bench/rivals/*.cpp

@@ -25,7 +25,15 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         wish curl have curl
         wish iproute2 have ip
         ;;&
-    release) wish clang-format have clang-format ;;&
+    release)
+        wish clang-format have clang-format
+        wish busybox-static have busybox
+        wish cmake have cmake
+        wish file have file
+        wish git have git
+        wish make have make
+        wish pkg-config have pkg-config
+        ;;&
     clang) wish clang-tidy have clang-tidy ;;&
     release | scripts) wish liburing-dev test -e /usr/include/liburing.h ;;&
     asan | coverage) need liburing-dev test -e /usr/include/liburing.h ;;&

@@ -6,7 +6,7 @@
 # quick     the test program and the examples without optimization; the hub with curl. The other
 #           variants of all have the same tests under other flags.
 # scripts   these scripts themselves: stale and half build folders, missing programs and packages
-# release   the test programs optimized, by io_uring too, the README's programs, the benchmarks
+# release   the test programs optimized, by io_uring too, the README's programs, the benchmarks, packages
 # asan tsan clang    the test programs under g++'s sanitizers, and clang's with the examples
 # model     the protocol as a model, by spin
 # interop   clients and servers of other people     (npm)
@@ -89,7 +89,7 @@ run_variant() {
         ;;
     release)
         configure_release
-        test_suites build 3 tests examples io_uring bus tls faults network header format readme hub bench
+        test_suites build 3 tests examples io_uring bus tls faults network header format readme hub bench packaging
         ;;
     asan) # the same compiler warns in release; the examples are tested by clang's
         configure build-asan "${flags[@]}" -Db_sanitize=address -Doptimization=0 \

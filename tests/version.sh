@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Whether there is one version: in the header, for Meson, and among the README's changes.
+# Whether there is one version: in the header, for Meson and vcpkg, and among the README's changes.
+# CMake and Conan read that of the header.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 version=$(sed -n 's/^#define SSE_VERSION_STRING "\(.*\)"/\1/p' sse.hpp)
@@ -8,3 +9,4 @@ head -n 1 sse.hpp | grep "Version $version\$"
 grep "^#define SSE_VERSION $number " sse.hpp
 grep "^project('sse'.* version: '$version'" meson.build
 grep "^- $version:" README.md
+grep "^    \"version\": \"$version\",\$" examples/packaging/vcpkg/sse/vcpkg.json
