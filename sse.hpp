@@ -34,6 +34,7 @@
 //     >>options  every setting with its default
 //     >>stream   one client, as its handler sees it
 //     >>server   routes, start, publish, stop
+//     >>publishing  over HTTP: a handler for what is posted, and its bounds
 //     >>job      work that keeps running while viewers come, leave and come back
 //     >>client   receives events: connects, redirects, reconnects
 //     >>testing  the test kit: a server, its clients and its clock in a unit test
@@ -67,6 +68,8 @@
 //     >>facade   the bodies of server
 //     >>metrics  measurements as text for Prometheus
 //     >>admin    who is there, as JSON, and routes that end streams
+//     >>json     a strict reader of JSON, no I/O
+//     >>endpoint what is posted: bodies, requests that come again, the handler
 //     >>script   the page script: one stream for all tabs of an origin
 //     >>fetch    what is inside a client
 //     >>redis    the engine over Redis Streams
@@ -520,6 +523,7 @@ struct group;
 struct hub;
 class job_log;
 struct listing;
+class post_office;
 struct worker;
 
 } // namespace detail
@@ -1322,6 +1326,7 @@ public:
 
 private:
     friend struct detail::connection;
+    friend class detail::post_office;
     access(int status, std::string text, terms t)
         : status_(status), text_(std::move(text)), terms_(std::move(t)) {}
 
@@ -2080,6 +2085,67 @@ SSE_DECL route_group admin(server& of, std::function<asio::awaitable<access>(con
 ///
 ///     server.route("GET", "/sse.js", sse::script());
 SSE_DECL handler script();
+
+// >>publishing ////////////////////////////////////////////////////////////////////////////////////
+// Publishing over HTTP: a handler for POST, and its bounds. Needs >>options, >>server.
+// Tests: tests/publish.cpp
+
+/// Decides who may do what a request asks for: hooks.authorize, that of a group, and this one.
+using authorizer = std::function<asio::awaitable<access>(const request&)>;
+
+/// Bounds of publish_endpoint().
+struct publish_options {
+    /// Messages in one request; more get 413. At least 1. (Its bytes: limits.body_bytes, or
+    /// max_body_bytes of its group.)
+    std::size_t messages = 1'000;
+    /// Responses kept for requests that come again with the same Idempotency-Key: so many at most,
+    std::size_t keys = 10'000;
+    /// of so many bytes together,
+    std::size_t key_bytes = 16 * 1024 * 1024;
+    /// for this long. The oldest are forgotten first. Each of the three is more than 0.
+    std::chrono::milliseconds key_age = std::chrono::hours(24);
+};
+
+/// A handler that publishes what is posted, for whom `authorize` lets in.
+///
+///     server.route("POST", "/publish/*", sse::publish_endpoint(server, authorize));
+///
+/// The topic is what `*` matched, unless a message names another one. `authorize` is asked before
+/// the body is read, with this topic in request::topics if there is one, and again if messages name
+/// others, with all of them: whom it lets in may publish to each. Of what it grants, `user` and
+/// `headers` count.
+///
+/// The body is UTF-8, uncompressed, of one of these types:
+///
+///     application/json                    one object
+///     application/x-ndjson                one object on each line; empty lines are skipped
+///     application/x-www-form-urlencoded   the same fields
+///     text/plain                          the data alone
+///
+/// Fields: data (required), event, id, retry (milliseconds), key, ephemeral (true or false), topic;
+/// those of message, and no others. Of JSON, data may be any value: its text is sent as it came.
+///
+/// If anything in a request is wrong, nothing of it is published. Its messages are published in
+/// their order; those of others may come between. The client may leave meanwhile.
+///
+/// Responses: 202 with a line for each message, `{"seq":17,"id":"3sqpnvhm-17"}`, without id if it
+/// is ephemeral; what publish() returns, and the id to resume after. 400, 413 and 415 with the
+/// reason, of several messages with the line. 503: not published, try again; 504: it may have been;
+/// of several messages it says which were.
+///
+/// With a header field `Idempotency-Key: "..."`, up to 256 characters, a request may be repeated if
+/// its response was lost: it gets the same response, and nothing is published again. After 503 and
+/// 504 the repetition publishes what was not. 409: the first one is not done; 422: the key came
+/// with another request. Keys are of one `user` of `authorize`, and of this handler: with a bus, a
+/// server does not know those of the others.
+///
+/// Refers to the server. Thread safety: may be the handler of several routes. Throws
+/// std::invalid_argument for a bound of 0, or without `authorize`.
+SSE_DECL handler publish_endpoint(server& to, authorizer authorize, publish_options o = {});
+
+/// The values of a name in a form, as a body of application/x-www-form-urlencoded, decoded like
+/// request::query_values().
+SSE_DECL std::vector<std::string> form_values(std::string_view form, std::string_view name);
 
 // >>job ///////////////////////////////////////////////////////////////////////////////////////////
 // Work that continues on its own while viewers attach, leave and resume by id. Each job has its own
@@ -15097,6 +15163,910 @@ SSE_DECL route_group admin(server& of, std::function<asio::awaitable<access>(con
                   return detail::begin_drain(s, of, o, std::chrono::seconds(seconds));
               }));
     return all;
+}
+
+#endif // SSE_BODIES
+
+// >>json //////////////////////////////////////////////////////////////////////////////////////////
+// A strict reader of JSON (RFC 8259): the members of one object, the values of one array. No I/O.
+// Needs >>encoding, >>head.
+// Tests: tests/publish.cpp
+namespace detail {
+
+/// What is wrong, and where.
+struct json_error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+/// A value, and its name if it is a member.
+struct json_item {
+    enum class type : std::uint8_t { null, boolean, number, string, array, object };
+
+    type is = type::null;
+    std::string_view raw = {}; ///< As it came; a view of what was read.
+    std::string name = {};
+    std::string text = {}; ///< Of a string: decoded.
+};
+
+/// Refuses comments, trailing commas, control characters in strings, what is not UTF-8, halves of
+/// surrogate pairs, and of the members of its object a second one of the same name. What is nested
+/// is checked but for names that come twice, and its text is what is kept of it.
+class json_reader {
+public:
+    explicit json_reader(std::string_view text) noexcept : text_(text) {}
+
+    /// The whole text. Throws json_error.
+    std::vector<json_item> object();
+    std::vector<json_item> array();
+
+    static constexpr std::size_t max_members = 64; ///< Each is compared with those before it.
+    static constexpr int max_depth = 64;           ///< Nested values are read by recursion.
+
+private:
+    json_item value(int depth);
+    void skip_object(int depth);
+    void skip_array(int depth);
+    void number();
+    void digits();
+    void word(std::string_view expected);
+    void string(std::string* out);
+    void escape(std::string* out);
+    std::uint32_t code_point();
+    std::uint32_t four_hex();
+    bool at(char wanted) const noexcept { return at_ < text_.size() && text_[at_] == wanted; }
+    bool at_digit() const noexcept {
+        return at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9';
+    }
+    bool take(char wanted) noexcept { return at(wanted) && ++at_ > 0; }
+    void expect(char wanted, const char* what) {
+        if (!take(wanted)) fail(what);
+    }
+    void skip_space() noexcept {
+        while (at(' ') || at('\t') || at('\n') || at('\r')) ++at_;
+    }
+    void end() {
+        skip_space();
+        if (at_ < text_.size()) fail("expected the end");
+    }
+    [[noreturn]] void fail(const std::string& what) const;
+
+    const std::string_view text_;
+    std::size_t at_ = 0;
+};
+
+/// The member of this name, or null.
+inline const json_item* find_member(const std::vector<json_item>& members,
+                                    std::string_view name) noexcept {
+    for (const json_item& each : members) {
+        if (each.name == name) return &each;
+    }
+    return nullptr;
+}
+
+#if defined(SSE_BODIES)
+
+SSE_DECL void json_reader::fail(const std::string& what) const {
+    throw json_error("the JSON is wrong " +
+                     (at_ < text_.size() ? "at byte " + std::to_string(at_ + 1) : "at its end") +
+                     ": " + what);
+}
+
+SSE_DECL std::vector<json_item> json_reader::object() {
+    std::vector<json_item> members;
+    skip_space();
+    expect('{', R"(expected an object, as in {"event": "chat", "data": "hello"})");
+    skip_space();
+    bool more = !take('}');
+    while (more) {
+        skip_space();
+        if (!at('"')) fail("expected the name of a member in double quotes");
+        std::string name;
+        string(&name);
+        if (find_member(members, name)) fail("a second member \"" + name + "\"; give it once");
+        if (members.size() == max_members) fail("more than 64 members");
+        skip_space();
+        expect(':', "expected ':' after the name of a member");
+        skip_space();
+        members.push_back(value(1));
+        members.back().name = std::move(name);
+        skip_space();
+        more = take(',');
+        if (!more) expect('}', "expected ',' or '}' after a member");
+    }
+    end();
+    return members;
+}
+
+SSE_DECL std::vector<json_item> json_reader::array() {
+    std::vector<json_item> values;
+    skip_space();
+    expect('[', "expected an array");
+    skip_space();
+    bool more = !take(']');
+    while (more) {
+        skip_space();
+        values.push_back(value(1));
+        skip_space();
+        more = take(',');
+        if (!more) expect(']', "expected ',' or ']' after a value");
+    }
+    end();
+    return values;
+}
+
+SSE_DECL json_item json_reader::value(int depth) {
+    if (depth > max_depth) fail("nested more than 64 deep");
+    json_item v;
+    const std::size_t start = at_;
+    if (at('"')) {
+        v.is = json_item::type::string;
+        string(depth == 1 ? &v.text : nullptr);
+    } else if (take('{')) {
+        v.is = json_item::type::object;
+        skip_object(depth);
+    } else if (take('[')) {
+        v.is = json_item::type::array;
+        skip_array(depth);
+    } else if (at('t') || at('f')) {
+        v.is = json_item::type::boolean;
+        word(at('t') ? "true" : "false");
+    } else if (at('n')) {
+        word("null");
+    } else {
+        v.is = json_item::type::number;
+        number();
+    }
+    v.raw = text_.substr(start, at_ - start);
+    return v;
+}
+
+SSE_DECL void json_reader::skip_object(int depth) {
+    skip_space();
+    if (take('}')) return;
+    do {
+        skip_space();
+        if (!at('"')) fail("expected the name of a member in double quotes");
+        string(nullptr);
+        skip_space();
+        expect(':', "expected ':' after the name of a member");
+        skip_space();
+        value(depth + 1);
+        skip_space();
+    } while (take(','));
+    expect('}', "expected ',' or '}' after a member");
+}
+
+SSE_DECL void json_reader::skip_array(int depth) {
+    skip_space();
+    if (take(']')) return;
+    do {
+        skip_space();
+        value(depth + 1);
+        skip_space();
+    } while (take(','));
+    expect(']', "expected ',' or ']' after a value");
+}
+
+SSE_DECL void json_reader::word(std::string_view expected) {
+    if (text_.substr(at_, expected.size()) != expected) {
+        fail("expected a value: text goes in double quotes");
+    }
+    at_ += expected.size();
+}
+
+SSE_DECL void json_reader::number() {
+    if (!at('-') && !at_digit()) fail("expected a value: text goes in double quotes");
+    take('-');
+    if (!take('0')) {
+        digits();
+    } else if (at_digit()) {
+        fail("a number has no leading zero");
+    }
+    if (take('.')) digits();
+    if (take('e') || take('E')) {
+        if (!take('+')) take('-');
+        digits();
+    }
+}
+
+SSE_DECL void json_reader::digits() {
+    if (!at_digit()) fail("expected a digit");
+    while (at_digit()) ++at_;
+}
+
+SSE_DECL void json_reader::string(std::string* out) {
+    expect('"', "expected a string");
+    while (!take('"')) {
+        if (at_ == text_.size()) fail("expected '\"' at the end of the string");
+        if (static_cast<unsigned char>(text_[at_]) < 0x20) {
+            fail(R"(a control character in a string; write it as \n, \t or \u00XX)");
+        }
+        if (take('\\')) {
+            escape(out);
+            continue;
+        }
+        const std::size_t size = utf8_size(text_.substr(at_));
+        if (size == 0) fail("a byte that is not UTF-8; send the text as UTF-8");
+        if (out) out->append(text_.substr(at_, size));
+        at_ += size;
+    }
+}
+
+SSE_DECL void json_reader::escape(std::string* out) {
+    constexpr std::string_view names = "\"\\/bfnrt", meanings = "\"\\/\b\f\n\r\t";
+    if (!take('u')) {
+        const std::size_t which = at_ < text_.size() ? names.find(text_[at_]) : names.npos;
+        if (which == names.npos) fail(R"(expected one of " \ / b f n r t u after '\')");
+        if (out) *out += meanings[which];
+        ++at_;
+        return;
+    }
+    const std::uint32_t code = code_point();
+    if (!out) return;
+    const auto tail = [&](int shift) {
+        *out += static_cast<char>(0x80 | ((code >> shift) & 0x3f));
+    };
+    if (code < 0x80) {
+        *out += static_cast<char>(code);
+    } else if (code < 0x800) {
+        *out += static_cast<char>(0xc0 | code >> 6);
+        tail(0);
+    } else if (code < 0x10000) {
+        *out += static_cast<char>(0xe0 | code >> 12);
+        tail(6), tail(0);
+    } else {
+        *out += static_cast<char>(0xf0 | code >> 18);
+        tail(12), tail(6), tail(0);
+    }
+}
+
+/// After "\u". A code point beyond U+FFFF is two escapes, a high and a low surrogate.
+SSE_DECL std::uint32_t json_reader::code_point() {
+    const std::uint32_t high = four_hex();
+    if (high < 0xd800 || high > 0xdfff) return high;
+    if (high > 0xdbff || !take('\\') || !take('u')) fail("half of a surrogate pair");
+    const std::uint32_t low = four_hex();
+    if (low < 0xdc00 || low > 0xdfff) fail("half of a surrogate pair");
+    return 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+}
+
+SSE_DECL std::uint32_t json_reader::four_hex() {
+    std::uint32_t code = 0;
+    for (int i = 0; i < 4; ++i, ++at_) {
+        const int digit = at_ < text_.size() ? hex_digit(text_[at_]) : -1;
+        if (digit < 0) fail(R"(expected four hexadecimal digits after '\u')");
+        code = code << 4 | static_cast<std::uint32_t>(digit);
+    }
+    return code;
+}
+
+#endif // SSE_BODIES
+
+} // namespace detail
+
+// >>endpoint //////////////////////////////////////////////////////////////////////////////////////
+// What is behind publish_endpoint(): bodies as messages, what was answered to requests that come
+// again, and the handler. Needs >>publishing, >>json, >>head, >>topic, >>ids, >>facade.
+// Tests: tests/publish.cpp
+namespace detail {
+
+/// Why a request is not published, as it is answered.
+struct refused_post : std::runtime_error {
+    refused_post(int answered, const std::string& why)
+        : std::runtime_error(why), status(answered) {}
+    int status;
+};
+
+/// A message of a request, checked.
+struct posted {
+    std::string topic; ///< Canonical.
+    std::string event = {}, data = {}, key = {};
+    std::optional<std::string> id = {};
+    std::optional<std::chrono::milliseconds> retry = {};
+    bool ephemeral = false;
+
+    message view() const noexcept {
+        message m{.event = event, .data = data, .retry = retry, .key = key, .ephemeral = ephemeral};
+        if (id) m.id = *id;
+        return m;
+    }
+};
+
+/// Whether a body of this type may have several.
+enum class body_type : std::uint8_t { json, lines, form, text };
+
+/// Of a Content-Type, whose charset must be UTF-8. Throws refused_post.
+body_type body_type_of(std::string_view content_type);
+
+/// The messages of a body, of which each that names no topic is for this one. Throws refused_post.
+std::vector<posted> read_posts(body_type type, std::string body, std::string_view topic,
+                               std::size_t most);
+
+/// What was answered to requests with an Idempotency-Key: a line for each message, empty while it
+/// is not published. Bounded; the oldest are forgotten first, but not those that still run. Any
+/// thread.
+class post_memory {
+public:
+    using clock = std::chrono::steady_clock;
+    using lines = std::vector<std::string>;
+
+    explicit post_memory(const publish_options& o) : options_(o) {}
+
+    enum class verdict : std::uint8_t {
+        fresh,   ///< Or it failed in part: publish what has no line, then call end().
+        done,    ///< It has all its lines.
+        running, ///< Another request has it.
+        other    ///< The key came with another request.
+    };
+
+    /// `print` tells requests apart. Lines are made for a fresh key.
+    verdict begin(const std::string& key, const std::string& print, lines& of,
+                  clock::time_point now);
+    /// Without a line it is forgotten. Does not throw: where memory runs out, it is forgotten too.
+    void end(const std::string& key, lines of, clock::time_point now) noexcept;
+
+    std::size_t size() const {
+        const std::lock_guard lock(mutex_);
+        return entries_.size();
+    }
+
+private:
+    struct entry {
+        std::string print;
+        post_memory::lines lines;
+        bool runs = true;
+        std::uint64_t number = 0; ///< In the order, if it does not run.
+        std::size_t bytes = 0;
+        clock::time_point since = {};
+    };
+    using place = std::map<std::string, entry, std::less<>>::iterator;
+
+    void forget(place which) noexcept;
+    void forget_old(clock::time_point now) noexcept;
+
+    const publish_options options_;
+    mutable std::mutex mutex_; // guards what follows
+    std::map<std::string, entry, std::less<>> entries_;
+    std::map<std::uint64_t, place> order_; // oldest first; of those that do not run
+    std::uint64_t next_ = 0;
+    std::size_t bytes_ = 0;
+};
+
+/// The key of a request, an item of RFC 8941 that is a string; many clients leave out its quotes.
+/// Empty: it has none. Throws refused_post.
+std::string idempotency_key(const request& r);
+
+#if defined(SSE_BODIES)
+
+// --- bodies
+
+SSE_DECL body_type body_type_of(std::string_view content_type) {
+    const auto is_utf8 = [](std::string_view value) {
+        if (value.size() >= 2 && value.starts_with('"') && value.ends_with('"')) {
+            value = value.substr(1, value.size() - 2);
+        }
+        return equal_ignoring_case(value, "utf-8") || equal_ignoring_case(value, "utf8") ||
+               equal_ignoring_case(value, "us-ascii");
+    };
+    const std::size_t end = std::min(content_type.find(';'), content_type.size());
+    const std::string_view type = trim(content_type.substr(0, end));
+    std::string_view rest = content_type.substr(std::min(end + 1, content_type.size()));
+    while (!rest.empty()) { // an event stream is UTF-8: anything else would arrive as garbage
+        const std::string_view one = rest.substr(0, rest.find(';'));
+        rest.remove_prefix(std::min(rest.size(), one.size() + 1));
+        const std::size_t equals = std::min(one.find('='), one.size());
+        if (!equal_ignoring_case(trim(one.substr(0, equals)), "charset")) continue;
+        const auto value = trim(one.substr(std::min(equals + 1, one.size())));
+        if (is_utf8(value)) continue;
+        throw refused_post(415, "the charset '" + std::string(value) +
+                                    "' is not taken; send the body as UTF-8");
+    }
+    constexpr std::pair<std::string_view, body_type> known[] = {
+        {"application/json", body_type::json},
+        {"application/x-ndjson", body_type::lines},
+        {"application/x-www-form-urlencoded", body_type::form},
+        {"text/plain", body_type::text}};
+    for (const auto& [name, what] : known) {
+        if (equal_ignoring_case(type, name)) return what;
+    }
+    throw refused_post(415, "Content-Type '" + std::string(type) +
+                                "' is not known here; send application/json, application/x-ndjson, "
+                                "application/x-www-form-urlencoded or text/plain");
+}
+
+SSE_DECL void require_utf8(std::string_view text, const std::string& what) {
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t size = utf8_size(text.substr(at));
+        if (size == 0) {
+            throw refused_post(400, what + " is not UTF-8 at byte " + std::to_string(at + 1) +
+                                        "; send it as UTF-8");
+        }
+        at += size;
+    }
+}
+
+/// As form_decode(), but a broken escape is refused: it is a program that posts, which can be put
+/// right.
+SSE_DECL std::string strict_form_decode(std::string_view text) {
+    for (std::size_t at = 0; (at = text.find('%', at)) != text.npos; at += 3) {
+        if (escaped_byte(text, at) >= 0) continue;
+        throw refused_post(400, "the form has '" + std::string(text.substr(at, 3)) +
+                                    "': after a percent sign stand two hexadecimal digits; curl "
+                                    "--data-urlencode writes them");
+    }
+    return form_decode(text);
+}
+
+using post_fields = std::vector<std::pair<std::string, std::string>>;
+
+SSE_DECL post_fields fields_of_form(std::string_view body) {
+    post_fields fields;
+    while (!body.empty()) {
+        const std::string_view field = body.substr(0, body.find('&'));
+        body.remove_prefix(std::min(body.size(), field.size() + 1));
+        if (field.empty()) continue;
+        if (fields.size() == json_reader::max_members) {
+            throw refused_post(400, "the form has more than 64 fields");
+        }
+        const std::size_t equals = std::min(field.find('='), field.size());
+        const auto value = field.substr(std::min(equals + 1, field.size()));
+        auto& [name, text] = fields.emplace_back(strict_form_decode(field.substr(0, equals)),
+                                                 strict_form_decode(value));
+        require_utf8(name, "the name of a field");
+        require_utf8(text, "the field \"" + name + "\"");
+    }
+    return fields;
+}
+
+SSE_DECL post_fields fields_of_json(std::string_view body) {
+    post_fields fields;
+    for (json_item& each : json_reader(body).object()) {
+        const bool is_string = each.is == json_item::type::string;
+        const bool is_text =
+            each.name == "event" || each.name == "id" || each.name == "key" || each.name == "topic";
+        if (!is_string && is_text) {
+            throw refused_post(400, "\"" + each.name + "\" is " +
+                                        std::string(each.raw.substr(0, 40)) +
+                                        "; use a string in double quotes");
+        }
+        fields.emplace_back(std::move(each.name),
+                            is_string ? std::move(each.text) : std::string(each.raw));
+    }
+    return fields;
+}
+
+SSE_DECL std::chrono::milliseconds retry_of(std::string_view text) {
+    constexpr auto longest = message::max_retry.count();
+    const auto time = read_number<std::uint64_t>(text);
+    if (!time || *time > static_cast<std::uint64_t>(longest)) {
+        throw refused_post(400, "retry is '" + std::string(text.substr(0, 40)) +
+                                    "'; use milliseconds, from 0 to " + std::to_string(longest));
+    }
+    return std::chrono::milliseconds(static_cast<std::int64_t>(*time));
+}
+
+SSE_DECL posted from_fields(post_fields fields, std::string_view topic) {
+    std::optional<std::string> event, data, id, retry, key, ephemeral, own_topic;
+    const std::pair<std::string_view, std::optional<std::string>*> known[] = {
+        {"event", &event}, {"data", &data},           {"id", &id},          {"retry", &retry},
+        {"key", &key},     {"ephemeral", &ephemeral}, {"topic", &own_topic}};
+    for (auto& [name, value] : fields) {
+        std::optional<std::string>* field = nullptr;
+        for (const auto& [known_name, place] : known) {
+            if (name == known_name) field = place;
+        }
+        if (!field) {
+            throw refused_post(400, "there is no field \"" + name +
+                                        "\"; the fields are event, data, id, retry, key, ephemeral "
+                                        "and topic");
+        }
+        if (*field) {
+            throw refused_post(400, "the field \"" + name + "\" came twice; send it once");
+        }
+        *field = std::move(value);
+    }
+    if (!data) {
+        throw refused_post(400, "there is no data, and browsers drop an event without it; send "
+                                "some, such as event=chat&data=hello");
+    }
+    posted p{.topic = own_topic.value_or(std::string(topic))};
+    p.event = event.value_or("");
+    p.data = *std::move(data);
+    p.id = std::move(id);
+    if (retry) p.retry = retry_of(*retry);
+    p.key = key.value_or("");
+    p.ephemeral = ephemeral == "true";
+    if (ephemeral && !p.ephemeral && ephemeral != "false") {
+        throw refused_post(400, "ephemeral is '" + *ephemeral + "'; use true or false");
+    }
+    return p;
+}
+
+SSE_DECL std::string topic_of_post(const std::string& text) {
+    auto topic = canonical_topic(text);
+    if (topic) return *std::move(topic);
+    throw refused_post(400, "'" + text.substr(0, 200) +
+                                "': " + make_error_code(errc::bad_topic).message());
+}
+
+/// Puts the topic into its form, and finds what nobody may publish.
+SSE_DECL posted checked_post(posted p) {
+    p.topic = topic_of_post(p.topic);
+    if (const auto wrong = check(p.view())) throw refused_post(400, wrong.message());
+    return p;
+}
+
+SSE_DECL posted read_post(body_type type, std::string_view body, std::string_view topic) {
+    if (type == body_type::form) return checked_post(from_fields(fields_of_form(body), topic));
+    if (type != body_type::text) return checked_post(from_fields(fields_of_json(body), topic));
+    require_utf8(body, "the body");
+    return checked_post({.topic = std::string(topic), .data = std::string(body)});
+}
+
+SSE_DECL std::vector<posted> read_posts(body_type type, std::string body, std::string_view topic,
+                                        std::size_t most) {
+    std::string_view rest = body;
+    constexpr std::string_view byte_order_mark = "\xef\xbb\xbf"; // Windows programs write it
+    const bool is_json = type == body_type::json || type == body_type::lines;
+    if (is_json && rest.starts_with(byte_order_mark)) rest.remove_prefix(byte_order_mark.size());
+    std::vector<posted> all;
+    std::string where;
+    try {
+        if (type != body_type::lines) {
+            all.push_back(read_post(type, rest, topic));
+            return all;
+        }
+        for (std::size_t number = 1; !rest.empty(); ++number) {
+            const std::string_view line = rest.substr(0, rest.find('\n'));
+            rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+            if (line.find_first_not_of(" \t\r") == line.npos) continue;
+            where = "line " + std::to_string(number) + ": ";
+            if (all.size() == most) {
+                throw refused_post(413, "more than " + std::to_string(most) +
+                                            " messages; send them in several requests");
+            }
+            all.push_back(read_post(type, line, topic));
+        }
+    } catch (const json_error& wrong) {
+        throw refused_post(400, where + wrong.what());
+    } catch (const refused_post& wrong) { throw refused_post(wrong.status, where + wrong.what()); }
+    if (all.empty()) throw refused_post(400, "the body has no message");
+    return all;
+}
+
+// --- requests that come again
+
+SSE_DECL std::string idempotency_key(const request& r) {
+    const auto field = r.header("Idempotency-Key");
+    if (!field) return {};
+    const auto same = [](const request::field& f) {
+        return equal_ignoring_case(f.name, "Idempotency-Key");
+    };
+    std::string_view key = trim(*field);
+    if (key.size() >= 2 && key.starts_with('"') && key.ends_with('"')) {
+        key = key.substr(1, key.size() - 2);
+    }
+    const bool valid =
+        !key.empty() && key.size() <= 256 && key.find_first_of("\"\\") == key.npos &&
+        std::all_of(key.begin(), key.end(), [](char c) { return c >= ' ' && c <= '~'; }) &&
+        std::count_if(r.fields.begin(), r.fields.end(), same) == 1;
+    if (!valid) {
+        throw refused_post(400, "the Idempotency-Key is to be one text in double quotes, of 1 to "
+                                "256 printable characters of ASCII without \" and \\, such as a "
+                                "UUID");
+    }
+    return std::string(key);
+}
+
+SSE_DECL post_memory::verdict post_memory::begin(const std::string& key, const std::string& print,
+                                                 lines& of, clock::time_point now) {
+    const std::lock_guard lock(mutex_);
+    forget_old(now);
+    const auto [at, is_new] = entries_.try_emplace(key);
+    entry& e = at->second;
+    if (is_new) {
+        try {
+            e.print = print;
+        } catch (...) {
+            entries_.erase(at);
+            throw;
+        }
+        return verdict::fresh;
+    }
+    if (e.print != print) return verdict::other;
+    if (e.runs) return verdict::running;
+    of = e.lines;
+    if (std::none_of(of.begin(), of.end(), [](const auto& line) { return line.empty(); })) {
+        return verdict::done;
+    }
+    order_.erase(e.number);
+    bytes_ -= e.bytes;
+    e.runs = true;
+    return verdict::fresh;
+}
+
+SSE_DECL void post_memory::end(const std::string& key, lines of, clock::time_point now) noexcept {
+    const std::lock_guard lock(mutex_);
+    const place at = entries_.find(key);
+    if (at == entries_.end()) return;
+    entry& e = at->second;
+    try {
+        const bool empty =
+            std::all_of(of.begin(), of.end(), [](const auto& line) { return line.empty(); });
+        if (!empty) order_.emplace_hint(order_.end(), next_, at);
+        if (empty) return static_cast<void>(entries_.erase(at));
+    } catch (...) { return static_cast<void>(entries_.erase(at)); }
+    e.runs = false;
+    e.number = next_++;
+    e.since = now;
+    e.lines = std::move(of);
+    e.bytes = 200 + key.size() + e.print.size();
+    for (const std::string& line : e.lines) e.bytes += sizeof line + line.capacity();
+    bytes_ += e.bytes;
+    forget_old(now);
+}
+
+SSE_DECL void post_memory::forget(place which) noexcept {
+    bytes_ -= which->second.bytes;
+    order_.erase(which->second.number);
+    entries_.erase(which);
+}
+
+SSE_DECL void post_memory::forget_old(clock::time_point now) noexcept {
+    while (!order_.empty()) {
+        const place oldest = order_.begin()->second;
+        const bool fits = order_.size() <= options_.keys && bytes_ <= options_.key_bytes;
+        if (fits && now - oldest->second.since < options_.key_age) return;
+        forget(oldest);
+    }
+}
+
+// --- the handler
+
+struct post_reply {
+    int status;
+    std::string_view type;
+    std::string body;
+};
+
+/// What one endpoint is made of.
+class post_office {
+public:
+    post_office(server& to, authorizer authorize, const publish_options& o)
+        : server_(to), authorize_(std::move(authorize)), options_(o), memory_(o) {}
+
+    /// Keeps itself until the request is done.
+    static asio::awaitable<void> serve(std::shared_ptr<post_office> self, stream& s);
+
+private:
+    using lines = post_memory::lines;
+
+    /// Has a key while its request runs.
+    class claim {
+    public:
+        claim(post_memory& memory, std::string key) : memory_(memory), key_(std::move(key)) {}
+        claim(const claim&) = delete;
+        claim& operator=(const claim&) = delete;
+        ~claim() {
+            if (begun_) memory_.end(key_, std::move(of), post_memory::clock::now());
+        }
+        post_memory::verdict begin(const std::string& print) {
+            if (key_.empty()) return post_memory::verdict::fresh;
+            const auto found = memory_.begin(key_, print, of, post_memory::clock::now());
+            begun_ = found == post_memory::verdict::fresh;
+            return found;
+        }
+
+        lines of;
+
+    private:
+        post_memory& memory_;
+        const std::string key_;
+        bool begun_ = false;
+    };
+
+    static std::vector<std::string> topics_of(const std::vector<posted>& all);
+    static std::string print_of(const std::vector<posted>& all);
+    static post_reply done(const lines& of, body_type type);
+    asio::awaitable<bool> refuses(stream& s, std::vector<std::string> topics, access::terms& of);
+    asio::awaitable<std::error_code> publish(const std::vector<posted>& all, lines& to);
+    asio::awaitable<std::optional<post_reply>> answer(stream& s);
+    post_reply not_all(std::error_code why, const lines& of) const;
+    void refuse_own_ids(const std::vector<posted>& all) const;
+    std::string line_for(const posted& p, std::uint64_t number) const;
+
+    server& server_;
+    const authorizer authorize_;
+    const publish_options options_;
+    post_memory memory_;
+};
+
+SSE_DECL int post_status(const std::error_code& failure) {
+    if (failure == errc::bus_timeout) return 504;
+    return failure == errc::reserved_id ? 400 : 503;
+}
+
+SSE_DECL std::string post_office::line_for(const posted& p, std::uint64_t number) const {
+    std::string line = R"({"seq":)" + std::to_string(number);
+    std::string id = p.id.value_or("");
+    if (!p.id) {
+        const std::string newest = server_.last_id(); // none yet, if a bus has told of nothing
+        if (const auto parts = parse_id(newest)) id = make_id(parts->first, number);
+    }
+    if (!p.ephemeral && (p.id || !id.empty())) line += R"(,"id":)" + json_string(id);
+    return line + "}\n";
+}
+
+SSE_DECL std::vector<std::string> post_office::topics_of(const std::vector<posted>& all) {
+    std::vector<std::string> topics;
+    for (const posted& each : all) topics.push_back(each.topic);
+    std::sort(topics.begin(), topics.end());
+    topics.erase(std::unique(topics.begin(), topics.end()), topics.end());
+    return topics;
+}
+
+/// Tells apart what one program sends, which is all that it is for.
+SSE_DECL std::string post_office::print_of(const std::vector<posted>& all) {
+    std::string whole;
+    for (const posted& each : all) {
+        whole += encode_record({frame::kind::topic, each.topic, each.view(), {}});
+    }
+    return std::to_string(all.size()) + ' ' + std::to_string(whole.size()) + ' ' +
+           std::to_string(std::hash<std::string>()(whole));
+}
+
+SSE_DECL void post_office::refuse_own_ids(const std::vector<posted>& all) const {
+    const std::string newest = server_.last_id();
+    const auto own = parse_id(newest);
+    for (std::size_t i = 0; i < all.size() && own; ++i) {
+        if (!all[i].id) continue;
+        const auto parts = parse_id(*all[i].id);
+        if (!parts || parts->first != own->first) continue;
+        throw refused_post(400, (all.size() > 1 ? "message " + std::to_string(i + 1) + ": " : "") +
+                                    make_error_code(errc::reserved_id).message());
+    }
+}
+
+/// Asks the hook. Returns whether it has refused, and else what it grants.
+SSE_DECL asio::awaitable<bool> post_office::refuses(stream& s, std::vector<std::string> topics,
+                                                    access::terms& of) {
+    connection& c = connection_of(s);
+    c.exchange_->request->topics = std::move(topics);
+    access given = co_await authorize_(s.request());
+    of = given.terms_;
+    if (given.granted()) co_return false;
+    co_return co_await c.refused_by(std::move(given));
+}
+
+/// In order. With a bus many are on their way at once; after a failure no further one is begun.
+SSE_DECL asio::awaitable<std::error_code> post_office::publish(const std::vector<posted>& all,
+                                                               lines& to) {
+    constexpr std::size_t at_once = 256;
+    std::deque<std::pair<std::size_t, asio::awaitable<std::uint64_t>>> begun;
+    std::error_code failed;
+    std::size_t next = 0;
+    for (;;) {
+        for (; !failed && next < all.size() && begun.size() < at_once; ++next) {
+            if (!to[next].empty()) continue;
+            try {
+                begun.emplace_back(next, server_.async_publish(all[next].topic, all[next].view()));
+            } catch (const std::system_error& e) { failed = e.code(); }
+        }
+        if (begun.empty()) co_return failed;
+        const std::size_t at = begun.front().first;
+        asio::awaitable<std::uint64_t> one = std::move(begun.front().second);
+        begun.pop_front();
+        try {
+            const std::uint64_t number = co_await std::move(one);
+            to[at] = line_for(all[at], number);
+        } catch (const std::system_error& e) {
+            if (e.code() == asio::error::operation_aborted) throw;
+            if (!failed || failed == errc::bus_down) failed = e.code();
+        }
+    }
+}
+
+SSE_DECL post_reply post_office::done(const lines& of, body_type type) {
+    post_reply r{202, "application/json", {}};
+    if (type == body_type::lines) r.type = "application/x-ndjson";
+    for (const std::string& line : of) r.body += line;
+    return r;
+}
+
+SSE_DECL post_reply post_office::not_all(std::error_code why, const lines& of) const {
+    std::string text;
+    if (of.size() > 1) {
+        std::size_t count = 0;
+        std::string first;
+        for (std::size_t i = 0; i < of.size(); ++i) {
+            count += of[i].empty() ? 0 : 1;
+            if (of[i].empty() && first.empty()) first = std::to_string(i + 1);
+        }
+        text = std::to_string(count) + " of " + std::to_string(of.size()) +
+               " messages were published, not message " + first + ": ";
+    }
+    return {post_status(why), "text/plain; charset=utf-8", text + why.message() + "\n"};
+}
+
+/// The reply; none if authorize has refused.
+SSE_DECL asio::awaitable<std::optional<post_reply>> post_office::answer(stream& s) {
+    const request& r = s.request();
+    access::terms terms;
+    std::vector<std::string> topics;
+    const std::string topic = "/" + std::string(r.rest);
+    require_utf8(r.rest, "the topic");
+    if (!r.rest.empty()) topics.push_back(topic_of_post(topic));
+    const std::vector<std::string> first = topics;
+    if (co_await refuses(s, std::move(topics), terms)) co_return std::nullopt;
+
+    const auto coding = trim(r.header("Content-Encoding").value_or(""));
+    if (!coding.empty() && !equal_ignoring_case(coding, "identity")) {
+        throw refused_post(415, "the Content-Encoding '" + std::string(coding) +
+                                    "' is not taken; send the body uncompressed");
+    }
+    const body_type type = body_type_of(r.header("Content-Type").value_or(""));
+    std::string key = idempotency_key(r);
+    std::string body = co_await s.body();
+    const std::vector<posted> all = read_posts(type, std::move(body), topic, options_.messages);
+    refuse_own_ids(all);
+    std::vector<std::string> named = topics_of(all);
+    if (named != first) {
+        if (co_await refuses(s, std::move(named), terms)) co_return std::nullopt;
+    }
+
+    for (const auto& [name, value] : terms.headers) s.add_header(name, value);
+
+    s.keep_running(); // what begins to be published is published to its end
+    if (!key.empty()) key += "\n" + terms.user;
+    claim mine(memory_, std::move(key));
+    switch (mine.begin(print_of(all))) {
+    case post_memory::verdict::fresh: break;
+    case post_memory::verdict::done: co_return done(mine.of, type);
+    case post_memory::verdict::running:
+        throw refused_post(409, "the first request with this Idempotency-Key is not done yet; try "
+                                "again later");
+    case post_memory::verdict::other:
+        throw refused_post(422, "this Idempotency-Key came with another request before; use a new "
+                                "one for each");
+    }
+    mine.of.resize(all.size());
+    const std::error_code failed = co_await publish(all, mine.of);
+    if (failed) co_return not_all(failed, mine.of);
+    co_return done(mine.of, type);
+}
+
+SSE_DECL asio::awaitable<void> post_office::serve(std::shared_ptr<post_office> self, stream& s) {
+    std::optional<post_reply> reply;
+    try {
+        reply = co_await self->answer(s);
+    } catch (const refused_post& wrong) {
+        reply = {wrong.status, "text/plain; charset=utf-8", wrong.what() + std::string("\n")};
+    }
+    if (reply) co_await s.respond(reply->status, reply->type, reply->body);
+}
+
+#endif // SSE_BODIES
+
+} // namespace detail
+
+#if defined(SSE_BODIES)
+
+SSE_DECL handler publish_endpoint(server& to, authorizer authorize, publish_options o) {
+    const auto require = [](bool valid, const char* what) {
+        if (!valid) throw std::invalid_argument(std::string("sse::publish_endpoint: ") + what);
+    };
+    require(static_cast<bool>(authorize), "without authorize anybody could publish; give one");
+    require(o.messages > 0, "messages must be at least 1");
+    require(o.keys > 0, "keys must be at least 1");
+    require(o.key_bytes > 0, "key_bytes must be at least 1");
+    require(o.key_age.count() > 0, "key_age must be more than 0");
+    auto office = std::make_shared<detail::post_office>(to, std::move(authorize), o);
+    return
+        [office = std::move(office)](stream& s) { return detail::post_office::serve(office, s); };
+}
+
+SSE_DECL std::vector<std::string> form_values(std::string_view form, std::string_view name) {
+    return detail::form_values(form, name);
 }
 
 #endif // SSE_BODIES

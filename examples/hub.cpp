@@ -34,15 +34,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
-#include <limits>
 #include <memory>
-#include <optional>
 #include <span>
 #include <sstream>
 #include <stdexcept>
@@ -56,30 +53,7 @@ using hub_options::usage_error;
 using std::chrono::milliseconds;
 
 // >>publish //////////////////////////////////////////////////////////////////////////////////////
-// POST /publish/<topic>: who may publish, what the body contains, what the response is.
-
-struct publication {
-    std::string event = {}, data = {};
-    std::optional<std::string> id = {};
-    std::optional<milliseconds> retry = {};
-    std::string key = {};
-    bool ephemeral = false;
-};
-
-struct answer {
-    int status;
-    std::string type, body;
-};
-
-answer refusal(int status, const std::string& reason) {
-    return {status, "text/plain; charset=utf-8", reason + "\n"};
-}
-
-struct bad_body : std::runtime_error {
-    explicit bad_body(const std::string& reason, int answered = 400)
-        : std::runtime_error(reason), status(answered) {}
-    int status;
-};
+// POST /publish/<topic>: who may publish.
 
 bool same_ignoring_case(std::string_view a, std::string_view b) {
     const auto lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; };
@@ -104,227 +78,16 @@ bool holds_token(const sse::request& request, std::string_view token) {
     return first != given.npos && same_secret(given.substr(first), token);
 }
 
-// Decodes a form's "a+b%21" to "a b!".
-std::string form_text(std::string_view raw) {
-    std::string text;
-    for (std::size_t i = 0; i < raw.size(); ++i) {
-        if (raw[i] != '%') {
-            text.push_back(raw[i] == '+' ? ' ' : raw[i]);
-            continue;
-        }
-        const std::string_view hex = raw.substr(i + 1, 2);
-        unsigned code = 0;
-        const auto [end, wrong] = std::from_chars(hex.data(), hex.data() + hex.size(), code, 16);
-        if (wrong != std::errc() || hex.size() < 2 || end != hex.data() + 2)
-            throw bad_body("the form has '%" + std::string(hex) +
-                           "': after a percent sign stand "
-                           "two hexadecimal digits; curl --data-urlencode writes them");
-        text.push_back(static_cast<char>(code));
-        i += 2;
-    }
-    return text;
-}
-
-std::vector<std::pair<std::string, std::string>> form_fields(std::string_view body) {
-    std::vector<std::pair<std::string, std::string>> fields;
-    while (!body.empty()) {
-        const std::string_view field = body.substr(0, body.find('&'));
-        body.remove_prefix(std::min(body.size(), field.size() + 1));
-        const std::size_t equals = std::min(field.find('='), field.size());
-        const std::string_view value = field.substr(std::min(equals + 1, field.size()));
-        if (!field.empty())
-            fields.emplace_back(form_text(field.substr(0, equals)), form_text(value));
-    }
-    return fields;
-}
-
-std::vector<std::pair<std::string, std::string>> json_fields(std::string_view body) {
-    std::vector<std::pair<std::string, std::string>> fields;
-    for (json::member& each : json::read_object(body)) {
-        const bool is_text = each.name == "event" || each.name == "id" || each.name == "key";
-        if (!each.is_string && is_text)
-            throw bad_body("\"" + each.name + "\" is " + std::string(each.value.substr(0, 40)) +
-                           "; use a string in double quotes");
-        fields.emplace_back(std::move(each.name),
-                            each.is_string ? std::move(each.text) : std::string(each.value));
-    }
-    return fields;
-}
-
-milliseconds retry_time(std::string_view text) {
-    constexpr auto longest = sse::message::max_retry.count();
-    milliseconds::rep time = -1;
-    const auto [end, wrong] = std::from_chars(text.data(), text.data() + text.size(), time);
-    if (wrong != std::errc() || end != text.data() + text.size() || time < 0 || time > longest)
-        throw bad_body("retry is '" + std::string(text.substr(0, 40)) +
-                       "'; use milliseconds, from 0 to " + std::to_string(longest));
-    return milliseconds(time);
-}
-
-publication from_fields(std::vector<std::pair<std::string, std::string>> fields) {
-    publication result;
-    std::optional<std::string> event, data, retry, key, ephemeral;
-    const std::pair<std::string_view, std::optional<std::string>*> known[] = {
-        {"event", &event}, {"data", &data}, {"id", &result.id},
-        {"retry", &retry}, {"key", &key},   {"ephemeral", &ephemeral}};
-    for (auto& [name, value] : fields) {
-        std::optional<std::string>* field = nullptr;
-        for (const auto& [known_name, place] : known)
-            if (name == known_name) field = place;
-        if (!field)
-            throw bad_body("there is no field \"" + name +
-                           "\"; the fields are event, data, id, retry, key and ephemeral");
-        if (*field) throw bad_body("the field \"" + name + "\" came twice; send it once");
-        *field = std::move(value);
-    }
-    if (!data)
-        throw bad_body(
-            "there is no data, and browsers drop an event without it; send some, such as "
-            "event=chat&data=hello");
-    result.event = event.value_or("");
-    result.data = *std::move(data);
-    if (retry) result.retry = retry_time(*retry);
-    result.key = key.value_or("");
-    result.ephemeral = ephemeral == "true";
-    if (ephemeral && !result.ephemeral && ephemeral != "false")
-        throw bad_body("ephemeral is '" + *ephemeral + "'; use true or false");
-    return result;
-}
-
-std::string_view trimmed(std::string_view text) {
-    while (text.starts_with(' ') || text.starts_with('\t')) text.remove_prefix(1);
-    while (text.ends_with(' ') || text.ends_with('\t')) text.remove_suffix(1);
-    return text;
-}
-
-// An event stream is UTF-8: a body in another encoding would reach its subscribers as garbage.
-void require_utf8_charset(std::string_view parameters) {
-    while (!parameters.empty()) {
-        const std::string_view one = parameters.substr(0, parameters.find(';'));
-        parameters.remove_prefix(std::min(parameters.size(), one.size() + 1));
-        const std::size_t equals = std::min(one.find('='), one.size());
-        if (!same_ignoring_case(trimmed(one.substr(0, equals)), "charset")) continue;
-        std::string_view value = trimmed(one.substr(std::min(equals + 1, one.size())));
-        if (value.size() >= 2 && value.starts_with('"') && value.ends_with('"'))
-            value = value.substr(1, value.size() - 2);
-        if (same_ignoring_case(value, "utf-8") || same_ignoring_case(value, "utf8") ||
-            same_ignoring_case(value, "us-ascii"))
-            continue;
-        throw bad_body(
-            "the charset '" + std::string(value) + "' is not taken; send the body as UTF-8", 415);
-    }
-}
-
-void require_utf8(std::string_view text, const std::string& what) {
-    for (std::size_t at = 0; at < text.size();) {
-        const std::size_t length = json::utf8_length(text.substr(at));
-        if (length == 0)
-            throw bad_body(what + " is not UTF-8 at byte " + std::to_string(at + 1) +
-                           "; send it as UTF-8");
-        at += length;
-    }
-}
-
-publication read_publication(std::string_view content_type, std::string body) {
-    const std::size_t semicolon = std::min(content_type.find(';'), content_type.size());
-    const std::string_view type = trimmed(content_type.substr(0, semicolon));
-    require_utf8_charset(content_type.substr(std::min(semicolon + 1, content_type.size())));
-    if (same_ignoring_case(type, "application/x-www-form-urlencoded")) {
-        auto fields = form_fields(body);
-        for (const auto& [name, value] : fields) {
-            require_utf8(name, "the name of a field");
-            require_utf8(value, "the field \"" + name + "\"");
-        }
-        return from_fields(std::move(fields));
-    }
-    if (same_ignoring_case(type, "application/json")) {
-        constexpr std::string_view byte_order_mark = "\xef\xbb\xbf"; // Windows programs write it
-        if (body.starts_with(byte_order_mark)) body.erase(0, byte_order_mark.size());
-        return from_fields(json_fields(body));
-    }
-    if (same_ignoring_case(type, "text/plain")) {
-        require_utf8(body, "the body");
-        return {.data = std::move(body)};
-    }
-    throw bad_body("Content-Type '" + std::string(type) +
-                       "' is not known here; send "
-                       "application/x-www-form-urlencoded, application/json or text/plain",
-                   415);
-}
-
-// Returns the publication, or the refusal that explains why the request is not one.
-std::pair<publication, std::optional<answer>>
-try_read(const sse::request& request, std::string_view content_type, std::string body) {
-    try {
-        const std::string_view coding = trimmed(request.header("Content-Encoding").value_or(""));
-        if (!coding.empty() && !same_ignoring_case(coding, "identity"))
-            throw bad_body("the Content-Encoding '" + std::string(coding) +
-                               "' is not taken; send the body uncompressed",
-                           415);
-        require_utf8(request.rest, "the topic");
-        publication read = read_publication(content_type, std::move(body));
-        return {std::move(read), std::nullopt};
-    } catch (const bad_body& wrong) {
-        return {{}, refusal(wrong.status, wrong.what())};
-    } catch (const json::error& wrong) { return {{}, refusal(400, wrong.what())}; }
-}
-
-int status_for(const std::error_code& failure) {
-    if (failure == sse::errc::body_timeout) return 408;
-    if (failure == sse::errc::body_too_large) return 413;
-    if (failure == sse::errc::bus_timeout) return 504; // it may have been published
-    for (const sse::errc passing :
-         {sse::errc::no_room, sse::errc::stopped, sse::errc::bus_down, sse::errc::bus_refused}) {
-        if (failure == passing) return 503;
-    }
-    return 400; // an event name, an id or a topic that the wire cannot carry
-}
-
-// The id that the server gave the message, for a client that wants to continue after it. None if it
-// is not known yet, as before the first message has come back from the bus.
-std::string id_of(const sse::server& server, std::uint64_t sequence) {
-    const std::string newest = server.last_id();
-    if (newest.empty()) return {};
-    return newest.substr(0, newest.rfind('-') + 1) + std::to_string(sequence);
-}
-
-answer accepted(const sse::server& server, const sse::message& message, std::uint64_t sequence) {
-    std::string json = "{\"seq\":" + std::to_string(sequence);
-    const std::string id(message.id ? *message.id : id_of(server, sequence));
-    if (!message.ephemeral && !id.empty()) json += ",\"id\":" + json::quoted(id);
-    return {202, "application/json", json + "}\n"};
-}
-
-asio::awaitable<answer> publish(sse::server& server, const std::string& token,
-                                sse::stream& client) {
+// What publish_endpoint() asks. Who holds the token may publish to every topic.
+asio::awaitable<sse::access> let_publish(const sse::request& request, const std::string& token) {
     if (token.empty())
-        co_return refusal(404, "publishing is off; start the hub with --publish-token TOKEN");
-    if (!holds_token(client.request(), token))
-        co_return refusal(401, "the token is missing or wrong; send the header 'Authorization: "
-                               "Bearer TOKEN' with the token that the hub was started with");
-    const std::string topic = "/" + std::string(client.request().rest);
-    const std::string type(client.request().header("Content-Type").value_or(""));
-    try {
-        std::string body = co_await client.body();
-        const auto [read, refused] = try_read(client.request(), type, std::move(body));
-        if (refused) co_return *refused;
-        sse::message message{.event = read.event, .data = read.data};
-        if (read.id) message.id = *read.id;
-        message.retry = read.retry;
-        message.key = read.key;
-        message.ephemeral = read.ephemeral;
-        const std::uint64_t sequence = co_await server.async_publish(topic, message);
-        co_return accepted(server, message, sequence);
-    } catch (const std::system_error& wrong) {
-        co_return refusal(status_for(wrong.code()), wrong.what());
-    }
-}
-
-asio::awaitable<void> answer_publish(sse::server& server, const std::string& token,
-                                     sse::stream& client) {
-    answer reply = co_await publish(server, token, client);
-    if (reply.status == 401) client.add_header("WWW-Authenticate", "Bearer");
-    co_await client.respond(reply.status, reply.type, reply.body);
+        co_return sse::access::refuse(
+            404, "publishing is off; start the hub with --publish-token TOKEN\n");
+    if (holds_token(request, token)) co_return sse::access::grant();
+    co_return sse::access::refuse(401,
+                                  "the token is missing or wrong; send the header 'Authorization: "
+                                  "Bearer TOKEN' with the token that the hub was started with\n",
+                                  {{"WWW-Authenticate", "Bearer"}});
 }
 
 // >>page /////////////////////////////////////////////////////////////////////////////////////////
@@ -737,8 +500,8 @@ void run(sse::server& server, const settings& chosen, output& out) {
         return send_page(page, client);
     });
     server.route("GET", "/sse.js", sse::script());
-    server.route("POST", "/publish/*",
-                 [&](sse::stream& client) { return answer_publish(server, chosen.token, client); });
+    const auto authorize = [&](const sse::request& r) { return let_publish(r, chosen.token); };
+    server.route("POST", "/publish/*", sse::publish_endpoint(server, authorize));
     if (!chosen.metrics.empty()) {
         try {
             server.route("GET", chosen.metrics, sse::metrics(server));

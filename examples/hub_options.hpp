@@ -466,18 +466,22 @@ Subscribe:
   reconnects with the header Last-Event-ID, as a browser does, continues after that message; one
   event `gap` reports what is no longer kept.
 
-Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON or plain text.
+Publish, with hub --publish-token $TOKEN: POST /publish/<topic>, as a form, JSON or plain text, or
+many messages as application/x-ndjson: a JSON object on each line.
   A="Authorization: Bearer $TOKEN"
   curl -H "$A" -d event=chat --data-urlencode 'data=2 + 2 = 4' http://localhost:8080/publish/room
   curl -H "$A" --json '{"event":"price","data":{"ACME":128.4}}' http://localhost:8080/publish/room
   curl -H "$A" -H 'Content-Type: text/plain' --data-binary @log http://localhost:8080/publish/room
   Fields: data (required), event, id (by default the hub's own), retry (milliseconds until a
   client that lost its connection reconnects), key (with --lag conflate a slow client gets the
-  newest message of each), ephemeral (true: no id, never sent again).
+  newest message of each), ephemeral (true: no id, never sent again),
+  topic (instead of the path's).
   JSON data other than a string is sent as its JSON text. Everything is UTF-8 and uncompressed.
-  Responses: 202 {"seq":N,"id":"..."}, without id if the message is ephemeral; 400 and 415 with the
-  reason, 401 for a wrong token, 404 if it is off. 503: it was not published, try again. 504: it may
-  have been, as what keeps the messages did not confirm it.
+  Responses: 202 {"seq":N,"id":"..."}, without id if the message is ephemeral, and such a line for
+  each of many; 400, 413 and 415 with the reason, then nothing was published; 401 for a wrong token,
+  404 if it is off. 503: it was not published, try again. 504: it may have been, as what keeps the
+  messages did not confirm it. Idempotency-Key: "UUID" makes a repetition safe: it gets the first
+  response, and nothing is published twice by this hub.
 
 Administrate, with hub --admin-token $TOKEN: open http://localhost:8080/admin/, or
   A="Authorization: Bearer $TOKEN"

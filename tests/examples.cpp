@@ -798,6 +798,21 @@ TEST_SUITE("examples") {
         const auto wrong = hub.publish("room", form, "data=x", "guess");
         CHECK(wrong.status == 401);
         CHECK(wrong.header("WWW-Authenticate") == "Bearer");
+
+        const std::string lines = "{\"data\":\"three\"}\n{\"data\":4,\"topic\":\"room/b\"}\n";
+        CHECK(hub.publish("room", "application/x-ndjson", lines).status == 202);
+        CHECK(client.next().data == "three");
+        CHECK(client.next().data == "4");
+        const header_list once{{"Authorization", "Bearer secret"},
+                               {"Content-Type", "text/plain"},
+                               {"Idempotency-Key", "\"5\""}};
+        const auto first = http_request(hub.port, "POST", "/publish/room", once, "five");
+        const auto again = http_request(hub.port, "POST", "/publish/room", once, "five");
+        CHECK(first.status == 202);
+        CHECK(again.body == first.body);
+        CHECK(client.next().data == "five");
+        CHECK(hub.publish("room", "text/plain", "six").status == 202);
+        CHECK(client.next().data == "six");
     }
 
     TEST_CASE("the hub answers with the id of a message, if the server gave it one") {
@@ -833,7 +848,7 @@ TEST_SUITE("examples") {
         check_refused(form, "data=x&ephemeral=true&id=7", "ephemeral");
         check_refused("application/json", R"({"data":"x","key":7})", "use a string");
         check_refused(form, "data=x&keys=k",
-                      "the fields are event, data, id, retry, key and ephemeral");
+                      "the fields are event, data, id, retry, key, ephemeral and topic");
         for (const std::string retry : {"", "-1", "1s", "2147483648", "1 "})
             check_refused(form, "data=x&retry=" + retry, "use milliseconds");
         const std::vector<std::string> bad_ids{"a%0Cb", "+a", "a+", "%7f", std::string(1025, 'a')};

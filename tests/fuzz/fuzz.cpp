@@ -35,9 +35,11 @@ namespace fuzz {
 #include "../head.cpp"
 #include "../parser.cpp"
 #include "../peer.cpp"
+#include "../publish.cpp"
 #include "../record.cpp"
 #include "../topic.cpp"
 #include "../../examples/hub_options.hpp"
+#include "../../examples/json.hpp"
 
 #include <algorithm>
 #include <array>
@@ -996,6 +998,89 @@ void flags(std::string_view bytes) {
     }
 }
 
+// ---- what is published over HTTP ----------------------------------------------------------------
+
+/// JSON, as the examples' reader has it, which also looks for names that come twice in what is
+/// nested, and counts depth otherwise.
+void json(std::string_view bytes) {
+    const auto read = publish_test::read_json(bytes);
+    std::vector<::json::member> slow;
+    std::string fault;
+    try {
+        slow = ::json::read_object(bytes);
+    } catch (const ::json::error& wrong) { fault = wrong.what(); }
+    if (!read) CHECK((!fault.empty() || slow.size() > json_reader::max_members));
+    if (!fault.empty()) {
+        CHECK((!read || fault.find("a second member named") != fault.npos ||
+               fault.find("nested") != fault.npos));
+        return;
+    }
+    if (!read) return;
+    CHECK(read->size() == slow.size());
+    for (std::size_t i = 0; i < slow.size(); ++i) {
+        const json_item& fast = (*read)[i];
+        CHECK(fast.name == slow[i].name);
+        CHECK(fast.raw == slow[i].value);
+        CHECK((fast.is == json_item::type::string) == slow[i].is_string);
+        CHECK(fast.text == (slow[i].is_string ? slow[i].text : ""));
+        if (slow[i].is_string) { // what was read is told again
+            const auto again = json_reader("{\"x\":" + json_string(fast.text) + "}").object();
+            CHECK(again.at(0).text == fast.text);
+        }
+        if (fast.is == json_item::type::object) {
+            publish_test::read_json(fast.raw); // it may have a name twice
+        } else if (fast.is == json_item::type::array) {
+            std::string joined;
+            for (const json_item& each : json_reader(fast.raw).array()) joined += each.raw;
+            const auto is_space = [](char c) {
+                return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+            };
+            CHECK(only(joined, [&](char c) { return !is_space(c) && c != ','; }) ==
+                  only(fast.raw.substr(1, fast.raw.size() - 2),
+                       [&](char c) { return !is_space(c) && c != ','; }));
+        }
+    }
+}
+
+/// A body, whose first character says of which type; of lines, each alone is the same.
+void posts(std::string_view bytes) {
+    if (bytes.empty()) return;
+    const auto type = static_cast<body_type>(static_cast<unsigned char>(bytes.front()) % 4);
+    const auto read = [](body_type of,
+                         std::string_view body) -> std::optional<std::vector<posted>> {
+        try {
+            return read_posts(of, std::string(body), "/t", 3);
+        } catch (const refused_post& wrong) {
+            CHECK((wrong.status == 400 || wrong.status == 413));
+            return std::nullopt;
+        }
+    };
+    const auto bytes_of = [](const posted& p) {
+        return encode_record({frame::kind::topic, p.topic, p.view(), {}});
+    };
+    const std::string_view body = bytes.substr(1);
+    const auto all = read(type, body);
+    if (all) {
+        CHECK((!all->empty() && all->size() <= (type == body_type::lines ? 3u : 1u)));
+        for (const posted& each : *all) {
+            CHECK(!sse::check(each.view()));
+            CHECK(canonical_topic(each.topic) == each.topic);
+            CHECK(decode_record(bytes_of(each)).has_value());
+        }
+    }
+    if (type != body_type::lines || body.starts_with("\xef\xbb\xbf")) return;
+    std::vector<std::string> expected;
+    bool valid = true;
+    for (const std::string& line : split(body, '\n')) {
+        if (line.find_first_not_of(" \t\r") == line.npos) continue;
+        const auto one = read(body_type::json, line);
+        valid = valid && one && !line.starts_with("\xef\xbb\xbf");
+        if (one) expected.push_back(bytes_of(one->front()));
+    }
+    CHECK(all.has_value() == (valid && !expected.empty() && expected.size() <= 3));
+    for (std::size_t i = 0; all && i < all->size(); ++i) CHECK(bytes_of((*all)[i]) == expected[i]);
+}
+
 // ---- whole connections --------------------------------------------------------------------------
 
 /// A server and its client on one thread: nothing happens but what is asked for.
@@ -1116,9 +1201,10 @@ const std::map<std::string_view, target> targets = {
     {"encode", encode},   {"events", events}, {"feed", feed},
     {"filelog", filelog}, {"flags", flags},   {"forwarded", forwarded},
     {"head", head},       {"nats", nats},     {"notices", notices},
-    {"origin", origin},   {"proxy", proxy},   {"record", record},
-    {"redis", redis},     {"route", route},   {"text", text},
-    {"topic", topic},     {"url", url},
+    {"json", json},       {"origin", origin}, {"posts", posts},
+    {"proxy", proxy},     {"record", record}, {"redis", redis},
+    {"route", route},     {"text", text},     {"topic", topic},
+    {"url", url},
 };
 
 target chosen = nullptr;
