@@ -35,6 +35,7 @@
 //     >>stream   one client, as its handler sees it
 //     >>server   routes, start, publish, stop
 //     >>publishing  over HTTP: a handler for what is posted, and its bounds
+//     >>jwt      tokens that say what their holder may follow and publish
 //     >>job      work that keeps running while viewers come, leave and come back
 //     >>client   receives events: connects, redirects, reconnects
 //     >>testing  the test kit: a server, its clients and its clock in a unit test
@@ -70,6 +71,7 @@
 //     >>admin    who is there, as JSON, and routes that end streams
 //     >>json     a strict reader of JSON, no I/O
 //     >>endpoint what is posted: bodies, requests that come again, the handler
+//     >>token    JSON Web Tokens: their form, claims and signatures
 //     >>script   the page script: one stream for all tabs of an origin
 //     >>fetch    what is inside a client
 //     >>redis    the engine over Redis Streams
@@ -229,7 +231,11 @@
 #error "SSE_ENABLE_TLS needs OpenSSL 3.0 or newer: install libssl-dev and link with -lssl -lcrypto"
 #include SSE_STOP
 #endif
+#include <openssl/ec.h>
 #include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 #endif
@@ -522,6 +528,7 @@ using frame_ref = counted_ref<frame>;
 struct group;
 struct hub;
 class job_log;
+class jwt_checker;
 struct listing;
 class post_office;
 struct worker;
@@ -1309,9 +1316,10 @@ public:
     static access grant() { return grant(terms()); }
 
     /// Refuses it with this status, from 300 to 599, or 204, after which an EventSource does not
-    /// come back. Throws std::invalid_argument for another.
+    /// come back. Throws std::invalid_argument for another. The reason is for the log alone.
     static access refuse(int status, std::string text = {},
-                         std::vector<std::pair<std::string, std::string>> headers = {}) {
+                         std::vector<std::pair<std::string, std::string>> headers = {},
+                         std::string reason = {}) {
         if (status != 204 && (status < 300 || status > 599)) {
             throw std::invalid_argument("sse::access::refuse: the status must be 204, or from 300 "
                                         "to 599, not " +
@@ -1319,7 +1327,9 @@ public:
         }
         terms t;
         t.headers = std::move(headers);
-        return {status, std::move(text), std::move(t)};
+        access refused(status, std::move(text), std::move(t));
+        refused.reason_ = std::move(reason);
+        return refused;
     }
 
     bool granted() const noexcept { return status_ == 0; }
@@ -1333,6 +1343,7 @@ private:
     int status_; // 0: it is granted
     std::string text_;
     terms terms_;
+    std::string reason_ = {};
 };
 
 enum class log_level : std::uint8_t { debug, info, warning, error };
@@ -2146,6 +2157,105 @@ SSE_DECL handler publish_endpoint(server& to, authorizer authorize, publish_opti
 /// The values of a name in a form, as a body of application/x-www-form-urlencoded, decoded like
 /// request::query_values().
 SSE_DECL std::vector<std::string> form_values(std::string_view form, std::string_view name);
+
+// >>jwt ///////////////////////////////////////////////////////////////////////////////////////////
+// Tokens that say what their holder may follow and publish: JSON Web Tokens (RFC 7519), checked by
+// OpenSSL. Where SSE_ENABLE_TLS is defined. Needs >>options, >>publishing.
+// Tests: tests/jwt.cpp
+
+#if defined(SSE_ENABLE_TLS)
+
+enum class jwt_algorithm : std::uint8_t {
+    hs256, ///< A secret that who signs and who checks both have.
+    rs256, ///< RSA, PKCS #1 1.5, with SHA-256.
+    es256, ///< ECDSA on P-256 with SHA-256.
+    eddsa  ///< Ed25519.
+};
+
+struct jwt_key {
+    jwt_algorithm algorithm = jwt_algorithm::hs256;
+    /// Of hs256 the secret, at least 32 bytes. Of the others the public key, PEM, `-----BEGIN
+    /// PUBLIC KEY-----`; RSA of at least 2048 bits.
+    std::string key = {};
+    /// If set, it is for tokens with this `kid` only. Empty: for all of its algorithm.
+    std::string id = {};
+};
+
+/// Which tokens are believed.
+struct jwt_options {
+    /// A token is checked with the keys of its algorithm alone. At least one, at most 16.
+    std::vector<jwt_key> keys = {};
+    /// How far the clock of who signs may be off. From 0 to five minutes.
+    std::chrono::seconds skew{30};
+    /// Tokens without an expiry are refused.
+    bool must_expire = true;
+    std::string issuer = {};   ///< If set, what `iss` must be.
+    std::string audience = {}; ///< If set, what `aud` must be or have.
+    /// The claim that has the lists `publish` and `subscribe`.
+    std::string claim = "mercure";
+    /// A cookie that may have the token, for pages; without Authorization. Empty: none.
+    std::string cookie = {};
+    /// A parameter of the query that may have it, such as "authorization". It ends up in the logs
+    /// of proxies. Empty: none.
+    std::string parameter = {};
+};
+
+/// What a token says, once it is believed.
+struct jwt_claims {
+    std::string subject = {}; ///< `sub`; empty if there is none.
+    std::optional<std::chrono::system_clock::time_point> expires = {};
+    /// As they are in the token: topics such as /prices, each with all below it; in which a segment
+    /// `{name}` stands for any one; "*" for all.
+    std::vector<std::string> publish = {};
+    std::vector<std::string> subscribe = {};
+    std::string payload = {}; ///< All of it, JSON.
+};
+
+/// A token is not believed; what() says why, for the log. Its holder is told no more than that.
+class jwt_error : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+/// Checks tokens. Copies share what they know. Thread safety: any thread.
+///
+///     const sse::jwt tokens({.keys = {{sse::jwt_algorithm::es256, public_key}}});
+///     options.hooks.authorize = tokens.followers();
+///     server.route("POST", "/publish/*", sse::publish_endpoint(server, tokens.publishers()));
+///
+/// A token is of one of the algorithms above, for which there is a key; `none`, a key of another
+/// kind, and extensions that must be understood (`crit`) are refused. `exp`, `nbf` and `iat` are
+/// whole or decimal seconds, and hold with the skew.
+class jwt {
+public:
+    /// Throws std::invalid_argument for a key that is none of its algorithm, and for other options
+    /// that cannot work.
+    explicit jwt(jwt_options o);
+
+    /// What a token says. Throws jwt_error.
+    jwt_claims
+    check(std::string_view token,
+          std::chrono::system_clock::time_point now = std::chrono::system_clock::now()) const;
+
+    /// The token of a request: that of `Authorization: Bearer`, else of the cookie or the query, if
+    /// the options name them. Nullopt if it has none.
+    std::optional<std::string> token_of(const request& r) const;
+
+    /// An authorizer for streams: each topic that the request asks for must be in `subscribe`. The
+    /// stream ends when the token does, and `sub` is its user.
+    authorizer followers() const;
+    /// The same for publish_endpoint(), with `publish`.
+    authorizer publishers() const;
+
+    // Without a token a request gets 401; with one that is not believed, 401 and `invalid_token`;
+    // with one that does not have the topics, 403 and `insufficient_scope` (RFC 6750 3). Why is in
+    // the server's log.
+
+private:
+    std::shared_ptr<const detail::jwt_checker> checker_;
+};
+
+#endif
 
 // >>job ///////////////////////////////////////////////////////////////////////////////////////////
 // Work that continues on its own while viewers attach, leave and resume by id. Each job has its own
@@ -11966,6 +12076,16 @@ SSE_DECL asio::awaitable<bool> detail::connection::refused_by(access given) {
     access::terms& terms = given.terms_;
     for (const auto& [name, value] : terms.headers) add_header(name, value);
     if (!given.granted()) {
+        if (!given.reason_.empty()) {
+            const sse::request& asked = request();
+            worker_->hub_.log({.level = log_level::warning,
+                               .what = "refused",
+                               .method = asked.method,
+                               .path = asked.target_path(),
+                               .status = given.status_,
+                               .client = asked.client,
+                               .detail = given.reason_});
+        }
         co_await respond(given.status_, "text/plain; charset=utf-8", given.text_);
         co_return true;
     }
@@ -16070,6 +16190,430 @@ SSE_DECL std::vector<std::string> form_values(std::string_view form, std::string
 }
 
 #endif // SSE_BODIES
+
+// >>token /////////////////////////////////////////////////////////////////////////////////////////
+// JSON Web Tokens: the form of a token and its claims, no I/O; and their signatures, by OpenSSL.
+// Needs >>jwt, >>json, >>topic, >>secure.
+// Tests: tests/jwt.cpp
+namespace detail {
+
+/// A token in the compact form of RFC 7515 3.1, decoded.
+struct jwt_parts {
+    std::string algorithm;
+    std::string id; ///< `kid`; empty if there is none.
+    std::string payload;
+    std::string signature;
+    std::string_view covered; ///< What is signed: a view of the token.
+};
+
+inline constexpr std::size_t max_jwt = 8 * 1024; ///< Bytes.
+
+/// Base64url without padding (RFC 4648 5, RFC 7515 2), one text for each value. Returns nullopt for
+/// anything else.
+inline std::optional<std::string> base64url_decode(std::string_view text) {
+    const auto value = [](char c) -> int {
+        if (c >= 'A' && c <= 'Z') return c - 'A';
+        if (c >= 'a' && c <= 'z') return c - 'a' + 26;
+        if (c >= '0' && c <= '9') return c - '0' + 52;
+        return c == '-' ? 62 : c == '_' ? 63 : -1;
+    };
+    std::string out;
+    out.reserve(text.size() * 3 / 4);
+    std::uint32_t bits = 0;
+    int count = 0; // of bits that wait
+    for (const char c : text) {
+        const int six = value(c);
+        if (six < 0) return std::nullopt;
+        bits = (bits << 6 | static_cast<std::uint32_t>(six)) & 0xfff;
+        count += 6;
+        if (count < 8) continue;
+        count -= 8;
+        out += static_cast<char>(bits >> count & 0xff);
+    }
+    const std::uint32_t left = bits & ((1u << count) - 1);
+    if (count >= 6 || left != 0) return std::nullopt;
+    return out;
+}
+
+/// Whether a topic is one of a claim's: see jwt_claims.
+inline bool claim_covers(std::string_view pattern, std::string_view topic) {
+    if (pattern == "*") return true;
+    const auto canonical = canonical_topic(pattern);
+    if (!canonical || canonical->empty()) return false; // the root is all: "*" says that
+    std::string_view left = *canonical;
+    while (!left.empty()) { // both begin with a slash, or are at their end
+        if (topic.empty()) return false;
+        left.remove_prefix(1);
+        topic.remove_prefix(1);
+        const auto wanted = left.substr(0, left.find('/'));
+        const auto given = topic.substr(0, topic.find('/'));
+        const bool any = wanted.size() > 2 && wanted.starts_with('{') && wanted.ends_with('}');
+        if (!any && wanted != given) return false;
+        left.remove_prefix(wanted.size());
+        topic.remove_prefix(given.size());
+    }
+    return true;
+}
+
+#if defined(SSE_BODIES)
+
+[[noreturn]] inline void refuse_jwt(const std::string& why) {
+    throw std::runtime_error("the token " + why);
+}
+
+/// Throws std::runtime_error, as what reads a token's JSON does.
+SSE_DECL jwt_parts parse_jwt(std::string_view token) {
+    if (token.size() > max_jwt) refuse_jwt("is longer than 8 KiB");
+    const std::size_t first = token.find('.');
+    const std::size_t second = first == token.npos ? first : token.find('.', first + 1);
+    if (second == token.npos || token.find('.', second + 1) != token.npos) {
+        refuse_jwt("does not have three parts");
+    }
+    const auto header = base64url_decode(token.substr(0, first));
+    const auto payload = base64url_decode(token.substr(first + 1, second - first - 1));
+    const auto signature = base64url_decode(token.substr(second + 1));
+    if (!header || !payload || !signature) refuse_jwt("has a part that is not base64url");
+    jwt_parts parts;
+    parts.payload = *payload;
+    parts.signature = *signature;
+    parts.covered = token.substr(0, second);
+    const auto members = json_reader(*header).object();
+    const json_item* const algorithm = find_member(members, "alg");
+    if (!algorithm || algorithm->is != json_item::type::string) refuse_jwt("has no alg");
+    if (find_member(members, "crit")) refuse_jwt("has extensions that must be understood");
+    if (find_member(members, "b64")) refuse_jwt("has b64");
+    parts.algorithm = algorithm->text;
+    if (const json_item* const id = find_member(members, "kid")) {
+        if (id->is != json_item::type::string) refuse_jwt("has a kid that is no text");
+        parts.id = id->text;
+    }
+    return parts;
+}
+
+/// Seconds since 1970 (RFC 7519 2): digits, perhaps with a fraction, which is dropped.
+SSE_DECL std::optional<std::chrono::system_clock::time_point>
+jwt_time(const std::vector<json_item>& claims, std::string_view name) {
+    const json_item* const found = find_member(claims, name);
+    if (!found) return std::nullopt;
+    const std::size_t dot = std::min(found->raw.find('.'), found->raw.size());
+    const auto seconds = read_number<std::uint64_t>(found->raw.substr(0, dot));
+    const auto fraction = found->raw.substr(std::min(dot + 1, found->raw.size()));
+    constexpr std::uint64_t year_2255 = 9'000'000'000; // clocks cannot tell much more
+    if (found->is != json_item::type::number || !seconds ||
+        (!fraction.empty() && !is_digits(fraction))) {
+        refuse_jwt("has " + std::string(name) + " that is no time");
+    }
+    return std::chrono::system_clock::time_point(
+        std::chrono::seconds(static_cast<std::int64_t>(std::min(*seconds, year_2255))));
+}
+
+SSE_DECL std::string jwt_text(const std::vector<json_item>& claims, std::string_view name) {
+    const json_item* const found = find_member(claims, name);
+    if (!found) return {};
+    if (found->is != json_item::type::string) {
+        refuse_jwt("has " + std::string(name) + " that is no text");
+    }
+    return found->text;
+}
+
+/// A list of texts; none if it is not there.
+SSE_DECL std::vector<std::string> jwt_list(const std::vector<json_item>& claims,
+                                           std::string_view name) {
+    std::vector<std::string> list;
+    const json_item* const found = find_member(claims, name);
+    if (!found) return list;
+    const auto refuse = [&] {
+        refuse_jwt("has " + std::string(name) + " that is no list of texts");
+    };
+    if (found->is != json_item::type::array) refuse();
+    for (json_item& each : json_reader(found->raw).array()) {
+        if (each.is != json_item::type::string) refuse();
+        list.push_back(std::move(each.text));
+    }
+    return list;
+}
+
+#endif // SSE_BODIES
+
+#if defined(SSE_ENABLE_TLS)
+
+struct openssl_key_free {
+    void operator()(EVP_PKEY* p) const noexcept { EVP_PKEY_free(p); }
+    void operator()(EVP_MD_CTX* p) const noexcept { EVP_MD_CTX_free(p); }
+    void operator()(ECDSA_SIG* p) const noexcept { ECDSA_SIG_free(p); }
+    void operator()(BIO* p) const noexcept { BIO_free(p); }
+};
+
+/// What jwt shares.
+class jwt_checker {
+public:
+    explicit jwt_checker(jwt_options o);
+
+    jwt_claims check(std::string_view token, std::chrono::system_clock::time_point now) const;
+    std::optional<std::string> token_of(const request& r) const;
+    /// Whether all topics of the request are in this list of its token.
+    access decide(const request& r, std::vector<std::string> jwt_claims::*list) const;
+
+private:
+    struct key {
+        jwt_key of;
+        std::unique_ptr<EVP_PKEY, openssl_key_free> made; ///< Null: it is a secret.
+    };
+
+    static std::unique_ptr<EVP_PKEY, openssl_key_free> make_key(const jwt_key& of);
+    static bool is_signed(const key& by, const jwt_parts& parts);
+    jwt_claims claims_of(const jwt_parts& parts, std::chrono::system_clock::time_point now) const;
+
+    const jwt_options options_;
+    std::vector<key> keys_;
+};
+
+#endif
+
+#if defined(SSE_ENABLE_TLS) && defined(SSE_BODIES)
+
+SSE_DECL std::string_view name_of(jwt_algorithm a) noexcept {
+    constexpr std::string_view names[] = {"HS256", "RS256", "ES256", "EdDSA"};
+    return names[static_cast<std::size_t>(a)];
+}
+
+SSE_DECL jwt_checker::jwt_checker(jwt_options o) : options_(std::move(o)) {
+    const auto require = [](bool valid, const char* what) {
+        if (!valid) throw std::invalid_argument(std::string("sse::jwt_options::") + what);
+    };
+    require(!options_.keys.empty() && options_.keys.size() <= 16, "keys: give 1 to 16");
+    require(options_.skew.count() >= 0 && options_.skew <= std::chrono::minutes(5),
+            "skew must be from 0 to five minutes");
+    require(!options_.claim.empty(), "claim must not be empty");
+    require(options_.cookie.empty() || is_token(options_.cookie), "cookie must be a cookie's name");
+    for (const jwt_key& each : options_.keys) keys_.push_back({each, make_key(each)});
+}
+
+SSE_DECL std::unique_ptr<EVP_PKEY, openssl_key_free> jwt_checker::make_key(const jwt_key& of) {
+    const auto refuse = [&](const std::string& why) {
+        throw std::invalid_argument("sse::jwt_options::keys: of " +
+                                    std::string(name_of(of.algorithm)) +
+                                    (of.id.empty() ? "" : ", id '" + of.id + "'") + ": " + why);
+    };
+    if (of.algorithm == jwt_algorithm::hs256) {
+        // Whoever has a public key could sign with it, if it were taken for a secret.
+        if (of.key.find("-----BEGIN") != of.key.npos) refuse("a PEM key is no secret");
+        if (of.key.size() < 32) refuse("a secret has at least 32 bytes (RFC 7518 3.2)");
+        return nullptr;
+    }
+    const std::unique_ptr<BIO, openssl_key_free> in(BIO_new_mem_buf(
+        of.key.data(), static_cast<int>(std::min<std::size_t>(of.key.size(), 65536))));
+    std::unique_ptr<EVP_PKEY, openssl_key_free> made(
+        in ? PEM_read_bio_PUBKEY(in.get(), nullptr, nullptr, nullptr) : nullptr);
+    ERR_clear_error();
+    if (!made) refuse("use a public key in PEM, which begins with -----BEGIN PUBLIC KEY-----");
+    const auto is = [&](const char* kind) { return EVP_PKEY_is_a(made.get(), kind) == 1; };
+    if (of.algorithm == jwt_algorithm::rs256) {
+        if (!is("RSA")) refuse("the key is not one of RSA");
+        if (EVP_PKEY_get_bits(made.get()) < 2048) refuse("the key has less than 2048 bits");
+    } else if (of.algorithm == jwt_algorithm::es256) {
+        std::array<char, 64> group{};
+        std::size_t size = 0;
+        const bool named =
+            is("EC") && EVP_PKEY_get_group_name(made.get(), group.data(), group.size(), &size) == 1;
+        if (!named || std::string_view(group.data()) != "prime256v1") {
+            refuse("the key is not one of the curve P-256");
+        }
+    } else if (!is("ED25519")) {
+        refuse("the key is not one of Ed25519");
+    }
+    return made;
+}
+
+/// ECDSA as OpenSSL takes it, of the two numbers that a token has (RFC 7518 3.4). Empty: it is
+/// none.
+SSE_DECL std::string der_of_es256(std::string_view signature) {
+    if (signature.size() != 64) return {};
+    const auto* const bytes = reinterpret_cast<const unsigned char*>(signature.data());
+    const std::unique_ptr<ECDSA_SIG, openssl_key_free> both(ECDSA_SIG_new());
+    BIGNUM* const r = BN_bin2bn(bytes, 32, nullptr);
+    BIGNUM* const s = BN_bin2bn(bytes + 32, 32, nullptr);
+    if (!both || !r || !s || ECDSA_SIG_set0(both.get(), r, s) != 1) {
+        BN_free(r);
+        BN_free(s);
+        return {};
+    }
+    unsigned char* der = nullptr;
+    const int size = i2d_ECDSA_SIG(both.get(), &der);
+    std::string out;
+    if (size > 0) out.assign(reinterpret_cast<const char*>(der), static_cast<std::size_t>(size));
+    OPENSSL_free(der);
+    return out;
+}
+
+SSE_DECL bool jwt_checker::is_signed(const key& by, const jwt_parts& parts) {
+    const auto bytes = [](std::string_view text) {
+        return reinterpret_cast<const unsigned char*>(text.data());
+    };
+    if (!by.made) {
+        std::array<unsigned char, EVP_MAX_MD_SIZE> mac{};
+        unsigned size = 0;
+        if (!HMAC(EVP_sha256(), by.of.key.data(), static_cast<int>(by.of.key.size()),
+                  bytes(parts.covered), parts.covered.size(), mac.data(), &size)) {
+            return false;
+        }
+        return parts.signature.size() == size &&
+               CRYPTO_memcmp(mac.data(), parts.signature.data(), size) == 0;
+    }
+    const bool is_es = by.of.algorithm == jwt_algorithm::es256;
+    const std::string signature = is_es ? der_of_es256(parts.signature) : parts.signature;
+    const EVP_MD* const digest = by.of.algorithm == jwt_algorithm::eddsa ? nullptr : EVP_sha256();
+    const std::unique_ptr<EVP_MD_CTX, openssl_key_free> context(EVP_MD_CTX_new());
+    const bool valid =
+        context && !signature.empty() &&
+        EVP_DigestVerifyInit(context.get(), nullptr, digest, nullptr, by.made.get()) == 1 &&
+        EVP_DigestVerify(context.get(), bytes(signature), signature.size(), bytes(parts.covered),
+                         parts.covered.size()) == 1;
+    ERR_clear_error();
+    return valid;
+}
+
+SSE_DECL jwt_claims jwt_checker::check(std::string_view token,
+                                       std::chrono::system_clock::time_point now) const {
+    try {
+        const jwt_parts parts = parse_jwt(token);
+        bool known = false;
+        const auto signs = [&](const key& each) {
+            const bool fits = parts.algorithm == name_of(each.of.algorithm) &&
+                              (each.of.id.empty() || each.of.id == parts.id);
+            known |= fits;
+            return fits && is_signed(each, parts);
+        };
+        const bool valid = std::any_of(keys_.begin(), keys_.end(), signs);
+        if (!known) refuse_jwt("is of an algorithm or a kid for which there is no key");
+        if (!valid) refuse_jwt("has a wrong signature");
+        return claims_of(parts, now);
+    } catch (const jwt_error&) { throw; } catch (const std::runtime_error& wrong) {
+        throw jwt_error(wrong.what());
+    }
+}
+
+SSE_DECL jwt_claims jwt_checker::claims_of(const jwt_parts& parts,
+                                           std::chrono::system_clock::time_point now) const {
+    const auto claims = json_reader(parts.payload).object();
+    jwt_claims out;
+    out.expires = jwt_time(claims, "exp");
+    if (!out.expires && options_.must_expire) refuse_jwt("has no exp");
+    if (out.expires && now >= *out.expires + options_.skew) refuse_jwt("has expired");
+    if (const auto begins = jwt_time(claims, "nbf"); begins && now + options_.skew < *begins) {
+        refuse_jwt("is not valid yet");
+    }
+    if (const auto issued = jwt_time(claims, "iat"); issued && now + options_.skew < *issued) {
+        refuse_jwt("was issued in the future");
+    }
+    if (!options_.issuer.empty() && jwt_text(claims, "iss") != options_.issuer) {
+        refuse_jwt("is of another issuer");
+    }
+    if (!options_.audience.empty()) {
+        const json_item* const named = find_member(claims, "aud");
+        const bool is_list = named && named->is == json_item::type::array;
+        const auto all =
+            is_list ? jwt_list(claims, "aud") : std::vector<std::string>{jwt_text(claims, "aud")};
+        if (std::count(all.begin(), all.end(), options_.audience) == 0) {
+            refuse_jwt("is for another audience");
+        }
+    }
+    out.subject = jwt_text(claims, "sub");
+    if (const json_item* const rights = find_member(claims, options_.claim)) {
+        if (rights->is != json_item::type::object) refuse_jwt("has a claim that is no object");
+        const auto lists = json_reader(rights->raw).object();
+        out.publish = jwt_list(lists, "publish");
+        out.subscribe = jwt_list(lists, "subscribe");
+    }
+    out.payload = parts.payload;
+    return out;
+}
+
+SSE_DECL std::optional<std::string> jwt_checker::token_of(const request& r) const {
+    if (const auto field = r.header("Authorization")) {
+        constexpr std::string_view scheme = "Bearer ";
+        if (equal_ignoring_case(field->substr(0, scheme.size()), scheme)) {
+            return std::string(trim(field->substr(scheme.size())));
+        }
+    }
+    if (!options_.cookie.empty()) {
+        if (const auto cookie = r.cookie(options_.cookie)) return std::string(*cookie);
+    }
+    if (!options_.parameter.empty()) return r.query_value(options_.parameter);
+    return std::nullopt;
+}
+
+SSE_DECL access jwt_checker::decide(const request& r,
+                                    std::vector<std::string> jwt_claims::*list) const {
+    const auto token = token_of(r);
+    if (!token) {
+        return access::refuse(401, "A token is missing\n", {{"WWW-Authenticate", "Bearer"}});
+    }
+    const auto now = std::chrono::system_clock::now();
+    jwt_claims claims;
+    try {
+        claims = check(*token, now);
+    } catch (const jwt_error& wrong) {
+        return access::refuse(401, "The token is not valid\n",
+                              {{"WWW-Authenticate", "Bearer error=\"invalid_token\""}},
+                              wrong.what());
+    }
+    for (const std::string& topic : r.topics) {
+        const auto covers_it = [&](const std::string& one) { return claim_covers(one, topic); };
+        if (std::any_of((claims.*list).begin(), (claims.*list).end(), covers_it)) continue;
+        return access::refuse(403, "The token is not for this topic\n",
+                              {{"WWW-Authenticate", "Bearer error=\"insufficient_scope\""}},
+                              "the token is not for " + (topic.empty() ? "the root" : topic));
+    }
+    if ((claims.*list).empty()) {
+        return access::refuse(403, "The token is not for this\n",
+                              {{"WWW-Authenticate", "Bearer error=\"insufficient_scope\""}},
+                              "the token names no topics");
+    }
+    access::terms terms;
+    if (std::none_of(claims.subject.begin(), claims.subject.end(), is_control)) {
+        terms.user = claims.subject;
+    }
+    if (claims.expires) {
+        const std::chrono::milliseconds most = std::chrono::hours(21 * 24); // of end_after()
+        terms.valid_for = std::clamp(std::chrono::duration_cast<std::chrono::milliseconds>(
+                                         *claims.expires + options_.skew - now),
+                                     std::chrono::milliseconds(1), most);
+    }
+    return access::grant(std::move(terms));
+}
+
+#endif
+
+} // namespace detail
+
+#if defined(SSE_ENABLE_TLS) && defined(SSE_BODIES)
+
+SSE_DECL jwt::jwt(jwt_options o)
+    : checker_(std::make_shared<const detail::jwt_checker>(std::move(o))) {}
+
+SSE_DECL jwt_claims jwt::check(std::string_view token,
+                               std::chrono::system_clock::time_point now) const {
+    return checker_->check(token, now);
+}
+
+SSE_DECL std::optional<std::string> jwt::token_of(const request& r) const {
+    return checker_->token_of(r);
+}
+
+SSE_DECL authorizer jwt::followers() const {
+    return [checker = checker_](const request& r) -> asio::awaitable<access> {
+        co_return checker->decide(r, &jwt_claims::subscribe);
+    };
+}
+
+SSE_DECL authorizer jwt::publishers() const {
+    return [checker = checker_](const request& r) -> asio::awaitable<access> {
+        co_return checker->decide(r, &jwt_claims::publish);
+    };
+}
+
+#endif
 
 // >>script ////////////////////////////////////////////////////////////////////////////////////////
 // The page script, to be edited here, and the handler that responds with it. Gzipped it has at most
