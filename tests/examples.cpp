@@ -966,6 +966,86 @@ TEST_SUITE("examples") {
         CHECK(names.size() == 4);
     }
 
+    TEST_CASE("mercure serves what comes from Mercure: updates, selectors, private ones, ids") {
+        if (::access(example("mercure").c_str(), X_OK) != 0) {
+            MESSAGE("not built: no libssl-dev");
+            return;
+        }
+        // Of HS256, without an expiry: publish everything; and publish books, follow what is ann's.
+        const std::string head = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.";
+        const std::string all = head + "eyJtZXJjdXJlIjp7InB1Ymxpc2giOlsiKiJdfX0."
+                                       "a8cjcSRUAcHdnGNMKifA4BK5epRXxQI0UBp2XpNrBdw";
+        const std::string ann =
+            head +
+            "eyJtZXJjdXJlIjp7InB1Ymxpc2giOlsiaHR0cHM6Ly9leGFtcGxlLmNvbS9ib29rcy97aWR9Il0sInN1Y"
+            "nNjcmliZSI6WyJodHRwczovL2V4YW1wbGUuY29tL3VzZXJzL2Fubi97eH0iXX19."
+            "Rc86ffLiVS8dgmQiTQTqVZWGbPDfk5u5ks6psaxfm0c";
+        process mercure({"/bin/sh", "-c",
+                         "MERCURE_JWT_KEY='!ChangeThisMercureHubJWTSecretKey!' exec " +
+                             example("mercure") + " 127.0.0.1:0"});
+        const std::uint16_t port = port_in(mercure.read_line());
+        const std::string hub = "/.well-known/mercure";
+        const auto post = [&](const std::string& token, const std::string& body) {
+            return http_request(port, "POST", hub,
+                                {{"Authorization", "Bearer " + token}, {"Content-Type", form}},
+                                body);
+        };
+        const std::string site = "https://example.com/";
+        const header_list as_ann{{"Authorization", "Bearer " + ann}};
+        event_client books(port, hub + "?topic=" + site + "books/%7Bid%7D");
+        event_client one(port, hub + "?topic=" + site + "books/1");
+        event_client hers(port, hub + "?topic=*", as_ann);
+        event_client nobody(port, hub + "?topic=*");
+
+        const auto said = post(all, "topic=" + site + "books/1&data=a%0Ab&type=new&retry=1500");
+        CHECK(said.status == 200);
+        for (event_client* const each : {&books, &one, &hers, &nobody}) {
+            const auto update = each->next();
+            CHECK(update.type == "new");
+            CHECK(update.data == "a\nb");
+            CHECK(update.id == said.body);
+            CHECK(each->decoder().reconnection_time() == 1500);
+        }
+        CHECK(post(ann, "topic=" + site + "books/2&data=2&id=urn:x:2").body == "urn:x:2");
+        CHECK(books.next().id == "urn:x:2");
+        // No template reaches over a slash, and an update may have several topics.
+        CHECK(post(all, "topic=" + site + "books/2/pages&data=no").status == 200);
+        CHECK(post(all, "topic=" + site + "x&topic=" + site + "books/1&data=both").status == 200);
+        CHECK(books.next().data == "both");
+        CHECK(one.next().data == "both");
+        for (const char* const data : {"2", "no", "both"}) CHECK(nobody.next().data == data);
+        for (const char* const data : {"2", "no", "both"}) CHECK(hers.next().data == data);
+
+        CHECK(post(all, "topic=" + site + "users/bob/1&data=bob&private=on").status == 200);
+        CHECK(post(all, "topic=" + site + "users/ann/1&data=ann&private=on").status == 200);
+        CHECK(post(all, "topic=end&data=end").status == 200);
+        CHECK(hers.next().data == "ann");
+        CHECK(hers.next().data == "end");
+        CHECK(nobody.next().data == "end");
+
+        event_client back(port, hub + "?topic=*&lastEventID=" + said.body, as_ann);
+        for (const char* const data : {"2", "no", "both", "ann", "end"})
+            CHECK(back.next().data == data);
+
+        CHECK(post(ann, "topic=" + site + "users/ann/1&data=x").status == 403);
+        CHECK(post(all.substr(0, all.size() - 2), "topic=a&data=x").status == 401);
+        CHECK(post(all, "data=x").status == 400);
+        CHECK(post(all, "topic=a&data=x&retry=soon").status == 400);
+        CHECK(http_request(port, "POST", hub, {{"Cookie", "mercureAuthorization=" + all}},
+                           "topic=a&data=x")
+                  .status == 401);
+        for (const auto& [target, status] :
+             std::vector<std::pair<std::string, int>>{{hub, 400},
+                                                      {hub + "?topic=%7B?x%7D", 400},
+                                                      {hub + "?topic=a%7B", 400},
+                                                      {hub + "?topic=a&authorization=x", 401},
+                                                      {"/subscribe/private", 404},
+                                                      {"/subscribe", 404}}) {
+            CAPTURE(target);
+            CHECK(http_get(port, target).status == status);
+        }
+    }
+
     TEST_CASE("tokens streams a completion, tells it in one piece, and refuses as OpenAI does") {
         running_example tokens("tokens");
         const auto ask = [&](const std::string& more) {
