@@ -64,7 +64,8 @@
 //     >>exchange a worker's coroutines, from accept to the end
 //     >>cluster  what servers on one bus know of each other
 //     >>relay    between a server and its bus
-//     >>lifecycle  listens, accepts, spreads connections over the workers, drains, stops
+//     >>listen   what a server listens on
+//     >>lifecycle  accepts, spreads connections over the workers, drains, stops
 //     >>joblog   what a job has sent, and its viewers
 //     >>facade   the bodies of server
 //     >>metrics  measurements as text for Prometheus
@@ -1251,8 +1252,9 @@ std::shared_ptr<bus> nats_bus(nats_options options);
 
 enum class tls_version : std::uint8_t { tls_1_2, tls_1_3 };
 
-/// A server with a certificate speaks https and nothing else. Every file is PEM, and is read by the
-/// server's constructor, and again by server::reload_tls(). Not with proxy.protocol.
+/// A server with a certificate speaks https and nothing else, except on addresses that begin with
+/// http://. Every file is PEM, and is read by the server's constructor, and again by
+/// server::reload_tls(). Not with proxy.protocol.
 struct tls_options {
     /// The server's certificate, followed by those that lead to its CA. Empty: no TLS.
     std::string certificate = {};
@@ -1543,8 +1545,8 @@ struct options {
     cors_options cors = {};
     /// Hosts that requests may name; others get 421. This keeps third-party pages whose DNS name
     /// resolves here from reading (DNS rebinding). "events.example", "*.example" for all names with
-    /// this ending, or an address; the port does not matter. The host given to start() is served
-    /// too. Empty: on a loopback address localhost, names ending in .localhost, and loopback
+    /// this ending, or an address; the port does not matter. The hosts given to start() are served
+    /// too. Empty: on loopback addresses alone localhost, names ending in .localhost, and loopback
     /// addresses; otherwise any. "*": any. X-Forwarded-Host from a trusted proxy replaces Host.
     std::vector<std::string> hosts = {};
     proxy_options proxy = {};
@@ -1850,9 +1852,17 @@ public:
     route_group group(std::string prefix, group_options o = {});
 
     /// Listens on "127.0.0.1:8080", "[::1]:0", "localhost:8080" or ":8080" (every address; port 0:
-    /// any free one) and returns at once. Throws std::invalid_argument for what is not an address,
-    /// std::system_error if it cannot listen there, std::logic_error if it was started before.
+    /// any free one) and returns at once. With options::tls all of these speak TLS, but not one
+    /// that begins with http://, such as "http://127.0.0.1:8081". Throws std::invalid_argument for
+    /// what is not an address, std::system_error if it cannot listen there, std::logic_error if it
+    /// was started before.
     void start(const std::string& address);
+
+    /// The same for several addresses: on all of them, or, if it throws, on none.
+    ///
+    ///     server.start({"127.0.0.1:8080", "[::1]:8080"});
+    void start(std::initializer_list<std::string> addresses);
+    void start(std::span<const std::string> addresses);
 
     /// The same with a socket that is already listening. The server takes ownership of it, and
     /// child processes do not inherit it.
@@ -1872,6 +1882,8 @@ public:
 
     /// start() and join(): returns once the server has stopped.
     void serve(const std::string& address);
+    void serve(std::initializer_list<std::string> addresses);
+    void serve(std::span<const std::string> addresses);
     void serve(asio::ip::tcp::acceptor listener);
 
     /// Ends the server: it accepts no more connections, writes what was published as far as the
@@ -1895,9 +1907,13 @@ public:
     /// server has no threads of its own.
     void join();
 
-    /// The address on which it listens. Throws std::logic_error if there is none (yet).
+    /// The address on which it listens, the first if there are several. Throws std::logic_error if
+    /// there is none (yet).
     asio::ip::tcp::endpoint endpoint() const;
     std::uint16_t port() const { return endpoint().port(); }
+    /// All that it listens on, in the order of start() and as that takes them, but with the ports
+    /// that it has got.
+    std::vector<std::string> addresses() const;
 
     /// Publishes to the subscribers of a topic and of its parents, by whole path segments: a
     /// subscriber of /pets gets /pets/cats, not /petshop. broadcast() reaches every subscriber. All
@@ -9528,6 +9544,7 @@ struct connection final : receiver, stream {
     // Each waiting client costs one of these, so it has no padding.
     phase phase_ = phase::head;
     bool awaits_write_ = false;
+    bool plain_ = false;      // no TLS, whatever the options say
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
     client_socket socket_;
     worker* worker_;
@@ -9931,6 +9948,7 @@ struct arrival {
     limit_reached over = limit_reached::none;
     address_book::place counted = nullptr;    ///< Where the limits by address count it.
     std::optional<std::string> received = {}; ///< Adopted: read by the server that it came from.
+    bool plain = false;                       ///< No TLS where it was accepted.
 #if defined(SSE_TESTING)
     std::shared_ptr<detail::wire> wire = {}; ///< Of a simulated client; then the socket is closed.
 #endif
@@ -10522,6 +10540,7 @@ SSE_DECL void worker::adopt(arrival one) {
     connections_.push_back(s);
     s->add_reference();
     s->stamp_ = now_;
+    s->plain_ = one.plain;
     const stream_ref held = hold(*s);
     if (stopping_) return close(*s, end_reason::stopped);
     asio::error_code ignored; // a dead socket fails at its first read
@@ -10544,7 +10563,7 @@ SSE_DECL void worker::give_back(const arrival& one) noexcept {
 SSE_DECL void worker::on_first_input(connection& s, const asio::ip::address& peer) {
     asio::error_code failed;
 #if defined(SSE_ENABLE_TLS)
-    if (hub_.tls.is_on() && !s.socket_.is_secure()) begin_tls(s, failed);
+    if (hub_.tls.is_on() && !s.plain_ && !s.socket_.is_secure()) begin_tls(s, failed);
 #endif
     const std::size_t n = failed ? 0 : s.socket_.read_some(asio::buffer(*scratch_), failed);
     if (would_block(failed)) return watch(s);
@@ -10601,7 +10620,7 @@ SSE_DECL void worker::begin_serving(connection& s, const asio::ip::address& peer
         state->input = received;
         state->keep = !adopted; // it is not returned to the server that it came from
         state->intake = input_state::paused;
-        state->lacks_tls = hub_.tls.is_on() && !s.socket_.is_secure() && !adopted;
+        state->lacks_tls = hub_.tls.is_on() && !s.plain_ && !s.socket_.is_secure() && !adopted;
         resume_reading(s);
         resume_serving(held, std::move(state),
                        {.proxy_head = hub_.options.proxy.protocol && !adopted});
@@ -13218,11 +13237,103 @@ SSE_DECL void worker::fetched(std::uint64_t name, const std::string& epoch, bus:
 
 } // namespace detail
 
+// >>listen ////////////////////////////////////////////////////////////////////////////////////////
+// What a server listens on: addresses as text, and the sockets that are opened for them. Needs
+// >>head, >>peer, >>hub, >>worker.
+// Tests: tests/reach.cpp
+namespace detail {
+
+/// A socket that listens.
+struct listener {
+    explicit listener(asio::io_context& context) : acceptor(context) {}
+
+    tcp_acceptor acceptor;
+    std::string host;   ///< As the program gave it; empty: it gave none.
+    bool plain = false; ///< No TLS is spoken here.
+
+    asio::ip::tcp::endpoint endpoint() const { return acceptor.local_endpoint(); }
+    /// As start() takes it.
+    std::string address() const;
+    void close() noexcept {
+        asio::error_code ignored; // it is not used again
+        acceptor.close(ignored);
+    }
+};
+using listeners = std::vector<std::unique_ptr<listener>>;
+
+/// Opens what this text names, and adds it. Throws as server::start() does.
+void listen_on(listeners& all, const std::string& text, asio::io_context& context,
+               const options& o);
+
+#if defined(SSE_BODIES)
+
+SSE_DECL std::string listener::address() const {
+    const auto at = endpoint();
+    const std::string host_text = at.address().to_string();
+    return (plain ? "http://" : "") + (at.address().is_v6() ? "[" + host_text + "]" : host_text) +
+           ":" + std::to_string(at.port());
+}
+
+SSE_DECL void listen_on_tcp(listener& to, const std::string& text, asio::io_context& context) {
+    std::string_view rest = text;
+    constexpr std::string_view scheme = "http://";
+    to.plain = rest.starts_with(scheme);
+    if (to.plain) rest.remove_prefix(scheme.size());
+    const std::size_t colon = rest.rfind(':');
+    to.host = rest.substr(0, colon);
+    std::string host = to.host;
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
+    const auto port =
+        colon == rest.npos ? std::nullopt : read_number<std::uint16_t>(rest.substr(colon + 1));
+    if (!port || host.find('/') != host.npos) {
+        throw std::invalid_argument("sse::server: '" + text +
+                                    "' is not an address to listen on; write host:port, such as "
+                                    "127.0.0.1:8080, [::1]:8080 or :8080");
+    }
+    tcp_acceptor& acceptor = to.acceptor;
+    asio::ip::tcp::endpoint where;
+    asio::error_code failed;
+    if (host.empty()) { // every address: IPv6 accepts IPv4 too, unless this machine has no IPv6
+        where = {asio::ip::tcp::v6(), *port};
+        open_socket(acceptor, where.protocol(), failed);
+        if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
+        if (failed) {
+            where = {asio::ip::tcp::v4(), *port};
+            acceptor.close();
+            open_socket(acceptor, where.protocol(), failed);
+        }
+    } else {
+        asio::ip::tcp::resolver resolver(context);
+        where = *resolver.resolve(host, std::to_string(*port)).begin();
+        open_socket(acceptor, where.protocol(), failed);
+    }
+    if (failed) throw std::system_error(failed);
+#if !defined(_WIN32) // there it would let another program take over the port
+    acceptor.set_option(asio::socket_base::reuse_address(true));
+#endif
+    acceptor.bind(where);
+    acceptor.listen(4096); // for a crowd that reconnects; the kernel lowers it to its own limit
+}
+
+SSE_DECL void listen_on(listeners& all, const std::string& text, asio::io_context& context,
+                        const options&) {
+    auto made = std::make_unique<listener>(context);
+    try {
+        listen_on_tcp(*made, text, context);
+    } catch (const std::system_error& e) {
+        throw std::system_error(e.code(), "sse::server: cannot listen on '" + text + "'");
+    }
+    all.push_back(std::move(made));
+}
+
+#endif // SSE_BODIES
+
+} // namespace detail
+
 // >>lifecycle /////////////////////////////////////////////////////////////////////////////////////
-// The life of a server: it listens, accepts, spreads the connections over the workers, drains,
-// stops. The hub owns it, so that it exists as long as one of its operations is pending. Needs
-// >>worker.
-// Tests: tests/drain.cpp, tests/embed.cpp, tests/server.cpp
+// The life of a server: it accepts, spreads the connections over the workers, drains, stops. The
+// hub owns it, so that it exists as long as one of its operations is pending. Needs >>worker,
+// >>listen. Tests: tests/drain.cpp, tests/embed.cpp, tests/server.cpp
 namespace detail {
 
 class lifecycle {
@@ -13232,7 +13343,7 @@ public:
     explicit lifecycle(hub& shared) noexcept : hub_(shared) {}
 
     mutable std::mutex state; ///< Callers of the following functions hold it.
-    void start(const std::string& text);
+    void start(std::span<const std::string> addresses);
     void start(asio::ip::tcp::acceptor listener);
     void start();
     void abandon_start() noexcept;
@@ -13245,7 +13356,7 @@ public:
 
     /// Called when the context that it listens on is destroyed.
     void on_context_destroyed() noexcept {
-        acceptor_.reset();
+        listeners_.clear();
         signals_.reset();
     }
 
@@ -13253,6 +13364,7 @@ public:
     void stop() noexcept;
     bool drain(std::shared_ptr<const farewell> how);
     asio::ip::tcp::endpoint endpoint() const;
+    std::vector<std::string> addresses() const;
     void adopt(tcp_socket::native_handle_type handle, std::string received);
 #if defined(SSE_TESTING)
     void connect(std::shared_ptr<wire> client);
@@ -13265,13 +13377,17 @@ private:
     static constexpr int max_accepts = 16; // in a row; each may bring a request to be served now
 
     void check_unused() const;
-    void listen(const std::string& text);
-    void launch(std::string_view given_host = {});
+    void launch();
+    void name_hosts();
+    void close_listeners() noexcept {
+        for (const auto& one : listeners_) one->close();
+    }
     void take_signals();
     static int hangup() noexcept;
     void accept();
-    io_awaitable<void> accept_loop();
-    asio::error_code accept_one();
+    void accept(listener& from);
+    io_awaitable<void> accept_loop(listener& from);
+    asio::error_code accept_one(listener& from);
     void take_in(worker& w, arrival one);
     bool admit(arrival& one);
     worker& least_loaded() noexcept;
@@ -13282,9 +13398,10 @@ private:
     }
 
     hub& hub_;
-    std::optional<tcp_acceptor> acceptor_;
+    listeners listeners_; // fixed once they accept
     std::optional<asio::basic_signal_set<io_executor>> signals_;
-    std::optional<asio::ip::tcp::endpoint> endpoint_;
+    std::optional<asio::ip::tcp::endpoint> endpoint_; // the first
+    std::vector<std::string> addresses_;
     stage stage_ = stage::unused;
     std::atomic<bool> opened_{false};
     std::chrono::steady_clock::time_point drained_by_{};
@@ -13407,21 +13524,27 @@ private:
     std::vector<std::shared_ptr<hub>> held_; // contexts may end one after the other
 };
 
-SSE_DECL void lifecycle::start(const std::string& text) {
+SSE_DECL void lifecycle::start(std::span<const std::string> addresses) {
     check_unused();
-    try {
-        listen(text);
-    } catch (const std::system_error& e) {
-        throw std::system_error(e.code(), "sse::server: cannot listen on '" + text + "'");
+    if (addresses.empty()) {
+        throw std::invalid_argument("sse::server::start: there is no address to listen on; give "
+                                    "one, or none at all for adopt()");
     }
-    launch(std::string_view(text).substr(0, text.rfind(':')));
+    listeners opened;
+    for (const std::string& one : addresses) {
+        listen_on(opened, one, hub_.workers.front()->context(), hub_.options);
+    }
+    listeners_ = std::move(opened);
+    launch();
 }
 
-SSE_DECL void lifecycle::start(asio::ip::tcp::acceptor listener) {
+SSE_DECL void lifecycle::start(asio::ip::tcp::acceptor listening) {
     check_unused();
-    const auto protocol = listener.local_endpoint().protocol();
-    acceptor_.emplace(hub_.workers.front()->context(), protocol, listener.release());
-    close_on_exec(acceptor_->native_handle()); // it now belongs to the library
+    const auto protocol = listening.local_endpoint().protocol();
+    auto made = std::make_unique<listener>(hub_.workers.front()->context());
+    made->acceptor.assign(protocol, listening.release());
+    close_on_exec(made->acceptor.native_handle()); // it now belongs to the library
+    listeners_.push_back(std::move(made));
     launch();
 }
 
@@ -13446,63 +13569,43 @@ SSE_DECL asio::ip::tcp::endpoint lifecycle::endpoint() const {
     return *endpoint_;
 }
 
-SSE_DECL void lifecycle::listen(const std::string& text) {
-    const std::size_t colon = text.rfind(':');
-    std::string host = text.substr(0, colon);
-    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
-    const auto port = colon == text.npos
-                          ? std::nullopt
-                          : read_number<std::uint16_t>(std::string_view(text).substr(colon + 1));
-    if (!port) {
-        throw std::invalid_argument("sse::server: '" + text +
-                                    "' is not an address to listen on; write host:port, such as "
-                                    "127.0.0.1:8080, [::1]:8080 or :8080");
-    }
-    tcp_acceptor acceptor(hub_.workers.front()->context());
-    asio::ip::tcp::endpoint where;
-    asio::error_code failed;
-    if (host.empty()) { // every address: IPv6 accepts IPv4 too, unless this machine has no IPv6
-        where = {asio::ip::tcp::v6(), *port};
-        open_socket(acceptor, where.protocol(), failed);
-        if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
-        if (failed) {
-            where = {asio::ip::tcp::v4(), *port};
-            acceptor.close();
-            open_socket(acceptor, where.protocol(), failed);
-        }
-    } else {
-        asio::ip::tcp::resolver resolver(hub_.workers.front()->context());
-        where = *resolver.resolve(host, std::to_string(*port)).begin();
-        open_socket(acceptor, where.protocol(), failed);
-    }
-    if (failed) throw std::system_error(failed);
-#if !defined(_WIN32) // there it would let another program take over the port
-    acceptor.set_option(asio::socket_base::reuse_address(true));
-#endif
-    acceptor.bind(where);
-    acceptor.listen(4096); // for a crowd that reconnects; the kernel lowers it to its own limit
-    acceptor_.emplace(std::move(acceptor));
+SSE_DECL std::vector<std::string> lifecycle::addresses() const {
+    const std::lock_guard lock(state);
+    return addresses_;
 }
 
 /// Lets the workers serve. From now on connections may arrive.
-SSE_DECL void lifecycle::launch(std::string_view given_host) {
-    if (acceptor_) {
-        acceptor_->non_blocking(true);
+SSE_DECL void lifecycle::launch() {
+    for (const auto& one : listeners_) {
+        one->acceptor.non_blocking(true);
         // Otherwise Asio waits for the next connection if one was aborted, and blocks the thread.
-        acceptor_->set_option(asio::socket_base::enable_connection_aborted(true));
-        set_options(*acceptor_, hub_.options);
-        endpoint_ = acceptor_->local_endpoint();
-        const auto here = without_mapping(endpoint_->address());
-        hub_.serves_loopback = hub_.hosts.empty() && here.is_loopback();
-        if (!hub_.hosts.empty() || hub_.serves_loopback) { // the host of start() is served too
-            if (const auto name = read_host(given_host)) hub_.hosts.push_back(*name);
+        one->acceptor.set_option(asio::socket_base::enable_connection_aborted(true));
+        set_options(one->acceptor, hub_.options);
+        addresses_.push_back(one->address());
+        if (!endpoint_) endpoint_ = one->endpoint();
+    }
+    name_hosts();
+    if (hub_.options.handle_signals) take_signals();
+    if (!hub_.relay) accept();
+    enter(stage::running);
+}
+
+/// The hosts of start() are served too.
+SSE_DECL void lifecycle::name_hosts() {
+    bool all_are_loopback = !listeners_.empty();
+    for (const auto& one : listeners_) {
+        all_are_loopback =
+            all_are_loopback && without_mapping(one->endpoint().address()).is_loopback();
+    }
+    hub_.serves_loopback = hub_.hosts.empty() && all_are_loopback;
+    if (!hub_.hosts.empty() || hub_.serves_loopback) {
+        for (const auto& one : listeners_) {
+            if (const auto name = read_host(one->host)) hub_.hosts.push_back(*name);
+            const auto here = without_mapping(one->endpoint().address());
             if (const auto own = read_host(here.to_string())) hub_.hosts.push_back(*own);
         }
     }
     if (std::count(hub_.hosts.begin(), hub_.hosts.end(), "*") > 0) hub_.hosts.clear();
-    if (hub_.options.handle_signals) take_signals();
-    if (acceptor_ && !hub_.relay) accept();
-    enter(stage::running);
 }
 
 /// SIGHUP, or 0 if there is none or something else has decided what it does.
@@ -13542,15 +13645,12 @@ SSE_DECL void lifecycle::abandon_start() noexcept {
     hub_.stopped = true;
     enter(stage::stopping);
     for (auto& w : hub_.workers) w->shut_down();
-    asio::error_code ignored;
-    if (acceptor_) acceptor_->close(ignored);
+    close_listeners();
 }
 
 SSE_DECL void lifecycle::open() {
     if (opened_.exchange(true)) return;
-    asio::post(hub_.workers.front()->context(), [this] {
-        if (acceptor_ && acceptor_->is_open()) accept();
-    });
+    asio::post(hub_.workers.front()->context(), [this] { accept(); });
 }
 
 SSE_DECL void lifecycle::stop() noexcept {
@@ -13561,8 +13661,8 @@ SSE_DECL void lifecycle::stop() noexcept {
     enter(stage::stopping);
     // The workers after the acceptor, so that none gets a connection after its end.
     hub_.workers.front()->post_stop([this] {
-        asio::error_code ignored; // it is not used again
-        if (acceptor_) acceptor_->close(ignored);
+        close_listeners();
+        asio::error_code ignored;
         if (signals_) {
             signals_->cancel(ignored);
             signals_->clear(ignored); // a second Ctrl-C has its default effect
@@ -13598,33 +13698,38 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
     drained_by_ = std::chrono::steady_clock::now() + how->window;
     hub_.when_drained = [this] { stop(); };
     hub_.workers.front()->post_drain([this, how = std::move(how)] {
-        asio::error_code ignored; // it is not used again
-        if (acceptor_) acceptor_->close(ignored);
+        close_listeners();
         for (auto& w : hub_.workers) w->send_away(how);
     });
     return true;
 }
 
-// --- accept: one listener hands its sockets to the workers, since closing one of several that
+// --- accept: each listener hands its sockets to all workers, since closing one of several that
 // share a port resets the connections in its queue
 
 SSE_DECL void lifecycle::accept() {
-    asio::co_spawn(hub_.workers.front()->context(), accept_loop(),
-                   [this](std::exception_ptr failed) {
+    for (const auto& one : listeners_) {
+        if (one->acceptor.is_open()) accept(*one);
+    }
+}
+
+SSE_DECL void lifecycle::accept(listener& from) {
+    asio::co_spawn(hub_.workers.front()->context(), accept_loop(from),
+                   [this, &from](std::exception_ptr failed) {
                        if (!failed) return;
                        if (hub_.options.hooks.on_error) hub_.options.hooks.on_error(failed);
-                       if (acceptor_->is_open()) accept(); // it was out of memory
+                       if (from.acceptor.is_open()) accept(from); // it was out of memory
                    });
 }
 
-SSE_DECL io_awaitable<void> lifecycle::accept_loop() {
+SSE_DECL io_awaitable<void> lifecycle::accept_loop(listener& from) {
     asio::error_code failed;
     steady_timer pause(hub_.workers.front()->context());
-    while (acceptor_->is_open()) {
-        co_await acceptor_->async_wait(tcp_acceptor::wait_read,
-                                       asio::redirect_error(use_io_awaitable, failed));
+    while (from.acceptor.is_open()) {
+        co_await from.acceptor.async_wait(tcp_acceptor::wait_read,
+                                          asio::redirect_error(use_io_awaitable, failed));
         try {
-            for (int i = 0; i < max_accepts && !failed; ++i) failed = accept_one();
+            for (int i = 0; i < max_accepts && !failed; ++i) failed = accept_one(from);
         } catch (const std::exception&) {
             failed = asio::error::no_memory; // nothing else is thrown there
         }
@@ -13632,7 +13737,7 @@ SSE_DECL io_awaitable<void> lifecycle::accept_loop() {
             !failed || would_block(failed) || failed == asio::error::connection_aborted ||
             failed == std::errc::protocol_error || failed == asio::error::interrupted ||
             failed == asio::error::operation_aborted;
-        if (passing || !acceptor_->is_open()) continue;
+        if (passing || !from.acceptor.is_open()) continue;
         const std::string why = failed.message();
         hub_.accept_failures.fetch_add(1, std::memory_order_relaxed);
         hub_.log({.level = log_level::warning, .what = "accept failed", .detail = why});
@@ -13642,13 +13747,16 @@ SSE_DECL io_awaitable<void> lifecycle::accept_loop() {
     }
 }
 
-SSE_DECL asio::error_code lifecycle::accept_one() {
+SSE_DECL asio::error_code lifecycle::accept_one(listener& from) {
     worker& w = least_loaded();
     asio::error_code failed;
     asio::ip::tcp::endpoint peer;
     tcp_socket socket(w.context());
-    accept_socket(*acceptor_, socket, peer, failed);
-    if (!failed) take_in(w, {std::move(socket), without_mapping(peer.address())});
+    accept_socket(from.acceptor, socket, peer, failed);
+    if (failed) return failed;
+    arrival one{std::move(socket), without_mapping(peer.address())};
+    one.plain = from.plain;
+    take_in(w, std::move(one));
     return failed;
 }
 
@@ -14431,7 +14539,13 @@ SSE_DECL void server::attach_bus() {
     }
 }
 
-SSE_DECL void server::start(const std::string& address) { launch(address); }
+SSE_DECL void server::start(const std::string& address) { start(std::span(&address, 1)); }
+
+SSE_DECL void server::start(std::initializer_list<std::string> addresses) {
+    start(std::span(addresses.begin(), addresses.size()));
+}
+
+SSE_DECL void server::start(std::span<const std::string> addresses) { launch(addresses); }
 
 SSE_DECL void server::start(asio::ip::tcp::acceptor listener) { launch(std::move(listener)); }
 
@@ -14455,6 +14569,16 @@ SSE_DECL void server::adopt(asio::ip::tcp::socket::native_handle_type socket,
 
 SSE_DECL void server::serve(const std::string& address) {
     start(address);
+    join();
+}
+
+SSE_DECL void server::serve(std::initializer_list<std::string> addresses) {
+    start(addresses);
+    join();
+}
+
+SSE_DECL void server::serve(std::span<const std::string> addresses) {
+    start(addresses);
     join();
 }
 
@@ -14510,6 +14634,8 @@ SSE_DECL void server::join() {
 }
 
 SSE_DECL asio::ip::tcp::endpoint server::endpoint() const { return hub_->life->endpoint(); }
+
+SSE_DECL std::vector<std::string> server::addresses() const { return hub_->life->addresses(); }
 
 // --- publish
 

@@ -178,6 +178,25 @@ TEST_CASE("plain HTTP on the port of TLS is told so, in plain text") {
     CHECK(server.server.counters().streams == 0);
 }
 
+TEST_CASE("of several addresses one that begins with http:// speaks no TLS") {
+    sse::options o = with_threads(1);
+    o.tls = tls_of(test_server());
+    sse::server server(std::move(o));
+    server.start({"127.0.0.1:0", "http://127.0.0.1:0"});
+    const auto addresses = server.addresses();
+    REQUIRE(addresses.size() == 2);
+    CHECK(addresses[1].starts_with("http://127.0.0.1:"));
+    const std::uint16_t plain = port_in(addresses[1]);
+    CHECK(plain != server.port());
+    event_client open(plain, "/subscribe", {}, in_the_open());
+    event_client safe(server.port(), "/subscribe", {}, secure());
+    server.broadcast({.data = "to both"});
+    CHECK(open.next().data == "to both");
+    CHECK(safe.next().data == "to both");
+    connection wrong(server.port(), in_the_open());
+    CHECK(has(wrong.request("GET", "/health").body, "TLS is spoken here"));
+}
+
 TEST_CASE("versions and ciphers that are too old are refused, with the reason in the log") {
     tls_server server;
     const auto refuses = [&](const tls_wish& wish) {

@@ -654,11 +654,16 @@ class event_client {
 public:
     explicit event_client(std::uint16_t port, std::string_view target = "/subscribe",
                           const header_list& headers = {}, const connect_options& options = {})
-        : connection_(port, options) {
+        : event_client(connection(port, options), target, headers, options.until) {}
+
+    /// Over a connection that is there already.
+    explicit event_client(connection over, std::string_view target = "/subscribe",
+                          const header_list& headers = {}, deadline until = patience)
+        : connection_(std::move(over)) {
         header_list all{{"Accept", "text/event-stream"}};
         all.insert(all.end(), headers.begin(), headers.end());
         connection_.send_request("GET", target, all);
-        head_ = connection_.read_head(options.until);
+        head_ = connection_.read_head(until);
         const std::string type = head_.header("Content-Type").value_or("");
         if (head_.status != 200 || !is_event_stream(type))
             throw bad_response("no event stream at " + std::string(target) + ": status " +
