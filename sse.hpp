@@ -342,8 +342,12 @@
 #include <io.h>
 #include <share.h>
 #else
+#include <grp.h>
 #include <poll.h>
+#include <pwd.h>
 #include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 #endif
 
@@ -674,6 +678,14 @@ private:
 // What a client requests.
 // Tests: tests/head.cpp
 
+/// Whose process is at the other end of a unix-domain socket, as the system says: nobody can forge
+/// it.
+struct peer_credentials {
+    std::uint32_t user = 0;   ///< Its uid.
+    std::uint32_t group = 0;  ///< Its gid.
+    std::int64_t process = 0; ///< 0: this system does not tell.
+};
+
 /// What a client requested. Views are valid as long as the request itself.
 class request {
 public:
@@ -696,7 +708,11 @@ public:
     /// All topics that a request to options::prefix names, by its path, ?topic= or its body, in the
     /// form "/a/b"; "" for the root. A client that authorize admits is admitted to each of them.
     std::vector<std::string> topics;
-    asio::ip::address client;  ///< The peer address, or the client that trusted proxies name.
+    /// The peer address, or the client that trusted proxies name. Of a unix-domain socket 0.0.0.0,
+    /// unless "unix" is in options::proxy.trusted and the proxy names one.
+    asio::ip::address client;
+    /// Of the peer, if it came over a unix-domain socket: a proxy's own, if that is in between.
+    std::optional<peer_credentials> credentials;
     std::vector<field> fields; ///< Header fields in the order sent.
     std::uint64_t content_length = 0;
     std::string form_event_id; ///< The last event ID that a form posted to options::prefix names.
@@ -1426,8 +1442,8 @@ struct limit_options {
     /// per connection, so that subscribers lock out neither publishers nor health checks. At most
     /// 256 connections are over a limit at a time; further ones are closed at once.
     std::size_t connections = 10'000;
-    /// Open connections from one address, or one /64 of IPv6. Over it a stream gets 429; other
-    /// requests are served as above.
+    /// Open connections from one address, one /64 of IPv6, or one user of unix-domain sockets. Over
+    /// it a stream gets 429; other requests are served as above.
     std::size_t connections_per_ip = 0;
     /// New connections per second from one address, and the largest burst; over it every request
     /// gets 429.
@@ -1474,7 +1490,8 @@ struct history_options {
 
 /// What is true of the proxy in front, if there is one.
 struct proxy_options {
-    /// Proxies whose forwarding headers are trusted: addresses, or CIDR blocks such as 10.0.0.0/8.
+    /// Proxies whose forwarding headers are trusted: addresses, CIDR blocks such as 10.0.0.0/8, or
+    /// "unix" for all that may connect to the server's unix-domain sockets.
     std::vector<std::string> trusted = {};
     /// Which header field they use.
     forwarded_by forwarded = forwarded_by::x_forwarded_for;
@@ -1482,6 +1499,15 @@ struct proxy_options {
     /// `trusted`, or from every peer if that is empty: then nothing but the proxy may be able to
     /// reach the port.
     bool protocol = false;
+};
+
+/// Of the files of unix-domain sockets that the server listens on.
+struct unix_socket_options {
+    /// Who may connect: those who may write to the file. From 0 to 0777.
+    unsigned mode = 0660;
+    /// Whom the file is given to, by name or number: "alice", ":www-data" or "alice:www-data".
+    /// Empty: to the user and group of the process.
+    std::string owner = {};
 };
 
 /// What the program decides or learns. All are kept for as long as the server lives, so they may
@@ -1547,9 +1573,11 @@ struct options {
     /// resolves here from reading (DNS rebinding). "events.example", "*.example" for all names with
     /// this ending, or an address; the port does not matter. The hosts given to start() are served
     /// too. Empty: on loopback addresses alone localhost, names ending in .localhost, and loopback
-    /// addresses; otherwise any. "*": any. X-Forwarded-Host from a trusted proxy replaces Host.
+    /// addresses; otherwise any, and any over unix-domain sockets. "*": any. X-Forwarded-Host from
+    /// a trusted proxy replaces Host.
     std::vector<std::string> hosts = {};
     proxy_options proxy = {};
+    unix_socket_options unix_socket = {};
 #if defined(SSE_ENABLE_TLS)
     tls_options tls = {};
 #endif
@@ -1853,14 +1881,20 @@ public:
 
     /// Listens on "127.0.0.1:8080", "[::1]:0", "localhost:8080" or ":8080" (every address; port 0:
     /// any free one) and returns at once. With options::tls all of these speak TLS, but not one
-    /// that begins with http://, such as "http://127.0.0.1:8081". Throws std::invalid_argument for
-    /// what is not an address, std::system_error if it cannot listen there, std::logic_error if it
-    /// was started before.
+    /// that begins with http://, such as "http://127.0.0.1:8081".
+    ///
+    /// "unix:/run/app.sock" is a unix-domain socket, without TLS; options::unix_socket says who may
+    /// connect. A file that a dead server has left is replaced; the socket of a server that lives,
+    /// and a file that is no socket, are not. The file goes when the server stops. "unix:@app" is
+    /// one without a file, in Linux: everybody on the machine may connect.
+    ///
+    /// Throws std::invalid_argument for what is not an address, std::system_error if it cannot
+    /// listen there, std::logic_error if it was started before.
     void start(const std::string& address);
 
     /// The same for several addresses: on all of them, or, if it throws, on none.
     ///
-    ///     server.start({"127.0.0.1:8080", "[::1]:8080"});
+    ///     server.start({"127.0.0.1:8080", "unix:/run/app.sock"});
     void start(std::initializer_list<std::string> addresses);
     void start(std::span<const std::string> addresses);
 
@@ -1908,7 +1942,7 @@ public:
     void join();
 
     /// The address on which it listens, the first if there are several. Throws std::logic_error if
-    /// there is none (yet).
+    /// there is none (yet), or only unix-domain sockets.
     asio::ip::tcp::endpoint endpoint() const;
     std::uint16_t port() const { return endpoint().port(); }
     /// All that it listens on, in the order of start() and as that takes them, but with the ports
@@ -2476,10 +2510,13 @@ struct client_options {
 class client {
 public:
     /// The URL is http://host[:port]/path?query, or https:// where SSE_ENABLE_TLS is defined; a
-    /// fragment is dropped. Throws std::invalid_argument for any other URL, and for options that
-    /// cannot work, such as a header with a line break: here and not in next(), since no attempt
-    /// could succeed. If the URL comes from outside the program, construct the client inside the
-    /// coroutine, in the try block around next():
+    /// fragment is dropped. Or it is unix:/run/app.sock:/path?query, as nginx writes it: the file
+    /// of a unix-domain socket, whose name has no colon, and what is asked for there, of the host
+    /// localhost. A redirect leads to no such socket, but stays on one if it names no host. Throws
+    /// std::invalid_argument for any other URL, and for options that cannot work, such as a header
+    /// with a line break: here and not in next(), since no attempt could succeed. If the URL comes
+    /// from outside the program, construct the client inside the coroutine, in the try block around
+    /// next():
     ///
     ///     try {
     ///         sse::client source(here, url);
@@ -2909,23 +2946,163 @@ void open_socket(Socket& socket, const asio::ip::tcp& protocol, asio::error_code
 #endif
 }
 
+/// Unspecified if it is none of IP.
+inline asio::ip::address address_in(const sockaddr_storage& from) noexcept {
+    if (from.ss_family == AF_INET) {
+        sockaddr_in v4;
+        std::memcpy(&v4, &from, sizeof v4);
+        return asio::ip::address_v4(ntohl(v4.sin_addr.s_addr));
+    }
+    if (from.ss_family == AF_INET6) {
+        sockaddr_in6 v6;
+        std::memcpy(&v6, &from, sizeof v6);
+        asio::ip::address_v6::bytes_type bytes{};
+        std::memcpy(bytes.data(), &v6.sin6_addr, bytes.size());
+        return asio::ip::address_v6(bytes, v6.sin6_scope_id);
+    }
+    return {};
+}
+
+/// The address of the other end. At a unix-domain socket, whose addresses Asio's sockets of TCP
+/// have no room for, it is 0.0.0.0; if that end is gone, ::, which nobody takes for the former.
+inline asio::ip::address peer_address(asio::ip::tcp::socket::native_handle_type socket) noexcept {
+    sockaddr_storage from{};
+    socklen_t size = sizeof from;
+    if (::getpeername(socket, reinterpret_cast<sockaddr*>(&from), &size) != 0) {
+        return asio::ip::address_v6();
+    }
+    return address_in(from);
+}
+
+/// Nothing if it is not at a unix-domain socket.
+inline std::optional<peer_credentials>
+credentials_of([[maybe_unused]] asio::ip::tcp::socket::native_handle_type socket) noexcept {
+#if defined(__linux__)
+    struct { // as ucred, which only _GNU_SOURCE has
+        std::int32_t process;
+        std::uint32_t user;
+        std::uint32_t group;
+    } peer{};
+    socklen_t size = sizeof peer;
+    const int failed = ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+    constexpr std::uint32_t nobody = ~std::uint32_t{0}; // of a socket of another kind
+    if (failed != 0 || peer.user == nobody) return std::nullopt;
+    return peer_credentials{peer.user, peer.group, peer.process};
+#elif defined(__APPLE__) || defined(__FreeBSD__) || defined(__NetBSD__) || defined(__OpenBSD__)
+    uid_t user = 0;
+    gid_t group = 0;
+    if (::getpeereid(socket, &user, &group) != 0) return std::nullopt;
+    return peer_credentials{user, group, 0};
+#else
+    return std::nullopt;
+#endif
+}
+
 /// Accepts the next connection into `to`, which is not open.
 template <class Acceptor, class Socket>
-void accept_socket(Acceptor& from, Socket& to, asio::ip::tcp::endpoint& peer,
-                   asio::error_code& failed) {
+void accept_socket(Acceptor& from, Socket& to, asio::ip::address& peer, asio::error_code& failed) {
 #if defined(__linux__)
-    auto size = static_cast<socklen_t>(peer.capacity());
-    const int made = ::accept4(from.native_handle(), peer.data(), &size, SOCK_CLOEXEC);
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    const int made =
+        ::accept4(from.native_handle(), reinterpret_cast<sockaddr*>(&address), &size, SOCK_CLOEXEC);
     failed =
         made < 0 ? asio::error_code(errno, asio::error::get_system_category()) : asio::error_code();
     if (failed) return;
-    peer.resize(size);
-    assign_socket(to, peer.protocol(), made, failed);
+    peer = address_in(address);
+    assign_socket(to, asio::ip::tcp::v4(), made, failed);
 #else
-    from.accept(to, peer, failed);
-    if (!failed) close_on_exec(to.native_handle());
+    from.accept(to, failed);
+    if (failed) return;
+    close_on_exec(to.native_handle());
+    peer = peer_address(to.native_handle());
 #endif
 }
+
+#if !defined(_WIN32)
+
+// --- unix-domain sockets
+
+/// The address of a socket with this path, or with a name that begins with @. Throws
+/// std::invalid_argument.
+class unix_address {
+public:
+    explicit unix_address(const std::string& path) {
+        const auto check = [&](bool valid, const std::string& what) {
+            if (!valid) throw std::invalid_argument("'unix:" + path + "' " + what);
+        };
+        const bool is_name = path.starts_with('@');
+        check(is_name || path.starts_with('/'),
+              "is no unix-domain socket; write the whole path, such as unix:/run/app.sock");
+        check(path.size() > 1 && path.find('\0') == path.npos && path.find('\n') == path.npos,
+              "has no path that a file can have; write one such as unix:/run/app.sock");
+        constexpr std::size_t most = sizeof(sockaddr_un::sun_path) - 1;
+        check(path.size() <= most, "has a path of " + std::to_string(path.size()) +
+                                       " bytes, and systems take " + std::to_string(most) +
+                                       "; choose a shorter one, such as unix:/run/app.sock");
+#if !defined(__linux__)
+        check(!is_name, "begins with @, which only Linux has; write a path");
+#endif
+        address_.sun_family = AF_UNIX;
+        std::memcpy(address_.sun_path, path.data(), path.size());
+        if (is_name) address_.sun_path[0] = '\0'; // its size says where it ends
+        size_ = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size() +
+                                       (is_name ? 0 : 1));
+    }
+
+    const sockaddr* get() const noexcept { return reinterpret_cast<const sockaddr*>(&address_); }
+    socklen_t size() const noexcept { return size_; }
+
+private:
+    sockaddr_un address_{};
+    socklen_t size_ = 0;
+};
+
+/// Owns a descriptor.
+class descriptor {
+public:
+    explicit descriptor(int file = -1) noexcept : file_(file) {}
+    ~descriptor() {
+        if (file_ >= 0) ::close(file_);
+    }
+    descriptor(descriptor&& other) noexcept : file_(other.release()) {}
+    descriptor& operator=(descriptor&& other) noexcept {
+        std::swap(file_, other.file_);
+        return *this;
+    }
+    int get() const noexcept { return file_; }
+    int release() noexcept { return std::exchange(file_, -1); }
+    explicit operator bool() const noexcept { return file_ >= 0; }
+
+private:
+    int file_;
+};
+
+inline asio::error_code last_socket_error() noexcept {
+    return {errno, asio::error::get_system_category()};
+}
+
+/// A socket that is not inherited, and does not block.
+inline descriptor open_unix_socket(int type, asio::error_code& failed) noexcept {
+#if defined(__linux__)
+    descriptor made(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    failed = made ? asio::error_code() : last_socket_error();
+#else
+    descriptor made(::socket(AF_UNIX, type, 0));
+    failed = made ? asio::error_code() : last_socket_error();
+    if (made) {
+        close_on_exec(made.get());
+        ::fcntl(made.get(), F_SETFL, O_NONBLOCK);
+#if defined(SO_NOSIGPIPE)
+        const int on = 1;
+        ::setsockopt(made.get(), SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+    }
+#endif
+    return made;
+}
+
+#endif
 
 /// Opens a file for reading. Returns nullptr if that fails.
 inline std::unique_ptr<std::FILE, int (*)(std::FILE*)> open_file(const std::string& path) {
@@ -4752,8 +4929,17 @@ inline address without_mapping(const address& a) {
 }
 
 /// What limits by address count as one client: an IPv4 address, or the /64 that an IPv6 customer
-/// has. A link-local address counts whole: it is one machine, and all links share the prefix.
-inline address counting_prefix(const address& a) {
+/// has. A link-local address counts whole: it is one machine, and all links share the prefix. At a
+/// unix-domain socket it is the user.
+inline address counting_prefix(const address& a,
+                               const std::optional<peer_credentials>& local = {}) {
+    if (local) { // in 100::/64, where no packet comes from (RFC 6666)
+        asio::ip::address_v6::bytes_type user{1};
+        for (std::size_t i = 0; i < 4; ++i) {
+            user[7 - i] = static_cast<unsigned char>(local->user >> (8 * i));
+        }
+        return asio::ip::address_v6(user);
+    }
     if (!a.is_v6() || a.to_v6().is_link_local()) return a;
     auto bytes = a.to_v6().to_bytes();
     std::fill(bytes.begin() + 8, bytes.end(), static_cast<unsigned char>(0));
@@ -4765,6 +4951,10 @@ class address_block {
 public:
     /// Throws std::invalid_argument if the text is not one.
     explicit address_block(const std::string& text) {
+        if (text == "unix") { // clients there have this address, and no other has
+            bits_ = 32;
+            return;
+        }
         const std::size_t slash = std::min(text.find('/'), text.size());
         asio::error_code failed;
         address_ = asio::ip::make_address(text.substr(0, slash), failed);
@@ -4779,7 +4969,7 @@ public:
         }
         if (!valid) {
             throw bad_option("proxy.trusted: '" + text +
-                             "' is not an IP address or CIDR block; write 10.0.0.0/8 or ::1");
+                             "' is not an IP address or CIDR block; write 10.0.0.0/8, ::1 or unix");
         }
     }
 
@@ -9071,7 +9261,7 @@ struct site {
 
     /// The host that the client asked for. A trusted proxy reports it in a field of its own.
     std::optional<std::string_view> host_of(const request& r, const asio::ip::address& peer) const;
-    bool serves_host(std::optional<std::string_view> host) const;
+    bool serves_host(const request& r, std::optional<std::string_view> host) const;
 
     /// The server's own response, unless there is none: then the target serves the request, which
     /// its group counts.
@@ -9272,9 +9462,9 @@ SSE_DECL std::optional<std::string_view> site::host_of(const request& r,
     return last.empty() ? host : last;
 }
 
-SSE_DECL bool site::serves_host(std::optional<std::string_view> host) const {
+SSE_DECL bool site::serves_host(const request& r, std::optional<std::string_view> host) const {
     return hosts.empty() || !host || is_one_of_hosts(hosts, *host) ||
-           (serves_loopback && is_loopback_host(*host));
+           (serves_loopback && (r.credentials || is_loopback_host(*host)));
 }
 
 /// Whether a page of this server sends the request: then no permission is needed.
@@ -9293,7 +9483,7 @@ SSE_DECL std::optional<own_response> site::decide(const request& r, const asio::
                                                   const target& to, bool granted,
                                                   limit_reached over) const {
     const auto host = host_of(r, peer);
-    if (!serves_host(host)) {
+    if (!serves_host(r, host)) {
         return own_response{
             421,
             "Host " + quoted(*host) +
@@ -9545,6 +9735,7 @@ struct connection final : receiver, stream {
     phase phase_ = phase::head;
     bool awaits_write_ = false;
     bool plain_ = false;      // no TLS, whatever the options say
+    bool is_local_ = false;   // at a unix-domain socket
     std::uint32_t stamp_ = 0; // when its phase began, or when bytes last went out; worker's ms
     client_socket socket_;
     worker* worker_;
@@ -9949,6 +10140,7 @@ struct arrival {
     address_book::place counted = nullptr;    ///< Where the limits by address count it.
     std::optional<std::string> received = {}; ///< Adopted: read by the server that it came from.
     bool plain = false;                       ///< No TLS where it was accepted.
+    bool is_local = false;                    ///< At a unix-domain socket.
 #if defined(SSE_TESTING)
     std::shared_ptr<detail::wire> wire = {}; ///< Of a simulated client; then the socket is closed.
 #endif
@@ -10177,7 +10369,7 @@ struct worker {
     void note_refusal(const request& r, int status);
     bool is_refused_softly(const request& r) const;
     void refuse_softly(connection& s);
-    void count_proxied_client(connection& s, const asio::ip::address& client);
+    void count_proxied_client(connection& s, const request& r);
     void run_handler(stream_ref s, std::unique_ptr<exchange> owned);
     void handler_ended(stream_ref s, std::unique_ptr<exchange> owned, std::exception_ptr failure);
     unfinished after_handler(connection& s, exchange& state, std::exception_ptr failure);
@@ -10541,6 +10733,7 @@ SSE_DECL void worker::adopt(arrival one) {
     s->add_reference();
     s->stamp_ = now_;
     s->plain_ = one.plain;
+    s->is_local_ = one.is_local;
     const stream_ref held = hold(*s);
     if (stopping_) return close(*s, end_reason::stopped);
     asio::error_code ignored; // a dead socket fails at its first read
@@ -10639,8 +10832,8 @@ SSE_DECL void worker::spawn(stream_ref s, io_awaitable<void> work) {
 }
 
 SSE_DECL asio::ip::address worker::peer_of(const connection& s) {
-    asio::error_code gone; // a lost connection fails at its next read
-    return without_mapping(s.socket_.remote_endpoint(gone).address());
+    auto& socket = const_cast<client_socket&>(s.socket_); // Asio gives the handle of no const one
+    return without_mapping(peer_address(socket.native_handle()));
 }
 
 SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::address& peer) const {
@@ -11703,15 +11896,16 @@ SSE_DECL io_awaitable<bool> worker::read_proxy(connection& s, exchange& state) {
 
 /// Counts the connection for its client if the peer speaks for others: accept could not know the
 /// client.
-SSE_DECL void worker::count_proxied_client(connection& s, const asio::ip::address& client) {
+SSE_DECL void worker::count_proxied_client(connection& s, const request& r) {
     const auto& o = hub_.options;
     if (o.limits.connections_per_ip == 0 && o.limits.connect_rate_per_ip == 0) return;
-    const auto key = counting_prefix(client);
+    const auto key = r.client.is_unspecified() ? counting_prefix(r.client, r.credentials)
+                                               : counting_prefix(r.client);
     auto& counted = s.extra().counted;
     if (counted && counted->first == key) return;
-    asio::error_code gone;
-    const auto peer = without_mapping(s.socket_.remote_endpoint(gone).address());
-    if (gone || !hub_.speaks_for_others(peer)) return;
+    const auto peer = peer_of(s);
+    const bool is_gone = peer.is_unspecified() && !s.is_local_;
+    if (is_gone || !hub_.speaks_for_others(peer)) return;
     if (counted) hub_.addresses.leave(counted);
     counted = hub_.addresses.enter(key, o.limits.connections_per_ip, o.limits.connect_rate_per_ip,
                                    clock::now(), &s.extra().over);
@@ -11739,7 +11933,7 @@ SSE_DECL io_awaitable<void> worker::serve_request(connection& s, exchange& state
         co_await answer(s, *refused);
         co_return;
     }
-    if (!s.is_over_limit()) count_proxied_client(s, state.request->client);
+    if (!s.is_over_limit()) count_proxied_client(s, *state.request);
     if (s.is_over_limit() || !state.keep) state.request->keep_alive = false;
     resume_reading(s);
     co_await answer_request(s, state);
@@ -11767,6 +11961,7 @@ SSE_DECL io_awaitable<std::optional<own_response>> worker::read_head(connection&
     static_cast<request_state&>(state) = {};
     request& r = state.request.emplace();
     r.client = state.peer;
+    if (s.is_local_) r.credentials = credentials_of(s.socket_.native_handle());
     request::verdict verdict;
     if (!came) verdict = {408, "the request head did not arrive in time"};
     if (progress == head_parser::progress::refused) verdict = parser.refusal();
@@ -11857,7 +12052,8 @@ SSE_DECL io_awaitable<void> worker::answer_request(connection& s, exchange& stat
     const site::target to = hub_.find(*state.request);
     const origin_matcher& matcher = to.of->cors().origin;
     const auto origin = state.request->header("Origin");
-    const bool host_is_served = hub_.serves_host(hub_.host_of(*state.request, state.peer));
+    const bool host_is_served =
+        hub_.serves_host(*state.request, hub_.host_of(*state.request, state.peer));
     bool granted = true;
     std::exception_ptr failure;
     try {
@@ -13243,18 +13439,49 @@ SSE_DECL void worker::fetched(std::uint64_t name, const std::string& epoch, bus:
 // Tests: tests/reach.cpp
 namespace detail {
 
+#if !defined(_WIN32)
+
+/// The file of a unix-domain socket, which goes with whoever owns this.
+class socket_file {
+public:
+    socket_file() = default;
+    ~socket_file() { remove(); }
+    socket_file(const socket_file&) = delete;
+    socket_file& operator=(const socket_file&) = delete;
+
+    /// Of the file that was just made there.
+    void own(const std::string& path) noexcept;
+    void remove() noexcept;
+    void leave() noexcept { path_.clear(); } ///< Another process has it now.
+
+private:
+    std::string path_;
+    dev_t device_ = 0;
+    ino_t node_ = 0;
+};
+
+#endif
+
 /// A socket that listens.
 struct listener {
     explicit listener(asio::io_context& context) : acceptor(context) {}
 
     tcp_acceptor acceptor;
-    std::string host;   ///< As the program gave it; empty: it gave none.
-    bool plain = false; ///< No TLS is spoken here.
+    std::string host;      ///< As the program gave it; empty: it gave none.
+    std::string path = {}; ///< Of a unix-domain socket; empty: it is one of TCP.
+    bool plain = false;    ///< No TLS is spoken here.
+#if !defined(_WIN32)
+    socket_file file; ///< Goes with it.
+#endif
 
+    bool is_local() const noexcept { return !path.empty(); }
     asio::ip::tcp::endpoint endpoint() const { return acceptor.local_endpoint(); }
     /// As start() takes it.
     std::string address() const;
     void close() noexcept {
+#if !defined(_WIN32)
+        file.remove(); // first, so that nobody comes whom the end would reset
+#endif
         asio::error_code ignored; // it is not used again
         acceptor.close(ignored);
     }
@@ -13267,7 +13494,120 @@ void listen_on(listeners& all, const std::string& text, asio::io_context& contex
 
 #if defined(SSE_BODIES)
 
+#if !defined(_WIN32)
+
+SSE_DECL void socket_file::own(const std::string& path) noexcept {
+    struct stat found {};
+    if (::lstat(path.c_str(), &found) != 0) return;
+    path_ = path;
+    device_ = found.st_dev;
+    node_ = found.st_ino;
+}
+
+/// Unless another server has put its own there.
+SSE_DECL void socket_file::remove() noexcept {
+    struct stat found {};
+    if (!path_.empty() && ::lstat(path_.c_str(), &found) == 0 && found.st_dev == device_ &&
+        found.st_ino == node_) {
+        ::unlink(path_.c_str());
+    }
+    path_.clear();
+}
+
+/// The number of a user or group, by its name or as it is.
+template <class Entry, class Find>
+std::uint32_t number_of(const std::string& name, std::uint32_t Entry::*number, Find find,
+                        const char* what) {
+    if (const auto given = read_number<std::uint32_t>(name)) return *given;
+    std::vector<char> memory(64 * 1024); // members of a group may be many
+    Entry entry{};
+    Entry* found = nullptr;
+    find(name.c_str(), &entry, memory.data(), memory.size(), &found);
+    if (found) return entry.*number;
+    throw std::invalid_argument("unix_socket.owner: there is no " + std::string(what) + " '" +
+                                name + "'; write a name that this machine has, or a number");
+}
+
+/// Gives the file to whom the options name.
+SSE_DECL void give_away(const std::string& path, const std::string& owner) {
+    const std::size_t colon = std::min(owner.find(':'), owner.size());
+    const std::string user = owner.substr(0, colon);
+    const std::string group = owner.substr(std::min(colon + 1, owner.size()));
+    const auto none = static_cast<std::uint32_t>(-1); // stays as it is
+    const std::uint32_t to_user =
+        user.empty() ? none : number_of<passwd>(user, &passwd::pw_uid, ::getpwnam_r, "user");
+    const std::uint32_t to_group =
+        group.empty() ? none : number_of<::group>(group, &::group::gr_gid, ::getgrnam_r, "group");
+    if (::lchown(path.c_str(), to_user, to_group) == 0) return;
+    const auto why = last_socket_error();
+    throw std::system_error(why, "its file cannot be given to '" + owner +
+                                     "'; only root gives files away, others to a group of theirs");
+}
+
+/// Whether nobody listens at this file any more. Throws if somebody does, or if it is no socket.
+SSE_DECL bool is_stale(const std::string& path, const unix_address& at) {
+    struct stat found {};
+    if (::lstat(path.c_str(), &found) != 0) return false; // gone meanwhile
+    if (!S_ISSOCK(found.st_mode)) {
+        throw std::system_error(std::make_error_code(std::errc::file_exists),
+                                "there is a file that is no socket, which is left as it is; move "
+                                "it away, or choose another path");
+    }
+    asio::error_code failed;
+    const descriptor probe = open_unix_socket(SOCK_STREAM, failed);
+    if (failed) throw std::system_error(failed);
+    const bool connected = ::connect(probe.get(), at.get(), at.size()) == 0;
+    if (!connected && errno == ECONNREFUSED) return true;
+    if (!connected && errno == EACCES) {
+        throw std::system_error(last_socket_error(),
+                                "the socket there is another user's; choose another path, or "
+                                "remove it if no server has it");
+    }
+    throw std::system_error(std::make_error_code(std::errc::address_in_use),
+                            "a server has this socket; stop it, or choose another path");
+}
+
+SSE_DECL void listen_on_unix(listener& to, const std::string& path, const options& o) {
+    const unix_address at(path);
+    asio::error_code failed;
+    descriptor made = open_unix_socket(SOCK_STREAM, failed);
+    if (failed) throw std::system_error(failed);
+    const bool has_file = path.front() == '/';
+    // Of two servers that start at once, one finds the other's socket, and not none or a dead one.
+    descriptor folder;
+    if (has_file) {
+        const std::string name = path.substr(0, std::max<std::size_t>(1, path.rfind('/')));
+        folder = descriptor(::open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        if (!folder && errno == ENOENT) {
+            throw std::system_error(last_socket_error(),
+                                    "there is no folder " + name + "; make it first");
+        }
+        if (folder) ::flock(folder.get(), LOCK_EX);
+    }
+    int bound = ::bind(made.get(), at.get(), at.size());
+    if (bound != 0 && errno == EADDRINUSE && has_file) {
+        if (is_stale(path, at)) ::unlink(path.c_str());
+        bound = ::bind(made.get(), at.get(), at.size());
+    }
+    if (bound != 0) throw std::system_error(last_socket_error());
+    if (has_file) { // nobody can connect before listen()
+        to.file.own(path);
+        if (::chmod(path.c_str(), static_cast<mode_t>(o.unix_socket.mode)) != 0) {
+            throw std::system_error(last_socket_error());
+        }
+        if (!o.unix_socket.owner.empty()) give_away(path, o.unix_socket.owner);
+    }
+    if (::listen(made.get(), 4096) != 0) throw std::system_error(last_socket_error());
+    to.acceptor.assign(asio::ip::tcp::v4(), made.get());
+    made.release();
+    to.path = path;
+    to.plain = true;
+}
+
+#endif
+
 SSE_DECL std::string listener::address() const {
+    if (is_local()) return "unix:" + path;
     const auto at = endpoint();
     const std::string host_text = at.address().to_string();
     return (plain ? "http://" : "") + (at.address().is_v6() ? "[" + host_text + "]" : host_text) +
@@ -13316,12 +13656,32 @@ SSE_DECL void listen_on_tcp(listener& to, const std::string& text, asio::io_cont
 }
 
 SSE_DECL void listen_on(listeners& all, const std::string& text, asio::io_context& context,
-                        const options&) {
+                        [[maybe_unused]] const options& o) {
+    constexpr std::string_view of_unix = "unix:";
     auto made = std::make_unique<listener>(context);
-    try {
-        listen_on_tcp(*made, text, context);
-    } catch (const std::system_error& e) {
-        throw std::system_error(e.code(), "sse::server: cannot listen on '" + text + "'");
+    const std::string where = "sse::server: cannot listen on '" + text + "'";
+    if (!text.starts_with(of_unix)) {
+        try {
+            listen_on_tcp(*made, text, context);
+        } catch (const std::system_error& e) { throw std::system_error(e.code(), where); }
+    } else {
+#if defined(_WIN32)
+        throw std::invalid_argument(where + ": there are no unix-domain sockets on this system; "
+                                            "write host:port");
+#else
+        try {
+            listen_on_unix(*made, text.substr(of_unix.size()), o);
+        } catch (const std::system_error& e) {
+            std::string why = e.what();
+            const std::string code = e.code().message();
+            const bool says_more = why != code; // and ends with the code
+            throw std::system_error(
+                e.code(),
+                says_more ? where + ": " + why.substr(0, why.size() - code.size() - 2) : where);
+        } catch (const std::invalid_argument& e) {
+            throw std::invalid_argument("sse::server: " + std::string(e.what()));
+        }
+#endif
     }
     all.push_back(std::move(made));
 }
@@ -13582,7 +13942,7 @@ SSE_DECL void lifecycle::launch() {
         one->acceptor.set_option(asio::socket_base::enable_connection_aborted(true));
         set_options(one->acceptor, hub_.options);
         addresses_.push_back(one->address());
-        if (!endpoint_) endpoint_ = one->endpoint();
+        if (!endpoint_ && !one->is_local()) endpoint_ = one->endpoint();
     }
     name_hosts();
     if (hub_.options.handle_signals) take_signals();
@@ -13592,17 +13952,21 @@ SSE_DECL void lifecycle::launch() {
 
 /// The hosts of start() are served too.
 SSE_DECL void lifecycle::name_hosts() {
-    bool all_are_loopback = !listeners_.empty();
+    std::vector<const listener*> of_tcp;
     for (const auto& one : listeners_) {
-        all_are_loopback =
-            all_are_loopback && without_mapping(one->endpoint().address()).is_loopback();
+        if (!one->is_local()) of_tcp.push_back(one.get());
     }
-    hub_.serves_loopback = hub_.hosts.empty() && all_are_loopback;
+    const auto here = [](const listener* one) {
+        return without_mapping(one->endpoint().address());
+    };
+    hub_.serves_loopback = hub_.hosts.empty() && !of_tcp.empty() &&
+                           std::all_of(of_tcp.begin(), of_tcp.end(), [&](const listener* one) {
+                               return here(one).is_loopback();
+                           });
     if (!hub_.hosts.empty() || hub_.serves_loopback) {
-        for (const auto& one : listeners_) {
+        for (const listener* one : of_tcp) {
             if (const auto name = read_host(one->host)) hub_.hosts.push_back(*name);
-            const auto here = without_mapping(one->endpoint().address());
-            if (const auto own = read_host(here.to_string())) hub_.hosts.push_back(*own);
+            if (const auto own = read_host(here(one).to_string())) hub_.hosts.push_back(*own);
         }
     }
     if (std::count(hub_.hosts.begin(), hub_.hosts.end(), "*") > 0) hub_.hosts.clear();
@@ -13750,12 +14114,13 @@ SSE_DECL io_awaitable<void> lifecycle::accept_loop(listener& from) {
 SSE_DECL asio::error_code lifecycle::accept_one(listener& from) {
     worker& w = least_loaded();
     asio::error_code failed;
-    asio::ip::tcp::endpoint peer;
+    asio::ip::address peer;
     tcp_socket socket(w.context());
     accept_socket(from.acceptor, socket, peer, failed);
     if (failed) return failed;
-    arrival one{std::move(socket), without_mapping(peer.address())};
+    arrival one{std::move(socket), without_mapping(peer)};
     one.plain = from.plain;
+    one.is_local = from.is_local();
     take_in(w, std::move(one));
     return failed;
 }
@@ -13794,9 +14159,10 @@ SSE_DECL void lifecycle::adopt(tcp_socket::native_handle_type handle, std::strin
     tcp_socket socket(w.context());
     socket.assign(asio::ip::tcp::v4(), handle); // the family is queried where it matters
     close_on_exec(handle);                      // it now belongs to the library
-    asio::error_code gone;                      // the first read shows it
-    const auto peer = without_mapping(socket.remote_endpoint(gone).address());
-    take_in(w, {std::move(socket), peer, limit_reached::none, nullptr, std::move(received)});
+    arrival one{std::move(socket), without_mapping(peer_address(handle))};
+    one.received = std::move(received);
+    one.is_local = credentials_of(handle).has_value();
+    take_in(w, std::move(one));
 }
 
 #if defined(SSE_TESTING)
@@ -13825,9 +14191,10 @@ SSE_DECL bool lifecycle::admit(arrival& one) {
     } else if (o.limits.connections_per_ip == 0 && o.limits.connect_rate_per_ip == 0) {
         return true;
     } else if (!hub_.speaks_for_others(one.peer)) { // otherwise counted once the head is read
-        one.counted =
-            hub_.addresses.enter(counting_prefix(one.peer), o.limits.connections_per_ip,
-                                 o.limits.connect_rate_per_ip, steady_clock::now(), &one.over);
+        const auto local = one.is_local ? credentials_of(one.socket.native_handle()) : std::nullopt;
+        one.counted = hub_.addresses.enter(
+            counting_prefix(one.peer, local), o.limits.connections_per_ip,
+            o.limits.connect_rate_per_ip, steady_clock::now(), &one.over);
     }
     if (one.over == limit_reached::none) return true;
     if (refusing >= max_refusing) return false;
@@ -14232,6 +14599,7 @@ SSE_DECL sse::options server::checked(sse::options o) {
     require(o.limits.head_bytes >= 256, "limits.head_bytes must be at least 256");
     require(o.history.messages > 0, "history.messages must be at least 1");
     require(o.history.bytes > 0, "history.bytes must be at least 1");
+    require(o.unix_socket.mode <= 0777, "unix_socket.mode must be from 0 to 0777, in octal");
 #if defined(SSE_ENABLE_TLS)
     require(o.tls.certificate.empty() || !o.proxy.protocol,
             "proxy.protocol: its header comes before the handshake, which tls does not expect; let "
@@ -17098,9 +17466,10 @@ SSE_DECL handler script() { return detail::respond_script; }
 
 namespace detail {
 
-/// An absolute http or https URL, without a fragment.
+/// An absolute http or https URL, without a fragment, or one at a unix-domain socket.
 struct http_url {
     bool secure = false; ///< https
+    std::string socket;  ///< The path of a unix-domain socket; empty: it is one of TCP.
     std::string host;    ///< As in a Host header: an IPv6 address is in brackets.
     std::uint16_t port = 80;
     std::string target; ///< Path and query.
@@ -17110,7 +17479,11 @@ struct http_url {
     std::string authority() const {
         return port == usual_port() ? host : host + ":" + std::to_string(port);
     }
-    std::string text() const { return scheme() + "//" + authority() + target; }
+    /// What comes before the target.
+    std::string base() const {
+        return socket.empty() ? scheme() + "//" + authority() : "unix:" + socket + ":";
+    }
+    std::string text() const { return base() + target; }
     /// For messages: queries may hold secrets.
     std::string without_query() const { return text().substr(0, text().find('?')); }
     std::string host_to_resolve() const {
@@ -17118,7 +17491,7 @@ struct http_url {
     }
     bool same_origin(const http_url& other) const noexcept {
         return equal_ignoring_case(host, other.host) && port == other.port &&
-               secure == other.secure;
+               secure == other.secure && socket == other.socket;
     }
 };
 
@@ -17134,12 +17507,30 @@ inline http_url read_http_url(std::string_view text) {
     check(std::all_of(text.begin(), text.end(), visible),
           "has a character that must be percent-encoded");
     http_url url;
+    if (text.starts_with("unix:")) {
+        text = text.substr(5, text.find('#') - 5);
+        const std::size_t colon = std::min(text.find(':'), text.size());
+        url.socket = text.substr(0, colon);
+        url.host = "localhost";
+        url.target = text.substr(std::min(colon + 1, text.size()));
+        if (!url.target.starts_with('/')) url.target.insert(0, "/");
+#if defined(_WIN32)
+        check(false, "names a unix-domain socket, which this system has not");
+#else
+        try {
+            const unix_address valid(url.socket);
+        } catch (const std::invalid_argument& e) {
+            throw std::invalid_argument("sse::client: " + std::string(e.what()));
+        }
+#endif
+        return url;
+    }
     url.secure = equal_ignoring_case(text.substr(0, 8), "https://");
 #if !defined(SSE_ENABLE_TLS)
     check(!url.secure, "needs TLS: define SSE_ENABLE_TLS, and link with -lssl -lcrypto");
 #endif
     check(url.secure || equal_ignoring_case(text.substr(0, 7), "http://"),
-          "must begin with http:// or https:// and be absolute");
+          "must begin with http://, https:// or unix:/ and be absolute");
     const auto rest = text.substr(0, text.find('#')).substr(url.secure ? 8 : 7);
     const std::size_t slash = std::min(rest.find_first_of("/?"), rest.size());
     const auto authority = rest.substr(0, slash);
@@ -17190,7 +17581,7 @@ inline std::string resolve_reference(const http_url& base, std::string_view refe
     } else if (!path.starts_with('/')) {
         path.insert(0, base_path.substr(0, base_path.rfind('/') + 1));
     }
-    return base.scheme() + "//" + base.authority() + remove_dot_segments(path) + std::string(query);
+    return base.base() + remove_dot_segments(path) + std::string(query);
 }
 
 /// Percent-encodes what a URL must not contain: servers put spaces and UTF-8 there.
@@ -17598,6 +17989,9 @@ private:
     asio::awaitable<std::error_code> ask(const target& what);
     asio::awaitable<std::error_code> resolve(const http_url& url);
     asio::awaitable<std::error_code> connect();
+#if !defined(_WIN32)
+    asio::awaitable<std::error_code> connect_here(const std::string& path);
+#endif
     void order_endpoints();
     void note_worked(const asio::ip::tcp::endpoint& where);
     asio::awaitable<std::error_code> send_request(clock::time_point until);
@@ -18113,9 +18507,13 @@ SSE_DECL asio::awaitable<void> client_core::renew(int status) {
 /// Sends one request and reads the head of its response.
 SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
     disconnect();
-    std::error_code failed = co_await resolve(what.url);
+    std::error_code failed;
+#if !defined(_WIN32)
+    if (!what.url.socket.empty()) failed = co_await connect_here(what.url.socket);
+#endif
+    if (what.url.socket.empty()) failed = co_await resolve(what.url);
     if (failed) co_return failed;
-    failed = co_await connect();
+    if (what.url.socket.empty()) failed = co_await connect();
     if (failed) co_return failed;
 #if defined(SSE_ENABLE_TLS)
     if (what.url.secure) failed = co_await shake_hands(what.url);
@@ -18246,6 +18644,35 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
     probe_when_silent(link_->socket);
     co_return std::error_code();
 }
+
+#if !defined(_WIN32)
+
+/// A unix-domain socket says at once whether it takes a connection. Nothing tells when there is
+/// room again in a queue that is full.
+SSE_DECL asio::awaitable<std::error_code> client_core::connect_here(const std::string& path) {
+    constexpr std::chrono::milliseconds until_next_try{20};
+    const unix_address at(path);
+    const auto until = from_now(options_.connect_timeout);
+    for (;;) {
+        asio::error_code failed;
+        descriptor made = open_unix_socket(SOCK_STREAM, failed);
+        if (failed) co_return failed;
+        if (::connect(made.get(), at.get(), at.size()) == 0) {
+            link_ = std::make_shared<link>(timers_->step.get_executor());
+            link_->socket.assign(asio::ip::tcp::v4(), made.get(), failed);
+            if (!failed) made.release();
+            co_return failed;
+        }
+        if (errno != EAGAIN) co_return last_socket_error();
+        const auto now = clock::now();
+        if (now >= until) co_return make_error_code(errc::timed_out);
+        begin(); // no operation that could end the wait early
+        const std::error_code slept = co_await wait(std::min(until, now + until_next_try));
+        if (slept != errc::timed_out) co_return slept; // closed
+    }
+}
+
+#endif
 
 SSE_DECL std::string client_core::request_text(const target& what) const {
     std::string text =
@@ -18443,7 +18870,12 @@ SSE_DECL bool client_core::is_event_stream() const noexcept {
 SSE_DECL void client_core::redirect(target& what) const {
     try {
         const std::string location = escape_url(*head_.header("Location"));
-        what.url = read_http_url(resolve_reference(what.url, location));
+        http_url next = read_http_url(resolve_reference(what.url, location));
+        if (!next.socket.empty() && next.socket != what.url.socket) {
+            throw std::invalid_argument("sse::client: a redirect must not lead to a socket of this "
+                                        "machine");
+        }
+        what.url = std::move(next);
     } catch (const std::invalid_argument& e) {
         fail(errc::bad_status, "status " + std::to_string(head_.status) + ": " + e.what());
     }

@@ -1,10 +1,21 @@
-// reach.cpp - covers >>listen: how a server is reached: several addresses at once.
+// reach.cpp - covers >>listen: how a server is reached: several addresses at once, unix-domain
+// sockets with their files and credentials, by its own client, curl and nginx too.
 #include "support/server.hpp"
+#include "support/temporary_folder.hpp"
 
+#include <asio/co_spawn.hpp>
+#include <asio/io_context.hpp>
 #include <doctest/doctest.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <mutex>
 #include <set>
 #include <thread>
+
+#include <sys/stat.h>
+#include <sys/un.h>
 
 namespace reach_test {
 
@@ -30,6 +41,107 @@ std::string reason(F&& call) {
 
 std::string loopback(const sse::server& server, std::size_t which) {
     return "127.0.0.1:" + std::to_string(port_in(server.addresses().at(which)));
+}
+
+// ---- unix-domain sockets
+
+sockaddr_un address_of(const std::string& path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    REQUIRE(path.size() < sizeof address.sun_path);
+    std::memcpy(address.sun_path, path.data(), path.size());
+    if (path.starts_with('@')) address.sun_path[0] = '\0';
+    return address;
+}
+
+socklen_t size_of(const std::string& path) {
+    return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size());
+}
+
+/// Whether somebody listens there: 0, or why not.
+int connect_error(const std::string& path) {
+    const descriptor one(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const sockaddr_un at = address_of(path);
+    return ::connect(one.get(), reinterpret_cast<const sockaddr*>(&at), size_of(path)) == 0 ? 0
+                                                                                            : errno;
+}
+
+/// From a socket that may have a path of its own.
+connection connected(const std::string& path, const std::string& from = {}) {
+    descriptor one(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!from.empty()) {
+        const sockaddr_un own = address_of(from);
+        REQUIRE(::bind(one.get(), reinterpret_cast<const sockaddr*>(&own), size_of(from)) == 0);
+    }
+    const sockaddr_un at = address_of(path);
+    if (::connect(one.get(), reinterpret_cast<const sockaddr*>(&at), size_of(path)) != 0) {
+        throw_errno("connect to " + path);
+    }
+    ::fcntl(one.get(), F_SETFL, O_NONBLOCK);
+    return connection(std::move(one));
+}
+
+bool exists(const std::string& path) {
+    struct stat found {};
+    return ::lstat(path.c_str(), &found) == 0;
+}
+
+unsigned mode_of(const std::string& path) {
+    struct stat found {};
+    REQUIRE(::stat(path.c_str(), &found) == 0);
+    return found.st_mode & 0777U;
+}
+
+/// What a dead server leaves: a file at which nobody listens.
+void leave_socket(const std::string& path) {
+    const descriptor one(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const sockaddr_un at = address_of(path);
+    REQUIRE(::bind(one.get(), reinterpret_cast<const sockaddr*>(&at), size_of(path)) == 0);
+}
+
+/// A route that says what it knows of its client.
+void add_who(sse::server& server) {
+    server.route("GET", "/who", [](sse::stream& client) -> asio::awaitable<void> {
+        const sse::request& r = client.request();
+        std::string text = r.client.to_string() + " ";
+        text += r.credentials ? std::to_string(r.credentials->user) + ":" +
+                                    std::to_string(r.credentials->group) + ":" +
+                                    std::to_string(r.credentials->process)
+                              : "nobody";
+        co_await client.respond(200, "text/plain", text);
+    });
+}
+
+std::string myself() {
+    return std::to_string(::getuid()) + ":" + std::to_string(::getgid()) + ":" +
+           std::to_string(::getpid());
+}
+
+/// A server at the socket "s" of a folder of its own.
+struct server_at_socket {
+    explicit server_at_socket(sse::options o = with_threads(1)) : server(std::move(o)) {
+        add_who(server);
+        server.start("unix:" + path);
+    }
+    temporary_folder folder{"sse-reach"};
+    const std::string path = folder / "s";
+    sse::server server;
+};
+
+/// The path of a program, or nothing, which is told.
+std::optional<std::string> program_at(const std::string& name) {
+    for (const std::string folder : {"/usr/bin/", "/usr/sbin/", "/usr/local/bin/"}) {
+        if (::access((folder + name).c_str(), X_OK) == 0) return folder + name;
+    }
+    MESSAGE("not run: there is no " << name);
+    return std::nullopt;
+}
+
+/// A port that was free a moment ago, for a program that takes no other.
+std::uint16_t free_port() {
+    sse::server server(with_threads(1));
+    server.start("127.0.0.1:0");
+    return server.port();
 }
 
 } // namespace
@@ -122,6 +234,459 @@ TEST_SUITE("reach") {
         CHECK(status(named, "app.example") == 200);
         CHECK(status(named, "127.0.0.1") == 200);
         CHECK(status(named, "evil.example") == 421);
+    }
+
+    TEST_CASE("a unix-domain socket serves streams and requests, and says whose process asks") {
+        server_at_socket at;
+        event_client stream(connected(at.path));
+        at.server.broadcast({.data = "here"});
+        CHECK(stream.next().data == "here");
+        connection one = connected(at.path);
+        CHECK(one.request("GET", "/who").body == "0.0.0.0 " + myself());
+        CHECK(one.request("GET", "/who").body == "0.0.0.0 " + myself()); // on the same connection
+        // Of a client that is bound to a path longer than any address of IP.
+        connection bound = connected(at.path, at.folder / std::string(60, 'c'));
+        CHECK(bound.request("GET", "/who").body == "0.0.0.0 " + myself());
+        CHECK(at.server.addresses() == std::vector<std::string>{"unix:" + at.path});
+        CHECK_THROWS_AS(at.server.endpoint(), std::logic_error);
+        at.server.stop();
+        CHECK(stream.wait_for_close() == ending::fin);
+        at.server.join();
+        CHECK_FALSE(exists(at.path));
+    }
+
+    TEST_CASE("clients of TCP have no credentials, also beside a unix-domain socket") {
+        const temporary_folder folder("sse-reach");
+        sse::server server(with_threads(2));
+        add_who(server);
+        server.start({"unix:" + (folder / "s"), "127.0.0.1:0"});
+        CHECK(http_get(server.port(), "/who").body == "127.0.0.1 nobody");
+        CHECK(connected(folder / "s").request("GET", "/who").body == "0.0.0.0 " + myself());
+        event_client by_tcp(server.port());
+        event_client by_file(connected(folder / "s"));
+        server.broadcast({.data = "both"});
+        CHECK(by_tcp.next().data == "both");
+        CHECK(by_file.next().data == "both");
+        // Whatever it calls the host: pages of others cannot connect there.
+        CHECK(connected(folder / "s").request("GET", "/who", {{"Host", "any.example"}}).status ==
+              200);
+        CHECK(http_get(server.port(), "/who", {{"Host", "any.example"}}).status == 421);
+    }
+
+    TEST_CASE("the file of a socket has the mode and the owner that the options name") {
+        CHECK(mode_of(server_at_socket().path) == 0660);
+        sse::options o = with_threads(1);
+        o.unix_socket.mode = 0600;
+        o.unix_socket.owner =
+            std::to_string(::getuid()) + ":" + std::to_string(::getgid()); // who may give it
+        CHECK(mode_of(server_at_socket(std::move(o)).path) == 0600);
+        sse::options of_nobody = with_threads(1);
+        of_nobody.unix_socket.owner = "no such user";
+        CHECK(reason([&] {
+                  server_at_socket(std::move(of_nobody));
+              }).starts_with("sse::server: unix_socket.owner: there is no user 'no such user'; "));
+        sse::options too_much;
+        too_much.unix_socket.mode = 01777;
+        CHECK(has(reason([&] { sse::server(std::move(too_much)); }), "unix_socket.mode"));
+        if (::getuid() != 0) return;
+        sse::options given = with_threads(1);
+        given.unix_socket.owner = "nobody:nogroup";
+        server_at_socket at(std::move(given));
+        struct stat found {};
+        REQUIRE(::stat(at.path.c_str(), &found) == 0);
+        CHECK(found.st_uid == 65534);
+        CHECK(found.st_gid == 65534);
+    }
+
+    TEST_CASE("a file that a dead server left is replaced, and no other") {
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        leave_socket(path);
+        REQUIRE(connect_error(path) == ECONNREFUSED);
+        sse::server first(with_threads(1));
+        first.start("unix:" + path);
+        CHECK(connected(path).request("GET", "/health").status == 200);
+
+        sse::server second(with_threads(1));
+        CHECK(reason([&] { second.start("unix:" + path); })
+                  .starts_with("sse::server: cannot listen on 'unix:" + path +
+                               "': a server has this socket; stop it, or choose another path: "));
+        CHECK(connected(path).request("GET", "/health").status == 200); // it has it still
+
+        const std::string text = folder / "notes.txt";
+        std::ofstream(text) << "precious";
+        CHECK(has(reason([&] { second.start("unix:" + text); }), "is no socket"));
+        std::string kept;
+        std::getline(std::ifstream(text) >> std::ws, kept);
+        CHECK(kept == "precious");
+        const std::string link = folder / "link";
+        REQUIRE(::symlink("nowhere", link.c_str()) == 0);
+        CHECK(has(reason([&] { second.start("unix:" + link); }), "is no socket"));
+        CHECK(has(reason([&] { second.start("unix:" + folder.path().string()); }), "is no socket"));
+    }
+
+    TEST_CASE("a server removes its own file and not that of another") {
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        sse::server first(with_threads(1));
+        first.start("unix:" + path);
+        REQUIRE(::unlink(path.c_str()) == 0);
+        sse::server second(with_threads(1));
+        second.start("unix:" + path);
+        first.stop();
+        first.join();
+        CHECK(connected(path).request("GET", "/health").status == 200);
+        second.drain({.window = 0ms});
+        CHECK_FALSE(exists(path));
+    }
+
+    TEST_CASE("of servers that start at once on a stale file exactly one gets the socket") {
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        for (int round = 0; round < 20; ++round) {
+            leave_socket(path);
+            std::vector<std::unique_ptr<sse::server>> servers;
+            for (int n = 0; n < 4; ++n) {
+                servers.push_back(std::make_unique<sse::server>(with_threads(1)));
+            }
+            std::atomic<int> listening{0};
+            std::vector<std::thread> starting;
+            for (const auto& each : servers) {
+                starting.emplace_back([&, server = each.get()] {
+                    if (reason([&] { server->start("unix:" + path); }).empty()) ++listening;
+                });
+            }
+            for (std::thread& each : starting) each.join();
+            CHECK(listening == 1);
+            CHECK(connect_error(path) == 0);
+            servers.clear();
+            CHECK_FALSE(exists(path));
+        }
+    }
+
+    TEST_CASE("a path that cannot be is refused with the reason and the remedy") {
+        sse::server server(with_threads(1));
+        const auto why = [&](const std::string& address) {
+            return reason([&] { server.start(address); });
+        };
+        CHECK(why("unix:/" + std::string(107, 'x')) ==
+              "sse::server: 'unix:/" + std::string(107, 'x') +
+                  "' has a path of 108 bytes, and systems take 107; choose a shorter one, such as "
+                  "unix:/run/app.sock");
+        CHECK(has(why("unix:app.sock"), "write the whole path"));
+        CHECK(has(why("unix:8080"), "write the whole path"));
+        CHECK(has(why("unix:"), "write the whole path"));
+        CHECK(has(why("unix:@"), "has no path"));
+        CHECK(has(why("unix:/a\nb"), "has no path"));
+        CHECK_THROWS_AS(server.start(std::string("unix:/a\0b", 9)), std::invalid_argument);
+        CHECK(has(why("unix:/no/such/folder/s"),
+                  "there is no folder /no/such/folder; make it first: "));
+        const temporary_folder folder("sse-reach");
+        const std::string longest = folder.path().string() + "/";
+        const std::string name(107 - longest.size(), 'x');
+        server.start("unix:" + longest + name);
+        CHECK(connected(longest + name).request("GET", "/health").status == 200);
+    }
+
+#if defined(__linux__)
+    TEST_CASE("a name without a file is a socket too") {
+        const std::string name = "@sse-reach-" + std::to_string(::getpid());
+        {
+            sse::server server(with_threads(1));
+            server.start("unix:" + name);
+            CHECK(connected(name).request("GET", "/health").status == 200);
+            sse::server second(with_threads(1));
+            CHECK(has(reason([&] { second.start("unix:" + name); }), "cannot listen on"));
+        }
+        CHECK(connect_error(name) == ECONNREFUSED);
+    }
+#endif
+
+    TEST_CASE("limits by address count the clients of a socket by their user") {
+        sse::options o = with_threads(1);
+        o.limits.connections_per_ip = 2;
+        const temporary_folder folder("sse-reach");
+        sse::server server(std::move(o));
+        server.start({"unix:" + (folder / "s"), "127.0.0.1:0"});
+        event_client first(connected(folder / "s"));
+        event_client second(connected(folder / "s"));
+        CHECK(connected(folder / "s").request("GET", "/subscribe").status == 429);
+        CHECK(connected(folder / "s").request("GET", "/health").status == 200);
+        event_client by_tcp(server.port()); // counts apart
+        first.close();
+        CHECK(eventually(
+            [&] { return connected(folder / "s").request("HEAD", "/subscribe").status != 429; }));
+    }
+
+    TEST_CASE("a proxy at a socket names its clients only if the options trust it") {
+        const header_list forwarded{{"X-Forwarded-For", "203.0.113.9"}};
+        {
+            server_at_socket at;
+            CHECK(connected(at.path).request("GET", "/who", forwarded).body ==
+                  "0.0.0.0 " + myself());
+        }
+        sse::options o = with_threads(1);
+        o.proxy.trusted = {"unix"};
+        o.limits.connections_per_ip = 1;
+        const temporary_folder folder("sse-reach");
+        sse::server server(std::move(o));
+        add_who(server);
+        server.start({"unix:" + (folder / "s"), "127.0.0.1:0"});
+        CHECK(connected(folder / "s").request("GET", "/who", forwarded).body ==
+              "203.0.113.9 " + myself());
+        CHECK(http_get(server.port(), "/who", forwarded).body == "127.0.0.1 nobody");
+        event_client first(connected(folder / "s"), "/subscribe", forwarded);
+        CHECK(connected(folder / "s").request("GET", "/subscribe", forwarded).status == 429);
+        event_client other(connected(folder / "s"), "/subscribe",
+                           {{"X-Forwarded-For", "203.0.113.10"}});
+        // A hop that calls itself by the address of no client is not a proxy of this machine.
+        CHECK(connected(folder / "s")
+                  .request("GET", "/who", {{"X-Forwarded-For", "198.51.100.1, 203.0.113.11"}})
+                  .body == "203.0.113.11 " + myself());
+    }
+
+    TEST_CASE("a client of TCP that is gone when its request is read is no proxy at a socket") {
+        std::mutex mutex;
+        std::vector<std::string> clients;
+        sse::options o = with_threads(1);
+        o.proxy.trusted = {"unix"};
+        o.hooks.log = [&](const sse::log_entry& entry) {
+            if (entry.what != "request") return;
+            const std::lock_guard lock(mutex);
+            clients.push_back(entry.client.to_string());
+        };
+        asio::io_context io;
+        sse::server server(io, std::move(o));
+        server.start("127.0.0.1:0");
+        connection peer(server.port());
+        peer.send_request("GET", "/health", {{"X-Forwarded-For", "203.0.113.9"}});
+        peer.reset(); // before the server has looked
+        const auto until = deadline(patience);
+        while (server.counters().accepted == 0 && !until.passed()) io.run_for(10ms);
+        io.run_for(50ms);
+        for (const std::string& one : clients) CHECK(one != "203.0.113.9");
+        server.stop();
+        io.run_for(patience);
+    }
+
+    TEST_CASE("a socket that another process hands over with a request knows its peer") {
+        sse::server server(with_threads(1));
+        add_who(server);
+        server.start();
+        int ends[2];
+        REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0);
+        connection mine{descriptor(ends[0])};
+        server.adopt(ends[1], "GET /who HTTP/1.1\r\nHost: a\r\n\r\n");
+        CHECK(mine.read_response().body == "0.0.0.0 " + myself());
+    }
+
+    TEST_CASE("a client follows a server at a unix-domain socket over restarts") {
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        auto server = std::make_unique<sse::server>(with_threads(1));
+        server->start("unix:" + path);
+        asio::io_context io;
+        sse::client_options how;
+        how.retry = 10ms;
+        sse::client source(io, "unix:" + path + ":/subscribe/room?x=1", how);
+        CHECK(source.url() == "unix:" + path + ":/subscribe/room?x=1");
+        const auto next = [&] {
+            std::optional<sse::event> found;
+            asio::co_spawn(io, source.next(), [&](std::exception_ptr failed, auto one) {
+                if (failed) std::rethrow_exception(failed);
+                found = std::move(one);
+            });
+            const auto until = deadline(patience);
+            while (!found && !until.passed()) {
+                io.restart();
+                io.run_for(10ms);
+                if (server) static_cast<void>(server->try_publish("/room", {.data = "x"}));
+            }
+            REQUIRE(found);
+            return *found;
+        };
+        CHECK(next().data == "x");
+        server.reset(); // the file goes: there is nothing to connect to
+        server = std::make_unique<sse::server>(with_threads(1));
+        server->start("unix:" + path);
+        while (next().type != "gap") {} // another epoch
+        CHECK(next().data == "x");
+        CHECK(source.connections() == 2);
+    }
+
+    TEST_CASE("curl reads a stream at a unix-domain socket") {
+        const auto curl = program_at("curl");
+        if (!curl) return;
+        server_at_socket at;
+        process reader({*curl, "-sN", "--unix-socket", at.path, "http://localhost/subscribe"});
+        REQUIRE(eventually([&] { return at.server.counters().streams == 1; }));
+        at.server.broadcast({.event = "greeting", .data = "hello"});
+        CHECK(reader.read_line_with("event: ") == "event: greeting");
+        CHECK(reader.read_line() == "data: hello");
+        process asking({*curl, "-s", "--unix-socket", at.path, "http://localhost/who"});
+        CHECK(asking.read_to_end() == "0.0.0.0 " + std::to_string(::getuid()) + ":" +
+                                          std::to_string(::getgid()) + ":" +
+                                          std::to_string(asking.pid()));
+    }
+
+    TEST_CASE("nginx is a proxy for a unix-domain socket, and names its clients") {
+        const auto nginx = program_at("nginx");
+        if (!nginx) return;
+        sse::options o = with_threads(1);
+        o.proxy.trusted = {"unix"};
+        o.unix_socket.mode = 0666; // its workers are another user's
+        server_at_socket at(std::move(o));
+        std::filesystem::permissions(at.folder.path(), std::filesystem::perms(0755));
+        const std::string port = std::to_string(free_port());
+        std::ofstream(at.folder / "nginx.conf")
+            << "daemon off; pid " << at.folder / "pid"
+            << "; error_log stderr crit;\n"
+            << "events {}\n"
+            << "http {\n"
+            << "    access_log off;\n"
+            << "    client_body_temp_path " << at.folder / "body"
+            << ";\n"
+            << "    proxy_temp_path " << at.folder / "proxy"
+            << ";\n"
+            << "    fastcgi_temp_path " << at.folder / "fastcgi"
+            << ";\n"
+            << "    uwsgi_temp_path " << at.folder / "uwsgi"
+            << ";\n"
+            << "    scgi_temp_path " << at.folder / "scgi"
+            << ";\n"
+            << "    upstream app { server unix:" << at.path << "; }\n"
+            << "    server {\n"
+            << "        listen 127.0.0.1:" << port << ";\n"
+            << "        location / {\n"
+            << "            proxy_pass http://app;\n"
+            << "            proxy_http_version 1.1;\n"
+            << "            proxy_set_header Host $host;\n"
+            << "            proxy_set_header Connection '';\n"
+            << "            proxy_set_header X-Forwarded-For $remote_addr;\n"
+            << "            proxy_buffering off;\n"
+            << "        }\n"
+            << "    }\n"
+            << "}\n";
+        process proxy({*nginx, "-p", at.folder.path().string(), "-c", at.folder / "nginx.conf"});
+        const std::uint16_t reached = port_in(":" + port);
+        REQUIRE(eventually([&] {
+            try {
+                return http_get(reached, "/health").status == 200;
+            } catch (const std::system_error&) { return false; } // it does not listen yet
+        }));
+        const std::string who = http_get(reached, "/who").body;
+        CHECK(who.starts_with("127.0.0.1 "));
+        CHECK_FALSE(has(who, "nobody")); // the proxy's own credentials
+        event_client stream(reached);
+        at.server.broadcast({.data = "through nginx"});
+        CHECK(stream.next().data == "through nginx");
+        proxy.signal(SIGTERM);
+        CHECK(proxy.wait_for_exit().code == 0);
+    }
+
+    TEST_CASE("a client waits until a full queue has room, and gives up in time") {
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        descriptor listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        const sockaddr_un at = address_of(path);
+        REQUIRE(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&at), size_of(path)) == 0);
+        REQUIRE(::listen(listener.get(), 0) == 0);
+        connection fills = connected(path);
+        asio::io_context io;
+        sse::client_options how;
+        how.reconnect = false;
+        how.connect_timeout = 100ms;
+        sse::client source(io, "unix:" + path, how);
+        std::error_code why;
+        asio::co_spawn(io, source.next(), [&](std::exception_ptr failed, auto) {
+            try {
+                if (failed) std::rethrow_exception(failed);
+            } catch (const std::system_error& e) { why = e.code(); }
+        });
+        io.run_for(patience);
+        CHECK(why == sse::errc::timed_out);
+
+        how.connect_timeout = 30s;
+        sse::client patient(io, "unix:" + path, how);
+        std::optional<sse::event> found;
+        asio::co_spawn(io, patient.next(), [&](std::exception_ptr failed, auto one) {
+            if (failed) std::rethrow_exception(failed);
+            found = std::move(one);
+        });
+        io.restart();
+        io.run_for(50ms); // it finds the queue full
+        std::thread server([&] {
+            const descriptor first(::accept(listener.get(), nullptr, nullptr));
+            connection second{descriptor(::accept(listener.get(), nullptr, nullptr))};
+            ::fcntl(second.native_handle(), F_SETFL, O_NONBLOCK);
+            const std::string head = second.read_through("\r\n\r\n");
+            CHECK(head.starts_with("GET / HTTP/1.1\r\nHost: localhost\r\n"));
+            second.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+                        "data: served\n\n");
+        });
+        const auto until = deadline(patience);
+        while (!found && !until.passed()) {
+            io.restart();
+            io.run_for(10ms);
+        }
+        server.join();
+        REQUIRE(found);
+        CHECK(found->data == "served");
+    }
+
+    TEST_CASE("a client's URL of a socket is refused if it can name none") {
+        asio::io_context io;
+        const auto why = [&](const std::string& url) {
+            return reason([&] { sse::client(io, url); });
+        };
+        CHECK(has(why("unix:events"), "write the whole path"));
+        CHECK(has(why("unix:/" + std::string(200, 'x') + ":/e"), "has a path of 201 bytes"));
+        CHECK(why("unix:/run/a.sock:/events?topic=b#c").empty());
+        CHECK(sse::client(io, "unix:/run/a.sock:/events#c").url() == "unix:/run/a.sock:/events");
+        CHECK(sse::client(io, "unix:/run/a.sock").url() == "unix:/run/a.sock:/");
+        CHECK(sse::client(io, "unix:/run/a.sock:?x").url() == "unix:/run/a.sock:/?x");
+        CHECK(has(why("ftp://a/"), "must begin with http://, https:// or unix:/"));
+    }
+
+    TEST_CASE("a redirect stays at a socket if it names no host, and leads to none otherwise") {
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        sse::server server(with_threads(1));
+        const auto redirect = [&](const std::string& from, const std::string& to) {
+            server.route("GET", from, [to](sse::stream& client) -> asio::awaitable<void> {
+                client.add_header("Location", to);
+                co_await client.respond(307, "text/plain", "");
+            });
+        };
+        server.route("GET", "/end", [](sse::stream& client) -> asio::awaitable<void> {
+            const auto secret = client.request().header("X-Secret").value_or("none");
+            co_await client.send({.data = secret});
+        });
+        redirect("/here", "/end");
+        redirect("/to-socket", "unix:" + path + ":/end");
+        redirect("/to-other", "unix:" + (folder / "other") + ":/end");
+        server.start({"unix:" + path, "127.0.0.1:0"});
+        const auto follow = [&](const std::string& url) {
+            asio::io_context io;
+            sse::client_options how;
+            how.reconnect = false;
+            how.headers = {{"X-Secret", "kept"}};
+            sse::client source(io, url, how);
+            std::string result;
+            asio::co_spawn(io, source.next(), [&](std::exception_ptr failed, auto one) {
+                try {
+                    if (failed) std::rethrow_exception(failed);
+                    result = one ? std::string(one->data) : "over";
+                } catch (const std::exception& e) { result = e.what(); }
+            });
+            io.run_for(patience);
+            return result;
+        };
+        const std::string by_tcp = "http://127.0.0.1:" + std::to_string(server.port());
+        CHECK(follow("unix:" + path + ":/here") == "kept");
+        CHECK(follow("unix:" + path + ":/to-socket") == "kept");
+        CHECK(has(follow("unix:" + path + ":/to-other"), "a redirect must not lead to a socket"));
+        CHECK(has(follow(by_tcp + "/to-socket"), "a redirect must not lead to a socket"));
     }
 }
 
