@@ -348,7 +348,10 @@
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+extern char** environ; // POSIX wants the program to declare it
 #endif
 
 ////////////////////////////////////////////////////////////////////////////////////////////////////
@@ -1888,6 +1891,10 @@ public:
     /// and a file that is no socket, are not. The file goes when the server stops. "unix:@app" is
     /// one without a file, in Linux: everybody on the machine may connect.
     ///
+    /// "systemd:" stands for the sockets that systemd has opened for this process, of TCP or not,
+    /// and "systemd:name" for those of that FileDescriptorName. They stay open when the server
+    /// stops: whoever connects meanwhile waits for the next one.
+    ///
     /// Throws std::invalid_argument for what is not an address, std::system_error if it cannot
     /// listen there, std::logic_error if it was started before.
     void start(const std::string& address);
@@ -1935,6 +1942,20 @@ public:
 
     /// The same for coroutines. The server must outlive the wait. Cancellation: none.
     asio::awaitable<drain_result> async_drain(const drain_options& how = {});
+
+    /// Starts the program anew, and hands it the sockets on which this server listens: a start()
+    /// there with the same addresses has them, also with port 0, and nobody is refused in between.
+    /// Returns its process ID once that start() has got so far; from then on call drain(), or
+    /// stop() and join(). With a bus the new server waits in start() until drain() has let go of
+    /// it, which it does first; a history that lasts, such as file_log(), is the same there, and
+    /// clients go on with their ids. If it throws, or the new process ends before, nothing has
+    /// changed here.
+    ///
+    /// The command is the program, looked up in PATH if it has no slash, and its arguments. Blocks,
+    /// at most for this time, after which the new process is killed. For one server of a program,
+    /// on POSIX systems. Throws std::system_error, std::logic_error before the start.
+    std::int64_t hand_over(const std::vector<std::string>& command,
+                           std::chrono::milliseconds patience = std::chrono::seconds(30));
 
     /// Waits for the end, at most options::timeouts.shutdown after stop(). Throws std::system_error
     /// (resource_deadlock_would_occur) on a thread of the server itself. Returns at once if the
@@ -2082,6 +2103,11 @@ private:
     std::mutex joining_;
     std::vector<std::thread> threads_;
 };
+
+/// Tells systemd how the service is (sd_notify(3)), without a library of its: "READY=1",
+/// "STOPPING=1", "WATCHDOG=1", "STATUS=...", several with line breaks in between. Returns false if
+/// nobody wants to know, as outside of systemd, or could be told. Any thread.
+SSE_DECL bool notify_systemd(std::string_view state) noexcept;
 
 /// A handler that responds with a file of the program's own, such as its page. The file is read for
 /// each request, on the worker's thread: it should be small and on a local disk. The content type
@@ -13453,6 +13479,7 @@ public:
     void own(const std::string& path) noexcept;
     void remove() noexcept;
     void leave() noexcept { path_.clear(); } ///< Another process has it now.
+    bool is_own() const noexcept { return !path_.empty(); }
 
 private:
     std::string path_;
@@ -13467,6 +13494,7 @@ struct listener {
     explicit listener(asio::io_context& context) : acceptor(context) {}
 
     tcp_acceptor acceptor;
+    std::string given;     ///< What start() took, by which a next process finds it.
     std::string host;      ///< As the program gave it; empty: it gave none.
     std::string path = {}; ///< Of a unix-domain socket; empty: it is one of TCP.
     bool plain = false;    ///< No TLS is spoken here.
@@ -13487,6 +13515,50 @@ struct listener {
     }
 };
 using listeners = std::vector<std::unique_ptr<listener>>;
+
+#if !defined(_WIN32)
+
+/// What a process before this one has handed over: sockets, and a connection to it by which each
+/// learns how far the other is. It is told in the environment, which says for which process it is.
+class predecessor {
+public:
+    static predecessor& of_process();
+
+    struct handed {
+        int file;
+        bool has_file; ///< The file of the socket goes with it.
+        std::string address;
+    };
+    /// Those of this address, each once.
+    std::vector<handed> take(const std::string& address);
+    void tell_ready() noexcept;
+    /// Until it has let go of what only one process can have, or has ended.
+    void await_release() noexcept;
+    /// What nobody took goes.
+    void close_rest() noexcept;
+
+    static constexpr const char* variable = "SSE_HANDOVER";
+
+private:
+    predecessor();
+
+    std::mutex mutex_;
+    descriptor control_;
+    std::vector<handed> handed_;
+};
+
+/// A process that takes over.
+struct successor {
+    std::int64_t process = 0;
+    descriptor control; ///< Closed once it may have what only one process can have.
+};
+
+/// Returns once it is ready. Throws std::system_error, and then there is none.
+successor start_successor(const std::vector<std::string>& command,
+                          const std::vector<predecessor::handed>& sockets,
+                          std::chrono::milliseconds patience);
+
+#endif
 
 /// Opens what this text names, and adds it. Throws as server::start() does.
 void listen_on(listeners& all, const std::string& text, asio::io_context& context,
@@ -13604,6 +13676,101 @@ SSE_DECL void listen_on_unix(listener& to, const std::string& path, const option
     to.plain = true;
 }
 
+/// Listens with a socket that does so already. Throws std::system_error with what is wrong with it,
+/// and then leaves it open.
+SSE_DECL void take_listening(listener& to, int file) {
+    const auto number = [&](int option) {
+        int value = 0;
+        socklen_t size = sizeof value;
+        if (::getsockopt(file, SOL_SOCKET, option, &value, &size) != 0) {
+            throw std::system_error(last_socket_error(),
+                                    "descriptor " + std::to_string(file) + " is no socket");
+        }
+        return value;
+    };
+    const bool is_stream = number(SO_TYPE) == SOCK_STREAM;
+#if defined(SO_ACCEPTCONN)
+    const bool listens = number(SO_ACCEPTCONN) != 0;
+#else
+    const bool listens = true;
+#endif
+    if (!is_stream || !listens) {
+        throw std::system_error(std::make_error_code(std::errc::invalid_argument),
+                                "descriptor " + std::to_string(file) +
+                                    " accepts no connections; it must be a stream that listens, "
+                                    "of systemd with ListenStream= and without Accept=yes");
+    }
+    sockaddr_storage at{};
+    socklen_t size = sizeof at;
+    if (::getsockname(file, reinterpret_cast<sockaddr*>(&at), &size) != 0) {
+        throw std::system_error(last_socket_error());
+    }
+    if (at.ss_family == AF_UNIX) {
+        const std::string_view name(reinterpret_cast<const char*>(&at) +
+                                        offsetof(sockaddr_un, sun_path),
+                                    size - offsetof(sockaddr_un, sun_path));
+        to.path = name.starts_with('\0') ? "@" + std::string(name.substr(1))
+                                         : std::string(name.substr(0, name.find('\0')));
+        to.plain = true;
+    }
+    to.acceptor.assign(at.ss_family == AF_INET6 ? asio::ip::tcp::v6() : asio::ip::tcp::v4(), file);
+    close_on_exec(file);
+}
+
+/// Adds the sockets that systemd has opened for this process (sd_listen_fds(3)): all, or those of
+/// this name. Each is taken once.
+SSE_DECL void listen_on_activated(listeners& all, const std::string& name,
+                                  asio::io_context& context) {
+    static std::mutex mutex;
+    static std::set<int> taken; // descriptors; they are the process's
+    constexpr int first = 3;
+    const auto variable = [](const char* which) {
+        const char* const value = std::getenv(which);
+        return std::string(value ? value : "");
+    };
+    const auto fail = [](const std::string& what) {
+        throw std::system_error(std::make_error_code(std::errc::bad_file_descriptor), what);
+    };
+    const bool is_for_us = read_number<std::uint32_t>(variable("LISTEN_PID")) ==
+                           static_cast<std::uint32_t>(::getpid());
+    const int count =
+        is_for_us ? read_number<std::uint16_t>(variable("LISTEN_FDS")).value_or(0) : 0;
+    if (count == 0) {
+        fail("systemd has opened no socket for this process; start it by a .socket unit, or with "
+             "systemd-socket-activate to try");
+    }
+    std::vector<std::string> names;
+    std::string of_all = variable("LISTEN_FDNAMES");
+    for (std::size_t at = 0; at <= of_all.size(); at += names.back().size() + 1) {
+        names.push_back(of_all.substr(at, of_all.find(':', at) - at));
+    }
+    names.resize(static_cast<std::size_t>(count));
+    const std::lock_guard lock(mutex);
+    bool is_taken = false;
+    std::vector<int> files;
+    for (int i = 0; i < count; ++i) {
+        if (!name.empty() && names[static_cast<std::size_t>(i)] != name) continue;
+        if (taken.count(first + i) == 0) {
+            files.push_back(first + i);
+        } else {
+            is_taken = true;
+        }
+    }
+    if (files.empty() && is_taken) fail("a server of this process has these sockets already");
+    if (files.empty()) {
+        fail("systemd has opened no socket of this name; it is FileDescriptorName= in the .socket "
+             "unit, and there are: " +
+             of_all);
+    }
+    for (const int file : files) {
+        auto made = std::make_unique<listener>(context);
+        take_listening(*made, file);
+        taken.insert(file);
+        made->given = "systemd:" + name;
+        all.push_back(std::move(made));
+    }
+}
+
 #endif
 
 SSE_DECL std::string listener::address() const {
@@ -13614,37 +13781,43 @@ SSE_DECL std::string listener::address() const {
            ":" + std::to_string(at.port());
 }
 
-SSE_DECL void listen_on_tcp(listener& to, const std::string& text, asio::io_context& context) {
+/// Notes what an address of TCP says, and returns its port.
+SSE_DECL std::uint16_t read_tcp_address(listener& to, const std::string& text) {
     std::string_view rest = text;
     constexpr std::string_view scheme = "http://";
     to.plain = rest.starts_with(scheme);
     if (to.plain) rest.remove_prefix(scheme.size());
     const std::size_t colon = rest.rfind(':');
     to.host = rest.substr(0, colon);
-    std::string host = to.host;
-    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
     const auto port =
         colon == rest.npos ? std::nullopt : read_number<std::uint16_t>(rest.substr(colon + 1));
-    if (!port || host.find('/') != host.npos) {
+    if (!port || to.host.find('/') != to.host.npos) {
         throw std::invalid_argument("sse::server: '" + text +
                                     "' is not an address to listen on; write host:port, such as "
                                     "127.0.0.1:8080, [::1]:8080 or :8080");
     }
+    return *port;
+}
+
+SSE_DECL void listen_on_tcp(listener& to, const std::string& text, asio::io_context& context) {
+    const std::uint16_t port = read_tcp_address(to, text);
+    std::string host = to.host;
+    if (host.starts_with('[') && host.ends_with(']')) host = host.substr(1, host.size() - 2);
     tcp_acceptor& acceptor = to.acceptor;
     asio::ip::tcp::endpoint where;
     asio::error_code failed;
     if (host.empty()) { // every address: IPv6 accepts IPv4 too, unless this machine has no IPv6
-        where = {asio::ip::tcp::v6(), *port};
+        where = {asio::ip::tcp::v6(), port};
         open_socket(acceptor, where.protocol(), failed);
         if (!failed) acceptor.set_option(asio::ip::v6_only(false), failed);
         if (failed) {
-            where = {asio::ip::tcp::v4(), *port};
+            where = {asio::ip::tcp::v4(), port};
             acceptor.close();
             open_socket(acceptor, where.protocol(), failed);
         }
     } else {
         asio::ip::tcp::resolver resolver(context);
-        where = *resolver.resolve(host, std::to_string(*port)).begin();
+        where = *resolver.resolve(host, std::to_string(port)).begin();
         open_socket(acceptor, where.protocol(), failed);
     }
     if (failed) throw std::system_error(failed);
@@ -13655,40 +13828,264 @@ SSE_DECL void listen_on_tcp(listener& to, const std::string& text, asio::io_cont
     acceptor.listen(4096); // for a crowd that reconnects; the kernel lowers it to its own limit
 }
 
+#if !defined(_WIN32)
+
+SSE_DECL predecessor& predecessor::of_process() {
+    static predecessor one;
+    return one;
+}
+
+SSE_DECL predecessor::predecessor() {
+    const char* const value = std::getenv(variable);
+    std::string_view rest = value ? value : "";
+    const auto take_one = [&](char end) {
+        const auto one = rest.substr(0, rest.find(end));
+        rest.remove_prefix(std::min(rest.size(), one.size() + 1));
+        return one;
+    };
+    const auto own = static_cast<std::uint32_t>(::getpid());
+    if (read_number<std::uint32_t>(take_one('\n')) != own) return; // it is for another
+    const auto control = read_number<std::uint16_t>(take_one('\n'));
+    if (!control) return;
+    control_ = descriptor(*control);
+    close_on_exec(control_.get());
+    while (!rest.empty()) {
+        const int file = read_number<std::uint16_t>(take_one(' ')).value_or(0);
+        const bool has_file = take_one(' ') == "file";
+        handed_.push_back({file, has_file, std::string(take_one('\n'))});
+        close_on_exec(file);
+    }
+}
+
+SSE_DECL std::vector<predecessor::handed> predecessor::take(const std::string& address) {
+    const std::lock_guard lock(mutex_);
+    std::vector<handed> taken;
+    for (auto one = handed_.begin(); one != handed_.end();) {
+        if (one->address == address) {
+            taken.push_back(std::move(*one));
+            one = handed_.erase(one);
+        } else {
+            ++one;
+        }
+    }
+    return taken;
+}
+
+SSE_DECL void predecessor::tell_ready() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (!control_) return;
+    const char ready = 'r';
+    static_cast<void>(!::write(control_.get(), &ready, 1)); // it may have ended: then so be it
+}
+
+SSE_DECL void predecessor::await_release() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (!control_) return;
+    char unused = 0;
+    while (::read(control_.get(), &unused, 1) < 0 && errno == EINTR) {}
+    ::close(control_.release());
+}
+
+SSE_DECL void predecessor::close_rest() noexcept {
+    const std::lock_guard lock(mutex_);
+    for (const handed& one : handed_) ::close(one.file);
+    handed_.clear();
+}
+
+/// What the program began with, but for what was meant for the process alone.
+SSE_DECL std::vector<char*> inherited_environment() {
+    constexpr std::string_view own[] = {
+        "SSE_HANDOVER=", "LISTEN_PID=", "LISTEN_FDS=", "LISTEN_FDNAMES=", "WATCHDOG_PID="};
+    std::vector<char*> all;
+    for (char** each = environ; each && *each; ++each) {
+        const std::string_view text(*each);
+        const auto begins = [&](std::string_view name) { return text.starts_with(name); };
+        if (std::none_of(std::begin(own), std::end(own), begins)) all.push_back(*each);
+    }
+    return all;
+}
+
+/// How a process has ended, for people.
+SSE_DECL std::string end_of_process(pid_t process) {
+    int status = 0;
+    while (::waitpid(process, &status, 0) < 0 && errno == EINTR) {}
+    return WIFSIGNALED(status) ? "ended by signal " + std::to_string(WTERMSIG(status))
+                               : "ended with status " + std::to_string(WEXITSTATUS(status));
+}
+
+SSE_DECL successor start_successor(const std::vector<std::string>& command,
+                                   const std::vector<predecessor::handed>& sockets,
+                                   std::chrono::milliseconds patience) {
+    const std::string what = "sse::server::hand_over";
+    if (command.empty()) throw std::invalid_argument(what + ": there is no program to start");
+    int ends[2];
+#if defined(__linux__)
+    const int failed = ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends);
+#else
+    const int failed = ::socketpair(AF_UNIX, SOCK_STREAM, 0, ends);
+#endif
+    if (failed != 0) throw std::system_error(last_socket_error(), what);
+    descriptor ours(ends[0]);
+    descriptor theirs(ends[1]);
+    close_on_exec(ours.get());
+    close_on_exec(theirs.get());
+
+    // All that needs memory comes before fork(): after it another thread may have its lock.
+    const std::string name = std::string(predecessor::variable) + "=";
+    std::string told = name + "0000000000\n" + std::to_string(theirs.get()) + "\n";
+    for (const auto& one : sockets) {
+        told +=
+            std::to_string(one.file) + (one.has_file ? " file " : " none ") + one.address + "\n";
+    }
+    std::vector<std::string> words = command;
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    std::vector<char*> variables = inherited_environment();
+    variables.push_back(told.data());
+    variables.push_back(nullptr);
+
+    const pid_t process = ::fork();
+    if (process < 0) throw std::system_error(last_socket_error(), what);
+    if (process == 0) {
+        auto own = static_cast<std::uint64_t>(::getpid());
+        for (std::size_t digit = name.size() + 10; digit > name.size(); own /= 10) {
+            told[--digit] = static_cast<char>('0' + own % 10);
+        }
+        for (const auto& one : sockets) ::fcntl(one.file, F_SETFD, 0);
+        ::fcntl(theirs.get(), F_SETFD, 0);
+        sigset_t none;
+        ::sigemptyset(&none);
+        ::sigprocmask(SIG_SETMASK, &none, nullptr);
+        environ = variables.data();
+        ::execvp(arguments[0], arguments.data());
+        const int why = errno;
+        static_cast<void>(!::write(theirs.get(), &why, sizeof why));
+        ::_exit(127);
+    }
+    ::close(theirs.release());
+    const auto until = std::chrono::steady_clock::now() + patience;
+    for (;;) {
+        const auto left =
+            std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+        pollfd one{ours.get(), POLLIN, 0};
+        const int ready =
+            ::poll(&one, 1, static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 3'600'000)));
+        if (ready < 0 && errno == EINTR) continue;
+        if (ready <= 0) {
+            ::kill(process, SIGKILL);
+            end_of_process(process);
+            throw std::system_error(std::make_error_code(std::errc::timed_out),
+                                    what + ": '" + command.front() +
+                                        "' was not ready in time, and was killed; its output may "
+                                        "say why, or give it more time");
+        }
+        std::array<char, sizeof(int)> said{};
+        const auto size = ::read(ours.get(), said.data(), said.size());
+        if (size == 1) return {process, std::move(ours)};
+        const std::string end = end_of_process(process);
+        if (size == sizeof(int)) {
+            int why = 0;
+            std::memcpy(&why, said.data(), sizeof why);
+            throw std::system_error(why, std::generic_category(),
+                                    what + ": cannot start '" + command.front() + "'");
+        }
+        throw std::system_error(std::make_error_code(std::errc::no_such_process),
+                                what + ": '" + command.front() + "' " + end +
+                                    " before it was ready; its output says why");
+    }
+}
+
+/// Adds what the process before this one listened on for this address. Returns whether there was
+/// something.
+SSE_DECL bool listen_on_handed(listeners& all, const std::string& text, asio::io_context& context) {
+    const auto handed = predecessor::of_process().take(text);
+    for (const predecessor::handed& one : handed) {
+        auto made = std::make_unique<listener>(context);
+        take_listening(*made, one.file);
+        made->given = text;
+        if (one.has_file) made->file.own(made->path);
+        const bool is_of_tcp = !made->is_local() && !text.starts_with("systemd:");
+        if (is_of_tcp && !text.empty()) read_tcp_address(*made, text);
+        all.push_back(std::move(made));
+    }
+    return !handed.empty();
+}
+
+#endif
+
 SSE_DECL void listen_on(listeners& all, const std::string& text, asio::io_context& context,
                         [[maybe_unused]] const options& o) {
     constexpr std::string_view of_unix = "unix:";
-    auto made = std::make_unique<listener>(context);
+    constexpr std::string_view of_systemd = "systemd:";
+    const bool is_activated = text.starts_with(of_systemd);
     const std::string where = "sse::server: cannot listen on '" + text + "'";
-    if (!text.starts_with(of_unix)) {
+#if !defined(_WIN32)
+    if (listen_on_handed(all, text, context)) return;
+#endif
+    if (!text.starts_with(of_unix) && !is_activated) {
+        auto made = std::make_unique<listener>(context);
+        made->given = text;
         try {
             listen_on_tcp(*made, text, context);
         } catch (const std::system_error& e) { throw std::system_error(e.code(), where); }
-    } else {
-#if defined(_WIN32)
-        throw std::invalid_argument(where + ": there are no unix-domain sockets on this system; "
-                                            "write host:port");
-#else
-        try {
-            listen_on_unix(*made, text.substr(of_unix.size()), o);
-        } catch (const std::system_error& e) {
-            std::string why = e.what();
-            const std::string code = e.code().message();
-            const bool says_more = why != code; // and ends with the code
-            throw std::system_error(
-                e.code(),
-                says_more ? where + ": " + why.substr(0, why.size() - code.size() - 2) : where);
-        } catch (const std::invalid_argument& e) {
-            throw std::invalid_argument("sse::server: " + std::string(e.what()));
-        }
-#endif
+        all.push_back(std::move(made));
+        return;
     }
-    all.push_back(std::move(made));
+#if defined(_WIN32)
+    throw std::invalid_argument(where + ": this system has no such sockets; write host:port");
+#else
+    try {
+        if (is_activated) {
+            return listen_on_activated(all, text.substr(of_systemd.size()), context);
+        }
+        auto made = std::make_unique<listener>(context);
+        made->given = text;
+        listen_on_unix(*made, text.substr(of_unix.size()), o);
+        all.push_back(std::move(made));
+    } catch (const std::system_error& e) {
+        std::string why = e.what();
+        const std::string code = e.code().message();
+        const bool says_more = why != code; // and ends with the code
+        throw std::system_error(
+            e.code(),
+            says_more ? where + ": " + why.substr(0, why.size() - code.size() - 2) : where);
+    } catch (const std::invalid_argument& e) {
+        throw std::invalid_argument("sse::server: " + std::string(e.what()));
+    }
+#endif
 }
 
 #endif // SSE_BODIES
 
 } // namespace detail
+
+#if defined(SSE_BODIES)
+
+SSE_DECL bool notify_systemd([[maybe_unused]] std::string_view state) noexcept {
+#if defined(_WIN32)
+    return false;
+#else
+    try {
+        const char* const where = std::getenv("NOTIFY_SOCKET");
+        if (!where || !*where) return false;
+        const detail::unix_address to(where);
+        asio::error_code failed;
+        const detail::descriptor from = detail::open_unix_socket(SOCK_DGRAM, failed);
+        if (failed) return false;
+        for (int tries = 0; tries < 2; ++tries) {
+            if (::sendto(from.get(), state.data(), state.size(), 0, to.get(), to.size()) >= 0) {
+                return true;
+            }
+            pollfd room{from.get(), POLLOUT, 0};
+            if (errno != EAGAIN || ::poll(&room, 1, 1'000) <= 0) return false;
+        }
+    } catch (const std::exception&) {} // it is no address, or out of memory
+    return false;
+#endif
+}
+
+#endif // SSE_BODIES
 
 // >>lifecycle /////////////////////////////////////////////////////////////////////////////////////
 // The life of a server: it accepts, spreads the connections over the workers, drains, stops. The
@@ -13726,6 +14123,11 @@ public:
     asio::ip::tcp::endpoint endpoint() const;
     std::vector<std::string> addresses() const;
     void adopt(tcp_socket::native_handle_type handle, std::string received);
+    std::int64_t hand_over(const std::vector<std::string>& command,
+                           std::chrono::milliseconds patience);
+    /// Whether another process waits for what only one can have; and that it may.
+    bool has_successor() const;
+    void let_go() noexcept;
 #if defined(SSE_TESTING)
     void connect(std::shared_ptr<wire> client);
 #endif
@@ -13762,6 +14164,9 @@ private:
     std::optional<asio::basic_signal_set<io_executor>> signals_;
     std::optional<asio::ip::tcp::endpoint> endpoint_; // the first
     std::vector<std::string> addresses_;
+#if !defined(_WIN32)
+    descriptor successor_; // to it
+#endif
     stage stage_ = stage::unused;
     std::atomic<bool> opened_{false};
     std::chrono::steady_clock::time_point drained_by_{};
@@ -14124,6 +14529,54 @@ SSE_DECL asio::error_code lifecycle::accept_one(listener& from) {
     take_in(w, std::move(one));
     return failed;
 }
+
+// --- hand over
+
+#if defined(_WIN32)
+
+SSE_DECL std::int64_t lifecycle::hand_over(const std::vector<std::string>&,
+                                           std::chrono::milliseconds) {
+    throw std::system_error(std::make_error_code(std::errc::function_not_supported),
+                            "sse::server::hand_over");
+}
+SSE_DECL bool lifecycle::has_successor() const { return false; }
+SSE_DECL void lifecycle::let_go() noexcept {}
+
+#else
+
+SSE_DECL std::int64_t lifecycle::hand_over(const std::vector<std::string>& command,
+                                           std::chrono::milliseconds patience) {
+    std::vector<predecessor::handed> sockets;
+    {
+        const std::lock_guard lock(state);
+        if (!has_started()) {
+            throw std::logic_error("sse::server::hand_over: start the server first");
+        }
+        if (stage_ != stage::running) {
+            throw std::system_error(errc::stopped, "sse::server::hand_over");
+        }
+        for (const auto& one : listeners_) {
+            sockets.push_back({one->acceptor.native_handle(), one->file.is_own(), one->given});
+        }
+    }
+    successor found = start_successor(command, sockets, patience);
+    const std::lock_guard lock(state);
+    for (const auto& one : listeners_) one->file.leave();
+    successor_ = std::move(found.control);
+    return found.process;
+}
+
+SSE_DECL bool lifecycle::has_successor() const {
+    const std::lock_guard lock(state);
+    return static_cast<bool>(successor_);
+}
+
+SSE_DECL void lifecycle::let_go() noexcept {
+    const std::lock_guard lock(state);
+    const descriptor gone = std::exchange(successor_, descriptor());
+}
+
+#endif
 
 /// Gives a connection to its worker, or closes it at once.
 SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
@@ -14876,12 +15329,23 @@ void server::launch(Where&&... where) {
     const std::lock_guard lock(life.state);
     if (!life.has_started()) add_builtin_routes();
     life.start(std::forward<Where>(where)...);
+#if !defined(_WIN32)
+    detail::predecessor& before = detail::predecessor::of_process();
+    before.close_rest();
+    if (hub_->relay) {
+        before.tell_ready();
+        before.await_release();
+    }
+#endif
     if (hub_->relay) attach_bus();
     if (!has_threads_) {
         for (auto& w : hub_->workers) {
             asio::post(w->context(), [worker = w.get()] { worker->begin(); });
             w->wake_always(); // for what was published before
         }
+#if !defined(_WIN32)
+        if (!hub_->relay) before.tell_ready();
+#endif
         return;
     }
     const std::lock_guard joining(joining_);
@@ -14895,6 +15359,9 @@ void server::launch(Where&&... where) {
         for (std::thread& t : threads_) t.join();
         throw;
     }
+#if !defined(_WIN32)
+    if (!hub_->relay) before.tell_ready();
+#endif
 }
 
 /// If it cannot work, nothing runs.
@@ -14974,6 +15441,13 @@ SSE_DECL drain_result server::drain(const drain_options& how) {
     check_thread("sse::server::drain");
     detail::lifecycle& life = *hub_->life;
     life.drain(life.checked(how));
+    if (life.has_successor()) { // what is stored from now on its clients get there
+        if (hub_->relay) {
+            hub_->relay->others().leave();
+            hub_->relay->detach();
+        }
+        life.let_go();
+    }
     life.state.lock();
     const auto deadline =
         life.drained_by() + hub_->options.timeouts.shutdown + std::chrono::seconds(1);
@@ -14999,6 +15473,12 @@ SSE_DECL void server::join() {
         if (t.joinable()) t.join();
     }
     if (hub_->relay) hub_->relay->detach();
+    hub_->life->let_go();
+}
+
+SSE_DECL std::int64_t server::hand_over(const std::vector<std::string>& command,
+                                        std::chrono::milliseconds patience) {
+    return hub_->life->hand_over(command, patience);
 }
 
 SSE_DECL asio::ip::tcp::endpoint server::endpoint() const { return hub_->life->endpoint(); }

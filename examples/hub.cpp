@@ -30,6 +30,7 @@
 #include <asio/signal_set.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
+#include <asio/thread_pool.hpp>
 #include <asio/use_awaitable.hpp>
 
 #include <algorithm>
@@ -168,6 +169,9 @@ constexpr const char* nats_credentials = "SSE_HUB_NATS_CREDENTIALS";
 // The library names its options; here these are a flag and variables.
 std::string as_the_hub_says(std::string_view text) {
     constexpr std::pair<std::string_view, std::string_view> names[] = {
+        {"sse::server: ", ""},
+        {"sse::server::hand_over: ", ""},
+        {"unix_socket.owner", "--socket-owner"},
         {"sse::redis_options::addresses: ", ""},
         {"sse::redis_options::keeps_all: ", "--redis-keeps-all: "},
         {"redis_options::keeps_all", "--redis-keeps-all"},
@@ -376,18 +380,66 @@ void use_tls(settings& chosen) {
 #endif
 }
 
+// For Type=notify-reload, which wants to know when.
+void say_reloading() {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    const auto time = std::chrono::duration_cast<std::chrono::microseconds>(now).count();
+    sse::notify_systemd("RELOADING=1\nMONOTONIC_USEC=" + std::to_string(time));
+}
+
+// Tells systemd that the hub is alive, twice within the time in which it wants to know: only if
+// each worker answers, since one that is blocked serves nobody.
+asio::awaitable<void> feed_watchdog(sse::server& server) {
+    std::uint64_t microseconds = 0;
+    const std::string text = from_environment("WATCHDOG_USEC");
+    std::from_chars(text.data(), text.data() + text.size(), microseconds);
+    const std::string whose = from_environment("WATCHDOG_PID");
+    if (microseconds == 0 || (!whose.empty() && whose != std::to_string(::getpid()))) co_return;
+    asio::steady_timer timer(co_await asio::this_coro::executor);
+    for (;;) {
+        co_await server.async_measure();
+        sse::notify_systemd("WATCHDOG=1");
+        timer.expires_after(std::chrono::microseconds(microseconds / 2));
+        co_await timer.async_wait(asio::use_awaitable);
+    }
+}
+
+// At SIGUSR2 a new hub takes over. Returns once it has; if it cannot, this one goes on.
+asio::awaitable<void> be_replaced(sse::server& server, const std::vector<std::string>& command,
+                                  output& out) {
+    asio::signal_set wanted(co_await asio::this_coro::executor, SIGUSR2);
+    asio::thread_pool waiting(1);
+    for (;;) {
+        co_await wanted.async_wait(asio::use_awaitable);
+        const auto start = [&]() -> asio::awaitable<std::int64_t> {
+            co_return server.hand_over(command);
+        };
+        try {
+            const std::int64_t process =
+                co_await asio::co_spawn(waiting, start(), asio::use_awaitable);
+            sse::notify_systemd("MAINPID=" + std::to_string(process));
+            co_return out.say("hub: handed over to process " + std::to_string(process));
+        } catch (const std::exception& failure) {
+            out.complain("hub: goes on, since none could take over: " +
+                         as_the_hub_says(failure.what()));
+        }
+    }
+}
+
 // Reads the files again at each SIGHUP.
 asio::awaitable<void> renew_tls(sse::server& server, const settings& chosen, output& out) {
     asio::signal_set hangup(co_await asio::this_coro::executor, SIGHUP);
     for (;;) {
         co_await hangup.async_wait(asio::use_awaitable);
 #if defined(SSE_ENABLE_TLS)
+        say_reloading();
         try {
             server.reload_tls();
             out.say("hub: read the certificate again");
         } catch (const sse::bad_option& refused) {
             out.complain("hub: the certificate stays as it was: " + as_flag(chosen, refused));
         }
+        sse::notify_systemd("READY=1");
 #else
         static_cast<void>(server), static_cast<void>(chosen), static_cast<void>(out);
 #endif
@@ -420,6 +472,11 @@ std::string host_name() {
 
 std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
     check_paths(chosen);
+    const auto is_place = [](const auto& given) {
+        return given.which->name == "address" || given.which->name == "port";
+    };
+    if (!chosen.listen.empty() && std::any_of(chosen.given.begin(), chosen.given.end(), is_place))
+        throw usage_error("--listen says where, and so do --address and --port; use one of these");
     if (chosen.options.node.empty()) chosen.options.node = host_name();
     try {
         choose_origins(chosen);
@@ -453,15 +510,23 @@ std::string listen_address(const settings& chosen) {
            std::to_string(chosen.port);
 }
 
-std::string url(const sse::server& server, const settings& chosen) {
-    const asio::ip::tcp::endpoint at = server.endpoint();
-    std::ostringstream out;
-    out << (speaks_tls(chosen) ? "https://" : "http://");
-    if (at.address().is_unspecified())
-        out << "localhost:" << at.port();
-    else
-        out << at;
-    return out.str() + "/";
+// Where a browser finds it; of a unix-domain socket, what the server calls it.
+std::string url_of(std::string address, const settings& chosen) {
+    constexpr std::string_view plain = "http://";
+    if (address.starts_with("unix:")) return address;
+    const bool is_plain = address.starts_with(plain);
+    if (is_plain) address.erase(0, plain.size());
+    for (const std::string_view every : {"0.0.0.0:", "[::]:"}) {
+        if (address.starts_with(every)) address.replace(0, every.size(), "localhost:");
+    }
+    return (speaks_tls(chosen) && !is_plain ? "https://" : "http://") + address + "/";
+}
+
+std::string urls(const sse::server& server, const settings& chosen) {
+    std::string all;
+    for (const std::string& each : server.addresses())
+        all += (all.empty() ? "" : " or ") + url_of(each, chosen);
+    return all;
 }
 
 // What is said of the code is about a message that is published, which none was yet.
@@ -475,9 +540,11 @@ std::string url(const sse::server& server, const settings& chosen) {
 void listen(sse::server& server, const settings& chosen) {
     const std::string address = listen_address(chosen);
     try {
-        server.start(address);
+        if (chosen.listen.empty()) return server.start(address);
+        return server.start(chosen.listen);
     } catch (const std::system_error& failure) {
         if (failure.code() == sse::errc::bus_refused) throw_without_code(failure);
+        if (!chosen.listen.empty()) throw;
         throw std::runtime_error("cannot listen on " + address + ": " + failure.code().message() +
                                  "; choose another --address or --port");
     }
@@ -485,17 +552,18 @@ void listen(sse::server& server, const settings& chosen) {
 
 // SIGHUP comes when the terminal is closed: the hub then ends as on SIGTERM, unless it has a
 // certificate to renew. If it was ignored at the start, as under nohup, it stays ignored. SIGUSR1
-// and SIGUSR2 mean nothing here, and must not end the hub.
+// means nothing here, and must not end the hub.
 void take_signals(asio::signal_set& signals, const settings& chosen) {
     for (const int each : {SIGINT, SIGTERM}) signals.add(each);
     struct sigaction before {};
     if (!speaks_tls(chosen) && ::sigaction(SIGHUP, nullptr, &before) == 0 &&
         before.sa_handler != SIG_IGN)
         signals.add(SIGHUP);
-    for (const int each : {SIGUSR1, SIGUSR2}) std::signal(each, SIG_IGN);
+    std::signal(SIGUSR1, SIG_IGN);
 }
 
-void run(sse::server& server, const settings& chosen, output& out) {
+void run(sse::server& server, const settings& chosen, const std::vector<std::string>& command,
+         output& out) {
     server.route("GET", "/", [page = page_for(chosen)](sse::stream& client) {
         return send_page(page, client);
     });
@@ -533,8 +601,17 @@ void run(sse::server& server, const settings& chosen, output& out) {
     asio::signal_set signals(io);
     take_signals(signals, chosen);
     signals.async_wait([&](std::error_code, int) { io.stop(); });
+    bool is_replaced = false;
+    asio::co_spawn(io, be_replaced(server, command, out), [&](std::exception_ptr failure) {
+        rethrow(failure);
+        is_replaced = true;
+        io.stop();
+    });
+    io.poll(); // from here on SIGUSR2 does not end the hub
     listen(server, chosen);
-    out.say("hub: open " + url(server, chosen));
+    out.say("hub: open " + urls(server, chosen));
+    sse::notify_systemd("READY=1");
+    asio::co_spawn(io, feed_watchdog(server), rethrow);
 
     asio::co_spawn(io,
                    run_feed(server,
@@ -553,11 +630,15 @@ void run(sse::server& server, const settings& chosen, output& out) {
     // exits sends another one.
     signals.clear();
     std::signal(SIGHUP, SIG_IGN);
+    if (!is_replaced) sse::notify_systemd("STOPPING=1");
     const std::uint64_t clients = server.counters().streams;
-    const milliseconds window =
-        window_asked < 0 ? chosen.options.drain_window : milliseconds(window_asked);
-    const sse::drain_result gone =
-        window.count() > 0 ? server.drain({.window = window}) : sse::drain_result{};
+    sse::drain_options how{.window = window_asked < 0 ? chosen.options.drain_window
+                                                      : milliseconds(window_asked)};
+    if (is_replaced) { // there is somebody to go to at once
+        how.window = how.window.count() > 0 ? how.window : milliseconds(2000);
+        how.retry = milliseconds(1000);
+    }
+    const sse::drain_result gone = how.window.count() > 0 ? server.drain(how) : sse::drain_result{};
     server.stop();
     server.join();
     out.complain(out.warnings.due(hub_log::once_a_second::clock::time_point::max()));
@@ -578,7 +659,7 @@ int main(int argc, char** argv) {
             std::cout << "hub " SSE_VERSION_STRING "\n";
         } else {
             const std::unique_ptr<sse::server> server = make_server(chosen, out);
-            run(*server, chosen, out);
+            run(*server, chosen, {argv, argv + argc}, out);
         }
         return std::cout.flush() ? 0 : 1;
     } catch (const usage_error& wrong) {

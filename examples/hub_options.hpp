@@ -36,6 +36,7 @@ struct settings {
     sse::options options;
     std::string address = "127.0.0.1";
     std::uint16_t port = 8080;
+    std::vector<std::string> listen;  // instead of these two
     std::vector<std::string> allowed; // origins; empty: any
     std::string token;                // empty: publishing over HTTP is off
     std::optional<sse::log_level> log_from = sse::log_level::warning; // empty: quiet
@@ -215,6 +216,28 @@ inline const std::vector<flag>& flags() {
          [](settings& chosen, std::string_view value) {
              chosen.port = whole_number<std::uint16_t>(value);
          }},
+        {"listen", "WHERE",
+         "instead of these two: HOST:PORT, unix:/run/hub.sock, systemd: for the sockets that "
+         "systemd has opened, or with TLS http://HOST:PORT for one without; may be repeated",
+         [](settings& chosen, std::string_view value) {
+             if (value.empty())
+                 throw usage_error("use a place such as 127.0.0.1:8080 or unix:/run/hub.sock");
+             chosen.listen.emplace_back(value);
+         }},
+        {"socket-mode", "OCTAL", "mode of the file of such a unix: socket (0660)",
+         [](settings& chosen, std::string_view value) {
+             unsigned mode = 0;
+             const auto [end, wrong] =
+                 std::from_chars(value.data(), value.data() + value.size(), mode, 8);
+             if (wrong != std::errc() || end != value.data() + value.size() || mode > 0777)
+                 throw usage_error("use an octal number from 0 to 777, such as 660");
+             chosen.options.unix_socket.mode = mode;
+         },
+         "unix_socket.mode"},
+        {"socket-owner", "USER:GROUP",
+         "whom that file is given to, such as :www-data (to who started the hub)",
+         [](settings& chosen, std::string_view value) { chosen.options.unix_socket.owner = value; },
+         "unix_socket.owner"},
         size_flag(
             "threads", "worker threads; 0: one for each core", "threads",
             [](sse::options & o) -> auto& { return o.threads; }),
@@ -504,7 +527,15 @@ one hub is restarted, with the others also when they come back to another hub. G
 Ctrl-C, SIGTERM or a closed terminal (SIGHUP) disconnects the clients, over --drain-window if that is
 given, and ends the hub with status 0; a second Ctrl-C or SIGTERM ends it at once. With --tls-cert,
 SIGHUP reads the files of TLS again instead: a renewed certificate is for who connects from then on,
-and one that cannot work is refused. SIGUSR1 and SIGUSR2 are ignored. The status is 2 after a wrong flag, and 1 after a failure such as a port in use.
+and one that cannot work is refused. SIGUSR1 is ignored. The status is 2 after a wrong flag, and 1
+after a failure such as a port in use.
+
+SIGUSR2 starts the hub anew, with the same flags and perhaps a newer program, and hands it the sockets:
+nobody is refused. The clients of this one go over within --drain-window, or 2 seconds, and with one of
+--log-dir, --redis and --nats miss nothing. If the new one does not come so far, this one goes on.
+
+Under systemd, with Type=notify, the hub tells when it is ready, reloads and stops, and with WatchdogSec=
+that all its threads are alive: examples/hub.service and examples/hub.socket.
 
 The log goes to stderr. Warnings and errors of one kind are printed at most once a second, with their
 number. Lines that nobody reads are dropped and counted; they never block the hub.

@@ -194,6 +194,9 @@ TEST_SUITE("examples") {
         CHECK(status == 0);
         for (const char* flag : {"--address",
                                  "--port",
+                                 "--listen",
+                                 "--socket-mode",
+                                 "--socket-owner",
                                  "--threads",
                                  "--prefix",
                                  "--health",
@@ -289,6 +292,11 @@ TEST_SUITE("examples") {
                       "--log-dir and --redis exclude each other");
         check_refused("--nats nats://h --redis h:1", "--redis and --nats exclude each other");
         check_refused("demo", "flags begin with --");
+        check_refused("--listen ''", "use a place such as 127.0.0.1:8080 or unix:/run/hub.sock");
+        check_refused("--listen :0 --port 0",
+                      "--listen says where, and so do --address and --port");
+        check_refused("--socket-mode 1777", "use an octal number from 0 to 777, such as 660");
+        check_refused("--socket-mode 68", "use an octal number");
     }
 
     TEST_CASE("a certificate that the hub cannot take is told with what to do") {
@@ -444,7 +452,7 @@ TEST_SUITE("examples") {
     TEST_CASE("a closed terminal lets the hub's clients go, and nohup keeps it from that") {
         hub_in_shell hub("--drain-window 0.3");
         event_client client(hub.port);
-        for (const int harmless : {SIGUSR1, SIGUSR2}) hub.signal(harmless);
+        hub.signal(SIGUSR1); // is harmless
         hub.fill_log(1);
         hub.signal(SIGHUP);
         CHECK(client.wait_for_close() == ending::fin);

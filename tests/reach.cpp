@@ -1,12 +1,16 @@
 // reach.cpp - covers >>listen: how a server is reached: several addresses at once, unix-domain
-// sockets with their files and credentials, by its own client, curl and nginx too.
+// sockets with their files and credentials, by its own client, curl and nginx too, sockets that
+// systemd opens, and sockets that go from one process to the next.
 #include "support/server.hpp"
 #include "support/temporary_folder.hpp"
 
 #include <asio/co_spawn.hpp>
 #include <asio/io_context.hpp>
+
 #include <doctest/doctest.h>
 
+#include <array>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -136,6 +140,52 @@ std::optional<std::string> program_at(const std::string& name) {
     MESSAGE("not run: there is no " << name);
     return std::nullopt;
 }
+
+std::string example(const std::string& name) {
+    const char* const directory = std::getenv("EXAMPLES");
+    REQUIRE_MESSAGE(directory, "EXAMPLES must name the directory of the built examples");
+    return std::string(directory) + "/" + name;
+}
+
+/// A variable of the environment, for the time of a test.
+class variable {
+public:
+    variable(std::string name, const std::string& value) : name_(std::move(name)) {
+        ::setenv(name_.c_str(), value.c_str(), 1);
+    }
+    ~variable() { ::unsetenv(name_.c_str()); }
+    variable(const variable&) = delete;
+    variable& operator=(const variable&) = delete;
+
+private:
+    const std::string name_;
+};
+
+/// What a service tells systemd.
+class notifications {
+public:
+    explicit notifications(const std::string& path)
+        : socket_(::socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)) {
+        const sockaddr_un at = address_of(path);
+        REQUIRE(::bind(socket_.get(), reinterpret_cast<const sockaddr*>(&at), size_of(path)) == 0);
+    }
+    std::string next() {
+        REQUIRE(wait_for(socket_.get(), POLLIN, patience));
+        std::array<char, 1024> text{};
+        const ssize_t size = ::recv(socket_.get(), text.data(), text.size(), 0);
+        REQUIRE(size > 0);
+        return {text.data(), static_cast<std::size_t>(size)};
+    }
+    /// Skips those of a watchdog.
+    std::string next_state() {
+        std::string one = next();
+        while (one == "WATCHDOG=1") one = next();
+        return one;
+    }
+
+private:
+    descriptor socket_;
+};
 
 /// A port that was free a moment ago, for a program that takes no other.
 std::uint16_t free_port() {
@@ -687,6 +737,276 @@ TEST_SUITE("reach") {
         CHECK(follow("unix:" + path + ":/to-socket") == "kept");
         CHECK(has(follow("unix:" + path + ":/to-other"), "a redirect must not lead to a socket"));
         CHECK(has(follow(by_tcp + "/to-socket"), "a redirect must not lead to a socket"));
+    }
+
+    TEST_CASE("systemd opens the sockets, and starts a server when somebody connects") {
+        const auto activate = program_at("systemd-socket-activate");
+        if (!activate) return;
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        const std::string port = std::to_string(free_port());
+        process clock(
+            {*activate, "-l", "127.0.0.1:" + port, "-l", path, example("clock"), "systemd:"});
+        REQUIRE(eventually([&] { return exists(path); }));
+        event_client first(connected(path)); // starts it
+        CHECK(first.next().type == "tick");
+        CHECK(port_in(clock.read_line()) == port_in(":" + port));
+        event_client second(port_in(":" + port));
+        CHECK(second.next().type == "tick");
+        clock.signal(SIGTERM);
+        clock.wait_for_exit();
+        CHECK(exists(path)); // it is not the server's
+    }
+
+    TEST_CASE("of the sockets that systemd opens a server takes those of a name") {
+        const auto activate = program_at("systemd-socket-activate");
+        if (!activate) return;
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        const std::string port = std::to_string(free_port());
+        process hub({*activate, "-l", path, "-l", "127.0.0.1:" + port, "--fdname=api:web",
+                     example("hub"), "--listen", "systemd:web", "--listen", "127.0.0.1:0"});
+        REQUIRE(eventually([&] { return exists(path); }));
+        connection waits = connected(path); // starts it, and is served by nobody
+        const std::string line = hub.read_line();
+        CHECK(line.starts_with("hub: open http://127.0.0.1:" + port + "/ or http://127.0.0.1:"));
+        CHECK(http_get(port_in(":" + port), "/health").status == 200);
+        CHECK(http_get(port_in(line), "/health").status == 200);
+        hub.signal(SIGTERM);
+        hub.wait_for_exit();
+        process other({*activate, "-l", "127.0.0.1:" + port, "--fdname=api", "/bin/sh", "-c",
+                       "exec " + example("hub") + " --listen systemd:web 2>&1"});
+        REQUIRE(eventually([&] {
+            try {
+                connection starts(port_in(":" + port));
+                return true;
+            } catch (const std::system_error&) { return false; }
+        }));
+        CHECK(has(other.read_line(),
+                  "systemd has opened no socket of this name; it is "
+                  "FileDescriptorName= in the .socket unit, and there are: api"));
+    }
+
+    TEST_CASE("what systemd has not opened, or not for this process, is told with the remedy") {
+        sse::server server(with_threads(1));
+        const auto why = [&] { return reason([&] { server.start("systemd:"); }); };
+        const std::string none = "sse::server: cannot listen on 'systemd:': systemd has opened no "
+                                 "socket for this process; start it by a .socket unit";
+        CHECK(why().starts_with(none));
+        const variable count("LISTEN_FDS", "1");
+        CHECK(why().starts_with(none));
+        const variable other("LISTEN_PID", "1");
+        CHECK(why().starts_with(none));
+    }
+
+    TEST_CASE("systemd is told only if it wants to know") {
+        CHECK_FALSE(sse::notify_systemd("READY=1"));
+        const temporary_folder folder("sse-reach");
+        const variable where("NOTIFY_SOCKET", folder / "notify");
+        CHECK_FALSE(sse::notify_systemd("READY=1")); // nobody is there
+        notifications told(folder / "notify");
+        CHECK(sse::notify_systemd("READY=1\nSTATUS=well"));
+        CHECK(told.next() == "READY=1\nSTATUS=well");
+        const variable relative("NOTIFY_SOCKET", "notify");
+        CHECK_FALSE(sse::notify_systemd("READY=1"));
+#if defined(__linux__)
+        const std::string name = "@sse-reach-notify-" + std::to_string(::getpid());
+        notifications by_name(name);
+        const variable abstract("NOTIFY_SOCKET", name);
+        CHECK(sse::notify_systemd("STOPPING=1"));
+        CHECK(by_name.next() == "STOPPING=1");
+#endif
+    }
+
+    TEST_CASE("the hub tells systemd when it is ready, that it lives, and when it ends") {
+        const temporary_folder folder("sse-reach");
+        notifications told(folder / "notify");
+        const variable where("NOTIFY_SOCKET", folder / "notify");
+        const variable watchdog("WATCHDOG_USEC", "100000");
+        process hub({example("hub"), "--listen", "unix:" + (folder / "s"), "--socket-mode", "600"});
+        CHECK(hub.read_line() == "hub: open unix:" + (folder / "s"));
+        CHECK(told.next() == "READY=1");
+        CHECK(mode_of(folder / "s") == 0600);
+        for (int n = 0; n < 3; ++n) CHECK(told.next() == "WATCHDOG=1");
+        hub.signal(SIGTERM);
+        CHECK(told.next_state() == "STOPPING=1");
+        CHECK(hub.wait_for_exit().code == 0);
+        CHECK_FALSE(exists(folder / "s"));
+    }
+
+    TEST_CASE("a server hands its sockets over only once it runs, and to a program that runs") {
+        sse::server server(with_threads(1));
+        CHECK_THROWS_AS(server.hand_over({"/bin/true"}), std::logic_error);
+        server.start("127.0.0.1:0");
+        CHECK_THROWS_AS(server.hand_over({}), std::invalid_argument);
+        CHECK(reason([&] { server.hand_over({"/no/such/program"}); }) ==
+              "sse::server::hand_over: cannot start '/no/such/program': No such file or directory");
+        CHECK(has(reason([&] {
+                      server.hand_over({"sh", "-c", "exit 3"});
+                  }),
+                  "'sh' ended with status 3 before it was ready; its output says why"));
+        CHECK(has(reason([&] {
+                      server.hand_over({"sh", "-c", "kill -9 $$"});
+                  }),
+                  "'sh' ended by signal 9 before it was ready"));
+        CHECK(has(reason([&] {
+                      server.hand_over({"sleep", "1000"}, 50ms);
+                  }),
+                  "'sleep' was not ready in time, and was killed"));
+        CHECK(http_get(server.port(), "/health").status == 200);
+        event_client stream(server.port());
+        server.broadcast({.data = "as before"});
+        CHECK(stream.next().data == "as before");
+        server.stop();
+        CHECK_THROWS_AS(server.hand_over({"/bin/true"}), std::system_error);
+    }
+
+    TEST_CASE(
+        "a hub hands TCP and a unix-domain socket over, and its clients go on with their ids") {
+        const temporary_folder folder("sse-reach");
+        const std::string path = folder / "s";
+        process first({example("hub"), "--listen", "127.0.0.1:0", "--listen", "unix:" + path,
+                       "--publish-token", "secret", "--log-dir", folder / "log", "--drain-window",
+                       "0.2"});
+        const std::string opened = first.read_line();
+        const std::uint16_t port = port_in(opened.substr(0, opened.find(" or ")));
+        const header_list token{{"Authorization", "Bearer secret"}, {"Content-Type", "text/plain"}};
+        const auto publish = [&](const std::string& text) {
+            return http_request(port, "POST", "/publish/room", token, text).status;
+        };
+        event_client by_tcp(port, "/subscribe/room");
+        event_client by_file(connected(path), "/subscribe/room");
+        REQUIRE(publish("one") == 202);
+        const std::string id = by_tcp.next().id;
+        CHECK(by_file.next().id == id);
+
+        first.signal(SIGUSR2);
+        std::string handed, reopened;
+        while (handed.empty() || reopened.empty()) { // by two processes, to one pipe
+            const std::string line = first.read_line();
+            if (has(line, "handed over to process ")) handed = line;
+            if (line.starts_with("hub: open ")) reopened = line;
+        }
+        CHECK(reopened == opened);
+        const auto successor = static_cast<pid_t>(std::stol(handed.substr(handed.rfind(' '))));
+        struct ends_with { // which is not a child of ours
+            pid_t process;
+            ~ends_with() { ::kill(process, SIGTERM); }
+        } const ended{successor};
+        by_tcp.wait_for_close();
+        by_file.wait_for_close();
+        CHECK(publish("two") == 202);
+        event_client again(port, "/subscribe/room", {{"Last-Event-ID", id}});
+        CHECK(again.next().data == "two");
+        event_client by_file_again(connected(path), "/subscribe/room", {{"Last-Event-ID", id}});
+        CHECK(by_file_again.next().data == "two");
+        CHECK(first.wait_for_exit().code == 0);
+        CHECK(connected(path).request("GET", "/health").status == 200);
+        ::kill(successor, SIGTERM);
+        CHECK(eventually([&] { return !exists(path); })); // the next one has the file
+    }
+
+    TEST_CASE("two hand-overs under load lose nothing, refuse nobody and leave no gap") {
+        constexpr std::size_t clients = 100, messages = 300;
+        const temporary_folder folder("sse-reach");
+        process hub({example("hub"), "--port", "0", "--publish-token", "secret", "--log-dir",
+                     folder / "log", "--drain-window", "0.5"});
+        const std::uint16_t port = port_in(hub.read_line());
+        struct last_one { // which is not a child of ours
+            pid_t process = 0;
+            ~last_one() {
+                if (process > 0) ::kill(process, SIGTERM);
+            }
+        } newest;
+
+        asio::io_context io;
+        std::vector<sse::client> sources;
+        std::vector<std::vector<std::string>> got(clients);
+        std::size_t gaps = 0, done = 0;
+        const std::string url = "http://127.0.0.1:" + std::to_string(port) + "/subscribe/room";
+        const auto follow = [&](std::size_t which) -> asio::awaitable<void> {
+            for (;;) {
+                const auto one = co_await sources[which].next();
+                if (!one) break;
+                if (one->type == "gap") ++gaps;
+                if (one->type == "message") got[which].push_back(one->data);
+                if (one->data == "end") break;
+            }
+            if (++done == clients) io.stop();
+        };
+        for (std::size_t n = 0; n < clients; ++n) sources.emplace_back(io, url);
+        for (std::size_t n = 0; n < clients; ++n) {
+            asio::co_spawn(io, follow(n), [](std::exception_ptr failed) {
+                if (failed) std::rethrow_exception(failed);
+            });
+        }
+        std::string failure; // of the thread that reads
+        std::thread reading([&] { failure = reason([&] { io.run_for(4 * patience); }); });
+        const header_list headers{{"Authorization", "Bearer secret"},
+                                  {"Content-Type", "text/plain"}};
+        std::vector<std::string> expected;
+        const std::string refused = reason([&] {
+            const auto streams = [&] { return http_get(port, "/health").body; };
+            if (!eventually([&] {
+                    return streams().starts_with("Active connections: " + std::to_string(clients));
+                })) {
+                throw timed_out("not all are there: " + streams());
+            }
+            const auto publish = [&](const std::string& text) {
+                const auto put = [&] { // while one lets go, it takes nothing more
+                    const int status =
+                        http_request(port, "POST", "/publish/room", headers, text).status;
+                    if (status != 202 && status != 503) {
+                        throw bad_response("status " + std::to_string(status));
+                    }
+                    return status == 202;
+                };
+                if (!eventually(put)) throw timed_out("nobody takes " + text);
+                expected.push_back(text);
+            };
+            for (std::size_t n = 0; n < messages; ++n) {
+                publish(std::to_string(n));
+                if (n == messages / 3) hub.signal(SIGUSR2);
+                if (n != 2 * messages / 3) continue;
+                const std::string line = hub.read_line_with("handed over to process ");
+                newest.process = static_cast<pid_t>(std::stol(line.substr(line.rfind(' '))));
+                hub.wait_for_exit();
+                ::kill(newest.process, SIGUSR2);
+            }
+            publish("end");
+        });
+        reading.join();
+        const std::string line = hub.read_line_with("handed over to process ");
+        newest.process = static_cast<pid_t>(std::stol(line.substr(line.rfind(' '))));
+        CHECK(refused.empty());
+        CHECK(failure.empty());
+        CHECK(done == clients);
+        CHECK(gaps == 0);
+        for (std::size_t n = 0; n < clients; ++n) {
+            CAPTURE(n);
+            CHECK(got[n] == expected);
+        }
+    }
+
+    TEST_CASE("a hub goes on if the one that is to take over cannot") {
+        const temporary_folder folder("sse-reach");
+        const std::string copy = folder / "hub";
+        std::filesystem::copy_file(example("hub"), copy);
+        process hub({"/bin/sh", "-c", "exec " + copy + " --port 0 2>&1"});
+        const std::uint16_t port = port_in(hub.read_line());
+        event_client stream(port);
+        std::filesystem::remove(copy);
+        std::ofstream(copy) << "#!/bin/sh\nexit 7\n";
+        std::filesystem::permissions(copy, std::filesystem::perms(0755));
+        for (int n = 0; n < 2; ++n) {
+            hub.signal(SIGUSR2);
+            CHECK(
+                has(hub.read_line_with("hub: goes on"), "ended with status 7 before it was ready"));
+            CHECK(http_get(port, "/health").status == 200);
+        }
+        hub.signal(SIGTERM);
+        CHECK(hub.read_line() == "hub: disconnected 1 client");
+        CHECK(hub.wait_for_exit().code == 0);
     }
 }
 

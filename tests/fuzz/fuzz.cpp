@@ -829,6 +829,13 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
     static std::map<std::string_view, flag_rule> rules{
         {"address", text_rule([](const settings& s) { return s.address; })},
         {"port", text_rule([](const settings& s) { return std::to_string(s.port); })},
+        {"listen", list_rule([](const settings& s) { return s.listen; })},
+        {"socket-mode", text_rule([](const settings& s) {
+             std::ostringstream octal;
+             octal << std::oct << s.options.unix_socket.mode;
+             return octal.str();
+         })},
+        {"socket-owner", text_rule([](const settings& s) { return s.options.unix_socket.owner; })},
         {"threads", count_rule([](const o& of) { return of.threads; })},
         {"prefix", text_rule([](const settings& s) { return s.options.prefix; })},
         {"heartbeat", time_rule([](const o& of) { return of.heartbeat; })},
@@ -909,6 +916,11 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
     };
     rules["address"].read = rules["log-dir"].read = [](const std::string& text) {
         return text.empty() ? std::nullopt : std::optional(text);
+    };
+    rules["listen"].read = rules["address"].read;
+    rules["socket-mode"].read = [](const std::string& text) {
+        const std::string digits = is_of(text, "01234567") ? without_zeros(text) : "";
+        return digits.empty() || digits.size() > 3 ? std::nullopt : std::optional(digits);
     };
     rules["redis"].read = rules["nats"].read = slow_list;
     rules["name"].read = slow_name;
