@@ -8238,7 +8238,7 @@ private:
 // >>secure ////////////////////////////////////////////////////////////////////////////////////////
 // TLS over a socket that does not block, as either end, and where its certificates come from. Needs
 // >>tls, >>options, >>system.
-// Tests: tests/tls.cpp
+// Tests: tests/secure.cpp, tests/tls.cpp
 namespace detail {
 
 #if defined(SSE_ENABLE_TLS)
@@ -8272,7 +8272,7 @@ public:
     /// Sends close_notify: what was written is whole.
     void send_end() noexcept;
 
-    bool is_established() const noexcept { return SSL_is_init_finished(ssl_.get()) == 1; }
+    bool is_established() const noexcept { return established_; }
     bool is_truncated() const noexcept { return ended_; }
     /// Whether reading goes on once the socket is writable, and not once it is readable.
     bool reads_when_writable() const noexcept {
@@ -8315,6 +8315,7 @@ private:
     asio::error_code broken_;  // once it is: why
     std::int64_t records_ = 0; // received, without those that had data
     std::uint64_t sealed_ = 0; // records
+    bool established_ = false; // OpenSSL is in a handshake again while keys change
     bool owes_byte_ = false;   // the last one that is in rest_ counts as not written
     bool writer_waits_ = false;
     bool wants_write_ = false;
@@ -8514,8 +8515,9 @@ SSE_DECL bool tls_session::shake_hands(asio::error_code& failed) {
     ERR_clear_error();
     reads_left_ = reads_at_once;
     const int result = SSL_do_handshake(ssl_.get());
-    if (result != 1) resolve(result, failed);
-    return result == 1;
+    established_ = result == 1;
+    if (!established_) resolve(result, failed);
+    return established_;
 }
 
 SSE_DECL std::size_t tls_session::read_some(asio::mutable_buffer to, asio::error_code& failed) {
@@ -8576,7 +8578,11 @@ SSE_DECL std::size_t tls_session::write_some(std::span<const asio::const_buffer>
     std::array<char, max_record> joined;
     while (taken < size && rest_.empty()) {
         const std::string_view record = next_record(from, taken, joined);
+        const bool has_old_key = sealed_ > 0 && sealed_ % records_of_a_key == 0;
         ERR_clear_error();
+        if (has_old_key && SSL_version(ssl_.get()) == TLS1_3_VERSION) {
+            SSL_key_update(ssl_.get(), SSL_KEY_UPDATE_NOT_REQUESTED); // sent before this record
+        }
         std::size_t n = 0;
         const int result = SSL_write_ex(ssl_.get(), record.data(), record.size(), &n);
         taken += n;
@@ -8584,9 +8590,7 @@ SSE_DECL std::size_t tls_session::write_some(std::span<const asio::const_buffer>
             resolve(result, failed);
             return taken;
         }
-        if (++sealed_ % records_of_a_key == 0 && SSL_version(ssl_.get()) == TLS1_3_VERSION) {
-            SSL_key_update(ssl_.get(), SSL_KEY_UPDATE_NOT_REQUESTED); // sent before the next one
-        }
+        ++sealed_;
     }
     writer_waits_ = !rest_.empty();
     // All is sealed, but not all is gone: the caller has to come again, with the rest of what it
