@@ -11,6 +11,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <memory>
 #include <random>
 #include <thread>
 
@@ -404,6 +405,33 @@ TEST_CASE("certificates change under open streams") {
     if (!tls_by_default) CHECK_THROWS_AS(without.reload_tls(), std::logic_error);
 }
 
+TEST_CASE("certificates change under thousands of streams, and none of them ends") {
+    const std::size_t count = memory_is_meaningful ? 5'000 : 300;
+    REQUIRE(raise_descriptor_limit() > 2 * count + 100);
+    sse::options o = with_threads(2);
+    o.limits.connections = 0;
+    tls_server server(o);
+    std::vector<std::unique_ptr<event_client>> streams;
+    constexpr std::size_t generations = 5;
+    for (std::size_t n = 0; n < generations; ++n) {
+        const std::string name = "generation " + std::to_string(n);
+        server.server.reload_tls(tls_of(test_authority().issue({.name = name})));
+        while (streams.size() < count / generations * (n + 1)) {
+            streams.push_back(std::make_unique<event_client>(server.port(), "/subscribe",
+                                                             header_list{}, secure()));
+            REQUIRE(subject_of_peer(streams.back()->socket()) == name);
+        }
+        server.server.broadcast({.data = std::to_string(n)});
+    }
+    for (std::size_t i = 0; i < streams.size(); ++i) {
+        for (std::size_t n = i / (count / generations); n < generations; ++n) {
+            REQUIRE(streams[i]->next().data == std::to_string(n));
+        }
+    }
+    CHECK(server.server.counters().streams == count);
+    CHECK(server.server.counters().tls_failures == 0);
+}
+
 TEST_CASE("certificates change while clients connect from other threads") {
     sse::options o = with_threads(2);
     tls_server server(o);
@@ -633,6 +661,74 @@ TEST_CASE("a stop ends streams with their reconnection time, and with close_noti
     stream.wait_for_close();
     CHECK(stream.decoder().reconnection_time());
     CHECK(stream.socket().tls().is_whole());
+}
+
+TEST_CASE("connections in their handshake hold up neither a drain nor a stop") {
+    for (const bool drains : {true, false}) {
+        CAPTURE(drains);
+        tls_server server;
+        const std::string hello = client_hello();
+        std::vector<std::unique_ptr<connection>> begun;
+        for (const std::size_t size : {std::size_t{0}, hello.size() / 2, hello.size()}) {
+            begun.push_back(std::make_unique<connection>(server.port(), in_the_open()));
+            begun.back()->send(hello.substr(0, size));
+        }
+        event_client stream(server.port(), "/subscribe", {}, secure());
+        CHECK(eventually([&] { return server.server.counters().connections == 4; }));
+        if (drains) {
+            CHECK(server.server.drain({.window = 100ms}).closed == 1);
+        } else {
+            server.server.stop();
+        }
+        stream.wait_for_close();
+        CHECK(stream.socket().tls().is_whole());
+        for (const auto& one : begun) one->wait_for_close();
+        server.server.join();
+        CHECK(server.server.counters().connections == 0);
+    }
+}
+
+TEST_CASE("a client that says with or without TLS that nothing follows is answered") {
+    tls_server server;
+    for (const bool says_goodbye : {true, false}) {
+        CAPTURE(says_goodbye);
+        connection c(server.port(), secure());
+        c.send_request("GET", "/health", {{"Connection", "close"}});
+        if (says_goodbye) {
+            CHECK(c.try_send_raw(c.tls().say_goodbye()));
+        } else {
+            ::shutdown(c.native_handle(), SHUT_WR);
+        }
+        CHECK(c.read_response().status == 200);
+        CHECK(c.wait_for_close() == ending::fin);
+        CHECK(c.tls().is_whole());
+    }
+    CHECK(server.server.counters().tls_failures == 0);
+}
+
+TEST_CASE("a handshake on the port of plain HTTP is answered as a bad request") {
+    running_server server;
+    connection c(server.port(), in_the_open());
+    c.send(client_hello());
+    CHECK(c.read_through("\r\n").starts_with("HTTP/1.1 400"));
+}
+
+TEST_CASE("a request and its body in records of one byte are read like others") {
+    tls_server server(with_threads(1), [](sse::server& s) {
+        s.route("POST", "/echo", [](sse::stream& client) -> handler_result {
+            const std::string body = co_await client.body();
+            co_await client.respond(200, "text/plain", body);
+        });
+    });
+    const std::string body(5'000, 'b');
+    const std::string request =
+        "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + std::to_string(body.size()) +
+        "\r\n\r\n" + body;
+    connection c(server.port(), secure());
+    std::string sealed;
+    for (const char byte : request) sealed += c.tls().seal({&byte, 1});
+    CHECK(c.try_send_raw(sealed));
+    CHECK(c.read_response().body == body);
 }
 
 // ---- the client ---------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ namespace support {
 struct identity {
     std::string certificate; ///< The certificate, and those of the authorities below the first.
     std::string key;
+
+    friend bool operator==(const identity&, const identity&) = default;
 };
 
 struct certificate_wish {

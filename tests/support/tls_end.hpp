@@ -27,27 +27,14 @@ struct tls_wish {
     std::string host = "localhost";
     std::string ciphers = {};           ///< Of TLS 1.2. Empty: those of OpenSSL.
     std::string protocols = "http/1.1"; ///< One that is offered; empty: none.
+
+    friend bool operator==(const tls_wish&, const tls_wish&) = default;
 };
 
 class tls_end {
 public:
-    explicit tls_end(const tls_wish& wish = {})
-        : context_(SSL_CTX_new(wish.is_server ? TLS_server_method() : TLS_client_method())) {
-        SSL_CTX* const c = context_.get();
-        SSL_CTX_set_security_level(c, 0);            // old versions need it
-        SSL_CTX_set_mode(c, SSL_MODE_NO_AUTO_CHAIN); // it sends what the file has
-        SSL_CTX_set_min_proto_version(c, wish.oldest);
-        SSL_CTX_set_max_proto_version(c, wish.newest);
-        if (!wish.ciphers.empty()) check(SSL_CTX_set_cipher_list(c, wish.ciphers.c_str()));
-        const std::string& ca = wish.ca.empty() ? test_authority().file() : wish.ca;
-        check(SSL_CTX_load_verify_locations(c, ca.c_str(), nullptr));
-        if (!wish.is_server) SSL_CTX_set_verify(c, SSL_VERIFY_PEER, nullptr);
-        const identity& own = wish.own.key.empty() && wish.is_server ? test_server() : wish.own;
-        if (!own.key.empty()) {
-            check(SSL_CTX_use_certificate_chain_file(c, own.certificate.c_str()));
-            check(SSL_CTX_use_PrivateKey_file(c, own.key.c_str(), SSL_FILETYPE_PEM));
-        }
-        ssl_.reset(SSL_new(c));
+    explicit tls_end(const tls_wish& wish = {}) : ssl_(SSL_new(context_of(wish).get())) {
+        if (!ssl_) throw tls_failure(reason());
         in_ = BIO_new(BIO_s_mem());
         out_ = BIO_new(BIO_s_mem());
         BIO_set_mem_eof_return(in_, -1);
@@ -118,6 +105,33 @@ private:
         void operator()(SSL* p) const { SSL_free(p); }
     };
 
+    using context = std::unique_ptr<SSL_CTX, release>;
+
+    /// It takes as long to make as a handshake: the usual one is made once.
+    static std::shared_ptr<SSL_CTX> context_of(const tls_wish& wish) {
+        static const std::shared_ptr<SSL_CTX> usual = make_context({});
+        return wish == tls_wish() ? usual : std::shared_ptr<SSL_CTX>(make_context(wish));
+    }
+    static context make_context(const tls_wish& wish) {
+        context made(SSL_CTX_new(wish.is_server ? TLS_server_method() : TLS_client_method()));
+        SSL_CTX* const c = made.get();
+        SSL_CTX_set_security_level(c, 0); // old versions need it
+        // It sends what the file has, and thousands need little memory.
+        SSL_CTX_set_mode(c, SSL_MODE_NO_AUTO_CHAIN | SSL_MODE_RELEASE_BUFFERS);
+        SSL_CTX_set_min_proto_version(c, wish.oldest);
+        SSL_CTX_set_max_proto_version(c, wish.newest);
+        if (!wish.ciphers.empty()) check(SSL_CTX_set_cipher_list(c, wish.ciphers.c_str()));
+        const std::string& ca = wish.ca.empty() ? test_authority().file() : wish.ca;
+        check(SSL_CTX_load_verify_locations(c, ca.c_str(), nullptr));
+        if (!wish.is_server) SSL_CTX_set_verify(c, SSL_VERIFY_PEER, nullptr);
+        const identity& own = wish.own.key.empty() && wish.is_server ? test_server() : wish.own;
+        if (!own.key.empty()) {
+            check(SSL_CTX_use_certificate_chain_file(c, own.certificate.c_str()));
+            check(SSL_CTX_use_PrivateKey_file(c, own.key.c_str(), SSL_FILETYPE_PEM));
+        }
+        return made;
+    }
+
     static void check(int good) {
         if (good != 1) throw tls_failure(reason());
     }
@@ -136,9 +150,8 @@ private:
         throw tls_failure(verdict == X509_V_OK ? text : X509_verify_cert_error_string(verdict));
     }
 
-    std::unique_ptr<SSL_CTX, release> context_;
-    std::unique_ptr<SSL, release> ssl_;
-    BIO* in_ = nullptr; // of ssl_
+    std::unique_ptr<SSL, release> ssl_; // keeps its context
+    BIO* in_ = nullptr;                 // of ssl_
     BIO* out_ = nullptr;
 };
 
