@@ -8660,6 +8660,10 @@ SSE_DECL tls_context tls_acceptor::make_context(const tls_options& o) {
     SSL_CTX* const c = made.get();
     check(use_identity(c, o.certificate, o.key));
     if (o.handshake.count() <= 0) check("handshake: must be more than 0 ms");
+    if (o.client_may_be_unknown && o.client_ca.empty()) {
+        check(
+            "client_may_be_unknown: no client is asked for a certificate; give client_ca as well");
+    }
     const auto choose = [](SSL*, const unsigned char** chosen, unsigned char* size,
                            const unsigned char* offered, unsigned offered_size, void*) {
         constexpr std::string_view known("\x08http/1.1", 9);
@@ -8706,6 +8710,9 @@ SSE_DECL tls_context make_client_context(const client_tls_options& o) {
     tls_context made = make_context(TLS_client_method(), o.oldest);
     SSL_CTX* const c = made.get();
     if (!o.certificate.empty()) check(use_identity(c, o.certificate, o.key));
+    if (o.certificate.empty() && !o.key.empty()) {
+        check("certificate: give the file with the certificate of the key as well");
+    }
     if (o.ca.empty()) {
         SSL_CTX_set_default_verify_paths(c);
 #if defined(_WIN32) && OPENSSL_VERSION_NUMBER >= 0x30200000L
@@ -15061,7 +15068,8 @@ SSE_DECL sse::options server::checked(sse::options o) {
     require(o.tls.certificate.empty() || !o.proxy.protocol,
             "proxy.protocol: its header comes before the handshake, which tls does not expect; let "
             "the proxy speak TLS instead");
-    require(!o.tls.certificate.empty() || (o.tls.key.empty() && o.tls.client_ca.empty()),
+    require(!o.tls.certificate.empty() ||
+                (o.tls.key.empty() && o.tls.client_ca.empty() && !o.tls.client_may_be_unknown),
             "tls.certificate: give the file with the certificate as well");
 #endif
     const std::size_t ring = o.ring_capacity;
@@ -18569,7 +18577,8 @@ SSE_DECL client_core::client_core(const asio::any_io_executor& where, const std:
       pause_(options_.retry) {
 #if defined(SSE_ENABLE_TLS)
     const client_tls_options& tls = options_.tls;
-    if (origin_.secure || !tls.ca.empty() || !tls.certificate.empty()) context();
+    const bool names_files = !tls.ca.empty() || !tls.certificate.empty() || !tls.key.empty();
+    if (origin_.secure || names_files) context();
 #endif
     if (fits_in_field(last_event_id())) prepare_to_resume();
     registry_ = &asio::use_service<client_registry>(asio::query(where, asio::execution::context));

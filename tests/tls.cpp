@@ -100,6 +100,19 @@ response http_get_securely(std::uint16_t port, std::string_view target) {
     return c.request("GET", target);
 }
 
+/// The same key in another file.
+std::string with_password(const std::string& key) {
+    const std::unique_ptr<BIO, decltype(&BIO_free)> from(BIO_new_file(key.c_str(), "r"), BIO_free);
+    const std::unique_ptr<EVP_PKEY, decltype(&EVP_PKEY_free)> read(
+        PEM_read_bio_PrivateKey(from.get(), nullptr, nullptr, nullptr), EVP_PKEY_free);
+    const std::string file = key + ".encrypted";
+    const std::unique_ptr<BIO, decltype(&BIO_free)> to(BIO_new_file(file.c_str(), "w"), BIO_free);
+    unsigned char password[] = "secret";
+    REQUIRE(PEM_write_bio_PrivateKey(to.get(), read.get(), EVP_aes_128_cbc(), password, 6, nullptr,
+                                     nullptr) == 1);
+    return file;
+}
+
 std::string subject_of_peer(connection& c) {
     char text[200] = "";
     X509* const peer = SSL_get0_peer_certificate(c.tls().native_handle());
@@ -483,6 +496,20 @@ TEST_CASE("files that cannot work are refused with the reason and the remedy") {
     says(reason(tls), "tls.key", {"key values mismatch"});
     tls.key = test_authority().issue({.rsa = true}).key;
     says(reason(tls), "tls.key", {"without a password"});
+    tls.key = with_password(good.key);
+    says(reason(tls), "tls.key", {"without a password"});
+    tls = tls_of(good);
+    tls.client_may_be_unknown = true;
+    says(reason(tls), "tls.client_may_be_unknown", {"client_ca"});
+    sse::server running([&] {
+        sse::options o = with_threads(1);
+        o.tls = tls_of(good);
+        return o;
+    }());
+    CHECK_THROWS_AS(running.reload_tls(tls), sse::bad_option);
+    tls.certificate.clear();
+    tls.key.clear();
+    says(reason(tls), "tls.certificate", {"give the file"});
     tls = tls_of(good);
     tls.client_ca = missing;
     says(reason(tls), "tls.client_ca", {missing, "No such file"});
@@ -1015,6 +1042,7 @@ TEST_CASE("a client's files that cannot work are refused where it is made") {
     CHECK(has(reason({.ca = missing}), "sse::client_options::tls.ca: '" + missing));
     CHECK(has(reason({.certificate = missing}), "tls.certificate: '" + missing));
     CHECK(has(reason({.certificate = test_server().certificate}), "tls.key"));
+    CHECK(has(reason({.key = test_server().key}), "tls.certificate"));
     CHECK(reason({.certificate = test_server().certificate, .key = test_server().key}).empty());
 }
 
