@@ -19269,7 +19269,10 @@ SSE_DECL asio::awaitable<std::error_code> client_core::shake_hands(const http_ur
                                                url.host_to_resolve());
     asio::error_code failed;
     while (!link_->tls->shake_hands(failed)) {
-        if (failed == asio::error::eof) co_return make_error_code(errc::tls_failed);
+        if (failed == asio::error::eof) {
+            detail_ = "the connection ended during the handshake";
+            co_return make_error_code(errc::tls_failed);
+        }
         if (!would_block(failed)) co_return explain(failed);
         const std::error_code woken = co_await wait_for_input(until);
         if (woken) co_return woken;

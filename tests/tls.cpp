@@ -901,6 +901,11 @@ TEST_CASE("a server that is too old, or speaks no TLS, is told from one that is 
     const received none = receive(url_of(plain.port()), trusting());
     CHECK(none.failed == sse::errc::tls_failed);
     CHECK(has(none.why, "wrong version number"));
+
+    script_server leaves({{.bytes = "", .read_request = false}});
+    const received left = receive(url_of(leaves.port()), trusting());
+    CHECK(left.failed == sse::errc::tls_failed);
+    CHECK(has(left.why, "the connection ended during the handshake"));
 }
 
 TEST_CASE("a client shows its own certificate where it is asked for one") {
