@@ -19268,6 +19268,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::shake_hands(const http_ur
     link_->tls = std::make_unique<tls_session>(context(), link_->socket.native_handle(),
                                                url.host_to_resolve());
     asio::error_code failed;
+    link_->socket.non_blocking(true, failed); // Windows has no flag of recv() for it
     while (!link_->tls->shake_hands(failed)) {
         if (failed == asio::error::eof) {
             detail_ = "the connection ended during the handshake";
