@@ -1286,6 +1286,10 @@ struct tls_options {
     std::string client_ca = {};
     /// With client_ca: a client without a certificate is served too.
     bool client_may_be_unknown = false;
+    /// With client_ca: the revocation lists of the CAs between a client's certificate and its root,
+    /// a list of each, the root's too. Clients of which one is missing or out of date are refused,
+    /// as are those that are revoked. Empty: nobody asks.
+    std::string client_crl = {};
     /// From accept to the end of the handshake; more than 0. It is part of timeouts.header.
     std::chrono::milliseconds handshake{10'000};
 };
@@ -1294,6 +1298,8 @@ struct tls_options {
 struct client_tls_options {
     /// The CAs that are trusted instead of the system's, such as that of the company.
     std::string ca = {};
+    /// Revocation lists, as tls_options::client_crl, of the CAs of the server. Read once.
+    std::string crl = {};
     /// The client's own certificate, for servers that ask for one, and its key.
     std::string certificate = {};
     std::string key = {};
@@ -8652,6 +8658,19 @@ SSE_DECL std::string use_identity(SSL_CTX* c, const std::string& certificate,
     return {};
 }
 
+/// From now on whom the lists in this file revoke is not trusted. Returns what is wrong with it.
+SSE_DECL std::string use_revocations(SSL_CTX* c, const std::string& file) {
+    X509_STORE* const store = SSL_CTX_get_cert_store(c);
+    X509_LOOKUP* const lookup = X509_STORE_add_lookup(store, X509_LOOKUP_file());
+    if (!lookup) throw std::bad_alloc();
+    if (X509_load_crl_file(lookup, file.c_str(), X509_FILETYPE_PEM) < 1) {
+        return "crl: '" + file + "' cannot be used: " + take_openssl_error() +
+               "; give a PEM file with the revocation lists of the CAs";
+    }
+    X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL);
+    return {};
+}
+
 SSE_DECL tls_context tls_acceptor::make_context(const tls_options& o) {
     const auto check = [](const std::string& wrong) {
         if (!wrong.empty()) throw bad_option("tls." + wrong);
@@ -8675,7 +8694,10 @@ SSE_DECL tls_context tls_acceptor::make_context(const tls_options& o) {
         return result == OPENSSL_NPN_NEGOTIATED ? SSL_TLSEXT_ERR_OK : SSL_TLSEXT_ERR_NOACK;
     };
     SSL_CTX_set_alpn_select_cb(c, choose, nullptr);
-    if (o.client_ca.empty()) return made;
+    if (o.client_ca.empty()) {
+        if (!o.client_crl.empty()) check("client_crl: needs client_ca, whose clients it revokes");
+        return made;
+    }
     const bool loaded = SSL_CTX_load_verify_locations(c, o.client_ca.c_str(), nullptr) == 1;
     STACK_OF(X509_NAME)* const names =
         loaded ? SSL_load_client_CA_file(o.client_ca.c_str()) : nullptr;
@@ -8684,6 +8706,10 @@ SSE_DECL tls_context tls_acceptor::make_context(const tls_options& o) {
               "; give a PEM file with the certificates of the CAs");
     }
     SSL_CTX_set_client_CA_list(c, names);
+    if (!o.client_crl.empty()) {
+        const std::string wrong = use_revocations(c, o.client_crl);
+        if (!wrong.empty()) check("client_" + wrong);
+    }
     SSL_CTX_set_verify(
         c, SSL_VERIFY_PEER | (o.client_may_be_unknown ? 0 : SSL_VERIFY_FAIL_IF_NO_PEER_CERT),
         nullptr);
@@ -8723,6 +8749,7 @@ SSE_DECL tls_context make_client_context(const client_tls_options& o) {
               "; give a PEM file with the certificates of the CAs");
     }
     ERR_clear_error();
+    if (!o.crl.empty()) check(use_revocations(c, o.crl));
     SSL_CTX_set_verify(c, o.insecure_trust_anybody ? SSL_VERIFY_NONE : SSL_VERIFY_PEER, nullptr);
     constexpr unsigned char http[] = "\x08http/1.1";
     SSL_CTX_set_alpn_protos(c, http, 9);
@@ -15069,7 +15096,8 @@ SSE_DECL sse::options server::checked(sse::options o) {
             "proxy.protocol: its header comes before the handshake, which tls does not expect; let "
             "the proxy speak TLS instead");
     require(!o.tls.certificate.empty() ||
-                (o.tls.key.empty() && o.tls.client_ca.empty() && !o.tls.client_may_be_unknown),
+                (o.tls.key.empty() && o.tls.client_ca.empty() && o.tls.client_crl.empty() &&
+                 !o.tls.client_may_be_unknown),
             "tls.certificate: give the file with the certificate as well");
 #endif
     const std::size_t ring = o.ring_capacity;
@@ -18577,7 +18605,8 @@ SSE_DECL client_core::client_core(const asio::any_io_executor& where, const std:
       pause_(options_.retry) {
 #if defined(SSE_ENABLE_TLS)
     const client_tls_options& tls = options_.tls;
-    const bool names_files = !tls.ca.empty() || !tls.certificate.empty() || !tls.key.empty();
+    const bool names_files = !tls.ca.empty() || !tls.crl.empty() || !tls.certificate.empty() ||
+                             !tls.key.empty();
     if (origin_.secure || names_files) context();
 #endif
     if (fits_in_field(last_event_id())) prepare_to_resume();

@@ -365,7 +365,8 @@ std::string as_flag(const settings& chosen, const sse::bad_option& refused) {
 }
 
 bool speaks_tls(const settings& chosen) {
-    return !chosen.tls_cert.empty() || !chosen.tls_key.empty() || !chosen.tls_client_ca.empty();
+    return !chosen.tls_cert.empty() || !chosen.tls_key.empty() || !chosen.tls_client_ca.empty() ||
+           !chosen.tls_client_crl.empty();
 }
 
 void use_tls(settings& chosen) {
@@ -374,6 +375,7 @@ void use_tls(settings& chosen) {
     chosen.options.tls.certificate = chosen.tls_cert;
     chosen.options.tls.key = chosen.tls_key;
     chosen.options.tls.client_ca = chosen.tls_client_ca;
+    chosen.options.tls.client_crl = chosen.tls_client_crl;
 #else
     throw usage_error("--tls-cert: this hub was built without TLS; install libssl-dev and build it "
                       "again");

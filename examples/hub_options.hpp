@@ -50,6 +50,7 @@ struct settings {
     std::string tls_cert;          // files; empty: no TLS
     std::string tls_key;
     std::string tls_client_ca;
+    std::string tls_client_crl;
     bool demo = false;
     bool help = false;
     bool version = false;
@@ -295,6 +296,9 @@ inline const std::vector<flag>& flags() {
         {"tls-client-ca", "FILE", "CAs, PEM, one of which must have signed a client's certificate",
          [](settings& chosen, std::string_view value) { chosen.tls_client_ca = value; },
          "tls.client_ca"},
+        {"tls-client-crl", "FILE", "PEM, a revocation list of each of those CAs, and in date",
+         [](settings& chosen, std::string_view value) { chosen.tls_client_crl = value; },
+         "tls.client_crl"},
         list_flag(
             "host", "HOST",
             "host that requests may name; * for any (on loopback its own names, else *)", "hosts",

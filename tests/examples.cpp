@@ -248,6 +248,7 @@ TEST_SUITE("examples") {
                                  "--tls-cert",
                                  "--tls-key",
                                  "--tls-client-ca",
+                                 "--tls-client-crl",
                                  "--name",
                                  "--log",
                                  "--publish-token",

@@ -515,6 +515,13 @@ TEST_CASE("files that cannot work are refused with the reason and the remedy") {
     says(reason(tls), "tls.client_ca", {missing, "No such file"});
     tls.client_ca = empty;
     says(reason(tls), "tls.client_ca", {empty});
+    tls.client_ca.clear();
+    tls.client_crl = missing;
+    says(reason(tls), "tls.client_crl", {"needs client_ca"});
+    tls.client_ca = test_authority().file();
+    says(reason(tls), "tls.client_crl", {missing, "No such file"});
+    tls.client_crl = empty;
+    says(reason(tls), "tls.client_crl", {empty, "no start line"});
     tls = tls_of(good);
     tls.handshake = 0ms;
     says(reason(tls), "tls.handshake", {"more than 0"});
@@ -892,6 +899,89 @@ TEST_CASE("a client trusts whom it should, and says why it does not") {
               .events.size() == 1);
 }
 
+namespace {
+
+std::string joined(const std::vector<std::string>& files) {
+    static int count = 0;
+    const std::string to =
+        (certificate_folder() / ("lists" + std::to_string(++count) + ".pem")).string();
+    std::ofstream out(to);
+    for (const std::string& each : files) out << std::ifstream(each).rdbuf();
+    return to;
+}
+
+} // namespace
+
+TEST_CASE("who is revoked is refused by both ends, and so is who is on no list in date") {
+    const authority root("Root"), between("Between", &root), closed("Closed", &root);
+    const identity good = between.issue({}), lost = between.issue({}), other = closed.issue({});
+    const std::string lists =
+        joined({root.list_revoked({closed.file()}), between.list_revoked({lost.certificate}),
+                closed.list_revoked({})});
+    const std::string few = root.list_revoked({});
+    const std::string old = joined({root.list_revoked({}, -1h), between.list_revoked({}, -1h)});
+    const struct {
+        identity who;
+        std::string list, why;
+    } cases[] = {
+        {good, "", ""},
+        {lost, "", ""},
+        {good, lists, ""},
+        {lost, lists, "certificate revoked"},
+        {other, lists, "certificate revoked"},
+        {good, few, "unable to get certificate CRL"},
+        {good, old, "CRL has expired"},
+    };
+    for (const auto& [who, list, why] : cases) {
+        CAPTURE(why);
+        sse::client_options o = trusting(root.file());
+        o.tls.crl = list;
+        const received got = receive_from(who, o);
+        CAPTURE(got.why);
+        CHECK(got.events.size() == (why.empty() ? 1 : 0));
+        CHECK(has(got.why, why));
+        CHECK(got.failed == (why.empty() ? std::error_code() : sse::errc::bad_certificate));
+
+        sse::options served = with_threads(1);
+        served.tls.client_ca = root.file();
+        served.tls.client_crl = list;
+        tls_server server(served);
+        connection c(server.port(), in_the_open());
+        if (why.empty()) {
+            c.secure({.own = who});
+            CHECK(c.request("GET", "/health").status == 200);
+        } else {
+            CHECK_THROWS(c.secure({.newest = TLS1_2_VERSION, .own = who}));
+            CHECK(server.failed.wait_for(why));
+        }
+    }
+}
+
+TEST_CASE("a list that is read again is for who connects from then on") {
+    const authority root("Root");
+    const identity one = root.issue({});
+    sse::options o = with_threads(1);
+    o.tls.client_ca = root.file();
+    o.tls.client_crl = joined({root.list_revoked({})});
+    const std::string list = o.tls.client_crl;
+    tls_server server(o);
+    sse::client_options known = trusting();
+    known.tls.certificate = one.certificate;
+    known.tls.key = one.key;
+    connection open(server.port(), in_the_open());
+    open.secure({.own = one});
+    CHECK(open.request("GET", "/health").status == 200);
+    std::filesystem::copy_file(root.list_revoked({one.certificate}), list,
+                               std::filesystem::copy_options::overwrite_existing);
+    server.server.reload_tls();
+    CHECK(open.request("GET", "/health").status == 200);
+    const received got = receive(url_of(server.port()), known, 1);
+    CAPTURE(got.why);
+    CHECK(got.failed == sse::errc::tls_failed);
+    CHECK(has(got.why, "certificate revoked"));
+    CHECK(server.failed.wait_for("certificate revoked"));
+}
+
 TEST_CASE("a server that is too old, or speaks no TLS, is told from one that is not trusted") {
     const received old = receive_from({}, trusting(), "localhost", TLS1_1_VERSION);
     CAPTURE(old.why);
@@ -1046,6 +1136,8 @@ TEST_CASE("a client's files that cannot work are refused where it is made") {
     const std::string missing = (certificate_folder() / "missing.pem").string();
     CHECK(has(reason({.ca = missing}), "sse::client_options::tls.ca: '" + missing));
     CHECK(has(reason({.certificate = missing}), "tls.certificate: '" + missing));
+    CHECK(has(reason({.crl = missing}), "tls.crl: '" + missing));
+    CHECK(has(reason({.crl = test_server().key}), "no start line"));
     CHECK(has(reason({.certificate = test_server().certificate}), "tls.key"));
     CHECK(has(reason({.key = test_server().key}), "tls.certificate"));
     CHECK(reason({.certificate = test_server().certificate, .key = test_server().key}).empty());

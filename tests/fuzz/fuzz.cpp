@@ -905,6 +905,7 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
         {"tls-cert", text_rule([](const settings& s) { return s.tls_cert; })},
         {"tls-key", text_rule([](const settings& s) { return s.tls_key; })},
         {"tls-client-ca", text_rule([](const settings& s) { return s.tls_client_ca; })},
+        {"tls-client-crl", text_rule([](const settings& s) { return s.tls_client_crl; })},
         {"metrics", text_rule([](const settings& s) { return s.metrics; })},
         {"name", text_rule([](const settings& s) { return s.options.node; })},
         {"publish-token", text_rule([](const settings& s) { return s.token; })},

@@ -61,6 +61,31 @@ public:
     /// PEM, of this authority alone.
     const std::string& file() const { return file_; }
 
+    /// The revocation list of this authority, PEM: who of these files comes first in them.
+    std::string list_revoked(const std::vector<std::string>& files,
+                             std::chrono::seconds ends = std::chrono::hours(24)) const {
+        const std::unique_ptr<X509_CRL, release> made(X509_CRL_new());
+        X509_CRL* const list = made.get();
+        X509_CRL_set_version(list, 1); // which is v2
+        X509_CRL_set_issuer_name(list, X509_get_subject_name(certificate_.get()));
+        const std::unique_ptr<ASN1_TIME, release> from(X509_gmtime_adj(nullptr, -2 * 24 * 3600));
+        const std::unique_ptr<ASN1_TIME, release> until(
+            X509_gmtime_adj(nullptr, static_cast<long>(ends.count())));
+        X509_CRL_set1_lastUpdate(list, from.get());
+        X509_CRL_set1_nextUpdate(list, until.get());
+        for (const std::string& file : files) {
+            X509_REVOKED* const one = X509_REVOKED_new(); // the list owns it then
+            X509_REVOKED_set_serialNumber(one, X509_get_serialNumber(read(file).get()));
+            X509_REVOKED_set_revocationDate(one, from.get());
+            X509_CRL_add0_revoked(list, one);
+        }
+        if (X509_CRL_sign(list, key_.get(), EVP_sha256()) == 0)
+            throw std::runtime_error("X509_CRL_sign");
+        const std::string to = path("list");
+        write(to, [&](std::FILE* f) { return PEM_write_X509_CRL(f, list); });
+        return to;
+    }
+
     identity issue(const certificate_wish& wish) const {
         const owned_key key(wish.rsa ? EVP_RSA_gen(2048) : EVP_EC_gen("P-256"));
         const owned_certificate made = make(wish, key.get(), *this, "CA:FALSE");
@@ -81,6 +106,8 @@ private:
         void operator()(EVP_PKEY* p) const { EVP_PKEY_free(p); }
         void operator()(X509* p) const { X509_free(p); }
         void operator()(X509_EXTENSION* p) const { X509_EXTENSION_free(p); }
+        void operator()(X509_CRL* p) const { X509_CRL_free(p); }
+        void operator()(ASN1_TIME* p) const { ASN1_TIME_free(p); }
     };
     using owned_key = std::unique_ptr<EVP_PKEY, release>;
     using owned_certificate = std::unique_ptr<X509, release>;
@@ -96,6 +123,14 @@ private:
         const bool good = file && what(file) == 1;
         if (file) std::fclose(file);
         if (!good) throw std::runtime_error("cannot write " + path);
+    }
+
+    static owned_certificate read(const std::string& path) {
+        std::FILE* const file = std::fopen(path.c_str(), "r");
+        owned_certificate made(file ? PEM_read_X509(file, nullptr, nullptr, nullptr) : nullptr);
+        if (file) std::fclose(file);
+        if (!made) throw std::runtime_error("cannot read " + path);
+        return made;
     }
 
     static owned_certificate make(const certificate_wish& wish, EVP_PKEY* key, const authority& by,
