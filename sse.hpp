@@ -8400,7 +8400,9 @@ SSE_DECL tls_session::tls_session(SSL_CTX& context, socket_handle socket, const 
     if (name.ends_with('.')) name.pop_back();
     if (X509_VERIFY_PARAM_set1_ip_asc(wanted, name.c_str()) == 1) return; // it is an address
     ERR_clear_error();
-    X509_VERIFY_PARAM_set_hostflags(wanted, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+    // The subject counts for nothing, as RFC 9525 6.3 says: it names whom it likes.
+    X509_VERIFY_PARAM_set_hostflags(wanted, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS |
+                                                X509_CHECK_FLAG_NEVER_CHECK_SUBJECT);
     if (X509_VERIFY_PARAM_set1_host(wanted, name.c_str(), name.size()) != 1 ||
         SSL_set_tlsext_host_name(ssl_.get(), name.c_str()) != 1) {
         throw std::bad_alloc();

@@ -11,9 +11,26 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <thread>
+
+#include <dlfcn.h>
+#include <netdb.h>
+#include <strings.h>
+
+// Hosts below sse.example are this machine: no other name of it has two dots.
+extern "C" int getaddrinfo(const char* node, const char* service, const addrinfo* hints,
+                           addrinfo** found) {
+    static const auto real =
+        reinterpret_cast<decltype(&getaddrinfo)>(::dlsym(RTLD_NEXT, "getaddrinfo"));
+    constexpr std::string_view ours = "sse.example";
+    const std::size_t size = node ? std::strlen(node) : 0;
+    const bool here =
+        size >= ours.size() && ::strcasecmp(node + size - ours.size(), ours.data()) == 0;
+    return real(here ? "127.0.0.1" : node, service, hints, found);
+}
 
 namespace tls_test {
 
@@ -873,6 +890,31 @@ TEST_CASE("a client trusts whom it should, and says why it does not") {
     refused(receive_from(ca.issue({.begins = -48h, .ends = -24h}), trusting()), "expired");
     refused(receive_from(ca.issue({.begins = 24h, .ends = 48h}), trusting()), "not yet valid");
     refused(receive_from(authority("Other CA").issue({}), trusting()), "local issuer");
+
+    // The subject names nobody, a wildcard one whole label.
+    refused(receive_from(ca.issue({.alternatives = "IP:127.0.0.1"}), trusting()),
+            "hostname mismatch");
+    refused(receive_from(ca.issue({.alternatives = ""}), trusting()), "hostname mismatch");
+    const struct {
+        std::string name, host;
+        bool matches;
+    } names[] = {
+        {"*.sse.example", "a.sse.example", true},    {"*.sse.example", "A.SSE.example", true},
+        {"*.sse.example", "sse.example", false},     {"*.sse.example", "a.b.sse.example", false},
+        {"a*.sse.example", "ab.sse.example", false}, {"a.*.example", "a.sse.example", false},
+        {"*.example", "sse.example", false},         {"*", "localhost", false},
+    };
+    for (const auto& [name, host, matches] : names) {
+        CAPTURE(name);
+        CAPTURE(host);
+        const received got =
+            receive_from(ca.issue({.alternatives = "DNS:" + name}), trusting(), host);
+        if (matches) {
+            CHECK(got.events.size() == 1);
+        } else {
+            refused(got, "hostname mismatch");
+        }
+    }
 
     // The system does not know this CA, until it does.
     sse::client_options system = trusting();
