@@ -1,9 +1,10 @@
 // client.cpp - reads an event stream as curl reads a file, and reconnects when it breaks. Run:
 // client http://localhost:8080/subscribe/ [-X METHOD] [-H 'Name: value'] [-d BODY] [--once]
 //
-// Prints each event in the format of the stream. --once: does not reconnect. Exit status: 0 the
-// stream ended for good, 1 the network failed, 2 wrong arguments, 3 the response is not an event
-// stream.
+// Prints each event in the format of the stream. --once: does not reconnect. For https, PEM files:
+// --cacert whom to trust, --crlfile whom no longer, --cert and --key who it is, named as by curl.
+// Exit status: 0 the stream ended for good, 1 the network failed, 2 wrong arguments, 3 the response
+// is not an event stream.
 #include "sse.hpp"
 
 #include "program.hpp"
@@ -34,6 +35,16 @@ wish read_arguments(const std::vector<std::string>& words) {
             w.options.headers.emplace_back(line.substr(0, colon), line.substr(start));
         } else if (words[at] == "--once") {
             w.options.reconnect = false;
+#if defined(SSE_ENABLE_TLS)
+        } else if (words[at] == "--cacert") {
+            w.options.tls.ca = value(at);
+        } else if (words[at] == "--crlfile") {
+            w.options.tls.crl = value(at);
+        } else if (words[at] == "--cert") {
+            w.options.tls.certificate = value(at);
+        } else if (words[at] == "--key") {
+            w.options.tls.key = value(at);
+#endif
         } else if (words[at].starts_with("-") || !w.url.empty()) {
             throw std::invalid_argument("unexpected " + words[at]);
         } else {
@@ -62,7 +73,11 @@ asio::awaitable<void> read(sse::client& client) {
 }
 
 constexpr std::string_view usage =
-    "usage: client URL [-X METHOD] [-H 'Name: value'] [-d BODY] [--once]\n";
+    "usage: client URL [-X METHOD] [-H 'Name: value'] [-d BODY] [--once]\n"
+#if defined(SSE_ENABLE_TLS)
+    "              [--cacert FILE] [--crlfile FILE] [--cert FILE --key FILE]\n"
+#endif
+    ;
 
 int main(int argc, char** argv) {
     program::keep_standard_descriptors(); // SIGPIPE ends it, as any program in a pipe

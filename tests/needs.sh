@@ -40,7 +40,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
     release | scripts | tsan | clang | judge) wish libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
     asan | coverage | fuzz) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
     fuzz) need libnats-dev test -e /usr/include/nats/nats.h ;;&
-    release | scripts | tsan | clang) wish libssl-dev test -e /usr/include/openssl/provider.h ;;&
+    release | scripts | tsan | clang | interop | browser) wish libssl-dev test -e /usr/include/openssl/provider.h ;;&
     asan | coverage) need libssl-dev test -e /usr/include/openssl/provider.h ;;&
     release | scripts | tsan | clang | judge) wish redis-server have redis-server ;;&
     asan | coverage) need redis-server have redis-server ;;&
@@ -62,6 +62,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         need npm have npm
         need curl have curl
         ;;&
+    interop | browser) wish openssl have openssl ;;&
     interop)
         need libboost-dev test -e /usr/include/boost/beast.hpp
         wish nginx test -x /usr/sbin/nginx
@@ -76,7 +77,10 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         wish squid test -x /usr/sbin/squid
         wish lighttpd test -x /usr/sbin/lighttpd
         ;;
-    browser) need chromium test -x "${CHROMIUM:-/usr/bin/chromium}" ;;
+    browser)
+        need chromium test -x "${CHROMIUM:-/usr/bin/chromium}"
+        wish libnss3-tools have certutil
+        ;;
     clang | fuzz | matrix | coverage)
         need clang-19 have clang++-19
         need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux

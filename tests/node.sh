@@ -41,7 +41,7 @@ if [ "$(cat "$directory/installed" 2>/dev/null)" != "$wanted" ]; then
     printf '%s\n' "$wanted" >"$directory/installed"
 fi
 [ $# -gt 1 ] || exit 0
-cp "tests/$name"/*.mjs "$directory/"
+cp "tests/$name"/*.mjs tests/support/authority.mjs "$directory/"
 case $name in
 interop) exec node "$directory/interop.mjs" "$2" ;;
 browser) exec node "$directory/browser.mjs" "$2"/{hub,sysenv,chat} ;;

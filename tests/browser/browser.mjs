@@ -19,6 +19,7 @@ import { parseArgs } from "node:util";
 import axe from "axe-core-4";
 import { chromium } from "playwright-core-1";
 import { testScript } from "./tabs.mjs";
+import { testTls } from "./tls.mjs";
 
 const { values: given, positionals: programs } = parseArgs({
     allowPositionals: true, options: { screenshots: { type: "string" }, tabs: { type: "string" } },
@@ -45,6 +46,10 @@ async function check(sentence, body) {
         failed += 1;
         console.log(`not ok ${++said} - ${sentence}: ${String(error.message).split("\n")[0]}`);
     }
+}
+
+function skip(sentence, why) {
+    console.log(`ok ${++said} - ${sentence} # SKIP ${why}`);
 }
 
 function expect(condition, otherwise) {
@@ -81,13 +86,13 @@ async function start(program, ...args) {
         child.once("exit", code => reject(new Error(`${program} ended with ${code}`)));
         createInterface({ input: child.stdout }).on("line", line => {
             output.push(line);
-            const found = line.match(/http:\/\/[^/]*:(\d+)\//);
-            if (found) resolve(found[1]);
+            const found = line.match(/(https?):\/\/[^/]*:(\d+)\//);
+            if (found) resolve(found);
         });
     });
-    const port = await within(patience, url, `${program} prints its URL`);
+    const [, scheme, port] = await within(patience, url, `${program} prints its URL`);
     return {
-        port, output, url: `http://127.0.0.1:${port}/`,
+        port, output, url: `${scheme}://127.0.0.1:${port}/`, hangUp: () => child.kill("SIGHUP"),
         end: signal => (child.kill(signal), within(patience, ended, `${program} ends`)),
     };
 }
@@ -1087,6 +1092,12 @@ try {
         rounds: Number(given.tabs ?? 12),
         startHub: port => startHubWithoutDemo(port, "--heartbeat", "1"),
     }).catch(error => check("testScript", () => { throw error; }));
+    if (!given.tabs) {
+        await testTls({
+            check, skip, equal, within, open, state, expectListed, messages, desktop, token, chromium,
+            hubProgram, program, flags, startHub: startHubWithoutDemo,
+        }).catch(error => check("testTls", () => { throw error; }));
+    }
 } finally {
     for (const child of running) child.kill("SIGKILL");
 }

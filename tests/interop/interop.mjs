@@ -5,12 +5,12 @@
 // which installs the versions of tests/packages.txt that this Node can run, each major under a name
 // of its own, and tests with all of them. Reading from sse.hpp: eventsource, eventsource-parser over fetch, fetch-event-source, openai, the
 // Model Context Protocol's SDK and its later client package, curl. Read by sse::client, through examples/client: Node's http
-// written to in odd ways, better-sse, nginx with nchan (skipped where it is not installed). Only
+// written to in odd ways, better-sse, nginx with nchan (skipped where it is not installed). Over TLS: see tls.mjs. Only
 // loopback. A line for each check, in the Test Anything Protocol; status 1 when one failed.
 
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, truncateSync,
+import { appendFileSync, existsSync, mkdtempSync, readFileSync, renameSync, rmSync, truncateSync,
          writeFileSync } from "node:fs";
 import { createServer, request as httpRequest } from "node:http";
 import { createRequire } from "node:module";
@@ -19,6 +19,7 @@ import { tmpdir } from "node:os";
 import { join, resolve as absolute } from "node:path";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
+import { testTls } from "./tls.mjs";
 
 const { positionals: given } = parseArgs({ allowPositionals: true });
 if (given.length !== 1) {
@@ -41,6 +42,10 @@ async function check(sentence, body) {
         failed += 1;
         console.log(`not ok ${++said} - ${sentence}: ${String(error?.message ?? error).split("\n")[0]}`);
     }
+}
+
+function skip(sentence, why) {
+    console.log(`ok ${++said} - ${sentence} # SKIP ${why}`);
 }
 
 function expect(condition, otherwise) {
@@ -105,7 +110,7 @@ function majorsOf(name) {
     const majors = dependencies.filter(other => other.replace(/-\d+$/, "") === name)
         .map(other => Number(other.match(/\d+$/)[0])).sort((one, other) => one - other);
     if (majors.length === 0) {
-        console.log(`ok ${++said} - ${name} # SKIP no version of it runs on Node ${process.version}`);
+        skip(name, `no version of it runs on Node ${process.version}`);
     }
     return majors;
 }
@@ -155,9 +160,9 @@ const before = (program, promise) => Promise.race([promise, program.status.then(
 async function start(name, ...args) {
     const program = launch(join(examples, name), args);
     const first = await before(program, program.output.next());
-    const found = first.match(/http:\/\/[^/]*:(\d+)\//);
+    const found = first.match(/(https?):\/\/[^/]*:(\d+)\//);
     expect(found, `${name} prints its URL, not ${first}`);
-    return { ...program, port: Number(found[1]), url: `http://127.0.0.1:${found[1]}` };
+    return { ...program, port: Number(found[2]), url: `${found[1]}://127.0.0.1:${found[2]}` };
 }
 
 async function endsWell(program) {
@@ -904,11 +909,11 @@ async function freePort() {
     return port;
 }
 
-async function startNginx() {
-    const home = join(scratch, "nginx"), port = await freePort();
-    mkdirSync(home);
+// main: before its events; servers: what it serves. It answers at `url` once it is there.
+async function startNginx(main, servers, url) {
+    const home = mkdtempSync(join(scratch, "nginx-"));
     writeFileSync(join(home, "nginx.conf"), `
-        load_module /usr/lib/nginx/modules/ngx_nchan_module.so;
+        ${main}
         daemon off;
         pid ${home}/pid;
         error_log stderr;
@@ -922,28 +927,33 @@ async function startNginx() {
             fastcgi_temp_path ${home}/fastcgi;
             uwsgi_temp_path ${home}/uwsgi;
             scgi_temp_path ${home}/scgi;
-            server {
-                listen 127.0.0.1:${port};
-                location = /publish { nchan_publisher; nchan_channel_id room; }
-                location = /room { nchan_subscriber eventsource; nchan_channel_id room; }
-            }
+            ${servers}
         }`);
     const program = launch("/usr/sbin/nginx", ["-p", home, "-c", join(home, "nginx.conf")]);
-    const url = `http://127.0.0.1:${port}`;
     const answers = async () => { // nothing announces that it listens
         while (!await fetch(url).catch(() => null)) await new Promise(setImmediate);
     };
     await before(program, within(answers(), "nginx answers"));
-    return { ...program, port, url };
+    return { ...program, url };
+}
+
+async function startNchan() {
+    const port = await freePort();
+    const nginx = await startNginx("load_module /usr/lib/nginx/modules/ngx_nchan_module.so;", `
+        server {
+            listen 127.0.0.1:${port};
+            location = /publish { nchan_publisher; nchan_channel_id room; }
+            location = /room { nchan_subscriber eventsource; nchan_channel_id room; }
+        }`, `http://127.0.0.1:${port}`);
+    return { ...nginx, port };
 }
 
 async function testNchan() {
     if (!existsSync("/usr/lib/nginx/modules/ngx_nchan_module.so")) {
-        console.log(`ok ${++said} - nchan # SKIP it is not installed`);
-        return;
+        return skip("nchan", "it is not installed");
     }
     await check("client: nginx with nchan, over a cut connection, nothing lost", async () => {
-        const nginx = await startNginx(), wire = await wireTo(nginx.port);
+        const nginx = await startNchan(), wire = await wireTo(nginx.port);
         const publishTo = data => fetch(`${nginx.url}/publish`, { method: "POST", body: data })
             .then(answer => answer.text());
         try {
@@ -972,6 +982,10 @@ try {
         await test().catch(error => check(test.name, () => { throw error; }));
     await withEach("better-sse", "", testBetterSse);
     await testNchan().catch(error => check("nchan", () => { throw error; }));
+    await testTls({
+        examples, scratch, token, check, skip, expect, equal, within, fails, mailbox, withEach, launch, start, endsWell, run, eventsIn,
+        wireTo, openEventSource, read, freePort, startNginx,
+    }).catch(error => check("TLS", () => { throw error; }));
 } finally {
     for (const child of running) child.kill("SIGKILL");
     rmSync(scratch, { recursive: true, force: true });
