@@ -14685,9 +14685,9 @@ SSE_DECL bool lifecycle::admit(arrival& one) {
         return true;
     } else if (!hub_.speaks_for_others(one.peer)) { // otherwise counted once the head is read
         const auto local = one.is_local ? credentials_of(one.socket.native_handle()) : std::nullopt;
-        one.counted = hub_.addresses.enter(
-            counting_prefix(one.peer, local), o.limits.connections_per_ip,
-            o.limits.connect_rate_per_ip, steady_clock::now(), &one.over);
+        one.counted =
+            hub_.addresses.enter(counting_prefix(one.peer, local), o.limits.connections_per_ip,
+                                 o.limits.connect_rate_per_ip, steady_clock::now(), &one.over);
     }
     if (one.over == limit_reached::none) return true;
     if (refusing >= max_refusing) return false;
@@ -18607,8 +18607,8 @@ SSE_DECL client_core::client_core(const asio::any_io_executor& where, const std:
       pause_(options_.retry) {
 #if defined(SSE_ENABLE_TLS)
     const client_tls_options& tls = options_.tls;
-    const bool names_files = !tls.ca.empty() || !tls.crl.empty() || !tls.certificate.empty() ||
-                             !tls.key.empty();
+    const bool names_files =
+        !tls.ca.empty() || !tls.crl.empty() || !tls.certificate.empty() || !tls.key.empty();
     if (origin_.secure || names_files) context();
 #endif
     if (fits_in_field(last_event_id())) prepare_to_resume();
