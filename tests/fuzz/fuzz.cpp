@@ -1094,6 +1094,63 @@ void posts(std::string_view bytes) {
     for (std::size_t i = 0; all && i < all->size(); ++i) CHECK(bytes_of((*all)[i]) == expected[i]);
 }
 
+/// Base64url, by a table.
+std::string slow_base64url(std::string_view bytes) {
+    constexpr std::string_view digits =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    std::string bits, out;
+    for (const char c : bytes) {
+        for (int i = 7; i >= 0; --i)
+            bits += (static_cast<unsigned char>(c) >> i & 1) != 0 ? '1' : '0';
+    }
+    while (bits.size() % 6 != 0) bits += '0';
+    for (std::size_t at = 0; at < bits.size(); at += 6) {
+        out += digits[std::stoul(bits.substr(at, 6), nullptr, 2)];
+    }
+    return out;
+}
+
+/// A JSON Web Token; and a header and a payload, the first two lines, as one.
+void token(std::string_view bytes) {
+    if (const auto decoded = base64url_decode(bytes)) CHECK(slow_base64url(*decoded) == bytes);
+    CHECK(base64url_decode(slow_base64url(bytes)) == bytes);
+    const std::vector<std::string> lines = split(bytes, '\n');
+    const std::string payload = lines.size() > 1 ? lines[1] : "";
+    const std::string made = slow_base64url(lines[0]) + "." + slow_base64url(payload) + ".c2ln";
+    for (const std::string& text : {std::string(bytes), made}) {
+        try {
+            const jwt_parts parts = parse_jwt(text);
+            const std::vector<std::string> three = split(text, '.');
+            CHECK(three.size() == 3);
+            CHECK(slow_base64url(parts.payload) == three[1]);
+            CHECK(slow_base64url(parts.signature) == three[2]);
+            CHECK(parts.covered == three[0] + "." + three[1]);
+            const auto header = json_reader(*base64url_decode(three[0])).object();
+            CHECK(find_member(header, "alg")->text == parts.algorithm);
+            CHECK(!find_member(header, "crit"));
+        } catch (const std::runtime_error&) {
+            const auto members = publish_test::read_json(lines[0]);
+            const auto is_text = [&](const char* name) {
+                const json_item* const found = find_member(*members, name);
+                return found && found->is == json_item::type::string;
+            };
+            const bool fits = text == made && members && is_text("alg") &&
+                              (!find_member(*members, "kid") || is_text("kid")) &&
+                              !find_member(*members, "crit") && !find_member(*members, "b64");
+            CHECK(!fits);
+        }
+    }
+    if (const auto claims = publish_test::read_json(bytes)) {
+        try {
+            const auto time = jwt_time(*claims, "exp");
+            CHECK((!time || time->time_since_epoch() >= std::chrono::seconds(0)));
+            for (const std::string& topic : jwt_list(*claims, "publish")) {
+                CHECK(claim_covers(topic, "/a/b") >= claim_covers(topic, "/a"));
+            }
+        } catch (const std::runtime_error&) {} // it has other things there
+    }
+}
+
 // ---- whole connections --------------------------------------------------------------------------
 
 /// A server and its client on one thread: nothing happens but what is asked for.
@@ -1216,8 +1273,8 @@ const std::map<std::string_view, target> targets = {
     {"head", head},       {"nats", nats},     {"notices", notices},
     {"json", json},       {"origin", origin}, {"posts", posts},
     {"proxy", proxy},     {"record", record}, {"redis", redis},
-    {"route", route},     {"text", text},     {"topic", topic},
-    {"url", url},
+    {"route", route},     {"text", text},     {"token", token},
+    {"topic", topic},     {"url", url},
 };
 
 target chosen = nullptr;
