@@ -2747,7 +2747,7 @@ public:
     /// Where everything runs; for timers and coroutines of the test's own.
     asio::io_context& context() noexcept;
 
-    /// A client connects and sends its request.
+    /// Settles; then a client connects and sends its request.
     client open(client_request r);
     client get(std::string target); ///< The same with GET, and nothing else.
 
@@ -24761,6 +24761,7 @@ SSE_DECL std::shared_ptr<detail::wire> simulation::world::connect(const client_r
         head.append(name).append(": ").append(value).append("\r\n");
     }
     head.append("\r\n").append(r.body);
+    settle(); // who has left before is no longer counted
     std::erase_if(wires, [](const auto& old) { return old.expired(); });
     wires.push_back(made);
     life->connect(made);
