@@ -13897,11 +13897,11 @@ SSE_DECL predecessor::predecessor() {
     }
 }
 
-SSE_DECL std::vector<predecessor::handed> predecessor::take(const std::string& address) {
+SSE_DECL std::vector<predecessor::handed> predecessor::take(const std::string& where) {
     const std::lock_guard lock(mutex_);
     std::vector<handed> taken;
     for (auto one = handed_.begin(); one != handed_.end();) {
-        if (one->address == address) {
+        if (one->address == where) {
             taken.push_back(std::move(*one));
             one = handed_.erase(one);
         } else {
