@@ -8502,6 +8502,7 @@ SSE_DECL void tls_session::resolve(int result, asio::error_code& failed) {
     const bool shakes_hands = !is_established();
     if (why == SSL_ERROR_ZERO_RETURN || ended_) {
         if (shakes_hands && received_) failure_ = "the connection ended during the handshake";
+        if (shakes_hands) broken_ = asio::error::eof; // OpenSSL would go on behind such an alert
         ERR_clear_error();
         failed = asio::error::eof; // the other direction may go on
         return;

@@ -522,6 +522,17 @@ TEST_CASE("a session that ends anywhere gives what came before, and is told from
     check_schedules(20261131, "pppPPPdddDDDkKgGeE", 500);
 }
 
+TEST_CASE("a word of the end in plain text, before there are keys, is not taken for one") {
+    for (const char end : {'s', 'c'}) {
+        for (const char version : {'3', '2'}) {
+            CAPTURE(end);
+            CAPTURE(version);
+            const std::string schedule{end, version, 'w', '-', 'i', 7, 0x15, 3, 3, 0, 2, 1, 0};
+            line(schedule).play();
+        }
+    }
+}
+
 TEST_CASE("what was changed on its way, left out, repeated or put in is never taken for sent") {
     check_schedules(20261132, "ppppPPPPddddDDDDkKgGfFoOrRsSiIeE", 1'000);
 }
