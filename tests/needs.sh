@@ -41,7 +41,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
     asan | coverage | fuzz) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
     fuzz) need libnats-dev test -e /usr/include/nats/nats.h ;;&
     release | scripts | tsan | clang | interop | browser) wish libssl-dev test -e /usr/include/openssl/provider.h ;;&
-    asan | coverage) need libssl-dev test -e /usr/include/openssl/provider.h ;;&
+    asan | coverage | fuzz) need libssl-dev test -e /usr/include/openssl/provider.h ;;&
     release | scripts | tsan | clang | judge) wish redis-server have redis-server ;;&
     asan | coverage) need redis-server have redis-server ;;&
     release | scripts | tsan | clang | judge)

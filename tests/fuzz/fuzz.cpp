@@ -37,6 +37,7 @@ namespace fuzz {
 #include "../peer.cpp"
 #include "../publish.cpp"
 #include "../record.cpp"
+#include "../secure.cpp"
 #include "../topic.cpp"
 #include "../../examples/hub_options.hpp"
 #include "../../examples/json.hpp"
@@ -1233,6 +1234,11 @@ void connection(std::string_view bytes) {
     CHECK(server.answer_to(bytes, random_ends(dice, bytes.size(), 200)) == whole);
 }
 
+// ---- TLS ----------------------------------------------------------------------------------------
+
+/// What happens to the bytes of a session between its ends: see tests/secure.cpp.
+void secure(std::string_view bytes) { secure_test::line(bytes).play(); }
+
 // ---- deliveries ---------------------------------------------------------------------------------
 
 /// A schedule of what publishers, clients and the network do: its bytes are the throws of the dice.
@@ -1273,8 +1279,8 @@ const std::map<std::string_view, target> targets = {
     {"head", head},       {"nats", nats},     {"notices", notices},
     {"json", json},       {"origin", origin}, {"posts", posts},
     {"proxy", proxy},     {"record", record}, {"redis", redis},
-    {"route", route},     {"text", text},     {"token", token},
-    {"topic", topic},     {"url", url},
+    {"route", route},     {"secure", secure}, {"text", text},
+    {"token", token},     {"topic", topic},   {"url", url},
 };
 
 target chosen = nullptr;
