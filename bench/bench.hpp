@@ -360,8 +360,9 @@ public:
     bool hurries() const noexcept { return hurried_ > 0; }
 
     /// The first line: where this process listens.
-    void announce(std::uint16_t port) {
-        say(std::to_string(port) + " " + std::to_string(getpid()));
+    void announce(std::uint16_t port) { announce(port, getpid()); }
+    void announce(std::uint16_t port, pid_t process) {
+        say(std::to_string(port) + " " + std::to_string(process));
     }
 
     /// Does nothing without a command: the one that epoll told of may have been taken by

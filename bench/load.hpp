@@ -301,6 +301,10 @@ private:
     struct connection {
         int fd = -1;
         response_reader reader;
+#if defined(SSE_ENABLE_TLS)
+        tls_socket tls = {};
+        bool asked = false;
+#endif
     };
 
     static constexpr std::uint64_t clients_per_source = 5'000; // an address lends 28,000 ports
@@ -315,7 +319,8 @@ private:
     // by reset, so that no thousands of ports are left waiting.
     void connect_one(std::uint64_t number) {
         const int fd = checked(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
-        connections_[number] = {fd, {}};
+        connections_[number] = {};
+        connections_[number].fd = fd;
         const linger reset{!churns(number), 0};
         const timeval patience{5, 0};
         setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
@@ -329,13 +334,46 @@ private:
         const sockaddr_in from = loopback(source, 0), to = loopback(0, at_.port);
         checked(bind(fd, reinterpret_cast<const sockaddr*>(&from), sizeof from), "bind");
         checked(connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to), "connect");
-        const std::string request = "GET " + target(number) +
-                                    " HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-                                    "Accept: text/event-stream\r\n\r\n";
-        if (send(fd, request.data(), request.size(), MSG_NOSIGNAL) < 0) throw_errno("send");
+        const std::string request = request_of(number);
+        if (!who_.secure && send(fd, request.data(), request.size(), MSG_NOSIGNAL) < 0)
+            throw_errno("send");
         checked(fcntl(fd, F_SETFL, O_NONBLOCK), "fcntl");
         watch(fd, static_cast<std::uint32_t>(number), EPOLLIN | EPOLLRDHUP | EPOLLET,
               EPOLL_CTL_ADD);
+#if defined(SSE_ENABLE_TLS)
+        if (!who_.secure) return;
+        connections_[number].tls = tls_socket(fd, false);
+        ask_securely(number);
+#endif
+    }
+
+    std::string request_of(std::uint64_t number) const {
+        // By 1.1 nginx makes chunks of its own, which split lines.
+        const char* const version = who_.behind_nginx ? " HTTP/1.0" : " HTTP/1.1";
+        return "GET " + target(number) + version +
+               "\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n";
+    }
+
+#if defined(SSE_ENABLE_TLS)
+    /// Goes on with the handshake, and sends the request behind it.
+    ssize_t ask_securely(std::uint64_t number) {
+        connection& one = connections_[number];
+        const int done = one.tls.shake_hands();
+        if (done <= 0) return done;
+        one.asked = true;
+        const std::string request = request_of(number);
+        return one.tls.send(request.data(), request.size());
+    }
+#endif
+
+    ssize_t receive(std::uint64_t number) {
+        connection& from = connections_[number];
+#if defined(SSE_ENABLE_TLS)
+        const ssize_t asked = who_.secure && !from.asked ? ask_securely(number) : 1;
+        if (asked <= 0) return asked;
+        if (who_.secure) return from.tls.receive(buffer_.data(), buffer_.size());
+#endif
+        return recv(from.fd, buffer_.data(), buffer_.size(), 0);
     }
 
     static void set(int fd, int level, int option, int value) {
@@ -414,11 +452,12 @@ private:
     void read_from(std::uint32_t number, bool hung_up) {
         connection& from = connections_[number];
         while (from.fd >= 0) {
-            const ssize_t size = recv(from.fd, buffer_.data(), buffer_.size(), 0);
+            const ssize_t size = receive(number);
             if (size < 0 && errno == EAGAIN) return;
             if (size <= 0) return lose(number);
             feed(number, {buffer_.data(), static_cast<std::size_t>(size)});
-            if (!hung_up && static_cast<std::size_t>(size) < buffer_.size()) return;
+            const bool is_short = static_cast<std::size_t>(size) < buffer_.size();
+            if (!hung_up && is_short && !who_.secure) return;
         }
     }
 
@@ -437,6 +476,9 @@ private:
     void leave(connection& one) {
         close(one.fd);
         one.fd = -1;
+#if defined(SSE_ENABLE_TLS)
+        one.tls = {};
+#endif
     }
 
     void lose(std::uint32_t number) {

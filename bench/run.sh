@@ -7,6 +7,7 @@
 #   ./bench/run.sh --instructions      instead: instructions of each step, and what changed
 #   ./bench/run.sh --record            the same, and keeps them as what later runs compare with
 #   ./bench/run.sh --bus               instead: file_log, Redis and NATS beside none
+#   ./bench/run.sh --tls               instead: TLS beside a bare loop over OpenSSL, and nginx
 #   ./bench/run.sh --compile [REVISION]  instead: what a program costs to compile
 # What bench/README.md shows: ./bench/run.sh --rivals --markdown --svg bench/results.svg
 # --json FILE writes every figure of every round. --svg FILE draws the chart, --markdown prints the
@@ -37,11 +38,15 @@ while [ $# -gt 0 ]; do
         ;;
     --rivals) rivals=1 ;;
     --scaling | --only*)
-        [ "$parts" = bus ] || parts=scenarios
+        [[ $parts = bus || $parts = tls ]] || parts=scenarios
         more+=("$1")
         ;;
     --instructions) parts=instructions ;;
     --bus) parts=bus ;;
+    --tls)
+        parts=tls
+        more+=("$1")
+        ;;
     --record)
         parts=instructions
         record=1
@@ -92,6 +97,11 @@ if [ "$parts" = bus ]; then
     need nats-server have nats-server
     install_missing || say "without those"
 fi
+if [ "$parts" = tls ]; then
+    need nginx test -x /usr/sbin/nginx
+    install_missing || say "without it"
+    need libssl-dev test -e /usr/include/openssl/provider.h
+fi
 if [ -n "$rivals" ]; then
     need libboost-dev test -e /usr/include/boost/beast.hpp
     need nodejs have node
@@ -121,6 +131,7 @@ status=0
 for part in $parts; do
     case $part in
     scenarios) build/bench/scenarios --json build/scenarios.json "${more[@]}" || status=1 ;;
+    tls) build/bench/scenarios_tls --json build/tls.json "${more[@]}" || status=1 ;;
     bus) build/bench/bus --json build/bus.json "${more[@]}" || status=1 ;;
     ring) build/bench/ring --json build/ring.json --seconds $seconds || status=1 ;;
     instructions) show_instructions ;;

@@ -40,6 +40,7 @@ struct settings {
     std::string json, svg;
     bool quick = false;
     bool scaling = false;
+    bool tls = false;
     bool details = false;
     bool markdown = false;
     bool pin = true;
@@ -55,6 +56,7 @@ struct leg {
     double span = unknown;                                        // ms
     double p50 = unknown, p99 = unknown, p999 = unknown;          // us
     double processor = unknown, user = unknown, system = unknown; // us a delivery
+    double a_write = unknown;                                     // us
     double memory = unknown;                                      // bytes a client
     double growth = unknown;                                      // KiB in the window
     double churned = unknown;                                     // a second
@@ -74,10 +76,11 @@ struct leg {
 class run_of_leg {
 public:
     run_of_leg(const scenario& what, const contender& who, const placement& cores)
-        : what_(what), cores_(cores), server_(what, who, cores), client_(what, who, cores, server_),
-          process_(client_.meet().process) {
+        : what_(what), who_(who), cores_(cores), server_(what, who, cores),
+          client_(what, who, cores, server_), process_(client_.meet().process) {
         // A server that cannot publish by itself was started by a program that does it for it.
-        if (is_helped() && !cores.client.empty()) bench::pin(cores.client, server_.child());
+        if (is_helped() && !who.behind_nginx && !cores.client.empty())
+            bench::pin(cores.client, server_.child());
     }
 
     leg run() {
@@ -105,6 +108,7 @@ private:
     struct edge {
         std::uint64_t published = 0;
         std::uint64_t churned = 0;
+        std::uint64_t segments = 0;
         double resident = 0;
         bench::processor_time server, client;
         double server_busy_us = 0, client_busy_us = 0; // of the cores, whoever used them
@@ -112,7 +116,10 @@ private:
     };
 
     bool is_helped() const { return process_ != server_.child(); }
-    double resident() const { return static_cast<double>(bench::resident_bytes(process_)); }
+    double resident() const {
+        const std::uint64_t more = who_.behind_nginx ? bench::resident_bytes(server_.child()) : 0;
+        return static_cast<double>(bench::resident_bytes(process_) + more);
+    }
 
     edge reach_edge() {
         edge now;
@@ -122,9 +129,13 @@ private:
         now.client_busy_us = bench::busy_us(cores_.client);
         now.published = client_.ask(command::ask);
         now.client = bench::process_time();
-        if (is_helped()) now.client = now.client + bench::process_time(server_.child());
         now.server = bench::process_time(process_);
+        if (is_helped()) {
+            bench::processor_time& whose = who_.behind_nginx ? now.server : now.client;
+            whose = whose + bench::process_time(server_.child());
+        }
         now.at = bench::now_ns();
+        if (what_.churn == 0) now.segments = client_.segments(); // who leaves takes them along
         return now;
     }
 
@@ -180,6 +191,9 @@ private:
         result_.user = own.user_us / deliveries;
         result_.system = own.system_us / deliveries;
         result_.processor = result_.user + result_.system;
+        if (to.segments > from.segments)
+            result_.a_write =
+                (own.user_us + own.system_us) / static_cast<double>(to.segments - from.segments);
         result_.growth = (to.resident - from.resident) / 1024;
         result_.server_disturbed = bench::used_by_others(to.server_busy_us - from.server_busy_us,
                                                          own, seconds, cores_.server.size());
@@ -202,6 +216,7 @@ private:
     }
 
     const scenario& what_;
+    const contender& who_;
     const placement& cores_;
     bench::server_process server_;
     bench::load client_;
@@ -228,13 +243,14 @@ constexpr figure p999{"latency_p999_us", "latency p99.9, us", &leg::p999, 0};
 constexpr figure cpu{"cpu_us_per_delivery", "server CPU, us a delivery", &leg::processor, 3};
 constexpr figure user{"cpu_user_us_per_delivery", "of it user", &leg::user, 3};
 constexpr figure kernel{"cpu_system_us_per_delivery", "of it system", &leg::system, 3};
+constexpr figure a_write{"cpu_us_per_write", "server CPU, us a write", &leg::a_write, 2};
 constexpr figure memory{"memory_bytes_per_client", "memory, bytes a client", &leg::memory, 0};
 constexpr figure growth{"memory_growth_kib", "memory growth, KiB", &leg::growth, 0};
 constexpr figure churned{"connects_per_s", "connects /s", &leg::churned, 0};
 
-constexpr const figure* all_figures[] = {&published, &deliveries, &span,   &p50,
-                                         &p99,       &p999,       &cpu,    &user,
-                                         &kernel,    &memory,     &growth, &churned};
+constexpr const figure* all_figures[] = {&published, &deliveries, &span,   &p50,    &p99,
+                                         &p999,      &cpu,        &user,   &kernel, &a_write,
+                                         &memory,    &growth,     &churned};
 
 // How far to trust the others.
 constexpr figure disturbances[] = {
@@ -365,6 +381,38 @@ std::vector<contest> whole_set(const std::vector<contender>& rivals) {
                                      with_rivals({floor_loop, library})});
     return set;
 }
+
+#if defined(SSE_ENABLE_TLS)
+
+std::vector<contest> tls_set() {
+    const auto by = [](contender who) {
+        who.secure = true;
+        return who;
+    };
+    const contender floor = by(floor_loop), secure = by(library), calm = by(library_calm);
+    contender plain = library, front = by({"nginx, sse plain", true});
+    plain.name = "sse plain";
+    front.behind_nginx = true;
+    std::vector<contender> all{floor, secure, plain};
+    if (access(bench::nginx_front::program, X_OK) == 0) all.push_back(front);
+    return {
+        {{.name = "fan-out"}, {&cpu, &a_write, &p50, &p99, &memory}, &cpu, all},
+        {{.name = "burst", .clients = 100, .rate = 0, .burst = 20, .bursts = 30},
+         {&deliveries, &cpu, &a_write},
+         &cpu,
+         all},
+        {{.name = "large burst", .clients = 100, .rate = 0, .burst = 10'000, .bursts = 3},
+         {&deliveries, &cpu},
+         &cpu,
+         all},
+        {{.name = "churn", .clients = 100, .rate = 100, .churn = 500},
+         {&cpu, &p99, &churned},
+         &p99,
+         {floor, secure, calm}},
+    };
+}
+
+#endif
 
 std::vector<contest> scaling_set() {
     std::vector<contest> set;
@@ -682,6 +730,13 @@ std::vector<bench::fact> describe_run(const settings& set) {
                                 "send(); uncoalesced: a send() each");
     facts.emplace_back("sse", "1 worker and 1 publisher unless said; ids, some 20 bytes a message, "
                               "which the floor does not send");
+#if defined(SSE_ENABLE_TLS)
+    if (set.tls)
+        facts.emplace_back("TLS", std::string(OpenSSL_version(OPENSSL_VERSION)) +
+                                      ", whole handshakes with P-256; the floor is a bare loop "
+                                      "over it, nginx stands before a server without TLS, and "
+                                      "both are counted");
+#endif
     facts.emplace_back("rounds", std::to_string(set.rounds) + ", the contenders in turn");
     return facts;
 }
@@ -693,6 +748,9 @@ settings parse(int count, char** values, bench::flags& flags) {
     flags.text("--only", set.only, "these scenarios, by name, separated by commas");
     flags.toggle("--quick", set.quick, true, "one short round: to see that it works");
     flags.toggle("--scaling", set.scaling, true, "workers, clients, payload and topics instead");
+#if defined(SSE_ENABLE_TLS)
+    flags.toggle("--tls", set.tls, true, "over TLS instead, beside a bare loop over OpenSSL");
+#endif
     flags.text("--rivals", set.rivals,
                "name=command,...: programs that obey as bench::conductor does");
     flags.number<std::uint64_t>("--rounds", set.rounds, 0, 100, "of a leg for each; 0: 5, or 3");
@@ -731,6 +789,9 @@ void adjust(const settings& set, scenario& what) {
 std::vector<contest> choose(const settings& set, const bench::flags& flags) {
     std::vector<contest> contests =
         set.scaling ? scaling_set() : whole_set(parse_rivals(set.rivals));
+#if defined(SSE_ENABLE_TLS)
+    if (set.tls) contests = tls_set();
+#endif
     const std::vector<std::string> wanted = split(set.only, ',');
     for (const std::string& name : wanted)
         if (std::none_of(contests.begin(), contests.end(),

@@ -3,6 +3,9 @@
 #pragma once
 
 #include "bench.hpp"
+#if defined(SSE_ENABLE_TLS)
+#include "tls.hpp"
+#endif
 
 #include "sse.hpp"
 
@@ -19,6 +22,7 @@
 #include <atomic>
 #include <exception>
 #include <optional>
+#include <span>
 
 namespace bench {
 
@@ -54,6 +58,17 @@ struct placement {
     bool spin = true; // the client polls and never sleeps
 };
 
+/// One who is measured.
+struct contender {
+    std::string name;
+    bool coalesces = false; // what waits goes out in one write
+    std::string path = "/subscribe/bench";
+    std::vector<std::string> program = {}; // of a rival; it is given --rate, --burst, --payload
+    bool meets_churn = true;               // where the scenario has some
+    bool secure = false;                   // clients speak TLS
+    bool behind_nginx = false;             // which is measured with it
+};
+
 inline std::string topic_name(std::uint64_t number) { return "/bench/" + std::to_string(number); }
 
 // The floor: plain sockets, one thread, no library ////////////////////////////////////////////////
@@ -64,9 +79,10 @@ inline std::string topic_name(std::uint64_t number) { return "/bench/" + std::to
 /// millisecond.
 class floor_server {
 public:
-    floor_server(const scenario& load, bool coalesces)
-        : conductor_(load.rate, load.burst, load.payload), coalesces_(coalesces),
-          topics_(load.topics, -1), due_(load.each > 0 ? most_ms : 0), line_(load.payload) {
+    floor_server(const scenario& load, const contender& who)
+        : conductor_(load.rate, load.burst, load.payload), coalesces_(who.coalesces),
+          secure_(who.secure), topics_(load.topics, -1), due_(load.each > 0 ? most_ms : 0),
+          line_(load.payload) {
         if (load.each > 0) {
             period_ns_ = 1'000'000'000 / load.each;
             conductor_.published = [this](bool go_on) {
@@ -118,6 +134,9 @@ private:
         std::size_t sent = 0;      // of published_
         std::uint64_t next_ns = 0; // when it is due
         std::uint64_t seq = 0;
+#if defined(SSE_ENABLE_TLS)
+        tls_socket tls = {};
+#endif
     };
 
     sockaddr* raw_address() { return reinterpret_cast<sockaddr*>(&address_); }
@@ -153,18 +172,38 @@ private:
             const auto number = static_cast<std::size_t>(fd);
             if (number >= clients_.size()) clients_.resize(number + 1);
             at(fd) = {};
+#if defined(SSE_ENABLE_TLS)
+            if (secure_) at(fd).tls = tls_socket(fd, true);
+#endif
             watch(fd, EPOLLIN, EPOLL_CTL_ADD);
         }
+    }
+
+    ssize_t receive(int fd, std::span<char> to) {
+#if defined(SSE_ENABLE_TLS)
+        if (secure_) return at(fd).tls.receive(to.data(), to.size());
+#endif
+        return recv(fd, to.data(), to.size(), 0);
+    }
+
+    ssize_t send_now(int fd, std::string_view bytes) {
+#if defined(SSE_ENABLE_TLS)
+        if (secure_) return at(fd).tls.send(bytes.data(), bytes.size());
+#endif
+        return send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     }
 
     // A request of our client is one small segment, so it is read whole or not at all.
     void read_from(int fd) {
         std::array<char, 4096> buffer;
-        const ssize_t size = recv(fd, buffer.data(), buffer.size(), 0);
+        const ssize_t size = receive(fd, buffer);
         if (size < 0 && errno == EAGAIN) return;
         if (size <= 0) return forget(fd);
-        if (at(fd).streams || send(fd, head.data(), head.size(), MSG_NOSIGNAL) <= 0) return;
-        at(fd) = {static_cast<std::uint32_t>(streams_.size()), true, false, published_.size()};
+        if (at(fd).streams || send_now(fd, head) <= 0) return;
+        client& one = at(fd);
+        one.place = static_cast<std::uint32_t>(streams_.size());
+        one.streams = true;
+        one.sent = published_.size();
         streams_.push_back(fd);
         if (!topics_.empty())
             topics_[topic_of({buffer.data(), static_cast<std::size_t>(size)})] = fd;
@@ -246,10 +285,9 @@ private:
         client& to = at(fd);
         while (!to.blocked && to.sent < published_.size()) {
             const std::size_t size = std::min(published_.size() - to.sent, most_in_a_send);
-            const ssize_t sent =
-                send(fd, published_.data() + to.sent, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+            const ssize_t sent = send_now(fd, {published_.data() + to.sent, size});
             if (sent > 0) to.sent += static_cast<std::size_t>(sent);
-            if (sent == static_cast<ssize_t>(size)) continue;
+            if (sent == static_cast<ssize_t>(size) || (secure_ && sent > 0)) continue;
             to.blocked = true; // a client that is gone is noticed by reading
             watch(fd, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
         }
@@ -257,6 +295,7 @@ private:
 
     conductor conductor_;
     bool coalesces_;
+    bool secure_;
     sockaddr_in address_{};
     int listener_ = -1;
     int epoll_ = -1;
@@ -280,8 +319,9 @@ private:
 
 class library_server {
 public:
-    library_server(const scenario& load, bool io_uring)
-        : conductor_(load.rate, load.burst, load.payload), server_(options_of(load, io_uring)) {
+    library_server(const scenario& load, const contender& who)
+        : conductor_(load.rate, load.burst, load.payload), behind_nginx_(who.behind_nginx),
+          server_(options_of(load, who)) {
         for (std::uint64_t at = 0; at < load.topics; ++at) topics_.push_back(topic_name(at));
         if (topics_.empty()) topics_.push_back("/bench");
         server_.route("GET", "/handler", [](sse::stream& client) -> asio::awaitable<void> {
@@ -300,7 +340,12 @@ public:
     // The program's own thread publishes, as programs do; the workers deliver.
     void run() {
         server_.start("127.0.0.1:0");
-        conductor_.announce(server_.port());
+#if defined(SSE_ENABLE_TLS)
+        std::optional<nginx_front> front;
+        if (behind_nginx_) front.emplace(server_.port());
+        if (front) conductor_.announce(front->port(), front->process());
+#endif
+        if (!behind_nginx_) conductor_.announce(server_.port());
         std::array<pollfd, 2> waited{
             {{conductor_.commands(), POLLIN, 0}, {conductor_.tick(), POLLIN, 0}}};
         while (!conductor_.ended() &&
@@ -314,9 +359,15 @@ public:
     }
 
 private:
-    static sse::options options_of(const scenario& load, bool io_uring) {
+    static sse::options options_of(const scenario& load, const contender& who) {
         sse::options options;
-        options.io_uring = io_uring;
+        options.io_uring = who.name == "sse io_uring";
+#if defined(SSE_ENABLE_TLS)
+        if (who.secure && !who.behind_nginx) {
+            options.tls.certificate = support::test_server().certificate;
+            options.tls.key = support::test_server().key;
+        }
+#endif
         options.threads = load.threads;
         options.limits.connections = 0;
         options.heartbeat = std::chrono::milliseconds(0);
@@ -381,6 +432,7 @@ private:
     }
 
     conductor conductor_;
+    bool behind_nginx_;
     std::vector<std::string> topics_;
     std::atomic<int> turn_ = 0; // odd: handlers send
     std::atomic<int> know_ = 0; // how many have seen it
@@ -390,15 +442,6 @@ private:
 };
 
 // Their processes /////////////////////////////////////////////////////////////////////////////////
-
-/// One who is measured.
-struct contender {
-    std::string name;
-    bool coalesces = false; // what waits goes out in one write
-    std::string path = "/subscribe/bench";
-    std::vector<std::string> program = {}; // of a rival; it is given --rate, --burst, --payload
-    bool meets_churn = true;               // where the scenario has some
-};
 
 /// The server's process, and the client's end of its commands.
 class server_process {
@@ -473,10 +516,10 @@ private:
         try {
             if (!cores.empty()) pin(cores);
             if (!who.program.empty()) return execute(load, who.program);
-            if (who.name.starts_with("sse"))
-                library_server(load, who.name == "sse io_uring").run();
+            if (who.name.starts_with("sse") || who.behind_nginx)
+                library_server(load, who).run();
             else
-                floor_server(load, who.coalesces).run();
+                floor_server(load, who).run();
             return 0;
         } catch (const std::exception& error) {
             std::fprintf(stderr, "%s: %s\n", who.name.c_str(), error.what());

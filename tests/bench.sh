@@ -2,4 +2,7 @@
 # The benchmarks' commands, as short as they can be.
 CDPATH='' cd -- "$(dirname -- "$0")/.." || exit
 command -v valgrind >/dev/null || { echo "no valgrind"; exit 77; }
-bench/run.sh --quick --clients 20 --burst 1000 --seconds 0.2 && exec bench/run.sh --bus --quick
+quick=(--quick --clients 20 --burst 1000 --seconds 0.2)
+bench/run.sh "${quick[@]}" || exit
+[ ! -e /usr/include/openssl/provider.h ] || bench/run.sh --tls "${quick[@]}" || exit
+exec bench/run.sh --bus --quick
