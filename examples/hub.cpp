@@ -406,6 +406,12 @@ asio::awaitable<void> feed_watchdog(sse::server& server) {
     }
 }
 
+// Blocks its thread until the next hub is ready.
+asio::awaitable<std::int64_t> hand_over(sse::server& server,
+                                        const std::vector<std::string>& command) {
+    co_return server.hand_over(command);
+}
+
 // At SIGUSR2 a new hub takes over. Returns once it has; if it cannot, this one goes on.
 asio::awaitable<void> be_replaced(sse::server& server, const std::vector<std::string>& command,
                                   output& out) {
@@ -413,12 +419,9 @@ asio::awaitable<void> be_replaced(sse::server& server, const std::vector<std::st
     asio::thread_pool waiting(1);
     for (;;) {
         co_await wanted.async_wait(asio::use_awaitable);
-        const auto start = [&]() -> asio::awaitable<std::int64_t> {
-            co_return server.hand_over(command);
-        };
         try {
             const std::int64_t process =
-                co_await asio::co_spawn(waiting, start(), asio::use_awaitable);
+                co_await asio::co_spawn(waiting, hand_over(server, command), asio::use_awaitable);
             sse::notify_systemd("MAINPID=" + std::to_string(process));
             co_return out.say("hub: handed over to process " + std::to_string(process));
         } catch (const std::exception& failure) {
