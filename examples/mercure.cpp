@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -184,6 +185,19 @@ asio::awaitable<void> take_update(sse::server& server, const sse::jwt& tokens,
     co_await client.respond(status, "text/plain; charset=utf-8", text);
 }
 
+/// Whether an update has a topic that one of the selectors matches, and one that is among its own.
+std::function<bool(const sse::published&)> wants(texts selectors, std::optional<texts> own = {}) {
+    return [selectors = std::move(selectors), own = std::move(own)](const sse::published& update) {
+        const texts topics = topics_in(update.topic());
+        const auto has_one_of = [&](const texts& patterns) {
+            return std::any_of(topics.begin(), topics.end(), [&](const std::string& topic) {
+                return match_some(patterns, topic);
+            });
+        };
+        return has_one_of(selectors) && (!own || has_one_of(*own));
+    };
+}
+
 asio::awaitable<void> follow(const sse::jwt& tokens, sse::stream& client) {
     const sse::request& r = client.request();
     const texts selectors = r.query_values("topic");
@@ -209,19 +223,9 @@ asio::awaitable<void> follow(const sse::jwt& tokens, sse::stream& client) {
         const std::chrono::milliseconds least(1), most = std::chrono::hours(24 * 21);
         client.end_after(std::clamp(left, least, most));
     }
-    const auto wanted = [selectors](const sse::published& update) {
-        const texts topics = topics_in(update.topic());
-        return std::any_of(topics.begin(), topics.end(),
-                           [&](const std::string& topic) { return match_some(selectors, topic); });
-    };
-    const auto allowed = [wanted, own = claims.subscribe](const sse::published& update) {
-        const texts topics = topics_in(update.topic());
-        return wanted(update) && std::any_of(topics.begin(), topics.end(), [&](const auto& topic) {
-                   return match_some(own, topic);
-               });
-    };
-    client.subscribe("/public", {.filter = wanted});
-    if (!claims.subscribe.empty()) client.subscribe("/private", {.filter = allowed});
+    client.subscribe("/public", {.filter = wants(selectors)});
+    if (claims.subscribe.empty()) co_return;
+    client.subscribe("/private", {.filter = wants(selectors, claims.subscribe)});
 }
 
 sse::jwt_key key_of_environment() {
