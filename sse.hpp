@@ -342,9 +342,7 @@
 #include <io.h>
 #include <share.h>
 #else
-#include <grp.h>
 #include <poll.h>
-#include <pwd.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -13627,18 +13625,32 @@ SSE_DECL void socket_file::remove() noexcept {
     path_.clear();
 }
 
-/// The number of a user or group, by its name or as it is.
-template <class Entry, class Find>
-std::uint32_t number_of(const std::string& name, std::uint32_t Entry::*number, Find find,
-                        const char* what) {
+/// The number of a user or group, by its name or as it is. Read here, since getpwnam() and
+/// getgrnam() come with names that programs use, and with libraries that a static program does not
+/// have.
+SSE_DECL std::uint32_t number_of(const std::string& name, const char* file, const char* what) {
     if (const auto given = read_number<std::uint32_t>(name)) return *given;
-    std::vector<char> memory(64 * 1024); // members of a group may be many
-    Entry entry{};
-    Entry* found = nullptr;
-    find(name.c_str(), &entry, memory.data(), memory.size(), &found);
-    if (found) return entry.*number;
+    std::string text;
+    std::array<char, 4096> piece;
+    const auto in = open_file(file);
+    while (const std::size_t n = in ? std::fread(piece.data(), 1, piece.size(), in.get()) : 0) {
+        text.append(piece.data(), n);
+    }
+    for (std::string_view rest = text; !rest.empty();) { // name:password:number:...
+        std::string_view line = rest.substr(0, rest.find('\n'));
+        rest.remove_prefix(std::min(rest.size(), line.size() + 1));
+        const auto next = [&line] {
+            const std::string_view field = line.substr(0, line.find(':'));
+            line.remove_prefix(std::min(line.size(), field.size() + 1));
+            return field;
+        };
+        if (next() != name) continue;
+        next();
+        if (const auto found = read_number<std::uint32_t>(next())) return *found;
+    }
     throw std::invalid_argument("unix_socket.owner: there is no " + std::string(what) + " '" +
-                                name + "'; write a name that this machine has, or a number");
+                                name + "' in " + file +
+                                "; write a name that is there, or a number");
 }
 
 /// Gives the file to whom the options name.
@@ -13647,10 +13659,8 @@ SSE_DECL void give_away(const std::string& path, const std::string& owner) {
     const std::string user = owner.substr(0, colon);
     const std::string group = owner.substr(std::min(colon + 1, owner.size()));
     const auto none = static_cast<std::uint32_t>(-1); // stays as it is
-    const std::uint32_t to_user =
-        user.empty() ? none : number_of<passwd>(user, &passwd::pw_uid, ::getpwnam_r, "user");
-    const std::uint32_t to_group =
-        group.empty() ? none : number_of<::group>(group, &::group::gr_gid, ::getgrnam_r, "group");
+    const std::uint32_t to_user = user.empty() ? none : number_of(user, "/etc/passwd", "user");
+    const std::uint32_t to_group = group.empty() ? none : number_of(group, "/etc/group", "group");
     if (::lchown(path.c_str(), to_user, to_group) == 0) return;
     const auto why = last_socket_error();
     throw std::system_error(why, "its file cannot be given to '" + owner +

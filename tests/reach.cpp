@@ -334,7 +334,7 @@ TEST_SUITE("reach") {
         of_nobody.unix_socket.owner = "no such user";
         CHECK(reason([&] {
                   server_at_socket(std::move(of_nobody));
-              }).starts_with("sse::server: unix_socket.owner: there is no user 'no such user'; "));
+              }).starts_with("sse::server: unix_socket.owner: there is no user 'no such user' in /etc/passwd; "));
         sse::options too_much;
         too_much.unix_socket.mode = 01777;
         CHECK(has(reason([&] { sse::server(std::move(too_much)); }), "unix_socket.mode"));
