@@ -22,7 +22,7 @@
 # JUDGE_DURATION_SEC is how long the judge looks at each bus: 10. JUDGE_BUS_SEC, JUDGE_NODE_MS are
 # how often it is harmed, and a node: 3, 1000. JUDGE_CLIENTS, JUDGE_MSG_PER_SEC: 300, 150. JUDGE=0
 # leaves it out.
-# FUZZ_SECONDS is how long each of the fuzzers goes on: 30, or 0 for what is known already.
+# FUZZ_SECONDS is how long each of the fuzzers goes on: 10, or 0 for what is known already.
 # ASIO_DIR=/path/to/asio/include takes another Asio than the system's. CXX is the compiler.
 # One test again: meson test -C build-asan feed. What they said: build*/meson-logs/VARIANT.txt
 set -euo pipefail

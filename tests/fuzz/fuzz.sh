@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs one target of fuzz.cpp: first what is known, its seeds and what earlier runs have found, then
-# new inputs for FUZZ_SECONDS (30; 0: none). Shows the input that broke a rule; run the program on
+# new inputs for FUZZ_SECONDS (10; 0: none). Shows the input that broke a rule; run the program on
 # that file to see it again.
 #   tests/fuzz/fuzz.sh                      lists the targets, by their seeds
 #   tests/fuzz/fuzz.sh PROGRAM              whether these are the targets of the program
@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 [ $# -gt 0 ] || { ls "$here/seeds"; exit; }
 program=$(realpath "$1")
 [ $# -gt 1 ] || { diff <("$program" | sort) <(ls "$here/seeds" | sort); exit; }
-target=$2 seconds=${FUZZ_SECONDS:-30}
+target=$2 seconds=${FUZZ_SECONDS:-10}
 folder=$(dirname "$program")/../fuzzing
 mkdir -p "$folder/corpus/$target"
 cd "$folder"
