@@ -84,7 +84,8 @@ public:
     /// `prepare` adds routes to each server.
     explicit service(sse::options o, int send_buffer = 0,
                      std::function<void(sse::server&)> prepare = {})
-        : options_(std::move(o)), send_buffer_(send_buffer), prepare_(std::move(prepare)) {}
+        : options_(with_tls_by_default(std::move(o))), send_buffer_(send_buffer),
+          prepare_(std::move(prepare)) {}
     ~service() {
         if (current().server) stop();
     }

@@ -22,10 +22,12 @@
 #include <functional>
 #include <limits>
 #include <map>
+#include <memory>
 #include <optional>
 #include <random>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -599,6 +601,7 @@ struct storm_options {
     std::size_t clients = 200;
     std::uint64_t seed = 1;
     bool faults = true; ///< Or else all read on, and only come back when they are ended.
+    bool tls = tls_by_default;
     std::vector<follower> kinds;
     /// The id of the newest message of the server that runs, or empty. Called between reads.
     std::function<std::string()> newest = [] { return std::string(); };
@@ -640,7 +643,7 @@ public:
         options_.faults = false;
         for (client& each : clients_) {
             each.plan = mischief::none;
-            if (each.now != state::head && each.now != state::open) continue;
+            if (!is_connected(each)) continue;
             if (each.half_closed) {
                 leave(each, true);
             } else {
@@ -653,7 +656,7 @@ public:
     void stir() {
         options_.faults = true;
         for (client& each : clients_)
-            if (each.now == state::head || each.now == state::open) choose_mischief(each);
+            if (is_connected(each)) choose_mischief(each);
         next_due_ = clock::time_point::min();
     }
 
@@ -700,7 +703,8 @@ public:
 
     /// For a failed condition: where the clients stand that are not there.
     std::string describe_others(const event_id& id) const {
-        static constexpr std::string_view names[] = {"waiting", "connecting", "head", "open"};
+        static constexpr std::string_view names[] = {"waiting", "connecting", "handshake", "head",
+                                                     "open"};
         std::string text;
         int shown = 0;
         for (std::size_t i = 0; i < clients_.size(); ++i) {
@@ -718,7 +722,7 @@ public:
 
 private:
     using milliseconds = std::chrono::milliseconds;
-    enum class state : std::uint8_t { waiting, connecting, head, open };
+    enum class state : std::uint8_t { waiting, connecting, handshake, head, open };
 
     struct client {
         const follower* kind = nullptr;
@@ -731,6 +735,9 @@ private:
 
         // Of one connection:
         descriptor socket;
+#if defined(SSE_ENABLE_TLS)
+        std::unique_ptr<tls_end> tls;
+#endif
         state now = state::waiting;
         std::string head;
         event_stream_decoder decoder;
@@ -749,6 +756,10 @@ private:
     template <class Predicate>
     std::size_t count(Predicate&& is) const {
         return static_cast<std::size_t>(std::count_if(clients_.begin(), clients_.end(), is));
+    }
+
+    static bool is_connected(const client& each) {
+        return each.now != state::waiting && each.now != state::connecting;
     }
 
     static std::size_t below(client& each, std::size_t end) {
@@ -776,7 +787,7 @@ private:
         for (int i = 0; i < count; ++i) {
             client& each = clients_[ready[i].data.u64];
             if (each.now == state::connecting)
-                send_request(each);
+                connected(each);
             else if (each.now != state::waiting)
                 receive(each, buffer_.size());
             next_due_ = std::min(next_due_, each.due);
@@ -823,7 +834,7 @@ private:
         watch(each, EPOLL_CTL_ADD, EPOLLOUT);
     }
 
-    void send_request(client& each) {
+    void connected(client& each) {
         int error = 0;
         socklen_t size = sizeof error;
         ::getsockopt(each.socket.get(), SOL_SOCKET, SO_ERROR, &error, &size);
@@ -831,6 +842,21 @@ private:
             ++refused_;
             return come_back(each);
         }
+        watch(each, EPOLL_CTL_MOD, EPOLLIN);
+#if defined(SSE_ENABLE_TLS)
+        if (options_.tls) {
+            // Some before they have their stream, the others then: a handshake takes long where the
+            // machine is busy, and hardly a client would come through.
+            if (below(each, 4) == 0) choose_mischief(each);
+            each.now = state::handshake;
+            each.tls = std::make_unique<tls_end>();
+            return take_sealed(each, {});
+        }
+#endif
+        send_request(each);
+    }
+
+    void send_request(client& each) {
         std::string target = each.kind->target;
         if (!each.given.empty())
             target += (target.find('?') == target.npos ? "?" : "&") + ("lastEventId=" + each.given);
@@ -838,18 +864,41 @@ private:
                               "Accept: text/event-stream\r\nCache-Control: no-store\r\n";
         if (!each.last_id.empty()) request += "Last-Event-ID: " + each.last_id + "\r\n";
         request += "\r\n";
-        const ssize_t sent =
-            ::send(each.socket.get(), request.data(), request.size(), MSG_NOSIGNAL);
-        if (sent != static_cast<ssize_t>(request.size())) return come_back(each);
         each.now = state::head;
-        watch(each, EPOLL_CTL_MOD, EPOLLIN);
-        choose_mischief(each);
+#if defined(SSE_ENABLE_TLS)
+        if (each.tls) request = each.tls->seal(request);
+#endif
+        if (!send(each, request)) return come_back(each);
+        if (!options_.tls) choose_mischief(each);
     }
+
+    static bool send(const client& each, std::string_view bytes) {
+        const ssize_t sent = ::send(each.socket.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+        return sent == static_cast<ssize_t>(bytes.size());
+    }
+
+#if defined(SSE_ENABLE_TLS)
+    void take_sealed(client& each, std::string_view bytes) {
+        try {
+            const std::string plain = each.tls->open(bytes);
+            const std::string answer = each.tls->take_output();
+            if (!answer.empty() && !send(each, answer)) return come_back(each);
+            if (each.now == state::handshake && each.tls->is_established()) send_request(each);
+            take(each, plain);
+        } catch (const tls_failure& why) {
+            each.record.fault(std::string("TLS: ") + why.what());
+            come_back(each);
+        }
+    }
+#endif
 
     // Waits as EventSource does, for its reconnection time and perhaps longer; now and then so long
     // that the history moves on.
     void come_back(client& each) {
         each.socket.close();
+#if defined(SSE_ENABLE_TLS)
+        each.tls.reset();
+#endif
         each.now = state::waiting;
         milliseconds wait(each.retry.value_or(0));
         wait += options_.faults && below(each, 8) == 0 ? between(each, 300, 1200)
@@ -869,10 +918,17 @@ private:
             const bool cut = bytes.size() >= each.bytes_left;
             bytes = bytes.substr(0, each.bytes_left);
             each.bytes_left -= bytes.size();
-            take(each, bytes);
-            if (cut) leave(each, true);
+            take_received(each, bytes);
+            if (cut && each.now != state::waiting) leave(each, true);
             return;
         }
+        take_received(each, bytes);
+    }
+
+    void take_received(client& each, std::string_view bytes) {
+#if defined(SSE_ENABLE_TLS)
+        if (each.tls) return take_sealed(each, bytes);
+#endif
         take(each, bytes);
     }
 
@@ -900,6 +956,7 @@ private:
         each.record.opened(
             {each.last_id.empty() ? each.given : each.last_id, each.before, options_.newest()});
         each.now = state::open;
+        if (options_.tls && each.plan == mischief::none) choose_mischief(each);
     }
 
     // By lines, or pieces of one, so that each change of the last id is seen at its place.
@@ -978,8 +1035,12 @@ private:
         case mischief::none: choose_mischief(each); break;
         case mischief::early_reset:
         case mischief::reset: leave(each, true); break;
-        case mischief::fin: leave(each, false); break;
+        case mischief::fin:
+            say_goodbye(each);
+            leave(each, false);
+            break;
         case mischief::half_close:
+            say_goodbye(each);
             ::shutdown(each.socket.get(), SHUT_WR);
             each.half_closed = true;
             each.due = now + between(each, 50, 500);
@@ -1007,6 +1068,13 @@ private:
     void read_on(client& each) {
         watch(each, EPOLL_CTL_MOD, EPOLLIN);
         choose_mischief(each);
+    }
+
+    /// Over TLS, and by every other client.
+    static void say_goodbye([[maybe_unused]] client& each) {
+#if defined(SSE_ENABLE_TLS)
+        if (each.tls && below(each, 2) == 0) std::ignore = send(each, each.tls->say_goodbye());
+#endif
     }
 
     void leave(client& each, bool by_reset) {
