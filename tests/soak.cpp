@@ -4,6 +4,8 @@
 //
 // SOAK_DURATION_SEC=1800 SOAK_CLIENTS=200 SOAK_MSG_PER_SEC=300 SOAK_REPORT_SEC=10 build/tests/soak
 //
+// `soak tls` is a storm over TLS for half of that time, without the trials.
+//
 // Records are audited every second, and then forgotten. At checkpoints, every 5 to 30 seconds, the
 // storm rests: all clients come to the newest message, so that what they got adds up with what was
 // published; connections, descriptors and threads are counted. Then it goes on with other dice, and
@@ -31,6 +33,7 @@
 #include <initializer_list>
 #include <limits>
 #include <stdexcept>
+#include <string_view>
 #include <tuple>
 
 #include <malloc.h>
@@ -51,6 +54,7 @@ struct settings {
     std::size_t messages_per_second = setting("SOAK_MSG_PER_SEC", 300, 1, 100'000);
     std::chrono::seconds report{setting("SOAK_REPORT_SEC", 10, 1, 24 * 3600)};
     std::uint64_t seed = setting("SSE_TEST_SEED", 1, 0, std::numeric_limits<std::uint64_t>::max());
+    bool tls = false;
 
     /// Half a second's: some clients come back too late.
     std::size_t history() const { return std::max<std::size_t>(messages_per_second / 2, 16); }
@@ -136,6 +140,12 @@ sse::options server_options(const settings& asked, tales& told) {
     o.heartbeat = 100ms;
     o.timeouts.stall = 1s;
     o.limits.connections = 0;
+#if defined(SSE_ENABLE_TLS)
+    if (asked.tls) {
+        o.tls.certificate = test_server().certificate;
+        o.tls.key = test_server().key;
+    }
+#endif
     o.hooks.on_connect = [&told](sse::stream&) { ++told.begun; };
     o.hooks.on_disconnect = [&told](const sse::stream_info&, sse::end_reason why) {
         ++told.ended[static_cast<std::size_t>(why)];
@@ -205,7 +215,7 @@ public:
     /// Whether all was right.
     bool run() {
         const auto start = clock::now();
-        trials_.run();
+        if (!asked_.tls) trials_.run();
         for (const std::string& what : trials_.faults()) fault(what);
         if (!eventually([&] { return resources() == before_all_; }))
             fault("after the trials there are " + to_string(resources()) + ", and there were " +
@@ -247,6 +257,7 @@ private:
                                    .bursts = true});
         storm clients(server_.port(), {.clients = asked_.clients,
                                        .seed = asked_.seed,
+                                       .tls = asked_.tls,
                                        .kinds = kinds_with_handlers(),
                                        .newest = [this] { return server_.newest(); }});
         publishers_ = &publishers;
@@ -546,8 +557,10 @@ private:
     std::vector<std::size_t> descriptors_, memory_; // at each checkpoint
 };
 
-int run() {
-    const settings asked;
+int run(std::string_view how) {
+    settings asked;
+    asked.tls = how == "tls";
+    if (asked.tls) asked.duration /= 2;
     if (!asked.wanted) {
         std::printf("soak: left out, since SOAK is 0\n");
         return 77; // not run
@@ -567,9 +580,9 @@ int run() {
 
 } // namespace soak_test
 
-int main() {
+int main(int count, char** arguments) {
     try {
-        return soak_test::run();
+        return soak_test::run(count > 1 ? arguments[1] : "");
     } catch (const std::exception& e) {
         std::fprintf(stderr, "soak: %s\n", e.what());
         return 2;
