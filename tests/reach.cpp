@@ -345,9 +345,9 @@ TEST_SUITE("reach") {
         CHECK(mode_of(server_at_socket(std::move(o)).path) == 0600);
         sse::options of_nobody = with_threads(1);
         of_nobody.unix_socket.owner = "no such user";
-        CHECK(reason([&] {
-                  server_at_socket(std::move(of_nobody));
-              }).starts_with("sse::server: unix_socket.owner: there is no user 'no such user' in /etc/passwd; "));
+        CHECK(reason([&] { server_at_socket(std::move(of_nobody)); })
+                  .starts_with("sse::server: unix_socket.owner: there is no user 'no such user' in "
+                               "/etc/passwd; "));
         sse::options too_much;
         too_much.unix_socket.mode = 01777;
         CHECK(has(reason([&] { sse::server(std::move(too_much)); }), "unix_socket.mode"));
