@@ -777,7 +777,9 @@ void adjust(const settings& set, scenario& what) {
         if (value != 0) target = value;
     };
     if (set.clients != 0) what.unread = what.unread * set.clients / what.clients;
+    const bool has_topic_each = what.topics == what.clients;
     choose(what.clients, set.clients);
+    if (has_topic_each) what.topics = what.clients;
     choose(what.payload, set.payload);
     if (what.rate != 0) choose(what.rate, set.rate);
     if (what.burst > 1 && what.bursts > 0) choose(what.burst, set.burst);
