@@ -23,7 +23,8 @@ public:
         std::uint64_t newest = 0;
         bool is_ready = false;
         std::optional<bool> is_up;
-        std::string why; ///< Of the last health().
+        std::string why;               ///< Of the last health().
+        std::vector<std::string> whys; ///< Of each.
     };
 
     void epoch(std::string_view name, std::uint64_t after, sse::gap_reason why) override {
@@ -67,6 +68,7 @@ public:
             s.events.push_back(up ? "up" : "down");
             s.is_up = up;
             s.why = reason;
+            s.whys.emplace_back(reason);
         });
     }
 
