@@ -15521,12 +15521,14 @@ SSE_DECL void server::check_thread(const char* what) const {
 SSE_DECL void server::join() {
     if (!has_threads_) return; // there is nothing to wait for
     check_thread("sse::server::join");
-    const std::lock_guard lock(joining_);
-    for (std::thread& t : threads_) {
-        if (t.joinable()) t.join();
+    {
+        const std::lock_guard lock(joining_);
+        for (std::thread& t : threads_) {
+            if (t.joinable()) t.join();
+        }
+        if (hub_->relay) hub_->relay->detach();
     }
-    if (hub_->relay) hub_->relay->detach();
-    hub_->life->let_go();
+    hub_->life->let_go(); // locks the state, which start() holds while it locks the above
 }
 
 SSE_DECL std::int64_t server::hand_over(const std::vector<std::string>& command,
@@ -16047,7 +16049,7 @@ SSE_DECL asio::awaitable<std::string> json_of_streams(const stream_list& found,
         }
         return a->id < b->id;
     };
-    const std::size_t size = std::min<std::size_t>(page.size(), asked.limit);
+    const std::size_t size = std::min(page.size(), static_cast<std::size_t>(asked.limit));
     const bool more = page.size() > size;
     std::partial_sort(page.begin(), page.begin() + static_cast<std::ptrdiff_t>(size), page.end(),
                       comes_first);
@@ -16087,7 +16089,7 @@ SSE_DECL asio::awaitable<std::string> json_of_topics(const stream_list& found,
         }
     }
     std::vector<std::pair<std::string_view, followed>> page(topics.begin(), topics.end());
-    const std::size_t size = std::min<std::size_t>(page.size(), asked.limit);
+    const std::size_t size = std::min(page.size(), static_cast<std::size_t>(asked.limit));
     std::partial_sort(page.begin(), page.begin() + static_cast<std::ptrdiff_t>(size), page.end(),
                       [](const auto& a, const auto& b) {
                           if (a.second.streams != b.second.streams) {
