@@ -2719,6 +2719,8 @@ private:
 /// jobs, and start::since(). Not by it: timers that the program makes, sse::client, a bus,
 /// options::timeouts.publish, the field Date.
 ///
+/// Handlers that still run end in its destructor: make what they use before it.
+///
 /// Of the options these do not apply: threads, io_uring, handle_signals, proxy.protocol, tls. A
 /// limit on hosts does, see client_request. Calls of the server that block would wait for the test
 /// itself: await() the others.

@@ -18,10 +18,12 @@ asio::awaitable<void> count(sse::stream& client) {
     co_await client.send({.event = "done"});
 }
 
-// A room whose visitors hear what is said, and who says it.
+// A room whose visitors hear what is said, and who says it. It outlives its server, whose handlers
+// use it to their end.
 class room {
 public:
-    explicit room(sse::server& server) : server_(server) {
+    void open_on(sse::server& server) {
+        server_ = &server;
         server.route("GET", "/room", [this](sse::stream& client) { return enter(client); });
         server.route("POST", "/room", [this](sse::stream& client) { return say(client); });
     }
@@ -42,10 +44,10 @@ private:
         const std::string name(client.request().header("X-Name").value_or(""));
         if (name.empty()) throw std::invalid_argument("nobody said it");
         const std::string text = name + ": " + co_await client.body();
-        co_await server_.async_publish("/said", {.data = text});
+        co_await server_->async_publish("/said", {.data = text});
         co_await client.respond(202, "text/plain", "said\n");
     }
-    sse::server& server_;
+    sse::server* server_ = nullptr;
 };
 
 // ---- its tests ----
@@ -65,8 +67,9 @@ TEST_CASE("count sends ten numbers in a second, then says that it is done") {
 }
 
 TEST_CASE("what one says all in the room hear, and those who come back") {
+    room chat; // before the world, so that it is there to its end
     sse::testing::simulation world;
-    const room chat(world.server());
+    chat.open_on(world.server());
     auto ann = world.get("/room");
     auto bob = world.get("/room");
     world.settle();
@@ -91,16 +94,18 @@ TEST_CASE("what one says all in the room hear, and those who come back") {
 }
 
 TEST_CASE("who has no name cannot speak") {
+    room chat; // before the world, so that it is there to its end
     sse::testing::simulation world;
-    const room chat(world.server());
+    chat.open_on(world.server());
     auto client = world.open({.method = "POST", .target = "/room", .body = "boo"});
     CHECK(client.status() == 500);
     CHECK_THROWS_AS(world.rethrow_failure(), std::invalid_argument);
 }
 
 TEST_CASE("a slow visitor loses what the history no longer has, and is told") {
+    room chat;
     sse::testing::simulation world({.history = {.messages = 8}});
-    const room chat(world.server());
+    chat.open_on(world.server());
     auto bob = world.get("/room");
     world.settle();
     bob.stop_reading();
