@@ -252,11 +252,15 @@ const stream = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection
 const peers = {
     async nginx(identities) {
         const ports = [];
+        while (ports.length <= identities.length) { // one that is free may be given twice
+            const port = await tools.freePort();
+            if (!ports.includes(port)) ports.push(port);
+        }
+        const ready = ports.pop();
         let servers = "";
-        for (const { certificate, key } of identities) {
-            ports.push(await tools.freePort());
+        for (const [index, { certificate, key }] of identities.entries()) {
             servers += `server {
-                listen 127.0.0.1:${ports.at(-1)} ssl;
+                listen 127.0.0.1:${ports[index]} ssl;
                 ssl_certificate ${certificate};
                 ssl_certificate_key ${key};
                 ssl_client_certificate ${root.file};
@@ -266,7 +270,6 @@ const peers = {
                 location / { return 200 "data: hello $ssl_client_s_dn\\n\\n"; }
             }`;
         }
-        const ready = await tools.freePort();
         const nginx = await tools.startNginx("", `${servers} server { listen 127.0.0.1:${ready}; }`,
                                              `http://127.0.0.1:${ready}`);
         return { ports, close: async () => tools.equal(await nginx.end("SIGTERM"), 0, "nginx") };
