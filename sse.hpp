@@ -9824,16 +9824,6 @@ inline const connection& connection_of(const stream& s) noexcept {
 
 using stream_ref = counted_ref<connection>; // within one thread
 
-/// Fetches what is about to be used into the cache.
-inline void prefetch(const void* from, std::size_t bytes) noexcept {
-#if defined(__GNUC__)
-    const auto* const at = static_cast<const char*>(from);
-    for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
-#else
-    static_cast<void>(from), static_cast<void>(bytes);
-#endif
-}
-
 /// Keeps it in memory for as long as the reference lives.
 inline stream_ref hold(connection& s) noexcept {
     s.add_reference();
@@ -10378,8 +10368,6 @@ struct worker {
     // Handlers that sleep
     void sleep(sleeping& one, std::chrono::nanoseconds time);
     void set_alarm();
-    sleeping& first_rested() const noexcept;
-    static void prefetch_sleeper(const sleeping& one) noexcept;
     void resume_sleepers();
 
     // Deadlines
@@ -11492,15 +11480,6 @@ SSE_DECL void worker::set_alarm() {
     alarm_ = *first;
 }
 
-SSE_DECL void worker::prefetch_sleeper(const sleeping& one) noexcept {
-    prefetch(&one.of, sizeof(exchange));
-    prefetch(&one.of.owner, sizeof(connection));
-}
-
-SSE_DECL sleeping& worker::first_rested() const noexcept {
-    return static_cast<sleeping&>(static_cast<deadline_wheel::entry&>(*rested_.after));
-}
-
 /// Resumes those whose time has come, in slices.
 SSE_DECL void worker::resume_sleepers() {
     struct guard { // what resumes may throw, out of memory
@@ -11511,10 +11490,8 @@ SSE_DECL void worker::resume_sleepers() {
     {
         const guard until_all_have_run(resuming_sleepers_);
         for (std::size_t n = 0; n < slice_writes && !rested_.is_alone(); ++n) {
-            auto& one = first_rested();
-            const std::unique_ptr<waiter> taken = one.of.take(one);
-            if (!rested_.is_alone()) prefetch_sleeper(first_rested()); // it has slept for long
-            taken->complete();
+            auto& one = static_cast<sleeping&>(static_cast<deadline_wheel::entry&>(*rested_.after));
+            one.of.take(one)->complete();
         }
     }
     if (rested_.is_alone()) return set_alarm();
