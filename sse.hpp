@@ -9937,7 +9937,8 @@ struct exchange : request_state {
     }
     void wake() noexcept;
     /// Takes a waiter out, to complete it.
-    std::unique_ptr<waiter> take(sleeping& which) noexcept;
+    std::unique_ptr<waiter> take(const sleeping& which) noexcept;
+    static std::unique_ptr<waiter> take_out(std::unique_ptr<waiter>& at) noexcept;
 
     bool input_ended() const noexcept { return intake == input_state::ended; }
     bool ended() const noexcept { return !owner.open() || input_ended(); }
@@ -10556,22 +10557,22 @@ void exchange::resume_matching(Which&& which) noexcept {
             at = &(*at)->next;
             continue;
         }
-        std::unique_ptr<waiter> one = std::move(*at);
-        *at = std::move(one->next);
-        one->no_longer_cancelled();
-        if (one->what == awaited::time) static_cast<sleeping&>(*one).unlink();
-        there.resume_soon(std::move(one));
+        there.resume_soon(take_out(*at));
     }
 }
 
-SSE_DECL std::unique_ptr<waiter> exchange::take(sleeping& which) noexcept {
+SSE_DECL std::unique_ptr<waiter> exchange::take_out(std::unique_ptr<waiter>& at) noexcept {
+    std::unique_ptr<waiter> one = std::move(at);
+    at = std::move(one->next);
+    one->no_longer_cancelled();
+    if (one->what == awaited::time) static_cast<sleeping&>(*one).unlink();
+    return one;
+}
+
+SSE_DECL std::unique_ptr<waiter> exchange::take(const sleeping& which) noexcept {
     std::unique_ptr<waiter>* at = &waiters;
     while (at->get() != &which) at = &(*at)->next;
-    std::unique_ptr<waiter> one = std::move(*at);
-    *at = std::move(one->next);
-    one->no_longer_cancelled();
-    which.unlink();
-    return one;
+    return take_out(*at);
 }
 
 SSE_DECL void exchange::wake() noexcept {
