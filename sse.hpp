@@ -3145,6 +3145,19 @@ inline std::unique_ptr<std::FILE, int (*)(std::FILE*)> open_file(const std::stri
 #endif
 }
 
+/// The whole of a file; nothing if it cannot be read.
+inline std::optional<std::string> read_file(const std::string& path) {
+    const auto in = open_file(path);
+    if (!in) return std::nullopt;
+    std::string text;
+    std::array<char, 16 * 1024> part;
+    while (const std::size_t n = std::fread(part.data(), 1, part.size(), in.get())) {
+        text.append(part.data(), n);
+    }
+    if (std::ferror(in.get()) != 0) return std::nullopt; // a directory can be opened, but not read
+    return text;
+}
+
 /// Whether the operation would block or was interrupted: not a failure of the socket.
 inline bool would_block(const asio::error_code& code) noexcept {
     return code == asio::error::would_block || code == asio::error::try_again ||
@@ -13610,12 +13623,7 @@ SSE_DECL void socket_file::remove() noexcept {
 /// have.
 SSE_DECL std::uint32_t number_of(const std::string& name, const char* file, const char* what) {
     if (const auto given = read_number<std::uint32_t>(name)) return *given;
-    std::string text;
-    std::array<char, 4096> piece;
-    const auto in = open_file(file);
-    while (const std::size_t n = in ? std::fread(piece.data(), 1, piece.size(), in.get()) : 0) {
-        text.append(piece.data(), n);
-    }
+    const std::string text = read_file(file).value_or("");
     for (std::string_view rest = text; !rest.empty();) { // name:password:number:...
         std::string_view line = rest.substr(0, rest.find('\n'));
         rest.remove_prefix(std::min(rest.size(), line.size() + 1));
@@ -15246,19 +15254,14 @@ SSE_DECL std::string_view media_type(std::string_view path) noexcept {
 }
 
 SSE_DECL asio::awaitable<void> respond_file(stream& s, const std::string& path) {
-    std::string text;
-    bool known = false;
-    if (const auto in = open_file(path)) {
-        std::array<char, 16 * 1024> part;
-        while (const std::size_t n = std::fread(part.data(), 1, part.size(), in.get())) {
-            text.append(part.data(), n);
-        }
-        known = std::ferror(in.get()) == 0; // a directory can be opened, but not read
-    }
-    if (!known) text = "The server cannot read the file for this page\n";
+    const std::optional<std::string> text = read_file(path);
     std::string_view type = "text/plain; charset=utf-8";
-    if (known) type = media_type(path);
-    co_await s.respond(known ? 200 : 404, type, text);
+    std::string_view body = "The server cannot read the file for this page\n";
+    if (text) {
+        type = media_type(path);
+        body = *text;
+    }
+    co_await s.respond(text ? 200 : 404, type, body);
 }
 
 } // namespace detail
