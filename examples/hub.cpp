@@ -425,7 +425,7 @@ asio::awaitable<void> be_replaced(sse::server& server, const std::vector<std::st
             sse::notify_systemd("MAINPID=" + std::to_string(process));
             co_return out.say("hub: handed over to process " + std::to_string(process));
         } catch (const std::exception& failure) {
-            out.complain("hub: goes on, since none could take over: " +
+            out.complain("hub: goes on, since no other could take over: " +
                          as_the_hub_says(failure.what()));
         }
     }

@@ -236,7 +236,7 @@ inline const std::vector<flag>& flags() {
          },
          "unix_socket.mode"},
         {"socket-owner", "USER:GROUP",
-         "whom that file is given to, such as :www-data (to who started the hub)",
+         "whom that file is given to, such as :www-data (to the user who started it)",
          [](settings& chosen, std::string_view value) { chosen.options.unix_socket.owner = value; },
          "unix_socket.owner"},
         size_flag(
@@ -536,7 +536,7 @@ after a failure such as a port in use.
 
 SIGUSR2 starts the hub anew, with the same flags and perhaps a newer program, and hands it the sockets:
 nobody is refused. The clients of this one go over within --drain-window, or 2 seconds, and with one of
---log-dir, --redis and --nats miss nothing. If the new one does not come so far, this one goes on.
+--log-dir, --redis and --nats miss nothing. If the new one cannot start, this one goes on.
 
 Under systemd, with Type=notify, the hub tells when it is ready, reloads and stops, and with WatchdogSec=
 that all its threads are alive: examples/hub.service and examples/hub.socket.
