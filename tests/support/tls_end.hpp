@@ -73,10 +73,14 @@ public:
     std::string change_keys(bool both = false) {
         SSL_key_update(ssl_.get(), both ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED);
         SSL_do_handshake(ssl_.get());
+        ERR_clear_error();
         return take_output();
     }
     std::string say_goodbye() {
         SSL_shutdown(ssl_.get());
+        // Within a handshake it fails, and what failed is noted for the whole thread: the next end
+        // would take it for its own.
+        ERR_clear_error();
         return take_output();
     }
     /// What is to be sent to the other end.
