@@ -110,7 +110,7 @@ start_hub() { # NAME
 }
 url_of() { grep -oE 'http://127\.0\.0\.1:[0-9]+' "$folder/$1.log"; }
 at() { echo "http://127.0.0.1:${port[$1]}"; }
-is_bus_up() { curl -sS "$(at "$1")/health" | grep -q '^Bus: up'; }
+is_bus_up() { curl -sS "$(at "$1")/health" | grep '^Bus: up' >/dev/null; }
 
 # What an event stream needs of it: no buffering, HTTP/1.1, a response that an EventSource survives
 # while no hub is there. A hub that is gone is tried again after a second.
@@ -231,7 +231,7 @@ listen() { # CLIENT URL ARGUMENT...: its events of the topic room, and of the hu
     until_true "$1 is served" hears "$1"
 }
 hears() { [ -n "$(hub_of "$1")" ]; }
-hub_of() { sed -n 's/^data: {"node":"\([^"]*\)".*/\1/p' "$folder/$1.log" | head -n 1; }
+hub_of() { sed -n '/^data: {"node":"/{s/^data: {"node":"\([^"]*\)".*/\1/p;q;}' "$folder/$1.log"; }
 # Such as "1 2 gap rewound 3".
 got() {
     sed -n '/^event: stats$/d; /^data: {"node"/d; s/^data: {"reason":"\([^"]*\)".*/\1/p; t

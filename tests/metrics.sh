@@ -35,11 +35,11 @@ url=${url%/}
 curl -sN --max-time 120 "$url/subscribe/a" >events &
 pids+=($!)
 curl -fsS -o /dev/null -H 'Authorization: Bearer secret' -d data=x "$url/publish/a"
-is_counted() { curl -fsS "$url/metrics" | grep -qx 'sse_streams 1'; }
+is_counted() { curl -fsS "$url/metrics" | grep -x 'sse_streams 1' >/dev/null; }
 until_true "the stream is counted" is_counted
 
 curl -fsS "$url/metrics" | promtool check metrics
-curl -fsS -H 'Accept: application/openmetrics-text' "$url/metrics" | tail -n 1 | grep -qx '# EOF'
+curl -fsS -H 'Accept: application/openmetrics-text' "$url/metrics" | tail -n 1 | grep -x '# EOF' >/dev/null
 
 curl -fsS "$url/metrics" >text
 grep -oE '"expr": ".*"' "$here/../examples/grafana.json" | grep -oE 'sse_[a-z_]+' | sort -u >named
@@ -63,10 +63,10 @@ start_prometheus
 query() { curl -fsS "http://127.0.0.1:$port/api/v1/query" --data-urlencode "query=$1" 2>/dev/null; }
 has_scraped() {
     kill -0 "${pids[-1]}" 2>/dev/null || start_prometheus
-    query 'sse_streams' | grep -q '"1"\]'
+    query 'sse_streams' | grep '"1"\]' >/dev/null
 }
 until_true "Prometheus has scraped it" has_scraped
-query 'up{job="hub"}' | grep -q '"1"\]'
-query 'sse_messages_published_total' | grep -q '"1"\]'
-query 'sse_streams_ended_total{reason="revoked"}' | grep -q '"0"\]'
+query 'up{job="hub"}' | grep '"1"\]' >/dev/null
+query 'sse_messages_published_total' | grep '"1"\]' >/dev/null
+query 'sse_streams_ended_total{reason="revoked"}' | grep '"0"\]' >/dev/null
 echo "Prometheus takes it"
