@@ -34,6 +34,7 @@ passed=0
 failed=0
 skipped=0
 failures= # what is said of them, for the end: a long log is read from there
+names=    # of what failed, a line each: the last ones
 
 # not_run WHAT WHY: what cannot be tested on this machine.
 not_run() {
@@ -46,9 +47,9 @@ finished=
 close() {
     if [ -z "$finished" ]; then
         failed=$((failed + 1))
-        failures+=$'not ok  the run itself: it ended early\n'
+        names+=$'not ok  the run itself: it ended early\n'
     fi
-    printf '%s' "$failures"
+    printf '%s' "$failures" "$names"
     printf '%d passed, %d failed, %d not run\n' "$passed" "$failed" "$skipped"
     [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ] || exit 1
 }
@@ -77,6 +78,7 @@ test_suites() {
     skipped=$((skipped + counts[2]))
     if [ "${counts[1]}" -gt 0 ]; then
         failures+="== $variant"$'\n'$(grep -v '^not run' <<<"$lines")$'\n'
+        names+=$(grep '^not ok' <<<"$lines" | sed "s/^not ok/& $variant/")$'\n'
     fi
 }
 
