@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -41,6 +42,15 @@ public:
         bool is_down = false;
         unsigned replies_to_lose = 0; ///< Of the next publishes: stored, and stored again.
         std::uint64_t step = 1;       ///< From number to number.
+
+        /// The last one of this number. Places in `all` tell nothing: servers greet each other.
+        entry& numbered(std::uint64_t number) {
+            const auto found = std::find_if(all.rbegin(), all.rend(), [&](const entry& e) {
+                return e.number == number && !e.is_mark();
+            });
+            if (number == 0 || found == all.rend()) throw std::out_of_range("no such message");
+            return *found;
+        }
     };
 
     template <class F>
@@ -162,9 +172,9 @@ public:
         store_->with([&](memory_store::state&) { stalled_ = on; });
     }
 
-    /// This server is told only so many of the entries.
-    void stop_at(std::size_t entry) {
-        store_->with([&](memory_store::state&) { stop_at_ = entry; });
+    /// This server is told nothing beyond this number.
+    void stop_at(std::uint64_t number) {
+        store_->with([&](memory_store::state&) { stop_at_ = number; });
     }
     /// What is read is held back, from now on, until it is let go.
     void hold_reads() {
@@ -223,7 +233,7 @@ private:
             } else if (last < s.begin) {
                 last = s.begin;
                 tell([&, to = last] { sink_->hole(to); });
-            } else if (at < std::min(s.all.size(), stop_at_)) {
+            } else if (at < s.all.size() && s.all[at].number <= stop_at_) {
                 const memory_store::entry e = s.all[at++];
                 if (e.is_mark()) {
                     last = e.after;
@@ -262,7 +272,7 @@ private:
     history kept_;
     std::thread reader_;
     bool stalled_ = false; // these under the mutex of the store
-    std::size_t stop_at_ = ~std::size_t{0};
+    std::uint64_t stop_at_ = ~std::uint64_t{0};
     std::size_t reads_ = 0;
     bool holds_reads_ = false;
     std::vector<std::function<void()>> held_;
