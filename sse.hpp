@@ -23227,8 +23227,9 @@ public:
     const std::string& url() const noexcept { return url_; }
     std::string last_error() const;
 
-    /// Makes the stream if it is to be; throws nats_failure if it is not as it must be.
+    /// Throws nats_failure if the stream is gone, or not as it must be.
     state examine();
+    void make_stream_if_missing();
     listing epochs();
     /// False if another node was first.
     bool write_epochs(const nats_epochs& list, std::uint64_t expected);
@@ -23251,6 +23252,7 @@ public:
 private:
     [[noreturn]] void fail(const char* doing, natsStatus status, jsErrCode code = {}) const;
     void make_stream();
+    std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>> look();
     std::string wrong(const jsStreamConfig& config) const;
     nats_subscription_ptr subscribe(const std::string& subject);
     void subscribe_stream(std::uint64_t from);
@@ -23791,19 +23793,24 @@ SSE_DECL void nats_link::make_stream() {
     if (status != NATS_OK && code != JSStreamNameExistErr) fail("make the stream", status, code);
 }
 
-SSE_DECL nats_link::state nats_link::examine() {
+/// Null: there is no stream.
+SSE_DECL std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>> nats_link::look() {
     jsStreamInfo* made = nullptr;
     jsErrCode code{};
-    const auto ask = [&] {
-        return js_GetStreamInfo(&made, jetstream_.get(), options_.stream.c_str(), nullptr, &code);
-    };
-    auto status = ask();
-    if (status == NATS_NOT_FOUND) {
-        make_stream();
-        status = ask();
-    }
-    if (status != NATS_OK) fail("look at the stream", status, code);
-    const std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>> info(made);
+    const auto status =
+        js_GetStreamInfo(&made, jetstream_.get(), options_.stream.c_str(), nullptr, &code);
+    if (status != NATS_OK && status != NATS_NOT_FOUND) fail("look at the stream", status, code);
+    return std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>>(made);
+}
+
+SSE_DECL void nats_link::make_stream_if_missing() {
+    if (!look()) make_stream();
+}
+
+SSE_DECL nats_link::state nats_link::examine() {
+    const auto info = look();
+    // Not made at once: nats-server may still be deleting it, and would spoil the new one.
+    if (!info) throw nats_failure("NATS: the stream " + options_.stream + " is gone", false);
     const auto unfit = wrong(*info->Config);
     if (!unfit.empty())
         throw nats_failure("NATS: the stream " + options_.stream + " cannot be used, since " +
@@ -24083,6 +24090,7 @@ SSE_DECL void nats_engine::attach(sink& to, const history& kept) {
     link_ref link;
     try {
         link = std::make_shared<nats_link>(options_);
+        link->make_stream_if_missing();
         link->examine();
     } catch (const nats_failure& failure) {
         if (failure.for_good) throw;
@@ -24368,6 +24376,7 @@ SSE_DECL void nats_engine::sleep(std::chrono::milliseconds time) {
 
 SSE_DECL void nats_engine::serve(const link_ref& link) {
     session now(*this, link);
+    link->make_stream_if_missing();
     const auto state = link->examine();
     settle(*link, state);
     resubscribe_ = true;

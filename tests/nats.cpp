@@ -262,6 +262,26 @@ TEST_CASE("two nodes are told the same messages in the same order, their own too
     CHECK(a.sink.now().epoch.size() == 8);
 }
 
+TEST_CASE("nodes that start at once make one stream, and one epoch") {
+    if (!can_run()) return;
+    nats_server server;
+    server.start();
+    std::vector<std::future<std::unique_ptr<node>>> starting;
+    for (int i = 0; i < 4; ++i) {
+        starting.push_back(
+            std::async(std::launch::async, [&] { return std::make_unique<node>(server); }));
+    }
+    std::vector<std::unique_ptr<node>> all;
+    for (auto& one : starting) all.push_back(one.get());
+    for (const auto& n : all) REQUIRE(n->is_ready());
+    for (std::size_t i = 0; i < all.size(); ++i) all[i]->store(std::to_string(i) + "-", 5);
+    for (const auto& n : all) {
+        REQUIRE(n->has(20));
+        CHECK(n->epochs() == 1);
+        check_same(*n, *all.front());
+    }
+}
+
 TEST_CASE("the history comes first, the newest within its bounds, and then the node is ready") {
     if (!can_run()) return;
     nats_server server;
@@ -405,8 +425,9 @@ TEST_CASE("a stream that is deleted and made anew is noticed while the connectio
     nats_operator tools(server.url());
     REQUIRE(tools.remove());
     tools.make({"sse.log", "sse.epoch"}); // unless a node was faster
-    for (int i = 0; i < 30; ++i)
-        REQUIRE(tools.publish("other" + std::to_string(i))); // more than before
+    for (int i = 0; i < 30; ++i) {        // more than before; it is not there at once
+        REQUIRE(eventually([&] { return tools.publish("other" + std::to_string(i)); }));
+    }
     REQUIRE(a.has_text("other29"));
     REQUIRE(b.has_text("other29"));
     CHECK(a.epochs() == 2);
