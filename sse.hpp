@@ -23809,7 +23809,7 @@ SSE_DECL void nats_link::make_stream_if_missing() {
 
 SSE_DECL nats_link::state nats_link::examine() {
     const auto info = look();
-    // Not made at once: nats-server may still be deleting it, and would spoil the new one.
+    // Not made at once: nats-server may still be deleting it, and the new one would suffer.
     if (!info) throw nats_failure("NATS: the stream " + options_.stream + " is gone", false);
     const auto unfit = wrong(*info->Config);
     if (!unfit.empty())
