@@ -23250,15 +23250,22 @@ public:
     bool next_passing(nats_message_ptr& message);
 
 private:
+    using stream_info = std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>>;
+    using consumer_info = std::unique_ptr<jsConsumerInfo, nats_free<jsConsumerInfo_Destroy>>;
+
     [[noreturn]] void fail(const char* doing, natsStatus status, jsErrCode code = {}) const;
     void make_stream();
-    std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>> look();
+    stream_info look();
     std::string wrong(const jsStreamConfig& config) const;
+    std::string make_inbox() const;
     nats_subscription_ptr subscribe(const std::string& subject);
-    void subscribe_stream(std::uint64_t from);
+    consumer_info make_consumer(jsConsumerConfig config, const char* doing);
+    void delete_consumer(const jsConsumerInfo& consumer) const;
+    consumer_info subscribe_stream(std::uint64_t from);
     static item to_item(nats_message_ptr message, const std::string& epoch_subject);
     bool wait_for(natsSubscription& from, nats_message_ptr& message,
                   std::chrono::milliseconds wait);
+    void allow_more(natsMsg& asked) const;
 
     const nats_options& options_;
     const std::string log_ = options_.prefix + ".log";
@@ -23731,13 +23738,18 @@ SSE_DECL nats_link::nats_link(const nats_options& options) : options_(options) {
     status = natsConnection_JetStream(&context, connection, &js);
     jetstream_.reset(context);
     if (status != NATS_OK) fail("JetStream", status);
-    natsInbox* inbox = nullptr;
-    status = natsInbox_Create(&inbox);
-    if (status != NATS_OK) fail("inbox", status);
-    const std::unique_ptr<natsInbox, nats_free<natsInbox_Destroy>> owner(inbox);
-    inbox_ = std::string(inbox) + '.';
+    inbox_ = make_inbox() + '.';
     acks_ = subscribe(inbox_ + '*');
     passings_ = subscribe(passing_);
+}
+
+/// A subject that nobody else has.
+SSE_DECL std::string nats_link::make_inbox() const {
+    natsInbox* made = nullptr;
+    const auto status = natsInbox_Create(&made);
+    if (status != NATS_OK) fail("inbox", status);
+    const std::unique_ptr<natsInbox, nats_free<natsInbox_Destroy>> inbox(made);
+    return inbox.get();
 }
 
 SSE_DECL nats_subscription_ptr nats_link::subscribe(const std::string& subject) {
@@ -23794,13 +23806,13 @@ SSE_DECL void nats_link::make_stream() {
 }
 
 /// Null: there is no stream.
-SSE_DECL std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>> nats_link::look() {
+SSE_DECL nats_link::stream_info nats_link::look() {
     jsStreamInfo* made = nullptr;
     jsErrCode code{};
     const auto status =
         js_GetStreamInfo(&made, jetstream_.get(), options_.stream.c_str(), nullptr, &code);
     if (status != NATS_OK && status != NATS_NOT_FOUND) fail("look at the stream", status, code);
-    return std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>>(made);
+    return stream_info(made);
 }
 
 SSE_DECL void nats_link::make_stream_if_missing() {
@@ -23872,18 +23884,35 @@ SSE_DECL std::optional<std::uint64_t> nats_link::print(std::uint64_t number) {
     return nats_print(nats_bytes(*made), natsMsg_GetTime(made));
 }
 
-/// A consumer that nobody needs to delete, with the memory of one server.
-SSE_DECL jsSubOptions nats_consumer(const std::string& stream, std::uint64_t from) {
-    jsSubOptions options;
-    jsSubOptions_Init(&options);
-    options.Stream = stream.c_str();
-    options.Config.DeliverPolicy = js_DeliverByStartSequence;
-    options.Config.OptStartSeq = from;
-    options.Config.AckPolicy = js_AckNone;
-    options.Config.MaxDeliver = 1;
-    options.Config.MemoryStorage = true;
-    options.Config.Replicas = 1;
-    return options;
+/// A consumer in the memory of one server. The server deletes it soon after its connection is gone.
+SSE_DECL jsConsumerConfig nats_consumer(std::uint64_t from) {
+    jsConsumerConfig config;
+    jsConsumerConfig_Init(&config);
+    config.DeliverPolicy = js_DeliverByStartSequence;
+    config.OptStartSeq = from;
+    config.AckPolicy = js_AckNone;
+    config.MaxDeliver = 1;
+    config.MemoryStorage = true;
+    config.Replicas = 1;
+    return config;
+}
+
+/// Not left to subscriptions of nats.c 3.4.1, which read a null pointer where the server's reply
+/// has no name. That of nats-server 2.9.10 has none if the stream is deleted meanwhile.
+SSE_DECL nats_link::consumer_info nats_link::make_consumer(jsConsumerConfig config,
+                                                           const char* doing) {
+    jsConsumerInfo* made = nullptr;
+    jsErrCode code{};
+    const auto status =
+        js_AddConsumer(&made, jetstream_.get(), options_.stream.c_str(), &config, nullptr, &code);
+    consumer_info info(made);
+    if (status != NATS_OK) fail(doing, status, code);
+    if (info->Name == nullptr || *info->Name == '\0') fail(doing, NATS_NOT_FOUND);
+    return info;
+}
+
+SSE_DECL void nats_link::delete_consumer(const jsConsumerInfo& consumer) const {
+    js_DeleteConsumer(jetstream_.get(), options_.stream.c_str(), consumer.Name, nullptr, nullptr);
 }
 
 /// A consumer lives on any server of the stream, and reads what that one has. That of a leader that
@@ -23892,30 +23921,24 @@ SSE_DECL jsSubOptions nats_consumer(const std::string& stream, std::uint64_t fro
 SSE_DECL void nats_link::follow(std::uint64_t from, const std::string& leader) {
     constexpr int most_tries = 12; // of 3 servers: 1 % of nodes read from another one
     for (int i = 1; i <= most_tries; ++i) {
-        subscribe_stream(from);
+        const consumer_info info = subscribe_stream(from);
         if (leader.empty() || i == most_tries) return;
-        jsConsumerInfo* made = nullptr;
-        jsErrCode code{};
-        const auto status = natsSubscription_GetConsumerInfo(&made, stream_.get(), nullptr, &code);
-        if (status != NATS_OK) fail("follow the stream", status, code);
-        const std::unique_ptr<jsConsumerInfo, nats_free<jsConsumerInfo_Destroy>> info(made);
         const char* const where = info->Cluster != nullptr ? info->Cluster->Leader : nullptr;
         if (where == nullptr || leader == where) return;
-        natsSubscription_Unsubscribe(stream_.get()); // the consumer is deleted with it
+        stream_.reset();
+        delete_consumer(*info);
     }
 }
 
-SSE_DECL void nats_link::subscribe_stream(std::uint64_t from) {
-    stream_.reset();
-    auto options = nats_consumer(options_.stream, from);
-    options.Config.FlowControl = true; // bounds what waits here
-    options.Config.Heartbeat = std::chrono::nanoseconds(std::chrono::seconds(5)).count();
-    natsSubscription* made = nullptr;
-    jsErrCode code{};
-    auto status = js_SubscribeSync(&made, jetstream_.get(), ">", nullptr, &options, &code);
-    stream_.reset(made);
-    if (status == NATS_OK) status = natsSubscription_SetPendingLimits(made, -1, -1);
-    if (status != NATS_OK) fail("follow the stream", status, code);
+SSE_DECL nats_link::consumer_info nats_link::subscribe_stream(std::uint64_t from) {
+    const std::string inbox = make_inbox();
+    stream_ = subscribe(inbox);
+    natsSubscription_SetPendingLimits(stream_.get(), -1, -1);
+    auto config = nats_consumer(from);
+    config.DeliverSubject = inbox.c_str();
+    config.FlowControl = true; // bounds what waits here
+    config.Heartbeat = std::chrono::nanoseconds(std::chrono::seconds(5)).count();
+    return make_consumer(config, "follow the stream");
 }
 
 SSE_DECL nats_link::item nats_link::to_item(nats_message_ptr message,
@@ -23947,7 +23970,19 @@ SSE_DECL bool nats_link::wait_for(natsSubscription& from, nats_message_ptr& mess
 SSE_DECL std::optional<nats_link::item> nats_link::next(std::chrono::milliseconds wait) {
     nats_message_ptr message;
     if (!wait_for(*stream_, message, wait)) return std::nullopt;
+    const char* status = nullptr;
+    if (natsMsgHeader_Get(message.get(), "Status", &status) == NATS_OK) {
+        allow_more(*message);
+        return std::nullopt;
+    }
     return to_item(std::move(message), epoch_);
+}
+
+/// The server asks whether all that it sent was read, or says that it waits to hear so.
+SSE_DECL void nats_link::allow_more(natsMsg& asked) const {
+    const char* to = natsMsg_GetReply(&asked);
+    if (to == nullptr) natsMsgHeader_Get(&asked, "Nats-Consumer-Stalled", &to);
+    if (to != nullptr) natsConnection_PublishString(connection_.get(), to, "");
 }
 
 SSE_DECL bool nats_link::idle() const noexcept {
@@ -23957,25 +23992,27 @@ SSE_DECL bool nats_link::idle() const noexcept {
 
 SSE_DECL nats_link::reading nats_link::read(std::uint64_t from, std::size_t messages,
                                             std::size_t bytes) {
-    auto options = nats_consumer(options_.stream, from);
+    constexpr const char* doing = "read the stream";
+    const consumer_info info = make_consumer(nats_consumer(from), doing);
+    jsSubOptions options;
+    jsSubOptions_Init(&options);
+    options.Stream = options_.stream.c_str();
+    options.Consumer = info->Name;
+    options.Config.MemoryStorage = true; // nats.c asks the server how it is, and compares
     natsSubscription* made = nullptr;
     jsErrCode code{};
     auto status = js_PullSubscribe(&made, jetstream_.get(), ">", nullptr, nullptr, &options, &code);
-    if (status != NATS_OK) fail("read the stream", status, code);
+    if (status != NATS_OK) fail(doing, status, code);
     const nats_subscription_ptr subscription(made);
-    jsConsumerInfo* info = nullptr;
-    status = natsSubscription_GetConsumerInfo(&info, made, nullptr, &code);
-    if (status != NATS_OK) fail("read the stream", status, code);
     reading result;
     std::uint64_t left = info->NumPending;
-    jsConsumerInfo_Destroy(info);
     while (left > 0 && result.items.size() < messages && bytes > 0) {
         natsMsgList list{};
         const auto batch = std::min<std::uint64_t>({64, left, messages - result.items.size()});
         status = natsSubscription_Fetch(&list, made, static_cast<int>(batch),
                                         options_.reply_timeout.count(), &code);
         const std::unique_ptr<natsMsgList, nats_free<natsMsgList_Destroy>> owner(&list);
-        if (status != NATS_OK) fail("read the stream", status, code);
+        if (status != NATS_OK) fail(doing, status, code);
         for (int i = 0; i < list.Count; ++i) {
             nats_message_ptr message(std::exchange(list.Msgs[i], nullptr));
             bytes -= std::min(bytes, nats_bytes(*message).size());
@@ -23984,6 +24021,7 @@ SSE_DECL nats_link::reading nats_link::read(std::uint64_t from, std::size_t mess
         }
     }
     result.more = left > 0;
+    delete_consumer(*info);
     return result;
 }
 

@@ -313,6 +313,26 @@ TEST_CASE("the history comes first, the newest within its bounds, and then the n
     CHECK(std::chrono::abs(std::chrono::system_clock::now() - time) < 1min);
 }
 
+TEST_CASE("a long history is read on as the server is told that it was read") {
+    if (!can_run()) return;
+    nats_server server;
+    server.start();
+    sse::nats_options o = options_for(server.url());
+    o.check_interval = 60s; // a check would begin anew where nothing comes any more
+    const sse::bus::history all{1000, 0, 0ms};
+    node a(o, all);
+    constexpr std::size_t count = 100; // 50 MB: a server sends 32 MB of its own accord
+    for (std::size_t i = 0; i < count; i += 10) {
+        std::vector<std::future<result>> some;
+        for (int n = 0; n < 10; ++n) some.push_back(a.publish(std::string(512 * 1024, 'x')));
+        for (auto& one : some) REQUIRE(!wait_for(std::move(one)).error);
+    }
+    node b(o, all);
+    REQUIRE(b.has(count));
+    REQUIRE(a.has(count));
+    CHECK(b.count("hole") == 0);
+}
+
 TEST_CASE("what is not stored reaches the nodes that are there, the own once") {
     if (!can_run()) return;
     nats_server server;
