@@ -240,7 +240,9 @@ TEST_SUITE("who may come in") {
         }));
     }
 
-    TEST_CASE("the PROXY protocol names the client, and a connection without it ends") {
+    // Its header would come before the handshake: the server refuses to start.
+    TEST_CASE("the PROXY protocol names the client, and a connection without it ends" *
+              doctest::skip(tls_by_default)) {
         sse::options o = with_threads(1);
         o.proxy.protocol = true;
         o.proxy.trusted = {"127.0.0.1"};

@@ -800,19 +800,18 @@ TEST_SUITE("chunks") {
             peer.send_request("GET", "/sizes");
             CHECK(is_chunked_stream(peer.read_head()));
             // Byte by byte at first, and now and then not at all.
-            std::string bytes = peer.read_until([](const std::string&) { return true; });
-            char some[8192];
-            const auto take = [&](std::size_t most) {
-                const ssize_t n = ::recv(peer.native_handle(), some, most, 0);
-                if (n > 0) bytes.append(some, static_cast<std::size_t>(n));
-                if (n < 0) REQUIRE(wait_for(peer.native_handle(), POLLIN, patience));
-                REQUIRE(n != 0);
+            int taken = 0;
+            const auto whole = [&](const std::string& bytes) {
+                return bytes.ends_with("\r\n0\r\n\r\n");
             };
-            for (int n = 0; n < 3'000; ++n) take(1);
-            while (!bytes.ends_with("\r\n0\r\n\r\n")) {
+            while (!whole(peer.received())) {
                 if (dice.one_in(500)) std::this_thread::sleep_for(1ms);
-                take(dice.one_in(4) ? dice.between(1, 9) : sizeof some);
+                const std::size_t most = ++taken < 3'000  ? 1
+                                         : dice.one_in(4) ? dice.between(1, 9)
+                                                          : 8192;
+                REQUIRE(peer.receive_some(patience, most));
             }
+            const std::string bytes = peer.read_until(whole);
             chunk_reader reader;
             const auto events = decode_event_stream(reader.feed(bytes));
             CHECK(reader.ended());
@@ -1046,7 +1045,7 @@ TEST_SUITE("chunks") {
     TEST_CASE("handlers that sleep are destroyed with the program's context") {
         std::atomic<int> ended{0};
         std::optional<asio::io_context> io(std::in_place);
-        auto server = std::make_unique<sse::server>(*io);
+        auto server = std::make_unique<sse::server>(*io, with_tls_by_default({}));
         server->route("GET", "/sleep", [&](sse::stream& client) -> handler_result {
             const count_end guard{ended};
             co_await client.send({.data = "begun"});
@@ -1854,7 +1853,7 @@ TEST_SUITE("what a handler learns") {
     TEST_CASE("a connection that is idle behind a stream is closed in time, not sooner") {
         sse::options o = with_threads(1);
         o.timeouts.idle = 500ms;
-        o.timeouts.header = 500ms;
+        o.timeouts.header = with_handshake(500ms);
         routes_server server({{"GET", "/long",
                                [&](sse::stream& client) -> handler_result {
                                    client.begin();

@@ -128,8 +128,10 @@ TEST_SUITE("log") {
         journal log;
         log.attach(o);
         running_server server(o);
-        std::vector<std::unique_ptr<connection>> silent; // each would be refused once it has asked
-        while (silent.size() < 300) silent.push_back(std::make_unique<connection>(server.port()));
+        const connect_options mute{.tls = false}; // each would be refused once it has asked
+        std::vector<std::unique_ptr<connection>> silent;
+        while (silent.size() < 300)
+            silent.push_back(std::make_unique<connection>(server.port(), mute));
         CHECK(log.comes("refused"));
         for (const auto& l : log.taken()) {
             if (l.what != "refused") continue;

@@ -196,7 +196,7 @@ TEST_SUITE("start and stop") {
         // have.
         CHECK(eventually([&] {
             try {
-                connection{port};
+                connection{port, {.tls = false}};
                 return false;
             } catch (const std::system_error&) { return true; }
         }));
@@ -213,8 +213,13 @@ TEST_SUITE("start and stop") {
         CHECK(http_get(server.port(), "/file").status == 200);
 
         asio::io_context context;
-        const std::string url = "http://127.0.0.1:" + std::to_string(server.port()) + "/subscribe";
-        sse::client events(context.get_executor(), url);
+        const std::string where = "127.0.0.1:" + std::to_string(server.port()) + "/subscribe";
+        sse::client_options trusting;
+#if defined(SUPPORT_TLS)
+        trusting.tls.ca = test_authority().file();
+#endif
+        sse::client events(context.get_executor(),
+                           (tls_by_default ? "https://" : "http://") + where, trusting);
         asio::co_spawn(context, events.next(), asio::detached);
         REQUIRE(eventually([&] { // and its connection is open
             context.poll();
@@ -227,8 +232,8 @@ TEST_SUITE("start and stop") {
         second.start(std::move(own));
         asio::ip::tcp::acceptor other(context, {asio::ip::make_address("127.0.0.1"), 0});
         ::fcntl(other.native_handle(), F_SETFD, FD_CLOEXEC);
-        connection caller(other.local_endpoint().port());
-        asio::ip::tcp::socket accepted = other.accept(); // without the flag
+        connection caller(other.local_endpoint().port(), {.tls = false}); // as adopt() wants it
+        asio::ip::tcp::socket accepted = other.accept();                  // without the flag
         second.adopt(std::move(accepted), "GET /health HTTP/1.1\r\nHost: localhost\r\n");
         REQUIRE(eventually([&] { return second.counters().connections == 1; }));
         CHECK(inherited() == before);
@@ -834,7 +839,7 @@ TEST_SUITE("publishing") {
     TEST_CASE("a silent stream gets heartbeats and stays open") {
         sse::options o = with_threads(1);
         o.heartbeat = 20ms;
-        o.timeouts.header = 30ms;
+        o.timeouts.header = with_handshake(30ms);
         running_server server(o);
         event_client client(server.port());
         for (int i = 0; i < 10; ++i) CHECK(client.next_comment().empty());
@@ -845,7 +850,7 @@ TEST_SUITE("publishing") {
     TEST_CASE("without a heartbeat nothing is sent into the silence") {
         sse::options o = with_threads(1);
         o.heartbeat = 0ms;
-        o.timeouts.header = 20ms; // its 408 shows that several sweeps went by
+        o.timeouts.header = with_handshake(20ms); // its 408 shows that several sweeps went by
         running_server server(o);
         connection client(server.port());
         client.send_request("GET", "/subscribe/");
@@ -1117,7 +1122,7 @@ TEST_SUITE("clients that come and go") {
 
     TEST_CASE("a head that does not come in time is answered with 408, silence with the end") {
         sse::options o = with_threads(1);
-        o.timeouts.header = 40ms;
+        o.timeouts.header = with_handshake(40ms);
         running_server server(o);
         connection half(server.port()), silent(server.port());
         half.send("GET /health HTTP/1.1\r\nHost:");

@@ -195,6 +195,23 @@ TEST_CASE("a handshake that comes byte by byte is one") {
     CHECK(server.server.counters().tls_failures == 0);
 }
 
+TEST_CASE("an adopted connection goes on without TLS, on a server that speaks it") {
+    tls_server server;
+    asio::io_context io;
+    asio::ip::tcp::acceptor door(io, {asio::ip::address_v4::loopback(), 0});
+    connection c(door.local_endpoint().port(), in_the_open());
+    asio::ip::tcp::socket socket = door.accept();
+    std::string begun = "GET /subscribe HTTP/1.1\r\n";
+    c.send(begun);
+    asio::read(socket, asio::buffer(begun));
+    server.server.adopt(std::move(socket), std::move(begun));
+    c.send("Host: localhost\r\n\r\n");
+    CHECK(c.read_head().status == 200);
+    server.server.broadcast({.data = "in the open"});
+    CHECK(has(c.read_through("in the open\n"), "data: "));
+    CHECK(server.server.counters().tls_failures == 0);
+}
+
 TEST_CASE("plain HTTP on the port of TLS is told so, in plain text") {
     tls_server server;
     for (const char* const method : {"GET", "DELETE", "OPTIONS", "POST"}) {

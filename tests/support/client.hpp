@@ -428,11 +428,12 @@ public:
     /// Set once the peer has ended the connection and we have seen it.
     std::optional<ending> ended() const { return ended_; }
 
-    /// Waits for more bytes or the end. False: it ended. Throws `timed_out`.
-    bool receive_some(deadline until = patience) {
+    /// Waits for more bytes or the end, and takes `most` at a time from the system. False: it
+    /// ended. Throws `timed_out`.
+    bool receive_some(deadline until = patience, std::size_t most = 16 * 1024) {
         char bytes[16 * 1024];
         while (!ended_) {
-            const ssize_t count = ::recv(socket_.get(), bytes, sizeof bytes, 0);
+            const ssize_t count = ::recv(socket_.get(), bytes, std::min(most, sizeof bytes), 0);
             if (count > 0) {
                 if (keep(std::string_view(bytes, static_cast<std::size_t>(count)))) return true;
                 continue;

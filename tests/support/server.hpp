@@ -11,12 +11,6 @@
 
 namespace support {
 
-inline sse::options with_threads(std::size_t threads) {
-    sse::options o;
-    o.threads = threads;
-    return o;
-}
-
 /// As the tests are to have it: see support::tls_by_default.
 inline sse::options with_tls_by_default(sse::options o) {
 #if defined(SUPPORT_TLS)
@@ -26,6 +20,17 @@ inline sse::options with_tls_by_default(sse::options o) {
     }
 #endif
     return o;
+}
+
+/// So short a time for a request head, and over TLS for the handshake that it begins with.
+constexpr std::chrono::milliseconds with_handshake(std::chrono::milliseconds head) {
+    return tls_by_default ? head + 1s : head;
+}
+
+inline sse::options with_threads(std::size_t threads) {
+    sse::options o;
+    o.threads = threads;
+    return with_tls_by_default(std::move(o));
 }
 
 /// A server on a free loopback port. Routes are added before the start, by `prepare`.
