@@ -2056,9 +2056,9 @@ public:
 
 #if defined(SSE_ENABLE_TLS)
     /// Reads the files of options::tls again, or of other ones: who connects from now on gets the
-    /// new certificate, open streams go on. Throws bad_option if something is wrong with them, and
-    /// std::logic_error if the server speaks no TLS; then nothing changes. The time for the
-    /// handshake stays.
+    /// new certificate, open streams go on. Throws bad_option if something is wrong with them, or
+    /// the certificate has expired and the present one has not, and std::logic_error if the server
+    /// speaks no TLS; then nothing changes. The time for the handshake stays.
     void reload_tls();
     void reload_tls(tls_options o);
 #endif
@@ -8734,6 +8734,11 @@ SSE_DECL tls_context tls_acceptor::make_context(const tls_options& o) {
     return made;
 }
 
+SSE_DECL bool has_expired(const SSL_CTX& context) {
+    const X509* const certificate = SSL_CTX_get0_certificate(&context);
+    return X509_cmp_current_time(X509_get0_notAfter(certificate)) < 0;
+}
+
 SSE_DECL void tls_acceptor::reload(const tls_options* changed) {
     if (!is_on_) throw std::logic_error("sse::server::reload_tls: the server speaks no TLS");
     std::unique_lock lock(mutex_);
@@ -8741,6 +8746,12 @@ SSE_DECL void tls_acceptor::reload(const tls_options* changed) {
     lock.unlock();
     tls_context made = make_context(next);
     lock.lock();
+    // Such as an old file that was copied over the new one. Where both have expired, the rest of
+    // what is read again, such as revocation lists, still serves clients that do not look.
+    if (has_expired(*made) && !has_expired(*context_)) {
+        throw bad_option("tls.certificate: '" + next.certificate +
+                         "' has expired, and the present one has not");
+    }
     options_ = std::move(next);
     context_.swap(made);
 }

@@ -7,6 +7,7 @@
 #include "support/server.hpp"
 
 #include <asio/detached.hpp>
+#include <asio/read.hpp>
 
 #include <doctest/doctest.h>
 
@@ -450,6 +451,23 @@ TEST_CASE("certificates change under open streams") {
 
     running_server without(with_threads(1));
     if (!tls_by_default) CHECK_THROWS_AS(without.reload_tls(), std::logic_error);
+}
+
+TEST_CASE("a certificate that has expired takes the place of none that has not") {
+    tls_server server;
+    const identity old = test_authority().issue({.begins = -48h, .ends = -24h});
+    const identity older = test_authority().issue({.begins = -72h, .ends = -48h});
+    CHECK_THROWS_WITH_AS(server.server.reload_tls(tls_of(old)),
+                         doctest::Contains("has expired, and the present one has not"),
+                         sse::bad_option);
+    CHECK(connection(server.port(), secure()).request("GET", "/health").status == 200);
+
+    sse::options o = with_threads(1);
+    o.tls = tls_of(old);
+    tls_server late(o);
+    CHECK_NOTHROW(late.server.reload_tls(tls_of(older)));
+    CHECK_NOTHROW(late.server.reload_tls(tls_of(test_server())));
+    CHECK(connection(late.port(), secure()).request("GET", "/health").status == 200);
 }
 
 TEST_CASE("certificates change under thousands of streams, and none of them ends") {
