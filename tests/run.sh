@@ -12,13 +12,16 @@
 # interop   clients and servers of other people     (npm)
 # browser   the pages in a real browser             (npm, chromium)
 # proxies   the configurations of examples/proxies, each with its proxy
-# matrix fuzz soak   other builds, the fuzzers, a long storm
+# matrix fuzz soak   other builds, the fuzzers, a long storm and hand-overs under load
 # judge     nodes on each kind of bus, both killed and frozen: nothing lost, doubled or out of order
 # coverage valgrind mutants bare (*)    bare is both README commands, in both orders, in a Debian with
 #           nothing installed (root, debootstrap)
 # What cannot run here for want of a program, a package or the network is named and counted apart.
 # SOAK_DURATION_SEC is how long the soak goes on: 30. SOAK_CLIENTS, SOAK_MSG_PER_SEC and
 # SOAK_REPORT_SEC are its others: 200, 300, 10. SOAK=0 leaves it out.
+# HAND_OVER_CLIENTS, HAND_OVER_TIMES are how many clients see how many hand-overs: 500, 2. The others
+# are HAND_OVER_MSG_PER_SEC, HAND_OVER_TOPICS and HAND_OVER_SEC, the time before each: 1000, 50, 2.
+# HAND_OVER=0 leaves it out.
 # JUDGE_DURATION_SEC is how long the judge looks at each bus: 10. JUDGE_BUS_SEC, JUDGE_NODE_MS are
 # how often it is harmed, and a node: 3, 1000. JUDGE_CLIENTS, JUDGE_MSG_PER_SEC: 300, 150. JUDGE=0
 # leaves it out.
