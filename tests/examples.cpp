@@ -977,7 +977,7 @@ TEST_SUITE("examples") {
 
     TEST_CASE("mercure serves what comes from Mercure: updates, selectors, private ones, ids") {
         if (::access(example("mercure").c_str(), X_OK) != 0) {
-            MESSAGE("not built: no libssl-dev");
+            MESSAGE("not run: mercure was not built, for want of libssl-dev");
             return;
         }
         // Of HS256, without an expiry: publish everything; and publish books, follow what is ann's.
@@ -1269,7 +1269,7 @@ TEST_SUITE("examples") {
 
     TEST_CASE("beast serves a page and hands its event streams over, on one connection") {
         if (::access(example("beast").c_str(), X_OK) != 0) {
-            MESSAGE("skipped: it was not built, since Boost.Beast is not installed");
+            MESSAGE("not run: beast was not built, for want of libboost-dev");
             return;
         }
         running_example beast("beast");
@@ -1286,7 +1286,7 @@ TEST_SUITE("examples") {
 
     TEST_CASE("10,000 clients connect, get one broadcast, leave: the hub is as it was before") {
         if (raise_descriptor_limit() < 10'200) {
-            MESSAGE("skipped: this process may not open 10,200 files");
+            MESSAGE("not run: this process may not open 10,200 files");
             return;
         }
         running_hub hub({"--publish-token", "secret", "--max-connections", "0"});

@@ -204,7 +204,7 @@ TEST_SUITE("many clients") {
         // A client costs two descriptors here, its own and the server's, of 20,000 at most. The hub
         // is given 10,000 in tests/examples.cpp.
         if (raise_descriptor_limit() < 19'000) {
-            MESSAGE("skipped: this process may not open 19,000 files");
+            MESSAGE("not run: this process may not open 19,000 files");
             return;
         }
         sse::options o = with_threads(2);

@@ -27,7 +27,7 @@ namespace {
 /// Whether the kernel lets this process have rings; otherwise there is nothing to test.
 bool kernel_allows() {
     if (sse::detail::send_ring(true).is_open()) return true;
-    MESSAGE("skipped: the kernel allows no io_uring here");
+    MESSAGE("not run: the kernel allows no io_uring here");
     return false;
 }
 
@@ -76,7 +76,7 @@ void check_refused(long call) {
         if (entry.what == "no io_uring") told.emplace_back(entry.detail);
     };
     if (!forbid(call)) {
-        MESSAGE("skipped: the kernel takes no filter here");
+        MESSAGE("not run: the kernel takes no filter here");
         return;
     }
     running_server server(o);

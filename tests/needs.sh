@@ -53,6 +53,9 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         need nats-server have nats-server
         ;;&
     release | scripts | asan | tsan | coverage) wish nginx test -x /usr/sbin/nginx ;;&
+    release | scripts | asan | tsan | clang | coverage) # not in the place of elogind
+        have loginctl || wish systemd have systemd-socket-activate
+        ;;&
     release | scripts) wish valgrind test -e /usr/include/valgrind/callgrind.h ;;&
     release | scripts | interop | browser | asan | tsan | clang | coverage | soak | judge)
         wish libboost-dev test -e /usr/include/boost/beast.hpp
