@@ -135,6 +135,34 @@ private:
     std::function<void()> waiting_;
 };
 
+/// Its first publication waits until the bus confirms it.
+struct slow_server {
+    const std::shared_ptr<slow_bus> bus =
+        std::make_shared<slow_bus>(std::make_shared<memory_store>());
+    publish_server server{{}, with_bus(bus)};
+    const header_list key{{"Idempotency-Key", "\"k\""}};
+
+    /// The request that waits: "x", with the key.
+    connection request() const {
+        connection first(server.port());
+        first.send_request("POST", "/publish/ann",
+                           {{"Authorization", "Bearer ann"}, {"Content-Type", text}, key.front()},
+                           "x");
+        REQUIRE(eventually([&] { return bus->waits(); }));
+        return first;
+    }
+    response repeat(const std::string& body = "x") {
+        return server.post("/publish/ann", text, body, key);
+    }
+
+private:
+    static sse::options with_bus(std::shared_ptr<sse::bus> one) {
+        sse::options o = with_threads(1);
+        o.bus = std::move(one);
+        return o;
+    }
+};
+
 std::size_t count_lines(std::string_view body) {
     return static_cast<std::size_t>(std::count(body.begin(), body.end(), '\n'));
 }
@@ -552,46 +580,26 @@ TEST_SUITE("publishing over HTTP, with a bus") {
     }
 
     TEST_CASE("while a request runs, its repetition gets 409") {
-        const auto store = std::make_shared<memory_store>();
-        const auto bus = std::make_shared<slow_bus>(store);
-        sse::options o = with_threads(1);
-        o.bus = bus;
-        publish_server server({}, o);
-        const header_list key{{"Idempotency-Key", "\"k\""}};
-        connection first(server.port());
-        first.send_request("POST", "/publish/ann",
-                           {{"Authorization", "Bearer ann"}, {"Content-Type", text}, key.front()},
-                           "x");
-        REQUIRE(eventually([&] { return bus->waits(); }));
-        CHECK(server.post("/publish/ann", text, "x", key).status == 409);
-        CHECK(server.post("/publish/ann", text, "y", key).status == 422);
-        bus->confirm();
+        slow_server at;
+        connection first = at.request();
+        CHECK(at.repeat().status == 409);
+        CHECK(at.repeat("y").status == 422);
+        at.bus->confirm();
         const auto done = first.read_response();
         CHECK(done.status == 202);
-        const auto again = server.post("/publish/ann", text, "x", key);
+        const auto again = at.repeat();
         CHECK(again.status == 202);
         CHECK(again.body == done.body);
     }
 
     TEST_CASE("a client that leaves before its response finds it when it comes again") {
-        const auto store = std::make_shared<memory_store>();
-        const auto bus = std::make_shared<slow_bus>(store);
-        sse::options o = with_threads(1);
-        o.bus = bus;
-        publish_server server({}, o);
-        const header_list key{{"Idempotency-Key", "\"k\""}};
-        {
-            connection first(server.port());
-            first.send_request(
-                "POST", "/publish/ann",
-                {{"Authorization", "Bearer ann"}, {"Content-Type", text}, key.front()}, "x");
-            REQUIRE(eventually([&] { return bus->waits(); }));
-        }
-        CHECK(server.post("/publish/ann", text, "x", key).status == 409);
-        bus->confirm();
+        slow_server at;
+        at.request().close();
+        CHECK(at.repeat().status == 409);
+        at.bus->confirm();
         response again;
         REQUIRE(eventually([&] {
-            again = server.post("/publish/ann", text, "x", key);
+            again = at.repeat();
             return again.status != 409;
         }));
         CHECK(again.status == 202);
