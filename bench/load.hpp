@@ -381,6 +381,7 @@ private:
     }
 
     std::string target(std::uint64_t number) const {
+        if (churns(number) && !what_.churn_path.empty()) return std::string(what_.churn_path);
         if (what_.topics == 0) return who_.path;
         const std::uint64_t first = number % what_.topics;
         std::string text = "/subscribe" + topic_name(first);

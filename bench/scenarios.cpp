@@ -302,6 +302,7 @@ const contender library{"sse", true};
 const contender library_handler{"sse handler", true, "/handler"};
 const contender library_tokens{"sse", true, "/tokens"};
 const contender library_calm{"sse, no churn", true, "/subscribe/bench", {}, false};
+const contender library_unscraped{"sse, no scrapes", true, "/subscribe/bench", {}, false};
 #if defined(SSE_ENABLE_IO_URING)
 const std::vector<contender> both_ways{floor_loop, library, {"sse io_uring", true}};
 #else
@@ -353,6 +354,10 @@ std::vector<contest> whole_set(const std::vector<contender>& rivals) {
          {&cpu, &p99, &churned},
          &cpu,
          with_rivals({floor_loop, library, library_calm})},
+        {{.name = "scrapes", .clients = 10'000, .rate = 2, .churn = 1, .churn_path = "/metrics"},
+         {&p50, &p99, &p999, &cpu},
+         nullptr,
+         {library, library_unscraped}},
         {{.name = "slow readers", .payload = 1'000, .burst = 100, .unread = 50},
          {&cpu, &p99, &growth},
          &p99,
@@ -506,7 +511,10 @@ std::string describe(const scenario& what) {
     if (what.each > 0) text += ", " + count_of(what.each, " messages/s to each by its handler");
     text += " of " + count_of(what.payload, " bytes");
     if (what.unread > 0) text += ", " + count_of(what.unread, " read nothing");
-    if (what.churn > 0) text += ", " + count_of(what.churn, " connects/s");
+    if (what.churn > 0 && what.churn_path.empty())
+        text += ", " + count_of(what.churn, " connects/s");
+    else if (what.churn > 0)
+        text += ", " + count_of(what.churn, " GET/s of ") + std::string(what.churn_path);
     if (what.topics > 0) text += ", " + count_of(what.topics, " topics");
     if (what.threads > 1) text += ", " + count_of(what.threads, " workers");
     return text;

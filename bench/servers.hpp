@@ -31,12 +31,13 @@ struct scenario {
     std::string_view name;
     std::uint64_t clients = 1'000;
     std::uint64_t payload = 100;
-    std::uint64_t rate = 20;   // messages a second
-    std::uint64_t burst = 0;   // messages at once, before those
-    std::uint64_t bursts = 0;  // how many, each awaited; 0: the rate is measured for `seconds`
-    std::uint64_t unread = 0;  // of the clients read nothing after the head
-    std::uint64_t churn = 0;   // further clients a second that come, see the head and leave
-    std::uint64_t topics = 0;  // shared out among the clients; 0: all follow the same one
+    std::uint64_t rate = 20;  // messages a second
+    std::uint64_t burst = 0;  // messages at once, before those
+    std::uint64_t bursts = 0; // how many, each awaited; 0: the rate is measured for `seconds`
+    std::uint64_t unread = 0; // of the clients read nothing after the head
+    std::uint64_t churn = 0;  // further clients a second that come, see the head and leave
+    std::string_view churn_path = {}; // what they ask for; empty: what the others do
+    std::uint64_t topics = 0;         // shared out among the clients; 0: all follow the same one
     std::uint64_t each = 0;    // messages a second to each client, by a handler of its own that
                                // sends and sleeps
     std::uint64_t threads = 1; // workers of sse.hpp
@@ -328,6 +329,7 @@ public:
             client.subscribe("/bench");
             co_await client.closed();
         });
+        server_.route("GET", "/metrics", sse::metrics(server_));
         if (load.each == 0) return;
         server_.route("GET", "/tokens", [this, load](sse::stream& client) {
             return send_and_sleep(client,
