@@ -1,6 +1,6 @@
 // mercure.cpp - for those who come from Mercure: its requests, tokens and topics. Run it, then:
 // MERCURE_JWT_KEY='!ChangeThisMercureHubJWTSecretKey!' mercure     (HS256; or PEM, see below)
-// curl -N 'http://localhost:8080/.well-known/mercure?topic=https://example.com/books/{id}'
+// curl -gN 'http://localhost:8080/.well-known/mercure?topic=https://example.com/books/{id}'
 // curl -H "Authorization: Bearer $TOKEN" -d topic=https://example.com/books/1 -d data=hello
 //     http://localhost:8080/.well-known/mercure
 //
