@@ -21,8 +21,8 @@ services() { { find /etc/systemd/system -path '*.wants/*.service' -printf '%f\n'
 # Debian starts a service when its package is installed, and at each boot. Neither is meant here.
 install_missing() {
     [ ${#missing[@]} -eq 0 ] && return
-    local before='' status=0 root=()
-    ! have systemctl || before=$(services)
+    local before status=0 root=()
+    before=$(services) # systemctl may come with what is installed
     install_packages || status=1
     ! have systemctl || comm -13 <(printf '%s\n' "$before") <(services) |
         xargs -r "${root[@]}" systemctl --quiet disable >/dev/null 2>&1 || true
