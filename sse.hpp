@@ -17693,15 +17693,16 @@ export function connect(url, {
     const beat = heartbeat || 15000, silence = 2.5 * beat, known = new Set();
     const life = new AbortController(), { signal } = life;
     const never = () => {};
+    const clock = () => performance.now();  // nobody sets it
     let locks = shared && globalThis.BroadcastChannel && navigator.locks;
     const channel = locks ? new BroadcastChannel(name) : null;
     let detail = {};            // of the state
     let term = 0;               // of the reading tab: a later one has a higher term
-    let reader;                 // of this tab, if it is the one that reads for all
+    let reader;                 // of this tab, if it reads for all
     let chaser, goal;           // reads for this tab alone, up to this id
-    let heard = Date.now();     // when the reading tab was heard
+    let heard = clock();        // when the reading tab was heard
     let doubt;                  // timer: it does not answer
-    let turn;                   // this tab's request for the lock
+    let turn;                   // its request for the lock
     let release = never;
 
     // What an id after another is for this tab: 0 delivered before, 1 next, 2 too far ahead. Only
@@ -17710,8 +17711,8 @@ export function connect(url, {
         const mine = stream.lastEventId;
         if (before == mine || !mine || !id) return 1;
         const [[a, now], [b, then], [c, prior]] = [id, mine, before].map(each => {
-            const [, epoch, number] = each.match(/^(\w{8})-(\d+)$/) ?? [];
-            return [epoch, epoch && BigInt(number)];
+            const [, epoch, number = 0] = each.match(/^(\w{8})-(\d+)$/) ?? [];
+            return [epoch, BigInt(number)];
         });
         if (a && a == b) return now <= then ? 0 : c == b && prior <= then ? 1 : 2;
         return known.has(id) ? 0 : before && known.has(before) ? 1 : 2;
@@ -17765,7 +17766,7 @@ export function connect(url, {
         async function request() {
             const fields = new Headers(await headers?.(refused));
             fields.set("Accept", "text/event-stream");
-            const bytes = new TextEncoder().encode(last);   // all that a field can have
+            const bytes = new TextEncoder().encode(last);
             if (last) fields.set("Last-Event-ID", String.fromCharCode(...bytes));
             const response = await fetch(address, {
                 headers: fields, credentials, cache: "no-store", signal: attempt.signal,
@@ -17780,8 +17781,8 @@ export function connect(url, {
                     const { done, value } = await body.read();
                     if (done || stopped) return 0;
                     // If this tab was stopped, another may read by now.
-                    if (heartbeat && Date.now() - fresh > silence) return -1;
-                    fresh = Date.now();
+                    if (heartbeat && clock() - fresh > silence) return -1;
+                    fresh = clock();
                     const blocks = parse(decoder.decode(value, { stream: true }));
                     last = blocks.at(-1)?.i ?? last;
                     if (leads) post(blocks);
@@ -17799,24 +17800,25 @@ export function connect(url, {
             failed++;
             if (leads) tell("connecting", { status });
             const after = field("Retry-After");
-            return Math.max(after * 1000 || Date.parse(after) - Date.now() || 0, 0);
+            const there = Date.parse(field("Date")) || Date.now();
+            return Math.max(after * 1000 || Date.parse(after) - there || 0, 0);
         }
 
         async function run() {
             while (!stopped) {
                 let least;
                 attempt = new AbortController();
-                fresh = Date.now();
+                fresh = clock();
                 try {
                     least = await request();
                     if (leads && stream.state == "open") tell("connecting");
                 } catch (error) {
                     if (stopped) return;
-                    least = attempt.signal.aborted ? -1 : 0;    // by check()
+                    least = attempt.signal.aborted ? -1 : 0;
                     if (!least) failed++;
                     if (leads) tell("connecting", { error });
                 } finally {
-                    attempt.abort();    // some bodies are not read to their end
+                    attempt.abort();    // the rest of a body
                 }
                 if (stopped || least < 0) continue;
                 const pause = Math.max(retry, Math.min(retry * 2 ** failed / 2, 30000));
@@ -17838,7 +17840,7 @@ export function connect(url, {
             },
             // Connects again after a silence of more than this, and now rather than later.
             check(most, now) {
-                if (heartbeat && Date.now() - fresh > most) attempt.abort();
+                if (heartbeat && clock() - fresh > most) attempt.abort();
                 if (now) wake();
             },
         };
@@ -17898,7 +17900,7 @@ export function connect(url, {
     }
 
     function trust() {
-        heard = Date.now();
+        heard = clock();
         clearTimeout(doubt);
         doubt = 0;
     }
@@ -17910,7 +17912,8 @@ export function connect(url, {
             if (now) reader.check(1.25 * beat, now);
             return post([]);
         }
-        if (t < term || (reader && t == term)) return;
+        if (t < term) return reader || ask();
+        if (reader && t == term) return;
         if (reader) follow();
         term = t;
         trust();
@@ -17923,7 +17926,7 @@ export function connect(url, {
     function look(now) {
         for (const each of [reader, chaser]) each?.check(now ? 1.25 * beat : silence, now);
         if (locks && !turn) seek();
-        if (locks && !reader && (now || Date.now() - heard > silence)) ask(now);
+        if (locks && !reader && (now || clock() - heard > silence)) ask(now);
     }
 
     // Leaves the lock to tabs that are not frozen or put away.

@@ -5,7 +5,7 @@
 //
 // Twenty tabs follow one hub over HTTP/1.1. The tab that reads for all is closed, crashed, frozen
 // (as browsers freeze pages in the background) and stopped (its process), while messages are
-// published: each tab gets each message once and in order.
+// published: each tab gets each message once and in order. So it does where the clock is set.
 //
 // The tabs are driven by the DevTools protocol itself: playwright keeps each page in the foreground,
 // where none is frozen.
@@ -124,8 +124,9 @@ async function launch(program, flags) {
 
 // >>tabs
 // A page that has no script of its own follows a topic. What arrives is noted in it.
-async function openTab(browser, url, options = {}, address = "/subscribe/t") {
+async function openTab(browser, url, { hours = 0, ...options } = {}, address = "/subscribe/t") {
     const page = await browser.openPage(url + "health");
+    await setClock(page, hours);
     await page.evaluate(async ([target, given]) => {
         const { connect } = await import("/sse.js");
         Object.assign(window, { heard: [], passing: [], gaps: [], states: [], refused: [] });
@@ -142,6 +143,15 @@ async function openTab(browser, url, options = {}, address = "/subscribe/t") {
     }, [address, options]);
     return page;
 }
+
+// The machine's clock is set, by hours: the time of day alone, as the page sees it.
+const setClock = (page, hours) => page.evaluate(by => {
+    const real = window.realDate ??= Date;
+    window.Date = class extends real {
+        constructor(...given) { super(...given.length ? given : [Date.now()]); }
+        static now() { return real.now() + by; }
+    };
+}, hours * 3600e3);
 
 const isOpen = page => page.until(() => stream.state === "open");
 const newest = page => page.evaluate(() => Number(heard.at(-1)));
@@ -244,6 +254,86 @@ async function loseReaders(browser, hub, wire, rounds) {
     });
     await check("script: in the end there is one stream again", () => expectOneStream(hub, tabs));
     return tabs;
+}
+
+// The tabs of one machine, whose clock is set. A server that is starved for long is not silent yet:
+// here the tabs wait for the heartbeat of 15 s, except where silence is to be noticed.
+async function setClocks(browser, hub, wire) {
+    const told = publishNumbers(hub);
+    const open = async (count, options) => {
+        const opened = [];
+        while (opened.length < count) opened.push(await openTab(browser, wire.url, options));
+        for (const tab of opened) await isOpen(tab);
+        return opened;
+    };
+    const hearMore = async all => {
+        const last = told.last + 20;
+        for (const tab of all) await tab.until(least => Number(heard.at(-1)) >= least, last);
+    };
+    const expectNothingLost = async all => {
+        for (const [index, tab] of all.entries()) {
+            await tab.until(last => Number(heard.at(-1)) === last, told.last);
+            const [heard, passing, gaps] = await tab.evaluate(() => [heard, passing, gaps]);
+            expectAll(heard, told.last, `tab ${index}`);
+            equal(new Set(passing).size, passing.length, `ephemeral ones of tab ${index}`);
+            equal(gaps.join(), "", `gaps of tab ${index}`);
+        }
+    };
+
+    let tabs = await open(4, { heartbeat: 15_000 });
+    await check("script: no stream is silent because the clock is set", async () => {
+        await expectOneStream(hub, tabs);
+        await hearMore(tabs);
+        const streams = wire.streams.length;
+        for (const hours of [5, -5, 0, -5]) {
+            for (const tab of tabs) {
+                await setClock(tab, hours);
+                await hearMore([tab]);
+                await tab.evaluate(() => { dispatchEvent(new Event("online")); });  // it looks now
+            }
+            await hearMore(tabs);
+        }
+        equal(wire.streams.length, streams, "streams that were opened");
+    });
+    for (const hours of [5, -10]) {
+        await check(`script: another tab reads where the clock is ${hours} h off`, async () => {
+            for (const tab of tabs) await setClock(tab, hours);
+            const reader = await eventually(() => reading(tabs), "one tab reads");
+            tabs = tabs.filter(tab => tab !== reader);
+            await reader.close();
+            await eventually(() => reading(tabs), "another tab reads");
+            tabs.push(...await open(1, { heartbeat: 15_000, hours }));
+            await hearMore(tabs);
+        });
+    }
+    await check("script: all follow a new tab that reads, whose clock is behind", async () => {
+        const stopped = await eventually(() => reading(tabs), "one tab reads");
+        const others = tabs.filter(tab => tab !== stopped);
+        const bringBack = await ways.stopped(stopped, others, browser);
+        const [late] = await open(1, { heartbeat: 15_000, hours: -15 });
+        await hearMore([...others, late]);
+        await bringBack();
+        tabs.push(late);
+        await hearMore(tabs);
+        await expectOneStream(hub, tabs);
+    });
+    await check("script: each tab heard all, once and in order, by whatever clock", async () => {
+        await told.stop();
+        await expectNothingLost(tabs);
+    });
+    for (const tab of tabs) await tab.close();
+
+    await check("script: silence is noticed after the clock was set back", async () => {
+        tabs = await open(3);
+        for (const tab of tabs) await setClock(tab, -5);
+        wire.freeze();
+        await tools.publish(hub, "/t", "into the void", "text/plain");
+        for (const tab of tabs) {
+            await tab.until(() => heard.at(-1) === "into the void");
+            equal(await tab.evaluate(() => heard.length), 1, "how often it came");
+        }
+    });
+    for (const tab of tabs) await tab.close();
 }
 
 // What happens to a stream while nobody takes over.
@@ -379,25 +469,41 @@ async function testAnswers(browser, played) {
         await page.close();
     });
 
-    await check("script: a token is asked for each time, and once more if it is refused", async () => {
-        let valid = 1, end;
-        played.begin((response, number, token) => {
-            if (token !== `Bearer ${valid}`) return response.writeHead(401).end();
-            stream(response, "retry: 10\n\n");
-            end = () => response.end();
-        });
-        const page = await openTab(browser, played.url, { token: true }, "/stream");
-        await isOpen(page);
-        valid = 3;
-        end();
-        await eventually(() => played.requests.length === 3, "it asks with the next token");
-        await isOpen(page);
-        valid = 99;
-        end();
-        await page.until(() => states.at(-1) === "closed 401");
-        equal(await page.evaluate(() => refused.join()), "0,0,401,0,401", "what headers() was told");
+    await check("script: a server's date is read by the server's clock", async () => {
+        const second = at => new Date(Date.UTC(2040, 10, 22, 19, 31, at)).toUTCString();
+        played.begin((response, number) => number > 1 ? stream(response, "data: 1\n\n") :
+            response.writeHead(503, { Date: second(50), "Retry-After": second(55) }).end());
+        const page = await tab();
+        await page.until(() => heard.length === 1);
+        const [first, next] = played.requests;
+        expect(next.at - first.at >= 5000, `${next.at - first.at} ms, when 5 s were asked for`);
         await page.close();
     });
+
+    for (const hours of [0, 5, -5]) {
+        const clock = hours ? `, the clock ${hours} h off` : "";
+        await check("script: a token is asked for each time, and once more if it is refused" + clock,
+                    async () => {
+            let valid = 1, end;
+            played.begin((response, number, token) => {
+                if (token !== `Bearer ${valid}`) return response.writeHead(401).end();
+                stream(response, "retry: 10\n\n");
+                end = () => response.end();
+            });
+            const page = await openTab(browser, played.url, { token: true }, "/stream");
+            await isOpen(page);
+            await setClock(page, hours);
+            valid = 3;
+            end();
+            await eventually(() => played.requests.length === 3, "it asks with the next token");
+            await isOpen(page);
+            valid = 99;
+            end();
+            await page.until(() => states.at(-1) === "closed 401");
+            equal(await page.evaluate(() => refused.join()), "0,0,401,0,401", "what headers() was told");
+            await page.close();
+        });
+    }
 
     await check("script: a silent stream is opened again", async () => {
         played.begin((response, number) => stream(response, `data: ${number}\n\n`));
@@ -526,6 +632,7 @@ export async function testScript(given) {
         await testParser(browser, played);
         await testAnswers(browser, played);
         const wire = await given.wireTo(hub);
+        await setClocks(browser, hub, wire);
         const tabs = await loseReaders(browser, hub, wire, given.rounds);
         hub = await loseStreams(browser, hub, wire, tabs);
         wire.close();
