@@ -680,10 +680,11 @@ function drawPaper(at, x) {
     const {width, height, band, axis, left, right, rateTop, connectionsTop} = size;
     ink.fillStyle = colors.paper;
     ink.fillRect(0, 0, width, height);
-    const wall = performance.timeOrigin + at, second = Math.floor(wall / 1000);
+    const origin = Date.now() - now(); // moves when the clock is set, or the machine slept
+    const second = Math.floor((origin + at) / 1000);
     const ahead = Math.ceil((width - right) / (right - x(at - 1000))) + 1;
     for (let tick = second + ahead, where = width; where > -20; --tick) {
-        where = x(tick * 1000 - performance.timeOrigin);
+        where = x(tick * 1000 - origin);
         ink.fillStyle = colors.desk;
         for (const middle of [band / 2 + 1, height - band / 2 - 1]) {
             ink.beginPath();

@@ -378,6 +378,23 @@ async function hubShowsEvents(page) {
         await more(page, "sensor", await arrived(page, "sensor"));
         expect(!before.equals(await page.locator("#chart").screenshot()), "two equal pictures");
     });
+    await check("hub: the chart shows the time of a clock that is set", async () => {
+        await page.evaluate(() => {
+            const real = Date.now, pen = CanvasRenderingContext2D.prototype, write = pen.fillText;
+            Date.now = () => real() + 5 * 3600e3;
+            window.times = new Set();
+            pen.fillText = function(words, ...where) {
+                if (/^\d\d:\d\d:\d\d$/.test(words)) times.add(words);
+                return write.call(this, words, ...where);
+            };
+            window.setBack = () => { Date.now = real; pen.fillText = write; };
+        });
+        const hours = await page.evaluate(() => [-1, 0, 1].map(minutes =>
+            new Date(Date.now() - minutes * 60e3).toTimeString().slice(0, 2)));
+        await until(page, () => times.size > 0);
+        const times = await page.evaluate(() => (setBack(), [...window.times]));
+        for (const time of times) expect(hours.includes(time.slice(0, 2)), `${time}, not ${hours}`);
+    });
     await check("hub: the hub's own counters are shown", async () => {
         await until(page, () => document.querySelectorAll("#counters dd:not(.per)").length === 9 &&
             ![...document.querySelectorAll("#counters dd")].some(dd => dd.textContent === "–"));
