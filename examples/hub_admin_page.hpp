@@ -35,8 +35,8 @@ inline constexpr std::string_view hub_admin_page = R"page(<!doctype html>
 body { margin: 0 auto; max-width: 80rem; padding: 1rem clamp(1rem, 3vw, 2.5rem) 3rem;
     background: var(--desk); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
     overflow-wrap: anywhere; -webkit-text-size-adjust: 100%; }
-header { display: flex; flex-wrap: wrap; justify-content: space-between; gap: .25rem 1rem;
-    margin-bottom: 1rem; }
+header { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline;
+    gap: .25rem 1rem; margin-bottom: 1rem; }
 h1, h2, p, ol, dl, dd { margin: 0; padding: 0; }
 h1 { font: 650 1.0625rem ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 h2 { font-size: 1.0625rem; font-weight: 650; }
