@@ -17779,9 +17779,9 @@ export function connect(url, {
                 const parse = parser(last, time => retry = time);
                 for (;;) {
                     const { done, value } = await body.read();
+                    // If this tab was stopped, another may read: that is heard first.
+                    if (leads && locks && clock() - fresh > 99) await locks.query();
                     if (done || stopped) return 0;
-                    // If this tab was stopped, another may read by now.
-                    if (heartbeat && clock() - fresh > silence) return -1;
                     fresh = clock();
                     const blocks = parse(decoder.decode(value, { stream: true }));
                     last = blocks.at(-1)?.i ?? last;
@@ -17818,7 +17818,7 @@ export function connect(url, {
                     if (!least) failed++;
                     if (leads) tell("connecting", { error });
                 } finally {
-                    attempt.abort();    // the rest of a body
+                    attempt.abort();
                 }
                 if (stopped || least < 0) continue;
                 const pause = Math.max(retry, Math.min(retry * 2 ** failed / 2, 30000));
@@ -17838,7 +17838,7 @@ export function connect(url, {
                 attempt.abort();
                 wake();
             },
-            // Connects again after a silence of more than this, and now rather than later.
+            // Connects again after more silence than this, and now rather than later.
             check(most, now) {
                 if (heartbeat && clock() - fresh > most) attempt.abort();
                 if (now) wake();
@@ -17890,7 +17890,7 @@ export function connect(url, {
         });
     }
 
-    // If the reading tab does not answer, this one reads instead.
+    // If the reading tab does not answer, this one reads.
     function ask(now) {
         channel.postMessage({ ask: term, now });
         doubt ||= setTimeout(() => {

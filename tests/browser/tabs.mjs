@@ -505,6 +505,33 @@ async function testAnswers(browser, played) {
         });
     }
 
+    await check("script: what comes after another tab took over is left to that one", async () => {
+        const page = await browser.openPage(played.url + "health");
+        const heard = await page.evaluate(async () => {
+            const { connect } = await import("/sse.js"), heard = [], beginnings = [];
+            window.fetch = async () => new Response(new ReadableStream({
+                start: body => { beginnings.push(body); },
+            }), { headers: { "Content-Type": "text/event-stream" } });
+            const stream = connect("/stream", { onmessage: event => heard.push(event.data) });
+            const tell = text => beginnings[0].enqueue(new TextEncoder().encode(text));
+            const until = async condition => {
+                while (!condition()) await new Promise(resolve => setTimeout(resolve, 10));
+            };
+            await until(() => stream.state === "open");
+            tell("data: before\n\n");
+            await until(() => heard.length);
+            const quiet = performance.now();    // long enough to be taken for stopped
+            await until(() => performance.now() > quiet + 200);
+            const [{ name }] = (await navigator.locks.query()).held;
+            navigator.locks.request(name, { steal: true }, () => new Promise(() => {}));
+            tell("data: after\n\n");
+            await until(() => !stream.reads);
+            return heard.join();
+        });
+        equal(heard, "before", "what it heard");
+        await page.close();
+    });
+
     await check("script: a silent stream is opened again", async () => {
         played.begin((response, number) => stream(response, `data: ${number}\n\n`));
         const page = await openTab(browser, played.url, { heartbeat: 200 }, "/stream");
