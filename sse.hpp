@@ -4297,6 +4297,48 @@ inline request::verdict framing_fields::take_codings(const request::field& f, le
     return {};
 }
 
+/// The weight of an element of a list, in thousandths (RFC 9110 12.4.2). `parameters` is what
+/// follows the element itself. Returns nullopt for what is no weight.
+inline std::optional<int> read_weight(std::string_view parameters) {
+    parameters = trim(parameters);
+    if (parameters.empty()) return 1000;
+    if (!parameters.starts_with(';')) return std::nullopt;
+    const std::string_view weight = trim(parameters.substr(1));
+    if (weight.size() < 3 || lower(weight.front()) != 'q' || weight[1] != '=') return std::nullopt;
+    const char whole = weight[2];
+    const std::string_view rest = weight.substr(3);
+    if ((whole != '0' && whole != '1') || rest.size() > 4) return std::nullopt;
+    if (!rest.empty() && rest.front() != '.') return std::nullopt;
+    int thousandths = whole == '1' ? 1000 : 0;
+    int unit = 100;
+    for (const char digit : rest.substr(std::min<std::size_t>(rest.size(), 1))) {
+        if (digit < '0' || digit > '9') return std::nullopt;
+        thousandths += (digit - '0') * unit;
+        unit /= 10;
+    }
+    return thousandths <= 1000 ? std::optional(thousandths) : std::nullopt;
+}
+
+/// Whether a client wants gzip (RFC 9110 12.5.3): only if it says so, by that name or by "*", and
+/// likes nothing less than sending the bytes as they are. What has no weight says nothing.
+inline bool accepts_gzip(const field_list& fields) {
+    std::optional<int> gzip;
+    std::optional<int> identity;
+    std::optional<int> any;
+    for_each_element(fields, "Accept-Encoding", [&](std::string_view element) {
+        const std::string_view coding = element.substr(0, element.find_first_of("; \t"));
+        const auto weight = read_weight(element.substr(coding.size()));
+        if (!weight) return;
+        const bool is_gzip =
+            equal_ignoring_case(coding, "gzip") || equal_ignoring_case(coding, "x-gzip");
+        if (is_gzip) gzip = std::max(gzip.value_or(0), *weight);
+        if (equal_ignoring_case(coding, "identity")) identity = weight;
+        if (coding == "*") any = weight;
+    });
+    const int wanted = gzip.value_or(any.value_or(0));
+    return wanted > 0 && wanted >= identity.value_or(0);
+}
+
 } // namespace detail
 
 #if defined(SSE_BODIES)

@@ -9,12 +9,15 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <ostream>
+#include <regex>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -202,6 +205,35 @@ std::vector<std::pair<std::string, std::string>> fields_of(const std::string& by
     CAPTURE(got);
     CHECK(got.complete);
     return got.fields;
+}
+
+/// Whether a list of codings asks for gzip, as the server reads it and as a plain reading does.
+bool check_codings(std::string_view list) {
+    static const std::regex form(
+        "([^; \t]*)[ \t]*(;[ \t]*[qQ]=(0(\\.[0-9]{0,3})?|1(\\.0{0,3})?))?");
+    std::map<std::string, double> weights; // of the last of each name, but the best of gzip
+    for (std::size_t at = 0; at <= list.size();) {
+        const std::size_t end = std::min(list.find(',', at), list.size());
+        std::string element(list.substr(at, end - at));
+        at = end + 1;
+        const auto blank = [](char c) { return c == ' ' || c == '\t'; };
+        while (!element.empty() && blank(element.back())) element.pop_back();
+        while (!element.empty() && blank(element.front())) element.erase(0, 1);
+        std::smatch parts;
+        if (element.empty() || !std::regex_match(element, parts, form)) continue;
+        std::string name = parts[1];
+        for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+        if (name == "x-gzip") name = "gzip";
+        const double weight = parts[3].matched ? std::stod(parts[3]) : 1;
+        weights[name] =
+            name == "gzip" && weights.contains(name) ? std::max(weights[name], weight) : weight;
+    }
+    const auto of = [&](const char* name) { return weights.contains(name) ? weights[name] : 0; };
+    const double wanted = weights.contains("gzip") ? of("gzip") : of("*");
+    const bool accepted = wanted > 0 && wanted >= of("identity");
+    CAPTURE(list);
+    CHECK(sse::detail::accepts_gzip({{"Accept-Encoding", list}}) == accepted);
+    return accepted;
 }
 
 using fields = std::vector<std::pair<std::string, std::string>>;
@@ -728,6 +760,70 @@ TEST_CASE("for logs there is the target without its query, as it was sent") {
     sse::request request;
     CHECK(request.parse(line("GET /a%20b?token=secret HTTP/1.1")).status == 0);
     CHECK(request.target_path() == "/a%20b");
+}
+
+TEST_CASE("gzip is for clients that say so and like nothing less than bytes as they are") {
+    const auto accepts = [](std::string_view lines) {
+        sse::request request;
+        CHECK(request.parse(field(std::string(lines))).status == 0);
+        return sse::detail::accepts_gzip(request.fields);
+    };
+    for (const auto lines : {
+             "Accept-Encoding: gzip"sv,                    // RFC 9110 12.5.3
+             "accept-encoding: GZip"sv,                    // 8.4.1: codings in any case
+             "Accept-Encoding: x-gzip"sv,                  // 8.4.1.3: the same coding
+             "Accept-Encoding: gzip, deflate, br, zstd"sv, // Chromium, curl
+             "Accept-Encoding: br;q=1.0, gzip;q=0.001"sv,
+             "Accept-Encoding: gzip ; q=0.5 , identity;q=0.5"sv,
+             "Accept-Encoding: gzip;Q=1.000"sv,
+             "Accept-Encoding: *"sv,
+             "Accept-Encoding: *;q=0.1, br;q=0"sv,
+             "Accept-Encoding: br\r\nAccept-Encoding: gzip"sv, // 5.3: one list
+             "Accept-Encoding: , gzip;q=0., , gzip"sv,
+             "Accept-Encoding: gzip;q=0, x-gzip"sv,
+         }) {
+        CAPTURE(lines);
+        CHECK(accepts(lines));
+    }
+    for (const auto lines : {
+             "Accept: gzip"sv,
+             "Accept-Encoding:"sv,
+             "Accept-Encoding: identity"sv,
+             "Accept-Encoding: br, deflate"sv,
+             "Accept-Encoding: gzip;q=0"sv,
+             "Accept-Encoding: gzip;q=0.000"sv,
+             "Accept-Encoding: gzip;q=0, *"sv, // 12.5.3: "*" is what is not named
+             "Accept-Encoding: *;q=0"sv,
+             "Accept-Encoding: identity, gzip;q=0.9"sv,
+             "Accept-Encoding: gzips"sv,
+             "Accept-Encoding: gzip;q=1.001"sv, // no weights: 12.4.2
+             "Accept-Encoding: gzip;q=2"sv,
+             "Accept-Encoding: gzip;q=0.1234"sv,
+             "Accept-Encoding: gzip;q=.5"sv,
+             "Accept-Encoding: gzip;q=01"sv,
+             "Accept-Encoding: gzip;q="sv,
+             "Accept-Encoding: gzip;q"sv,
+             "Accept-Encoding: gzip;q = 1"sv,
+             "Accept-Encoding: gzip;level=9"sv,
+             "Accept-Encoding: gzip q=1"sv,
+         }) {
+        CAPTURE(lines);
+        CHECK(!accepts(lines));
+    }
+}
+
+TEST_CASE("random lists of codings are read as by a plain reading of the rules") {
+    support::dice dice(11);
+    constexpr std::array words{"gzip"sv, "x-gzip"sv, "identity"sv, "*"sv,  "br"sv, ";"sv,   ","sv,
+                               "q="sv,   "0"sv,      "1"sv,        "0."sv, "00"sv, "5"sv,   " "sv,
+                               ";q=0"sv, ";q=0.3"sv, "GZIP"sv,     "Q="sv, "1."sv, ".000"sv};
+    std::size_t accepted = 0;
+    for (int i = 0; i < 20'000; ++i) {
+        std::string list;
+        for (auto n = dice.below(9); n > 0; --n) list += words.at(dice.below(words.size()));
+        accepted += check_codings(list);
+    }
+    CHECK(accepted > 500); // else the words are badly chosen
 }
 
 TEST_CASE("a client of HTTP/1.0 takes no chunks, any other does") {

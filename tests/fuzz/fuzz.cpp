@@ -121,6 +121,7 @@ void head(std::string_view bytes) {
     auto dice = dice_of(bytes);
     head_test::check_verdict(dice, std::string(bytes), head_test::default_limit);
     head_test::check_verdict(dice, std::string(bytes), dice.below(bytes.size() + 2));
+    if (bytes.find_first_of("\r\n") == bytes.npos) head_test::check_codings(bytes);
 }
 
 /// The body by its decoder: all of it, and what is left of the bytes.
