@@ -48,6 +48,7 @@
 //     >>ring     lock-free broadcast ring: the one place where threads meet
 //     >>frame    a message as immutable bytes, shared by all clients
 //     >>head     HTTP/1.1 heads and bodies (RFC 9112), no I/O
+//     >>compress streams by gzip, compressed once for all clients of a topic, no I/O
 //     >>origin   origin patterns and the CORS decision
 //     >>peer     who a client is behind trusted proxies, no I/O
 //     >>topic    topic paths and the tree of subscribers, no I/O
@@ -154,9 +155,9 @@
 #include SSE_STOP
 #endif
 
-// What SSE_ENABLE_IO_URING, SSE_ENABLE_TLS and SSE_TESTING change has other names, so that a file
-// which defines one and a file which does not cannot pass each other a server: such a program does
-// not link.
+// What SSE_ENABLE_IO_URING, SSE_ENABLE_TLS, SSE_ENABLE_ZLIB and SSE_TESTING change has other names,
+// so that a file which defines one and a file which does not cannot pass each other a server: such
+// a program does not link.
 #if defined(SSE_ENABLE_IO_URING) && defined(SSE_ENABLE_TLS)
 #define SSE_VARIANT with_io_uring_and_tls
 #elif defined(SSE_ENABLE_IO_URING)
@@ -164,14 +165,23 @@
 #elif defined(SSE_ENABLE_TLS)
 #define SSE_VARIANT with_tls
 #endif
+#if defined(SSE_ENABLE_ZLIB)
+#define SSE_BEGIN_ZLIB inline namespace with_zlib {
+#define SSE_END_ZLIB }
+#else
+#define SSE_BEGIN_ZLIB
+#define SSE_END_ZLIB
+#endif
 #if defined(SSE_TESTING) && defined(SSE_VARIANT)
 #define SSE_BEGIN                                                                                  \
     namespace sse {                                                                                \
+    SSE_BEGIN_ZLIB                                                                                 \
     inline namespace SSE_VARIANT {                                                                 \
     inline namespace for_tests {
 #define SSE_END                                                                                    \
     }                                                                                              \
     }                                                                                              \
+    SSE_END_ZLIB                                                                                   \
     }
 #elif defined(SSE_TESTING) || defined(SSE_VARIANT)
 #if defined(SSE_TESTING)
@@ -179,13 +189,19 @@
 #endif
 #define SSE_BEGIN                                                                                  \
     namespace sse {                                                                                \
+    SSE_BEGIN_ZLIB                                                                                 \
     inline namespace SSE_VARIANT {
 #define SSE_END                                                                                    \
     }                                                                                              \
+    SSE_END_ZLIB                                                                                   \
     }
 #else
-#define SSE_BEGIN namespace sse {
-#define SSE_END }
+#define SSE_BEGIN                                                                                  \
+    namespace sse {                                                                                \
+    SSE_BEGIN_ZLIB
+#define SSE_END                                                                                    \
+    SSE_END_ZLIB                                                                                   \
+    }
 #endif
 
 // Each file that includes this header compiles all of it. A program of many files may define
@@ -239,6 +255,14 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
+#endif
+
+#if defined(SSE_ENABLE_ZLIB)
+#if !__has_include(<zlib.h>)
+#error "SSE_ENABLE_ZLIB needs zlib: install zlib1g-dev and link with -lz"
+#include SSE_STOP
+#endif
+#include <zlib.h>
 #endif
 
 #if defined(SSE_ENABLE_REDIS)
@@ -4834,6 +4858,303 @@ inline void chunked_encoder::keep_rest(const portion& p, std::size_t gone) {
 }
 
 } // namespace detail
+
+// >>compress //////////////////////////////////////////////////////////////////////////////////////
+// Streams by gzip (RFC 1951, RFC 1952): what many clients get is compressed once for all of them.
+// Only with SSE_ENABLE_ZLIB. Does no I/O, of Asio it uses only buffers.
+// Tests: tests/compress.cpp
+//
+// Each client has a gzip stream of its own, made of pieces that end at whole bytes:
+//
+//     header  stored stored  shared shared shared  stored stored  shared ..  last block, CRC, size
+//                            fresh                                fresh
+//
+// A shared block was compressed once for all clients of a topic. It may refer to what the shared
+// blocks before it say, back to the last fresh one, which refers to nothing. So it is for clients
+// whose last piece is the shared block before, and a fresh one is for all. Everything else goes
+// out in stored blocks: what is for one client alone is in no window but that client's, as it is.
+// Were it compressed with what others can choose, its size would tell them of it (CRIME, BREACH).
+
+#if defined(SSE_ENABLE_ZLIB)
+
+namespace detail {
+
+/// The product of two polynomials modulo that of CRC-32, the lowest powers in the highest bits.
+constexpr std::uint32_t crc_product(std::uint32_t a, std::uint32_t b) noexcept {
+    std::uint32_t sum = 0;
+    for (std::uint32_t bit = std::uint32_t{1} << 31; bit != 0; bit >>= 1) {
+        if ((a & bit) != 0) sum ^= b;
+        b = (b & 1) != 0 ? (b >> 1) ^ 0xedb8'8320 : b >> 1;
+    }
+    return sum;
+}
+
+/// What a CRC-32 is multiplied with when so many bytes follow, before theirs is added by XOR.
+/// crc32_combine() would find it anew for each client.
+constexpr std::uint32_t crc_shift(std::uint64_t bytes) noexcept {
+    std::uint32_t power = std::uint32_t{1} << 31;
+    for (std::uint32_t square = std::uint32_t{1} << 23; bytes != 0; bytes >>= 1) {
+        if ((bytes & 1) != 0) power = crc_product(power, square);
+        square = crc_product(square, square);
+    }
+    return power;
+}
+
+/// What all clients of a group can be sent.
+struct shared_block {
+    std::string_view bytes;
+    std::size_t text_size = 0;  ///< Of what they say,
+    std::uint32_t checksum = 0; ///< its CRC-32,
+    std::uint32_t shift = 0;    ///< and the crc_shift() of its size.
+    std::uint64_t number = 0;   ///< Of no other block of the thread. Not 0.
+    std::uint64_t after = 0;    ///< The number of the block before. 0: it is fresh.
+};
+
+/// Compresses for a group of clients that get the same. Some 270 KB.
+class shared_window {
+public:
+    static constexpr std::size_t fresh_after = 32 * 1024; ///< Of text since the last fresh block.
+
+    /// Throws std::bad_alloc.
+    shared_window() {
+        constexpr int raw = -15; // without a header: each client has its own
+        if (deflateInit2(&state_, Z_DEFAULT_COMPRESSION, Z_DEFLATED, raw, 8, Z_DEFAULT_STRATEGY) !=
+            Z_OK) {
+            throw std::bad_alloc();
+        }
+    }
+    shared_window(const shared_window&) = delete;
+    shared_window& operator=(const shared_window&) = delete;
+    ~shared_window() { deflateEnd(&state_); }
+
+    /// Compresses a text that is not empty. The bytes are put into `out`, and viewed by the result.
+    shared_block compress(std::string_view text, std::uint64_t number, std::string& out);
+
+    /// The next block will be fresh.
+    void restart() noexcept {
+        if (last_ == 0) return;
+        deflateReset(&state_);
+        last_ = 0;
+        said_ = 0;
+    }
+
+private:
+    z_stream state_{};
+    std::uint64_t last_ = 0; // the block that the next one may refer to
+    std::size_t said_ = 0;   // since the last fresh one began
+};
+
+inline shared_block shared_window::compress(std::string_view text, std::uint64_t number,
+                                            std::string& out) {
+    constexpr std::size_t at_end = 64;    // more than what a flush appends
+    constexpr std::size_t most = 1 << 20; // zlib counts in 32 bits
+    out.resize(std::max(out.capacity(), std::size_t{4096}));
+    const std::uint64_t after = std::exchange(last_, number);
+    said_ += text.size();
+    const bool full = said_ >= fresh_after;
+    std::uint32_t checksum = 0;
+    std::size_t size = 0;
+    for (std::string_view left = text; !left.empty();) {
+        const std::string_view part = left.substr(0, most);
+        left.remove_prefix(part.size());
+        const auto* const from = reinterpret_cast<const Bytef*>(part.data());
+        checksum =
+            static_cast<std::uint32_t>(crc32(checksum, from, static_cast<uInt>(part.size())));
+        state_.next_in = const_cast<Bytef*>(from); // zlib does not write there
+        state_.avail_in = static_cast<uInt>(part.size());
+        const int flush = !left.empty() ? Z_NO_FLUSH : full ? Z_FULL_FLUSH : Z_SYNC_FLUSH;
+        do { // once more, unless there was room to spare
+            if (out.size() - size < at_end) out.resize(out.size() * 2);
+            state_.next_out = reinterpret_cast<Bytef*>(out.data() + size);
+            state_.avail_out = static_cast<uInt>(std::min(out.size() - size, most));
+            const std::size_t room = state_.avail_out;
+            deflate(&state_, flush); // cannot fail: there is input, or room for what is held back
+            size += room - state_.avail_out;
+        } while (state_.avail_out == 0);
+    }
+    if (full) {
+        last_ = 0;
+        said_ = 0;
+    }
+    return {std::string_view(out).substr(0, size),
+            text.size(),
+            checksum,
+            crc_shift(text.size()),
+            number,
+            after};
+}
+
+/// The gzip stream of one client: what its decoder has, in 16 bytes.
+class gzip_stream {
+public:
+    static constexpr std::string_view header{"\x1f\x8b\x08\0\0\0\0\0\0\xff", 10};
+
+    /// Whether bytes are put into the stream. Otherwise they pass as they are.
+    bool is_on() const noexcept { return last_ != off; }
+
+    /// The stream begins after so many bytes: the head of the response, and `header`.
+    void begin(std::size_t bytes) noexcept {
+        last_ = begins;
+        checksum_ = 0;
+        size_ = static_cast<std::uint32_t>(bytes);
+    }
+
+    /// The end of the stream. What is written after it passes as it is, and so must this.
+    std::string end();
+
+    /// Whether its decoder has all that the block may refer to. Nothing may be pending.
+    bool can_take(const shared_block& b) const noexcept {
+        return last_ < begins && (b.after == 0 || b.after == last_);
+    }
+
+    /// Passes stored blocks of the buffers to `write`, which returns how many bytes it took, or
+    /// nullopt if the connection broke: then this object may be destroyed. Returns how many bytes
+    /// of `buffers` were taken. Until the rest of a block is written, its last byte counts as not
+    /// taken, so that the caller calls again. `rest` returns where that rest is: a pointer that is
+    /// null if there is none, unless it is asked to make it. It may throw.
+    template <class Rest, class Write>
+    std::optional<std::size_t> write(std::span<const asio::const_buffer> buffers, Rest&& rest,
+                                     Write&& write);
+
+    /// The same for a block that it can take.
+    template <class Rest, class Write>
+    std::optional<std::size_t> write(const shared_block& b, Rest&& rest, Write&& write);
+
+private:
+    static constexpr std::uint64_t off = ~std::uint64_t{0};
+    static constexpr std::uint64_t begins = off - 1;  // then size_ is what passes before
+    static constexpr std::size_t max_stored = 0xffff; // a stored block's length has 16 bits
+    static constexpr std::size_t max_buffers = 64;    // that Asio passes to one system call
+
+    struct portion;
+    void assemble(portion& p, std::span<const asio::const_buffer> from, std::size_t skip) const;
+    void add(const portion& p) noexcept;
+    void pass(std::size_t bytes) noexcept;
+
+    std::uint64_t last_ = off; // the shared block that it ends with; 0: another one
+    std::uint32_t checksum_ = 0;
+    std::uint32_t size_ = 0;
+};
+
+static_assert(sizeof(gzip_stream) == 16);
+
+/// What one call of the writer is given: bytes before the stream, then one stored block.
+struct gzip_stream::portion {
+    std::array<asio::const_buffer, max_buffers> buffers;
+    std::size_t count = 0;
+    std::size_t before = 0;
+    std::size_t text = 0;
+    std::size_t text_at = 0; // the first of its buffers
+    std::array<char, 5> header;
+
+    std::size_t size() const noexcept { return before + (text == 0 ? 0 : header.size() + text); }
+};
+
+/// Fills the portion from the buffers, after their first `skip` bytes.
+inline void gzip_stream::assemble(portion& p, std::span<const asio::const_buffer> from,
+                                  std::size_t skip) const {
+    const std::size_t passing = last_ == begins ? size_ : 0;
+    for (const asio::const_buffer& whole : from) {
+        // One buffer may need three: the end of what passes, the header, and text.
+        if (p.count + 3 > max_buffers || p.text == max_stored) break;
+        asio::const_buffer remaining = whole + skip;
+        skip -= std::min(skip, whole.size());
+        if (remaining.size() == 0) continue;
+        if (p.before < passing) {
+            p.buffers[p.count] = asio::buffer(remaining, passing - p.before);
+            p.before += p.buffers[p.count].size();
+            remaining += p.buffers[p.count++].size();
+        }
+        if (remaining.size() == 0) continue;
+        if (p.text == 0) p.text_at = ++p.count;
+        p.buffers[p.count] = asio::buffer(remaining, max_stored - p.text);
+        p.text += p.buffers[p.count++].size();
+    }
+    if (p.text == 0) return;
+    const auto byte = [](std::size_t value) { return static_cast<char>(value & 0xff); };
+    p.header = {0, byte(p.text), byte(p.text >> 8), byte(~p.text), byte(~p.text >> 8)};
+    p.buffers[p.text_at - 1] = asio::buffer(p.header);
+}
+
+/// A stored block has begun.
+inline void gzip_stream::add(const portion& p) noexcept {
+    auto sum = static_cast<uLong>(checksum_);
+    for (std::size_t i = p.text_at; i < p.count; ++i) {
+        sum = crc32(sum, static_cast<const Bytef*>(p.buffers[i].data()),
+                    static_cast<uInt>(p.buffers[i].size()));
+    }
+    checksum_ = static_cast<std::uint32_t>(sum);
+    size_ += static_cast<std::uint32_t>(p.text); // modulo 2^32, as at the end of the stream
+    last_ = 0;
+}
+
+inline void gzip_stream::pass(std::size_t bytes) noexcept {
+    if (last_ != begins) return;
+    size_ -= static_cast<std::uint32_t>(bytes);
+    if (size_ == 0) last_ = 0;
+}
+
+template <class Rest, class Write>
+std::optional<std::size_t> gzip_stream::write(std::span<const asio::const_buffer> buffers,
+                                              Rest&& rest, Write&& write) {
+    std::size_t taken = 0;
+    if (std::string* const kept = rest(false); kept && !kept->empty()) {
+        const asio::const_buffer remaining = asio::buffer(*kept);
+        const std::optional<std::size_t> n = write(std::span(&remaining, 1));
+        if (!n) return std::nullopt;
+        kept->erase(0, *n);
+        if (!kept->empty()) return 0;
+        kept->shrink_to_fit();
+        taken = 1; // the last byte of that block
+    }
+    for (;;) {
+        portion p;
+        assemble(p, buffers, taken);
+        if (p.count == 0) return taken;
+        const std::optional<std::size_t> n = write(std::span(p.buffers.data(), p.count));
+        if (!n) return std::nullopt;
+        pass(std::min(p.before, *n));
+        if (*n < p.size() && *n <= p.before) return taken + *n; // no byte of the block was written
+        if (p.text != 0) add(p);
+        taken += p.before + p.text;
+        if (*n == p.size()) continue;
+        std::string& kept = *rest(true);
+        for (std::size_t i = 0, gone = *n; i < p.count; ++i) {
+            const asio::const_buffer remaining = p.buffers[i] + gone;
+            gone -= std::min(gone, p.buffers[i].size());
+            kept.append(static_cast<const char*>(remaining.data()), remaining.size());
+        }
+        return taken - 1;
+    }
+}
+
+template <class Rest, class Write>
+std::optional<std::size_t> gzip_stream::write(const shared_block& b, Rest&& rest, Write&& write) {
+    const asio::const_buffer whole = asio::buffer(b.bytes);
+    const std::optional<std::size_t> n = write(std::span(&whole, 1));
+    if (!n || *n == 0) return n;
+    checksum_ = crc_product(b.shift, checksum_) ^ b.checksum;
+    size_ += static_cast<std::uint32_t>(b.text_size);
+    last_ = b.number;
+    if (*n == b.bytes.size()) return b.text_size;
+    rest(true)->append(b.bytes.substr(*n));
+    return b.text_size - 1;
+}
+
+inline std::string gzip_stream::end() {
+    std::string text("\x03\0", 2); // a last block, without a byte
+    for (const std::uint32_t number : {checksum_, size_}) {
+        for (int shift = 0; shift < 32; shift += 8) {
+            text += static_cast<char>(number >> shift & 0xff);
+        }
+    }
+    last_ = off;
+    return text;
+}
+
+} // namespace detail
+
+#endif // SSE_ENABLE_ZLIB
 
 // >>origin ////////////////////////////////////////////////////////////////////////////////////////
 // Matching of origins, and what responses say about them. No I/O. Needs >>cors, >>head.

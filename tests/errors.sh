@@ -27,7 +27,8 @@ for macro in SSE_INTERNALS SSE_SOURCE; do
 done
 
 # Files that differ in what changes the header's classes.
-for macro in SSE_ENABLE_IO_URING:liburing.h SSE_ENABLE_TLS:openssl/provider.h SSE_TESTING:errno.h; do
+for macro in SSE_ENABLE_IO_URING:liburing.h SSE_ENABLE_TLS:openssl/provider.h SSE_ENABLE_ZLIB:zlib.h \
+    SSE_TESTING:errno.h; do
     [ -e "/usr/include/${macro#*:}" ] || continue
     folder=$(mktemp -d)
     trap 'rm -r "$folder"' EXIT

@@ -1,0 +1,369 @@
+// compress.cpp - covers >>compress: what is compressed once for many is read by each of them, event
+// by event, whatever else each is sent and however little it takes at a time. Read by zlib itself.
+// Built with SSE_ENABLE_ZLIB.
+#include "sse.hpp"
+
+#include "support/dice.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <zlib.h>
+
+namespace compress_test {
+
+namespace {
+
+using namespace std::string_literals;
+using sse::detail::chunked_encoder;
+using sse::detail::crc_product;
+using sse::detail::crc_shift;
+using sse::detail::gzip_stream;
+using sse::detail::shared_block;
+using sse::detail::shared_window;
+
+/// Reads a gzip stream as its bytes come.
+class gzip_reader {
+public:
+    gzip_reader() { REQUIRE(inflateInit2(&state_, 15 + 16) == Z_OK); } // gzip alone
+    gzip_reader(const gzip_reader&) = delete;
+    gzip_reader& operator=(const gzip_reader&) = delete;
+    ~gzip_reader() { inflateEnd(&state_); }
+
+    /// What the bytes so far say is in text().
+    void read(std::string_view bytes) {
+        state_.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
+        state_.avail_in = static_cast<uInt>(bytes.size());
+        while (state_.avail_in > 0 && !ended_) {
+            char room[1000];
+            state_.next_out = reinterpret_cast<Bytef*>(room);
+            state_.avail_out = sizeof(room);
+            const int outcome = inflate(&state_, Z_SYNC_FLUSH);
+            REQUIRE((outcome == Z_OK || outcome == Z_STREAM_END));
+            ended_ = outcome == Z_STREAM_END;
+            text_.append(room, sizeof(room) - state_.avail_out);
+        }
+        CHECK(state_.avail_in == 0); // nothing follows the end
+        drain();
+    }
+    const std::string& text() const noexcept { return text_; }
+    bool ended() const noexcept { return ended_; }
+
+private:
+    void drain() { // what did not fit
+        while (!ended_) {
+            char room[1000];
+            state_.next_out = reinterpret_cast<Bytef*>(room);
+            state_.avail_out = sizeof(room);
+            if (inflate(&state_, Z_SYNC_FLUSH) == Z_BUF_ERROR) return;
+            if (state_.avail_out == sizeof(room)) return;
+            text_.append(room, sizeof(room) - state_.avail_out);
+        }
+    }
+
+    z_stream state_{};
+    std::string text_;
+    bool ended_ = false;
+};
+
+/// One client, which takes as many bytes at a time as it is told to.
+class client {
+    // What the stream asks for.
+    auto writer() {
+        return [this](std::span<const asio::const_buffer> from) -> std::optional<std::size_t> {
+            std::size_t n = 0;
+            for (const asio::const_buffer& one : from) {
+                const std::size_t part = std::min(one.size(), room_);
+                raw_.append(static_cast<const char*>(one.data()), part);
+                room_ -= part;
+                n += part;
+            }
+            return n;
+        };
+    }
+    auto rest() {
+        return [this](bool make) {
+            if (make && !rest_) rest_ = std::make_unique<std::string>();
+            return rest_.get();
+        };
+    }
+
+public:
+    static constexpr std::size_t all = ~std::size_t{0};
+
+    explicit client(std::string head = "HTTP/1.1 200 OK\r\n\r\n") : head_(std::move(head)) {
+        stream_.begin(head_.size() + gzip_stream::header.size());
+        offer(head_ + std::string(gzip_stream::header));
+        expected_.clear(); // it is no text of the stream
+    }
+
+    /// Offers text for it alone.
+    void offer(std::string_view text) {
+        waiting_.append(text);
+        expected_.append(text);
+    }
+    /// Takes what waits, as far as so many bytes.
+    void take(std::size_t most) {
+        room_ = most;
+        while (!waiting_.empty() && room_ > 0) {
+            // In two buffers, as frames are.
+            const std::size_t half = waiting_.size() / 2;
+            const std::string_view text = waiting_;
+            const asio::const_buffer both[] = {asio::buffer(text.substr(0, half)),
+                                               asio::buffer(text.substr(half))};
+            const auto n = stream_.write(both, rest(), writer());
+            REQUIRE(n);
+            waiting_.erase(0, *n);
+        }
+    }
+    /// Is offered what all are: as it is shared if it can take that, or alone. Returns whether it
+    /// was shared.
+    bool share(std::string_view text, const shared_block& b, std::size_t most) {
+        if (!is_idle() || !stream_.can_take(b)) {
+            offer(text);
+            take(most);
+            return false;
+        }
+        room_ = most;
+        const auto n = stream_.write(b, rest(), writer());
+        REQUIRE(n);
+        expected_.append(text);
+        waiting_ = text.substr(*n);
+        return true;
+    }
+    void end() {
+        take(all);
+        raw_ += stream_.end();
+        CHECK(!stream_.is_on());
+    }
+    bool is_idle() const noexcept { return waiting_.empty(); }
+    std::size_t bytes() const noexcept { return raw_.size(); }
+
+    /// Everything that it was sent is read, as soon as it has all of it.
+    void check() {
+        if (raw_.size() < head_.size()) return;
+        CHECK(raw_.substr(0, head_.size()) == head_);
+        reader_.read(std::string_view(raw_).substr(std::max(read_, head_.size())));
+        read_ = raw_.size();
+        CHECK(expected_.starts_with(reader_.text()));
+        if (is_idle()) CHECK(reader_.text().size() == expected_.size());
+    }
+    void check_end() {
+        end();
+        check();
+        CHECK(reader_.ended()); // with the right sum and size, or zlib would not
+    }
+
+private:
+    const std::string head_;
+    gzip_stream stream_;
+    std::unique_ptr<std::string> rest_;
+    std::string waiting_;
+    std::string expected_;
+    std::string raw_;
+    std::size_t room_ = 0;
+    std::size_t read_ = 0;
+    gzip_reader reader_;
+};
+
+/// What one publishes: numbers that change a little each time.
+std::string price(support::dice& dice, int n) {
+    static const char* const names[] = {"AAPL", "MSFT", "GOOG", "AMZN", "NVDA"};
+    return "id: 3kd92ab1-" + std::to_string(100'000 + n) + "\ndata: {\"symbol\":\"" +
+           names[dice.below(5)] + "\",\"price\":" + std::to_string(100 + dice.below(50)) + "." +
+           std::to_string(10 + dice.below(90)) +
+           ",\"volume\":" + std::to_string(dice.below(90'000)) +
+           ",\"time\":\"2026-01-01T12:00:" + std::to_string(10 + n % 50) + "Z\"}\n\n";
+}
+
+std::string noise(support::dice& dice, std::size_t size) {
+    std::string text;
+    while (text.size() < size) text += dice.byte();
+    return text;
+}
+
+} // namespace
+
+TEST_CASE("the sum of two texts is found from their sums") {
+    support::dice dice(20260101);
+    for (int i = 0; i < 500; ++i) {
+        const std::string a = noise(dice, dice.below(300));
+        const std::string b = noise(dice, dice.below(i < 450 ? 300 : 100'000));
+        const auto sum = [](const std::string& text) {
+            return static_cast<std::uint32_t>(crc32(0, reinterpret_cast<const Bytef*>(text.data()),
+                                                    static_cast<uInt>(text.size())));
+        };
+        REQUIRE((crc_product(crc_shift(b.size()), sum(a)) ^ sum(b)) == sum(a + b));
+    }
+}
+
+TEST_CASE("a stream of which nothing is shared is read, and ends") {
+    client one;
+    one.take(client::all);
+    one.check();
+    for (const auto& text : {"data: 1\n\n"s, ":\n\n"s, std::string(200'000, 'a'), "data: 2\n\n"s}) {
+        one.offer(text);
+        one.take(client::all);
+        one.check();
+    }
+    one.check_end();
+    client empty;
+    empty.check_end();
+}
+
+TEST_CASE("who comes late waits for a fresh block, and then gets the same as the others") {
+    shared_window window;
+    std::string out;
+    support::dice dice(20260102);
+    client early;
+    early.take(client::all);
+    std::optional<client> late;
+    std::uint64_t number = 0;
+    std::size_t text_size = 0;
+    std::size_t alone = 0;
+    std::size_t shared = 0;
+    for (int n = 0; n < 1000; ++n) {
+        if (n == 10) {
+            late.emplace();
+            late->take(client::all);
+        }
+        const std::string text = price(dice, n);
+        const shared_block b = window.compress(text, ++number, out);
+        CHECK(early.share(text, b, client::all));
+        early.check();
+        text_size += text.size();
+        if (!late) continue;
+        const bool was_shared = late->share(text, b, client::all);
+        CHECK(was_shared == (shared > 0 || b.after == 0));
+        ++(was_shared ? shared : alone);
+        late->check();
+    }
+    CHECK(alone > 100);
+    CHECK(shared > alone);
+    CHECK(text_size > 3 * shared_window::fresh_after); // fresh blocks did come
+    CHECK(early.bytes() * 100 < text_size * 32);
+    early.check_end();
+    late->check_end();
+}
+
+TEST_CASE("after a piece of its own a client gets nothing that refers to what is before it") {
+    shared_window window;
+    std::string out;
+    client one;
+    one.take(client::all);
+    const std::string text = "data: the same again and again\n\n";
+    CHECK(one.share(text, window.compress(text, 1, out), client::all));
+    const shared_block second = window.compress(text, 2, out);
+    CHECK(second.bytes.size() < 15);
+    CHECK(one.share(text, second, client::all));
+    one.offer(":\n\n");
+    one.take(client::all);
+    CHECK(!one.share(text, window.compress(text, 3, out), client::all));
+    CHECK(!one.share(text, window.compress(text, 4, out), client::all));
+    window.restart();
+    const shared_block fresh = window.compress(text, 5, out);
+    CHECK(fresh.after == 0);
+    CHECK(fresh.bytes.size() > 15); // the window was forgotten
+    CHECK(one.share(text, fresh, client::all));
+    CHECK(one.share(text, window.compress(text, 6, out), client::all));
+    one.check_end();
+}
+
+TEST_CASE("a client that missed a block, or was of another group, gets none that refers to it") {
+    shared_window a, b;
+    std::string out;
+    client one;
+    one.take(client::all);
+    CHECK(one.share("data: a\n\n", a.compress("data: a\n\n", 1, out), client::all));
+    a.compress("data: b\n\n", 2, out);
+    CHECK(!one.share("data: c\n\n", a.compress("data: c\n\n", 3, out), client::all));
+    b.compress("data: a\n\n", 4, out);
+    CHECK(!one.share("data: c\n\n", b.compress("data: c\n\n", 5, out), client::all));
+    one.check_end();
+}
+
+TEST_CASE("a block of which a client took nothing is offered again, alone") {
+    shared_window window;
+    std::string out;
+    client one;
+    one.take(client::all);
+    CHECK(one.share("data: a\n\n", window.compress("data: a\n\n", 1, out), 0));
+    CHECK(!one.is_idle());
+    CHECK(!one.share("data: b\n\n", window.compress("data: b\n\n", 2, out), client::all));
+    one.check();
+    one.check_end();
+}
+
+TEST_CASE("large texts are compressed whole, however much larger they become") {
+    shared_window window;
+    std::string out;
+    support::dice dice(20260103);
+    client one;
+    one.take(client::all);
+    std::uint64_t number = 0;
+    for (const std::size_t size : {1u, 3000u, 32'768u, 262'144u, 3'000'000u}) {
+        const std::string text = noise(dice, size);
+        CHECK(one.share(text, window.compress(text, ++number, out), client::all));
+        one.check();
+    }
+    one.check_end();
+}
+
+TEST_CASE("whatever clients take, miss and are sent alone, each reads all of it, as it comes") {
+    support::dice dice(20260104);
+    const int schedules = 60;
+    std::size_t shared = 0;
+    std::size_t cut = 0;
+    for (int i = 0; i < schedules; ++i) {
+        shared_window window;
+        std::string out;
+        std::uint64_t number = 0;
+        std::vector<std::unique_ptr<client>> clients;
+        const std::size_t slow = dice.below(3) == 0 ? 5 : 400;
+        const auto room = [&] { return dice.one_in(3) ? dice.below(slow) : client::all; };
+        for (int step = 0; step < 400; ++step) {
+            const auto act = dice.below(20);
+            if (act < 12) {
+                const std::string text =
+                    dice.one_in(20) ? noise(dice, 1 + dice.below(40'000)) : price(dice, step);
+                const shared_block b = window.compress(text, ++number, out);
+                std::size_t takers = 0;
+                for (auto& one : clients) {
+                    if (dice.one_in(30)) continue; // its subscription skips
+                    takers += one->share(text, b, room());
+                }
+                shared += takers;
+                if (takers * 2 < clients.size()) window.restart();
+            } else if (act == 12 && clients.size() < 5) {
+                clients.push_back(std::make_unique<client>());
+            } else if (act == 13 && !clients.empty()) {
+                const std::size_t which = dice.below(clients.size());
+                clients[which]->check_end();
+                clients.erase(clients.begin() + static_cast<std::ptrdiff_t>(which));
+            } else if (!clients.empty()) {
+                client& one = *clients[dice.below(clients.size())];
+                if (act < 16) one.offer(act == 14 ? ":\n\n" : "data: for you alone\n\n");
+                one.take(room());
+            }
+            for (auto& one : clients) {
+                one->check();
+                cut += !one->is_idle();
+            }
+        }
+        for (auto& one : clients) one->check_end();
+    }
+    CHECK(shared > 1000); // else the schedules are badly chosen
+    CHECK(cut > 1000);
+}
+
+} // namespace compress_test
