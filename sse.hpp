@@ -1586,6 +1586,14 @@ struct options {
     /// Heartbeats carry the newest id. A client that was sent nothing else then reconnects with a
     /// recent id: there is little history to search, and the history still reaches back to it.
     bool heartbeat_ids = true;
+#if defined(SSE_ENABLE_ZLIB)
+    /// Streams by gzip, for clients that accept it and follow one topic, without a filter and not
+    /// as a user: what is published to the topic is compressed once for all of them. What goes to
+    /// one client alone is never compressed. Whoever chooses a part of what a topic or all topics
+    /// are told, and sees how many bytes its clients get, may guess the rest of it (BREACH): not
+    /// for topics that mix secrets with what others write.
+    bool compress = false;
+#endif
     /// How long a published message may wait for others, so that they share one write; the wait is
     /// shorter under load. At most a minute. 0: messages go out at once, along with all that were
     /// published in the meantime.
@@ -6670,7 +6678,8 @@ inline id_book::found id_book::find_in(const era& e, std::uint64_t end_of_era,
 // >>feed //////////////////////////////////////////////////////////////////////////////////////////
 // How a worker delivers its log to its clients: which are concerned, what each has not received
 // yet, what happens to those that fall behind. No I/O, no clock, no thread: a receiver writes and
-// the caller supplies the time, so that tests need neither. Needs >>topic, >>log, >>ids,
+// the caller supplies the time, so that tests need neither. Needs >>compress, >>topic, >>log,
+// >>ids,
 // >>subscription.
 // Tests: tests/feed.cpp, tests/replay.cpp, tests/nothing_lost.pml
 //
@@ -6794,6 +6803,10 @@ public:
     /// Writes bytes to the client without waiting, and returns how many it took. Returns nullopt if
     /// the connection is broken; its end is then already recorded.
     virtual std::optional<std::size_t> write_some(std::span<const asio::const_buffer> bytes) = 0;
+#if defined(SSE_ENABLE_ZLIB)
+    /// The same for a block that its gzip_ can take; how much of what the block says it took.
+    virtual std::optional<std::size_t> write_shared(const shared_block&) { return 0; }
+#endif
     virtual void await_writable() = 0;                 ///< Calls feed::flush() once writable.
     virtual void yield() = 0;                          ///< Calls feed::flush() a little later.
     virtual void progressed() {}                       ///< Something was written.
@@ -6900,11 +6913,17 @@ public:
     bool starts_in_past_ : 1 = false; // starts in the past, and has received nothing of the log yet
     bool has_id_ : 1 = false;         // has an id to reconnect with
     bool queued_ : 1 = false;         // waits for a turn of feed::catch_up()
+#if defined(SSE_ENABLE_ZLIB)
+    bool cut_short_ : 1 = false; // its gzip stream gets no end
+#endif
     std::uint32_t index_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
     frame_ref cut_;          // the frame that a short write cut, or that comes next
     std::size_t cut_at_ = 0; // how much of it is written
     outbox* own_ = nullptr;
+#if defined(SSE_ENABLE_ZLIB)
+    gzip_stream gzip_;
+#endif
     origin cut_from_ = origin::control;
 
 protected:
@@ -7119,6 +7138,14 @@ private:
         std::string joined; ///< The bytes of the frames.
         batch frames;
     };
+#if defined(SSE_ENABLE_ZLIB)
+    /// Clients that follow one topic, and compress what they get.
+    struct gzip_group {
+        std::string topic;
+        std::uint32_t used = 0; ///< When a pass last had something for it.
+        shared_window window;
+    };
+#endif
     struct share {   ///< A block and its receivers, from the last to the first.
         node* where; ///< Null: every receiver.
         std::size_t next = 0;
@@ -7135,6 +7162,11 @@ private:
     static constexpr std::size_t max_runs = 128;
     static constexpr std::size_t max_empty_pages = 5;  // some seconds apart
     static constexpr std::size_t run_step = 32 * 1024; // little is copied if little is taken
+#if defined(SSE_ENABLE_ZLIB)
+    static constexpr std::size_t max_groups = 64;       // that compress; each has 270 KB
+    static constexpr std::uint32_t group_age = 60'000;  // milliseconds; unused it may be replaced
+    static constexpr std::string_view all_topics = "*"; // broadcasts alone; no topic's name
+#endif
 
     std::uint64_t keep() const;
     void forgot(const frame& f, std::uint64_t sequence, horizon::loss kind);
@@ -7143,6 +7175,11 @@ private:
     void finish_share(share& s);
     void assemble(const share& s);
     void deliver(receiver& r);
+#if defined(SSE_ENABLE_ZLIB)
+    void deliver_compressed(receiver& r);
+    bool begin_group() noexcept;
+    void end_group() noexcept;
+#endif
     void deliver_alone(receiver& r);
     void find_due(const receiver& r);
     std::uint64_t next_for(const receiver& r, std::uint64_t from, bool newest) const;
@@ -7222,6 +7259,17 @@ private:
     bool joins_ = false;                       // whether it was used since give_back_memory()
     std::array<receiver*, max_at_once> ready_; // for the block; empty while anything else happens
     std::size_t ready_count_ = 0;
+#if defined(SSE_ENABLE_ZLIB)
+    std::vector<std::unique_ptr<gzip_group>> groups_;
+    std::string_view block_topic_;  // of the block; see all_topics
+    bool block_compressed_ = false; // or found not to be
+    gzip_group* group_ = nullptr;   // that the block was compressed for, if any
+    shared_block shared_;           // the block so
+    std::string shared_bytes_;
+    std::uint64_t last_shared_ = 0; // number
+    std::size_t group_takers_ = 0;  // clients that got the block compressed,
+    std::size_t group_others_ = 0;  // and those of the group that did not
+#endif
     std::vector<run> runs_;
     std::size_t oldest_run_ = 0; // once there are max_runs
     bool runs_used_ = false;     // whether any was used since give_back_memory()
@@ -7393,6 +7441,9 @@ inline bool feed::work(std::size_t& budget) {
 }
 
 inline void feed::finish_share(share& s) {
+#if defined(SSE_ENABLE_ZLIB)
+    end_group();
+#endif
     if (s.where) {
         s.where->pending.clear();
         tree(s.where->is_private).prune(s.where);
@@ -7417,6 +7468,10 @@ inline void feed::assemble(const share& s) {
         if (sequences.size() > 1) joined_.append(f.bytes());
         block_.push(sequence, f);
     }
+#if defined(SSE_ENABLE_ZLIB)
+    block_topic_ = s.where ? std::string_view(s.where->path) : all_topics;
+    block_compressed_ = false;
+#endif
     block_.upto = planned_;
     block_bytes_ = sequences.size() == 1 ? log_[sequences.front()].bytes() : joined_;
 }
@@ -7433,6 +7488,9 @@ inline void feed::deliver(receiver& r) {
     }
     deliver_block(); // nothing else may happen while clients are collected, not recorded
     if (alone) return deliver_alone(r);
+#if defined(SSE_ENABLE_ZLIB)
+    if (r.gzip_.is_on()) return deliver_compressed(r);
+#endif
     const asio::const_buffer whole = asio::buffer(block_bytes_);
     const auto n = r.write_some({&whole, 1});
     if (!n || commit(r, block_, 0, *n)) return;
@@ -7440,6 +7498,66 @@ inline void feed::deliver(receiver& r) {
     r.busy_ = true;
     r.await_writable();
 }
+
+#if defined(SSE_ENABLE_ZLIB)
+
+/// The block is compressed for the first client that wants that, and written to each that can read
+/// it. The others get it stored, until the next fresh block.
+inline void feed::deliver_compressed(receiver& r) {
+    if (!std::exchange(block_compressed_, true) && !begin_group()) group_ = nullptr;
+    const bool shares = group_ && r.gzip_.can_take(shared_);
+    ++(shares ? group_takers_ : group_others_);
+    const asio::const_buffer whole = asio::buffer(block_bytes_);
+    const auto n = shares ? r.write_shared(shared_) : r.write_some({&whole, 1});
+    if (!n || commit(r, block_, 0, *n)) return;
+    settle(r);
+    r.busy_ = true;
+    r.await_writable();
+}
+
+/// Compresses the block for the clients of its topic. Returns false if that is not possible: it
+/// can always be stored.
+inline bool feed::begin_group() noexcept {
+    group_takers_ = group_others_ = 0;
+    if (block_bytes_.empty()) return false;
+    gzip_group* found = nullptr;
+    try {
+        const auto is_it = [this](const auto& one) { return one->topic == block_topic_; };
+        const auto at = std::find_if(groups_.begin(), groups_.end(), is_it);
+        if (at != groups_.end()) {
+            found = at->get();
+        } else if (groups_.size() < max_groups) {
+            groups_.push_back(std::make_unique<gzip_group>());
+            found = groups_.back().get();
+            found->topic = block_topic_;
+        } else {
+            const auto is_older = [this](const auto& a, const auto& b) {
+                return now - a->used > now - b->used;
+            };
+            const auto oldest = std::min_element(groups_.begin(), groups_.end(), is_older);
+            if (now - (*oldest)->used < group_age) return false;
+            found = oldest->get();
+            found->window.restart();
+            found->topic = block_topic_;
+        }
+        found->used = now;
+        shared_ = found->window.compress(block_bytes_, ++last_shared_, shared_bytes_);
+    } catch (...) { // out of memory
+        if (found) found->window.restart();
+        return false;
+    }
+    group_ = found;
+    return true;
+}
+
+/// If most clients could not read the block, such as after heartbeats, the next one is for all.
+inline void feed::end_group() noexcept {
+    if (block_compressed_ && group_ && group_takers_ < group_others_) group_->window.restart();
+    block_compressed_ = false;
+    group_ = nullptr;
+}
+
+#endif
 
 /// Writes the block to the clients collected in ready_.
 inline void feed::deliver_block() {
@@ -7683,6 +7801,12 @@ inline void feed::give_back_memory() {
         runs_ = std::vector<run>();
         oldest_run_ = 0;
     }
+#if defined(SSE_ENABLE_ZLIB)
+    if (shares_.empty()) {
+        std::erase_if(groups_, [this](const auto& one) { return now - one->used >= group_age; });
+        std::string().swap(shared_bytes_);
+    }
+#endif
     if (!std::exchange(joins_, false) && shares_.empty()) {
         std::string().swap(joined_); // an assignment would keep its memory
         block_ = batch();
@@ -10141,6 +10265,9 @@ struct connection final : receiver, stream {
         std::optional<log_context> log;           ///< Of a stream, if it is wanted.
         limit_reached over = limit_reached::none; ///< Then counted separately.
         std::uint32_t discarded = 0;              ///< Bytes received on the open stream.
+#if defined(SSE_ENABLE_ZLIB)
+        std::string unsent; ///< Of a piece of its gzip stream that a short write has cut.
+#endif
     };
 
     connection(worker& w, tcp_socket socket) noexcept : socket_(std::move(socket)), worker_(&w) {}
@@ -10153,6 +10280,9 @@ struct connection final : receiver, stream {
     // What the feed asks of it.
     SSE_DECL std::optional<std::size_t>
     write_some(std::span<const asio::const_buffer> bytes) override;
+#if defined(SSE_ENABLE_ZLIB)
+    SSE_DECL std::optional<std::size_t> write_shared(const shared_block& b) override;
+#endif
     SSE_DECL void await_writable() override;
     SSE_DECL void yield() override;
     SSE_DECL void progressed() override;
@@ -10168,6 +10298,13 @@ struct connection final : receiver, stream {
     void check_thread() const;
     bool must_begin();
     void begin_streaming(bool finite);
+    std::optional<std::size_t> write_framed(std::span<const asio::const_buffer> bytes);
+#if defined(SSE_ENABLE_ZLIB)
+    bool wants_gzip() const;
+    template <class What>
+    std::optional<std::size_t> write_gzip(const What& what);
+    bool end_gzip();
+#endif
     start resolved(const subscribe_options& how) const;
     template <class Frames>
     asio::awaitable<void> write(Frames frames);
@@ -11724,6 +11861,9 @@ SSE_DECL void worker::finish(connection& s, end_reason why, frame_ref last) {
     // client has read what is queued.
     const bool cut = why != end_reason::ended && s.is_handled();
     if (cut && s.chunks()) s.chunks()->cut_short();
+#if defined(SSE_ENABLE_ZLIB)
+    s.cut_short_ = cut;
+#endif
     make_room(); // what was published before counts
     const stream_ref held = hold(s);
     feed_.finish(s, std::move(last));
@@ -12204,6 +12344,48 @@ SSE_DECL std::size_t worker::keep_alive(connection& s) {
 
 SSE_DECL std::optional<std::size_t>
 connection::write_some(std::span<const asio::const_buffer> bytes) {
+#if defined(SSE_ENABLE_ZLIB)
+    if (gzip_.is_on()) return write_gzip(bytes);
+#endif
+    return write_framed(bytes);
+}
+
+#if defined(SSE_ENABLE_ZLIB)
+
+SSE_DECL std::optional<std::size_t> connection::write_shared(const shared_block& b) {
+    return write_gzip(b);
+}
+
+template <class What>
+std::optional<std::size_t> connection::write_gzip(const What& what) {
+    const auto rest = [this](bool make) -> std::string* {
+        return make || extra_ ? &extra().unsent : nullptr;
+    };
+    try {
+        return gzip_.write(what, rest, [this](std::span<const asio::const_buffer> coded) {
+            return write_framed(coded);
+        });
+    } catch (const std::bad_alloc&) { // a piece has begun whose rest is lost
+        worker_->close(*this, end_reason::failed);
+        return std::nullopt;
+    }
+}
+
+/// Sends the end of its gzip stream, unless that has ended, or is to end without. Nothing else may
+/// be pending.
+SSE_DECL bool connection::end_gzip() {
+    if (!gzip_.is_on()) return false;
+    frame_ref end = make_raw_frame(gzip_.end());
+    if (cut_short_) return false;
+    worker_->feed_.put(*this, std::move(end));
+    return true;
+}
+
+#endif
+
+/// Writes what it takes now, in chunks if its body has its own end.
+SSE_DECL std::optional<std::size_t>
+connection::write_framed(std::span<const asio::const_buffer> bytes) {
     if (!chunks()) return worker_->write_now(*this, bytes);
     return chunks()->write(bytes, [this](std::span<const asio::const_buffer> framed) {
         return worker_->write_now(*this, framed);
@@ -12237,6 +12419,12 @@ SSE_DECL bool connection::run_gap_hook(const gap& g) {
 }
 
 SSE_DECL void connection::finished() {
+#if defined(SSE_ENABLE_ZLIB)
+    if (phase_ == phase::streaming && gzip_.is_on()) {
+        cold_->said_farewell = true;
+        if (end_gzip()) return; // then this is called again
+    }
+#endif
     if (phase_ == phase::streaming && chunks() && chunks()->end()) {
         cold_->said_farewell = true;
         return worker_->feed_.put(*this, last_chunk_frame()); // then this is called again
@@ -12773,6 +12961,17 @@ SSE_DECL bool detail::connection::must_begin() {
     return first;
 }
 
+#if defined(SSE_ENABLE_ZLIB)
+
+/// Whether the stream that begins gets the same as others, and the client accepts gzip.
+SSE_DECL bool detail::connection::wants_gzip() const {
+    const sse::request& asked = *exchange_->request;
+    const bool shares = asked.is_head() || (wants_plain_ && asked.topics.size() < 2);
+    return shares && detail::accepts_gzip(asked.fields);
+}
+
+#endif
+
 /// Sends the head of an event stream. Its subscription is in effect already, so what is published
 /// once the client sees the head reaches it. The head goes out on the next loop iteration, so that
 /// replayed messages share its write.
@@ -12783,15 +12982,23 @@ SSE_DECL void detail::connection::begin_streaming(bool finite) {
     const bool chunked = framed && request().accepts_chunked() && !request().is_head() &&
                          exchange_->may_serve_another() &&
                          exchange_->input.size() <= worker_->hub_.options.limits.head_bytes;
+#if defined(SSE_ENABLE_ZLIB)
+    const bool compress = worker_->hub_.options.compress && !finite;
+    const bool gzip = compress && wants_gzip();
+#endif
     worker_->enter(*this, phase::streaming);
     if (!chunked) exchange_->input.clear();
     if (exchange_->input.empty())
         exchange_->input.shrink_to_fit(); // perhaps nothing comes for long
     worker_->resume_reading(*this);
     // Otherwise the end of the connection ends the body, in HTTP/1.0 and in HTTP/1.1.
-    const std::string head = detail::response_head(
+    std::string head = detail::response_head(
         200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, no-transform\r\n"
              "X-Accel-Buffering: no\r\n" +
+#if defined(SSE_ENABLE_ZLIB)
+                 std::string(gzip ? "Content-Encoding: gzip\r\n" : "") +
+                 std::string(compress ? "Vary: Accept-Encoding\r\n" : "") +
+#endif
                  std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "") +
                  std::string(chunked && !worker_->farewell_ ? "" : "Connection: close\r\n") +
                  exchange_->response_headers);
@@ -12802,6 +13009,13 @@ SSE_DECL void detail::connection::begin_streaming(bool finite) {
         adds_framing_ = true;
         chunks()->pass(head.size());
     }
+#if defined(SSE_ENABLE_ZLIB)
+    if (gzip && !request().is_head()) {
+        gzip_.begin(head.size() + detail::gzip_stream::header.size());
+        head += detail::gzip_stream::header;
+        adds_framing_ = true;
+    }
+#endif
     worker_->feed_.enqueue_later(*this, detail::make_raw_frame(head));
     exchange_->begun = exchange_->box.queued;
     if (request().is_head()) { // no body follows (RFC 9110 9.3.2)

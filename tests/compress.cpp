@@ -3,16 +3,21 @@
 // Built with SSE_ENABLE_ZLIB.
 #include "sse.hpp"
 
+#include "support/client.hpp"
 #include "support/dice.hpp"
+#include "support/gzip_reader.hpp"
+#include "support/server.hpp"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -31,50 +36,11 @@ using sse::detail::crc_shift;
 using sse::detail::gzip_stream;
 using sse::detail::shared_block;
 using sse::detail::shared_window;
-
-/// Reads a gzip stream as its bytes come.
-class gzip_reader {
-public:
-    gzip_reader() { REQUIRE(inflateInit2(&state_, 15 + 16) == Z_OK); } // gzip alone
-    gzip_reader(const gzip_reader&) = delete;
-    gzip_reader& operator=(const gzip_reader&) = delete;
-    ~gzip_reader() { inflateEnd(&state_); }
-
-    /// What the bytes so far say is in text().
-    void read(std::string_view bytes) {
-        state_.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
-        state_.avail_in = static_cast<uInt>(bytes.size());
-        while (state_.avail_in > 0 && !ended_) {
-            char room[1000];
-            state_.next_out = reinterpret_cast<Bytef*>(room);
-            state_.avail_out = sizeof(room);
-            const int outcome = inflate(&state_, Z_SYNC_FLUSH);
-            REQUIRE((outcome == Z_OK || outcome == Z_STREAM_END));
-            ended_ = outcome == Z_STREAM_END;
-            text_.append(room, sizeof(room) - state_.avail_out);
-        }
-        CHECK(state_.avail_in == 0); // nothing follows the end
-        drain();
-    }
-    const std::string& text() const noexcept { return text_; }
-    bool ended() const noexcept { return ended_; }
-
-private:
-    void drain() { // what did not fit
-        while (!ended_) {
-            char room[1000];
-            state_.next_out = reinterpret_cast<Bytef*>(room);
-            state_.avail_out = sizeof(room);
-            if (inflate(&state_, Z_SYNC_FLUSH) == Z_BUF_ERROR) return;
-            if (state_.avail_out == sizeof(room)) return;
-            text_.append(room, sizeof(room) - state_.avail_out);
-        }
-    }
-
-    z_stream state_{};
-    std::string text_;
-    bool ended_ = false;
-};
+using support::event_client;
+using support::gzip_reader;
+using support::header_list;
+using support::http_request;
+using support::running_server;
 
 /// One client, which takes as many bytes at a time as it is told to.
 class client {
@@ -153,10 +119,10 @@ public:
     void check() {
         if (raw_.size() < head_.size()) return;
         CHECK(raw_.substr(0, head_.size()) == head_);
-        reader_.read(std::string_view(raw_).substr(std::max(read_, head_.size())));
+        got_ += reader_.read(std::string_view(raw_).substr(std::max(read_, head_.size())));
         read_ = raw_.size();
-        CHECK(expected_.starts_with(reader_.text()));
-        if (is_idle()) CHECK(reader_.text().size() == expected_.size());
+        CHECK(expected_.starts_with(got_));
+        if (is_idle()) CHECK(got_.size() == expected_.size());
     }
     void check_end() {
         end();
@@ -174,6 +140,7 @@ private:
     std::size_t room_ = 0;
     std::size_t read_ = 0;
     gzip_reader reader_;
+    std::string got_;
 };
 
 /// What one publishes: numbers that change a little each time.
@@ -364,6 +331,151 @@ TEST_CASE("whatever clients take, miss and are sent alone, each reads all of it,
     }
     CHECK(shared > 1000); // else the schedules are badly chosen
     CHECK(cut > 1000);
+}
+
+// ---- servers ------------------------------------------------------------------------------------
+
+namespace {
+
+const header_list wants_gzip = {{"Accept-Encoding", "gzip, deflate, br"}};
+
+sse::options compressing() {
+    sse::options o = support::with_threads(1);
+    o.compress = true;
+    return o;
+}
+
+} // namespace
+
+TEST_CASE("clients of a topic read the same from few bytes, and what others get as it is") {
+    running_server server(compressing());
+    event_client a(server.port(), "/subscribe/prices", wants_gzip);
+    event_client b(server.port(), "/subscribe/prices", wants_gzip);
+    event_client plain(server.port(), "/subscribe/prices");
+    CHECK(a.head().header("Content-Encoding") == "gzip");
+    CHECK(a.head().header("Vary") == "Accept-Encoding");
+    CHECK(plain.head().header("Content-Encoding") == std::nullopt);
+    CHECK(plain.head().header("Vary") == "Accept-Encoding");
+    support::dice dice(20260105);
+    for (int n = 0; n < 700; ++n) {
+        const std::string text = price(dice, n);
+        const std::string data = text.substr(text.find("data: ") + 6, text.size());
+        server.publish("prices", {.data = data.substr(0, data.find('\n'))});
+        const auto first = a.next(); // event by event
+        CHECK(b.next().data == first.data);
+        CHECK(plain.next().data == first.data);
+    }
+    CHECK(a.body_bytes() * 100 < plain.body_bytes() * 40);
+    CHECK(b.body_bytes() * 100 < plain.body_bytes() * 40);
+    server.stop();
+    for (event_client* one : {&a, &b}) {
+        one->wait_for_close();
+        CHECK(one->gzip_ended());
+    }
+}
+
+TEST_CASE("after a message to one client alone that one goes on, and later shares again") {
+    std::atomic<std::uint64_t> id{0};
+    running_server server(compressing(), [&](sse::server& s) {
+        s.route("GET", "/mine", [&](sse::stream& client) -> asio::awaitable<void> {
+            client.subscribe("a");
+            id = client.id();
+            co_await client.send({.data = "for you alone"});
+        });
+    });
+    event_client a(server.port(), "/mine", wants_gzip);
+    CHECK(a.is_gzip());
+    CHECK(a.next().data == "for you alone");
+    event_client b(server.port(), "/subscribe/a", wants_gzip);
+    std::size_t alone = 0;
+    for (int n = 0; n < 1200; ++n) {
+        const std::string text = "the same words again, message " + std::to_string(n);
+        server.publish("a", {.data = text});
+        for (event_client* one : {&a, &b}) CHECK(one->next().data == text);
+        if (n == 100) {
+            server.send_to(id, {.data = "for one"});
+            CHECK(a.next().data == "for one");
+        }
+        if (n == 500) alone = a.body_bytes();
+    }
+    const std::size_t of_last = a.body_bytes() - alone;
+    CHECK(alone > 200 * 60);       // it shared nothing for a while: texts and ids are 60 bytes
+    CHECK(of_last < 700 * 60 / 2); // but then it did
+    server.broadcast({.data = "last"});
+    for (event_client* one : {&a, &b}) CHECK(one->next().data == "last");
+}
+
+TEST_CASE("gzip is for streams of one topic, without a filter or a user") {
+    running_server server(compressing(), [](sse::server& s) {
+        s.route("GET", "/filtered", [](sse::stream& client) -> asio::awaitable<void> {
+            client.subscribe("a", {.filter = [](const sse::published&) { return true; }});
+            co_return;
+        });
+        s.route("GET", "/user", [](sse::stream& client) -> asio::awaitable<void> {
+            client.set_user("alice");
+            client.subscribe("a");
+            co_return;
+        });
+        s.route("GET", "/own", [](sse::stream& client) -> asio::awaitable<void> {
+            co_await client.send({.data = "1"});
+        });
+    });
+    for (const char* target : {"/filtered", "/user", "/own", "/subscribe?topic=a&topic=b"}) {
+        CAPTURE(target);
+        CHECK(!event_client(server.port(), target, wants_gzip).is_gzip());
+    }
+    for (const char* codings : {"", "br", "gzip;q=0", "identity, gzip;q=0.5"}) {
+        CAPTURE(codings);
+        event_client one(server.port(), "/subscribe/a", {{"Accept-Encoding", codings}});
+        CHECK(!one.is_gzip());
+        CHECK(one.head().header("Vary") == "Accept-Encoding");
+    }
+    CHECK(event_client(server.port(), "/subscribe/a", wants_gzip).is_gzip());
+    running_server off;
+    event_client one(off.port(), "/subscribe/a", wants_gzip);
+    CHECK(!one.is_gzip());
+    CHECK(one.head().header("Vary") == std::nullopt);
+}
+
+TEST_CASE("HEAD tells of gzip, and has no body") {
+    running_server server(compressing());
+    const auto head = http_request(server.port(), "HEAD", "/subscribe/a", wants_gzip);
+    CHECK(head.status == 200);
+    CHECK(head.header("Content-Encoding") == "gzip");
+    CHECK(head.header("Vary") == "Accept-Encoding");
+    CHECK(head.body.empty());
+}
+
+TEST_CASE("a gzip stream that is closed has its end, in chunks before the last one") {
+    running_server server(compressing(), [](sse::server& s) {
+        s.route("GET", "/a", [](sse::stream& client) -> asio::awaitable<void> {
+            client.subscribe("a");
+            co_await client.send({.data = "1"});
+            client.close();
+        });
+    });
+    event_client chunked(server.port(), "/a", {{"Accept-Encoding", "gzip"}, {"X-Varnish", "1"}});
+    CHECK(chunked.next().data == "1");
+    CHECK(chunked.wait_for_close() == support::ending::last_chunk);
+    CHECK(chunked.gzip_ended());
+    event_client closed(server.port(), "/a", wants_gzip);
+    CHECK(closed.next().data == "1");
+    CHECK(closed.wait_for_close() == support::ending::fin);
+    CHECK(closed.gzip_ended());
+}
+
+TEST_CASE("a stream that is cut has no end of gzip") {
+    running_server server(compressing(), [](sse::server& s) {
+        s.route("GET", "/a", [](sse::stream& client) -> asio::awaitable<void> {
+            client.subscribe("a");
+            co_await client.send({.data = "1"});
+            throw std::runtime_error("cut");
+        });
+    });
+    event_client one(server.port(), "/a", wants_gzip);
+    CHECK(one.next().data == "1");
+    one.wait_for_close();
+    CHECK(!one.gzip_ended());
 }
 
 } // namespace compress_test

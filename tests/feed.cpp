@@ -7,6 +7,9 @@
 #include "sse.hpp"
 
 #include "support/event_stream.hpp"
+#if defined(SSE_ENABLE_ZLIB)
+#include "support/gzip_reader.hpp"
+#endif
 
 #include <doctest/doctest.h>
 
@@ -2192,6 +2195,17 @@ public:
 
     std::optional<std::size_t> write_some(std::span<const asio::const_buffer> bytes) override;
     std::size_t take_some(std::string_view bytes);
+#if defined(SSE_ENABLE_ZLIB)
+    std::optional<std::size_t> write_shared(const sse::detail::shared_block& b) override {
+        ++shared_blocks;
+        return write_gzip(b);
+    }
+    template <class What>
+    std::optional<std::size_t> write_gzip(const What& what);
+    void compress();
+    static inline std::size_t shared_blocks = 0; // to all of them
+#endif
+    std::optional<std::size_t> write_plain(std::span<const asio::const_buffer> bytes);
     void await_writable() override { awaits = true; }
     void yield() override { ++yields; }
     bool run_gap_hook(const sse::gap& g) override;
@@ -2233,6 +2247,10 @@ private:
     std::uint64_t told_ = 0;
     bool any_ = false; // a message came
     std::vector<span_of_gap> never_;
+#if defined(SSE_ENABLE_ZLIB)
+    std::unique_ptr<support::gzip_reader> reader_; // of its gzip stream, if it has one
+    std::unique_ptr<std::string> rest_;
+#endif
 };
 
 /// Several feeds on one ring, those who publish, those who come and go, and the rules.
@@ -2533,6 +2551,34 @@ void line::on_id(const std::string& text) {
 // --- what the feed asks of a connection
 
 std::optional<std::size_t> line::write_some(std::span<const asio::const_buffer> bytes) {
+#if defined(SSE_ENABLE_ZLIB)
+    if (gzip_.is_on()) return write_gzip(bytes);
+#endif
+    return write_plain(bytes);
+}
+
+#if defined(SSE_ENABLE_ZLIB)
+
+/// Its head is read already.
+void line::compress() {
+    reader_ = std::make_unique<support::gzip_reader>();
+    reader_->read(sse::detail::gzip_stream::header);
+    gzip_.begin(0);
+    adds_framing_ = true;
+}
+
+template <class What>
+std::optional<std::size_t> line::write_gzip(const What& what) {
+    const auto rest = [this](bool make) {
+        if (make && !rest_) rest_ = std::make_unique<std::string>();
+        return rest_.get();
+    };
+    return gzip_.write(what, rest, [this](auto coded) { return write_plain(coded); });
+}
+
+#endif
+
+std::optional<std::size_t> line::write_plain(std::span<const asio::const_buffer> bytes) {
     if (!open) {
         w_.wrong(who_, "written to after its end");
         return std::nullopt;
@@ -2563,6 +2609,12 @@ std::size_t line::take_some(std::string_view bytes) {
         default: break;
         }
     }
+#if defined(SSE_ENABLE_ZLIB)
+    if (reader_) {
+        take(reader_->read(bytes.substr(0, n)));
+        return n;
+    }
+#endif
     take(bytes.substr(0, n));
     return n;
 }
@@ -2753,6 +2805,9 @@ void world::connect(visitor& v) {
     be_woken(at);
     v.now = std::make_unique<line>(*this, v, at);
     v.now->adds_framing_ = dice.one_in(4);
+#if defined(SSE_ENABLE_ZLIB)
+    if (!dice.one_in(3)) v.now->compress();
+#endif
     line& c = *v.now;
     at.f.now = now_;
     if (dice.one_in(3)) {
@@ -3075,6 +3130,9 @@ TEST_CASE("random schedules: everybody gets what is due, once and in order, or i
         failures += !w.play().empty();
         CHECK_MESSAGE(w.fault() == "", "FEED_SEED=", seed, ": ", w.fault());
     }
+#if defined(SSE_ENABLE_ZLIB)
+    CHECK(line::shared_blocks > schedules / 3); // else too few of them are like others
+#endif
 }
 
 // ---- the rules themselves -----------------------------------------------------------------------

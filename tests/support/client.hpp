@@ -9,6 +9,9 @@
 #pragma once
 
 #include "event_stream.hpp"
+#if defined(SSE_ENABLE_ZLIB)
+#include "gzip_reader.hpp"
+#endif
 #if defined(SSE_ENABLE_TLS)
 #include "tls_end.hpp"
 #endif
@@ -662,6 +665,9 @@ public:
                           const header_list& headers = {}, deadline until = patience)
         : connection_(std::move(over)) {
         header_list all{{"Accept", "text/event-stream"}};
+#if defined(SUPPORT_GZIP)
+        all.emplace_back("Accept-Encoding", "gzip");
+#endif
         all.insert(all.end(), headers.begin(), headers.end());
         connection_.send_request("GET", target, all);
         head_ = connection_.read_head(until);
@@ -671,6 +677,9 @@ public:
                                std::to_string(head_.status) + ", type \"" + type + "\", " +
                                show(connection_.received()));
         if (head_.header("Transfer-Encoding") == "chunked") chunks_.emplace();
+#if defined(SSE_ENABLE_ZLIB)
+        if (head_.header("Content-Encoding") == "gzip") gzip_ = std::make_unique<gzip_reader>();
+#endif
     }
 
     const response& head() const { return head_; }
@@ -709,6 +718,12 @@ public:
     void close() { connection_.close(); }
     void reset() { connection_.reset(); }
 
+    std::size_t body_bytes() const { return body_bytes_; } ///< Without chunks, before decoding.
+#if defined(SSE_ENABLE_ZLIB)
+    bool is_gzip() const { return gzip_ != nullptr; }
+    bool gzip_ended() const { return gzip_ && gzip_->ended(); }
+#endif
+
 private:
     // Parameters may follow, "text/event-stream; charset=utf-8"; case does not matter.
     static bool is_event_stream(std::string_view type) {
@@ -739,6 +754,10 @@ private:
         }
         std::string bytes = connection_.read_until([](const std::string&) { return true; });
         if (chunks_) bytes = chunks_->feed(bytes);
+        body_bytes_ += bytes.size();
+#if defined(SSE_ENABLE_ZLIB)
+        if (gzip_) bytes = gzip_->read(bytes);
+#endif
         decoder_.feed(bytes);
         for (decoded& event : decoder_.take_events()) events_.push_back(std::move(event));
         for (std::string& comment : decoder_.take_comments())
@@ -757,6 +776,10 @@ private:
     connection connection_;
     response head_;
     std::optional<chunk_reader> chunks_; // when the body comes in such
+#if defined(SSE_ENABLE_ZLIB)
+    std::unique_ptr<gzip_reader> gzip_; // when it is coded so
+#endif
+    std::size_t body_bytes_ = 0;
     event_stream_decoder decoder_;
     std::deque<decoded> events_;
     std::deque<std::string> comments_;

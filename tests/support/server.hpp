@@ -19,6 +19,9 @@ inline sse::options with_tls_by_default(sse::options o) {
         o.tls.key = test_server().key;
     }
 #endif
+#if defined(SUPPORT_GZIP)
+    o.compress = true;
+#endif
     return o;
 }
 
