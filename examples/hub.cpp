@@ -382,6 +382,16 @@ void use_tls(settings& chosen) {
 #endif
 }
 
+void use_compression(settings& chosen) {
+    if (!chosen.compress) return;
+#if defined(SSE_ENABLE_ZLIB)
+    chosen.options.compress = true;
+#else
+    throw usage_error("--compress: this hub was built without it; install zlib1g-dev and build it "
+                      "again");
+#endif
+}
+
 // For Type=notify-reload, which wants to know when.
 void say_reloading() {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -501,6 +511,7 @@ std::unique_ptr<sse::server> make_server(settings& chosen, output& out) {
             throw sse::bad_option("drain_window must be from 0 to a day");
         }
         use_tls(chosen);
+        use_compression(chosen);
         chosen.options.bus = make_bus(chosen);
         sse::options options = chosen.options;
         options.drain_window = milliseconds(0); // the hub takes the signals itself

@@ -43,6 +43,7 @@ struct settings {
     std::string subscribe_token;                                      // empty: anyone may subscribe
     std::string admin_token;                                          // empty: nobody may
     std::string metrics;                                              // path; empty: none
+    bool compress = false;
     std::string log_dir;            // at most one of these three is not empty
     std::vector<std::string> redis; // addresses
     bool redis_keeps_all = false;
@@ -252,6 +253,13 @@ inline const std::vector<flag>& flags() {
              chosen.options.heartbeat_ids = one_of<bool>(value, {{"on", true}, {"off", false}});
          },
          "heartbeat_ids"},
+        {"compress", "on|off",
+         "streams of one topic by gzip, for clients that accept it, compressed once for all; not "
+         "for "
+         "topics that mix secrets with what others write (off)",
+         [](settings& chosen, std::string_view value) {
+             chosen.compress = one_of<bool>(value, {{"on", true}, {"off", false}});
+         }},
         {"allow-origin", "ORIGIN",
          "web origin whose pages may read; * for any; may be repeated (*)", allow_origin,
          "cors.origin"},

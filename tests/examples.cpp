@@ -202,6 +202,7 @@ TEST_SUITE("examples") {
                                  "--health",
                                  "--heartbeat",
                                  "--heartbeat-ids",
+                                 "--compress",
                                  "--allow-origin",
                                  "--allow-credentials",
                                  "--foreign-origins",
@@ -276,6 +277,7 @@ TEST_SUITE("examples") {
         check_refused("--allow-origin https://app.example/", "without a path");
         check_refused("--over-limit medium", "use hard or soft");
         check_refused("--heartbeat-ids maybe", "use on or off");
+        check_refused("--compress gzip", "use on or off");
         check_refused("--lag wait", "use disconnect or skip or conflate or hold-back");
         check_refused("--history-for /prices", "use a topic and a number");
         check_refused("--history-for /prices=many", "use a whole number");

@@ -843,6 +843,7 @@ const std::map<std::string_view, flag_rule>& flag_rules() {
         {"heartbeat", time_rule([](const o& of) { return of.heartbeat; })},
         {"heartbeat-ids",
          word_rule({"off", "on"}, [](const settings& s) { return s.options.heartbeat_ids; })},
+        {"compress", word_rule({"off", "on"}, [](const settings& s) { return s.compress; })},
         {"allow-origin", list_rule([](const settings& s) { return s.allowed; })},
         {"allow-credentials",
          switch_rule([](const settings& s) { return s.options.cors.credentials; })},
