@@ -254,9 +254,9 @@ inline const std::vector<flag>& flags() {
          },
          "heartbeat_ids"},
         {"compress", "on|off",
-         "streams of one topic by gzip, for clients that accept it, compressed once for all; not "
-         "for "
-         "topics that mix secrets with what others write (off)",
+         "gzip for streams of one topic, compressed once for all; not where secrets and what "
+         "others "
+         "write share a topic (off)",
          [](settings& chosen, std::string_view value) {
              chosen.compress = one_of<bool>(value, {{"on", true}, {"off", false}});
          }},
