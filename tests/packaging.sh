@@ -45,6 +45,7 @@ features=()
 ! has_header hiredis/hiredis.h || features+=(redis)
 ! has_header nats/nats.h || features+=(nats)
 ! has_header liburing.h || features+=(io_uring)
+! has_header zlib.h || features+=(zlib)
 joined=$(IFS=';'; echo "${features[*]}")
 
 says_how_it_was_built() { # PROGRAM FEATURE...
@@ -74,6 +75,7 @@ installs() {
 ./usr/share/pkgconfig/sse-nats.pc
 ./usr/share/pkgconfig/sse-redis.pc
 ./usr/share/pkgconfig/sse-tls.pc
+./usr/share/pkgconfig/sse-zlib.pc
 ./usr/share/pkgconfig/sse.pc
 END
     cmp sse.hpp "$work/image/usr/include/sse.hpp"
@@ -266,7 +268,7 @@ import ast, json, os, re, sys, types
 packaging, version, work = sys.argv[1:]
 port = json.load(open(f"{packaging}/vcpkg/sse/vcpkg.json"))
 assert port["name"] == "sse" and port["version"] == version, port
-assert set(port["features"]) == {"tls", "redis", "nats", "io-uring"}
+assert set(port["features"]) == {"tls", "redis", "nats", "io-uring", "zlib"}
 
 # The recipe's own methods, with the few functions of Conan that they use in its place.
 class ConanFile: pass
@@ -299,7 +301,7 @@ recipe.options = options({name: True for name in recipe.options})
 required = []
 recipe.requires = lambda reference, **traits: required.append(reference.split("/")[0])
 recipe.requirements()
-assert required == ["asio", "openssl", "hiredis", "cnats", "liburing"], required
+assert required == ["asio", "openssl", "hiredis", "cnats", "liburing", "zlib"], required
 class component:
     def __init__(self): self.said = {}
     def set_property(self, name, value): self.said[name] = value
@@ -309,7 +311,7 @@ recipe.cpp_info = cpp_info()
 recipe.settings = types.SimpleNamespace(os="Linux")
 recipe.package_info()
 targets = {c.said["cmake_target_name"] for c in recipe.cpp_info.components.values()}
-assert targets == {"sse::" + n for n in ("sse", "tls", "redis", "nats", "io_uring")}, targets
+assert targets == {"sse::" + n for n in ("sse", "tls", "redis", "nats", "io_uring", "zlib")}, targets
 END
 }
 expect "the port of vcpkg and Conan's recipe name the header's version and the targets" reads_the_recipes

@@ -1,5 +1,5 @@
-# find_package(sse 0.2 REQUIRED COMPONENTS tls redis nats io_uring)    each as needed, or none
-# target_link_libraries(app PRIVATE sse::tls)                          or sse::sse, without any
+# find_package(sse 0.2 REQUIRED COMPONENTS tls redis nats io_uring zlib)    each as needed, or none
+# target_link_libraries(app PRIVATE sse::tls)                               or sse::sse, without any
 get_filename_component(SSE_INCLUDE_DIR "${CMAKE_CURRENT_LIST_DIR}/../../../include" ABSOLUTE)
 include("${CMAKE_CURRENT_LIST_DIR}/sse-targets.cmake")
 
@@ -10,7 +10,7 @@ endif()
 foreach(name ${sse_FIND_COMPONENTS})
     if(NOT DEFINED SSE_FOUND_${name})
         set(SSE_FOUND_${name} FALSE)
-        set(SSE_MISSING_${name} "there is no component '${name}': use tls, redis, nats or io_uring")
+        set(SSE_MISSING_${name} "there is no component '${name}': use tls, redis, nats, io_uring or zlib")
     endif()
     set(sse_${name}_FOUND ${SSE_FOUND_${name}})
     if(NOT sse_${name}_FOUND AND sse_FIND_REQUIRED_${name} AND sse_FOUND)

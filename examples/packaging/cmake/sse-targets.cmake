@@ -1,10 +1,10 @@
 # The targets of CMake, for what is installed and for FetchContent alike:
-#   sse::sse                                     the header, Asio, threads
-#   sse::tls sse::redis sse::nats sse::io_uring  it with what a macro of the header turns on
+#   sse::sse                                               the header, Asio, threads
+#   sse::tls sse::redis sse::nats sse::io_uring sse::zlib  it with what a macro of the header turns on
 # SSE_INCLUDE_DIR is the folder of sse.hpp; SSE_SCOPE is GLOBAL or nothing. Sets SSE_FOUND_<name> for
 # each target made, and SSE_MISSING_<name> to the remedy for each other.
 set(SSE_FOUND_sse TRUE)
-foreach(name tls redis nats io_uring)
+foreach(name tls redis nats io_uring zlib)
     set(SSE_FOUND_${name} FALSE)
 endforeach()
 
@@ -77,8 +77,13 @@ if(SSE_FOUND_sse)
     sse_library(redis SSE_ENABLE_REDIS hiredis hiredis/hiredis.h hiredis)
     sse_library(nats SSE_ENABLE_NATS libnats nats/nats.h nats)
     sse_library(io_uring SSE_ENABLE_IO_URING liburing liburing.h uring)
+    find_package(ZLIB QUIET)
+    if(TARGET ZLIB::ZLIB)
+        sse_feature(zlib SSE_ENABLE_ZLIB ZLIB::ZLIB)
+    endif()
 endif()
 set(SSE_MISSING_tls "there is no OpenSSL 3: install libssl-dev")
 set(SSE_MISSING_redis "there is no hiredis: install libhiredis-dev")
 set(SSE_MISSING_nats "there is no nats.c: install libnats-dev")
 set(SSE_MISSING_io_uring "there is no liburing: install liburing-dev")
+set(SSE_MISSING_zlib "there is no zlib: install zlib1g-dev")

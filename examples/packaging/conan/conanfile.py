@@ -1,5 +1,6 @@
 # conan create examples/packaging/conan -o 'sse/*:tls=True'       then require sse/<version>
-# The targets are those of CMake's own package: sse::sse, sse::tls, sse::redis, sse::nats, sse::io_uring.
+# The targets are those of CMake's own package: sse::sse, sse::tls, sse::redis, sse::nats,
+# sse::io_uring, sse::zlib.
 import os
 import re
 
@@ -13,6 +14,7 @@ FEATURES = {  # what turns each on, and brings it
     "redis": ("hiredis", "[>=1.0 <2]", "hiredis::hiredis"),
     "nats": ("cnats", "[>=3.4 <4]", "cnats::cnats"),
     "io_uring": ("liburing", "[>=2.2 <3]", "liburing::liburing"),
+    "zlib": ("zlib", "[>=1.2.11 <2]", "zlib::zlib"),
 }
 
 

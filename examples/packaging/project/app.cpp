@@ -20,6 +20,9 @@ asio::awaitable<void> receive(sse::server& server) {
 #if defined(SSE_ENABLE_IO_URING)
               << ", io_uring"
 #endif
+#if defined(SSE_ENABLE_ZLIB)
+              << ", zlib " << zlibVersion()
+#endif
               << '\n';
 }
 
