@@ -6679,8 +6679,7 @@ inline id_book::found id_book::find_in(const era& e, std::uint64_t end_of_era,
 // How a worker delivers its log to its clients: which are concerned, what each has not received
 // yet, what happens to those that fall behind. No I/O, no clock, no thread: a receiver writes and
 // the caller supplies the time, so that tests need neither. Needs >>compress, >>topic, >>log,
-// >>ids,
-// >>subscription.
+// >>ids, >>subscription.
 // Tests: tests/feed.cpp, tests/replay.cpp, tests/nothing_lost.pml
 //
 //     log      .. 40 41 42 | 43 44 45 46 | 47 48 ..

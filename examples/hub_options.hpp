@@ -255,8 +255,7 @@ inline const std::vector<flag>& flags() {
          "heartbeat_ids"},
         {"compress", "on|off",
          "gzip for streams of one topic, compressed once for all; not where secrets and what "
-         "others "
-         "write share a topic (off)",
+         "others write share a topic (off)",
          [](settings& chosen, std::string_view value) {
              chosen.compress = one_of<bool>(value, {{"on", true}, {"off", false}});
          }},
