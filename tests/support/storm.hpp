@@ -638,6 +638,15 @@ public:
         (void)run_until([] { return false; }, time);
     }
 
+    /// Whether some client got a gap with this reason.
+    bool was_told_of(std::string_view reason) const {
+        return std::any_of(clients_.begin(), clients_.end(), [&](const client& each) {
+            const auto& gaps = each.record.gaps;
+            return std::any_of(gaps.begin(), gaps.end(),
+                               [&](const auto& gap) { return gap.notice.reason == reason; });
+        });
+    }
+
     /// From now on all clients read, and stay.
     void calm() {
         options_.faults = false;
