@@ -39,7 +39,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
     asan | coverage) need liburing-dev test -e /usr/include/liburing.h ;;&
     release | scripts | tsan | clang | judge) wish libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
     asan | coverage | fuzz) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
-    release | scripts | tsan | clang) wish zlib1g-dev test -e /usr/include/zlib.h ;;&
+    release | scripts | tsan | clang | interop | browser) wish zlib1g-dev test -e /usr/include/zlib.h ;;&
     asan | coverage) need zlib1g-dev test -e /usr/include/zlib.h ;;&
     fuzz) need libnats-dev test -e /usr/include/nats/nats.h ;;&
     release | scripts | tsan | clang | interop | browser) wish libssl-dev test -e /usr/include/openssl/provider.h ;;&

@@ -9,7 +9,7 @@
 // loopback: every name but 127.0.0.1 is unknown to the browser. A line for each check, in
 // the Test Anything Protocol; status 1 when one failed.
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { mkdirSync } from "node:fs";
 import { createServer } from "node:http";
 import { connect as connectSocket, createServer as createSocketServer } from "node:net";
@@ -238,6 +238,11 @@ const messages = (first, last) =>
 // `opened` counts its connections.
 async function listen(browser, wire, target) {
     const page = await open(browser, wire.url + "health", desktop);
+    await hear(page, target);
+    return page;
+}
+
+async function hear(page, target) {
     await page.evaluate(address => {
         Object.assign(window, { heard: [], opened: 0, source: new EventSource(address) });
         for (const type of ["message", "gap", "heartbeat"])
@@ -245,7 +250,6 @@ async function listen(browser, wire, target) {
         source.addEventListener("open", () => ++opened);
     }, target);
     await until(page, () => opened === 1);
-    return page;
 }
 
 async function expectHeard(page, wanted) {
@@ -942,6 +946,32 @@ function quietStreamsComeBack(browser) {
     ]);
 }
 
+// A stream of one topic, each event of it before the next one is published.
+async function compressedStreamGoesOn(browser) {
+    const sentence = "a compressed stream is read event by event, and goes on after a cut";
+    const { stderr } = spawnSync(hubProgram, ["--compress", "on", "--log-dir", "/dev/null/none"],
+                                 { encoding: "utf8" });
+    if (stderr.includes("built without"))
+        return skip(`resume: ${sentence}`, "the hub was built without zlib1g-dev");
+    await resumes(sentence, ["--compress", "on"], async (hub, wire, numbers) => {
+        const page = await open(browser, wire.url + "health", desktop);
+        const answered = page.waitForResponse(each => each.url().endsWith("/subscribe/count"));
+        await hear(page, "/subscribe/count");
+        equal((await answered).headers()["content-encoding"], "gzip", "what the browser gets");
+        const heard = [];
+        for (let number = 1; number <= 20; ++number) {
+            if (number === 11) {
+                wire.cut();
+                await wire.nextStream();
+            }
+            await numbers.more(1);
+            heard.push(`message ${number}`);
+            await expectHeard(page, heard);
+        }
+        return page;
+    });
+}
+
 const testResume = browser => Promise.all([
     pageGoesOnAfterARestart(browser, "SIGKILL"),
     pageGoesOnAfterARestart(browser, "SIGTERM", "--drain-window=0.5"),
@@ -956,6 +986,7 @@ const testResume = browser => Promise.all([
     startIsAskedForOnce(browser, "last=5", 6),
     startIsAskedForOnce(browser, "from=oldest", 1),
     quietStreamsComeBack(browser),
+    compressedStreamGoesOn(browser),
 ]);
 
 // >>sysenv

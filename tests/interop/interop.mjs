@@ -739,6 +739,66 @@ async function testCurl() {
     });
 }
 
+// >>gzip  Each event is there before the next one is published, though the stream is compressed
+const pythonReader = `
+import http.client, sys, zlib
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+connection.request("GET", "/subscribe/room", headers={"Accept-Encoding": "gzip"})
+response = connection.getresponse()
+print(response.status, response.headers["Content-Encoding"], flush=True)
+plain = zlib.decompressobj(31)
+while piece := response.read1(65536):
+    sys.stdout.write(plain.decompress(piece).decode())
+    sys.stdout.flush()
+print("whole" if plain.eof and not plain.unused_data else "cut", flush=True)
+`;
+
+async function testGzip() {
+    let hub;
+    try {
+        hub = await start("hub", "--port", "0", "--publish-token", token, "--compress", "on");
+    } catch (error) {
+        if (!error.message.includes("built without")) throw error;
+        return skip("gzip", "the hub was built without zlib1g-dev");
+    }
+    await check("gzip: fetch, curl and Python read event by event, late ones too, to the end", async () => {
+        const message = number => `a price, once more a price: ${number}`;
+        const lineOf = number => `data: ${message(number)}`;
+        const answer = await fetch(`${hub.url}/subscribe/room`);
+        equal(answer.headers.get("content-encoding"), "gzip", "what fetch gets");
+        const lines = mailbox("a line of fetch");
+        const body = (async () => {
+            let rest = "";
+            for await (const piece of answer.body.pipeThrough(new TextDecoderStream())) {
+                const parts = (rest + piece).split("\n");
+                rest = parts.pop();
+                parts.forEach(lines.push);
+            }
+        })();
+        const python = launch("python3", ["-uc", pythonReader, String(hub.port)]);
+        equal(await before(python, python.output.next()), "200 gzip", "what Python gets");
+        const readers = [
+            number => lines.until(() => lines.items.includes(lineOf(number)), "fetch"),
+            number => python.lineWith(lineOf(number)),
+        ];
+        let late;
+        for (let number = 1; number <= 600; ++number) { // 32 KiB, after which those who are late share
+            if (number === 200) {
+                late = launch("curl", ["-sSN", "--compressed", "-i", `${hub.url}/subscribe/room`]);
+                await late.lineWith("Content-Encoding: gzip");
+                readers.push(number => late.lineWith(lineOf(number)));
+            }
+            await publish(hub, "room", message(number));
+            for (const reads of readers) await reads(number);
+        }
+        await endsWell(hub);
+        await within(body, "the end of what fetch reads");
+        equal(await late.exit(), 0, "curl's status");
+        equal(await python.exit(), 0, "Python's status");
+        equal(python.output.items.at(-1), "whole", "Python's last line");
+    });
+}
+
 // >>client  sse::client against servers of other people
 function read(url, ...args) {
     const program = launch(join(examples, "client"), [url, ...args]);
@@ -978,7 +1038,7 @@ try {
     await withEach("eventsource", "", testEventSource);
     await withEach("eventsource-parser", "/stream", testParser);
     await withEach("openai", "", testOpenai);
-    for (const test of [testFetchEventSource, testMcpSdk, testMcpClient, testMcpStateless, testCurl, testClient])
+    for (const test of [testFetchEventSource, testMcpSdk, testMcpClient, testMcpStateless, testCurl, testGzip, testClient])
         await test().catch(error => check(test.name, () => { throw error; }));
     await withEach("better-sse", "", testBetterSse);
     await testNchan().catch(error => check("nchan", () => { throw error; }));
