@@ -94,17 +94,17 @@ run_variant() {
         ;;
     release)
         configure_release
-        test_suites build 3 tests examples io_uring bus tls zlib faults network header format readme hub bench packaging
+        test_suites build 3 tests examples io_uring bus tls over_tls zlib faults network header format readme hub bench packaging
         ;;
     asan) # the same compiler warns in release; the examples are tested by clang's
         configure build-asan "${flags[@]}" -Db_sanitize=address -Doptimization=0 \
             -Dwarning_level=0 -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
-        test_suites build-asan 3 tests io_uring bus tls zlib faults
+        test_suites build-asan 3 tests io_uring bus tls over_tls zlib faults
         ;;
     tsan)
         configure build-tsan "${flags[@]}" -Db_sanitize=thread -Db_lundef=false -Doptimization=1 \
             -Dwarning_level=0 -Dcpp_args='-g1 -Wno-tsan'
-        test_suites build-tsan 2 tests bus tls
+        test_suites build-tsan 2 tests bus tls # over TLS they have no further thread
         ;;
     clang) # a second compiler's warnings and sanitizers
         CXX=clang++-19 configure build-clang "${flags[@]}" -Db_sanitize=address,undefined \
@@ -127,7 +127,7 @@ run_variant() {
             "-Dcpp_args=-fprofile-instr-generate -fcoverage-mapping"
         rm -f build-coverage/*.profraw
         LLVM_PROFILE_FILE=$PWD/build-coverage/%p-%m.profraw FUZZ_SECONDS=0 \
-            test_suites build-coverage 2 tests examples io_uring bus tls zlib faults fuzz coverage
+            test_suites build-coverage 2 tests examples io_uring bus tls over_tls zlib faults fuzz coverage
         ;;
     *) # scripts, model, proxies, matrix, soak, judge; mutants, bare, valgrind
         configure_release
