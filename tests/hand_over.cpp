@@ -59,13 +59,6 @@ constexpr std::chrono::seconds stuck = 60s;
 
 double seconds_of(clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
-/// 1234567 as 1,234,567.
-std::string with_commas(std::uint64_t number) {
-    std::string text = std::to_string(number);
-    for (std::size_t at = text.size(); at > 3;) text.insert(at -= 3, 1, ',');
-    return text;
-}
-
 /// Of all threads. The first ones are shown.
 class fault_list {
 public:

@@ -65,13 +65,6 @@ struct settings {
                                  std::numeric_limits<std::uint64_t>::max());
 };
 
-/// 1234567 as 1,234,567.
-std::string with_commas(std::uint64_t number) {
-    std::string text = std::to_string(number);
-    for (std::size_t at = text.size(); at > 3;) text.insert(at -= 3, 1, ',');
-    return text;
-}
-
 // ---- a node: this program again -----------------------------------------------------------------
 
 /// What a node is started with, as its arguments.

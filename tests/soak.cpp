@@ -90,13 +90,6 @@ std::string to_string(const resources& r) {
 
 double megabytes(std::size_t bytes) { return static_cast<double>(bytes) / 1e6; }
 
-/// 1234567 as 1,234,567.
-std::string with_commas(std::uint64_t number) {
-    std::string text = std::to_string(number);
-    for (std::size_t at = text.size(); at > 3;) text.insert(at -= 3, 1, ',');
-    return text;
-}
-
 std::size_t median(std::vector<std::size_t> of) {
     const auto middle = of.begin() + static_cast<std::ptrdiff_t>(of.size() / 2);
     std::nth_element(of.begin(), middle, of.end());

@@ -1,7 +1,8 @@
-// setting.hpp - a number that the environment gives a test program.
+// setting.hpp - numbers that the environment gives a test program, and how it prints some.
 #pragma once
 
 #include <charconv>
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
@@ -25,6 +26,13 @@ inline std::uint64_t setting(const char* name, std::uint64_t usual, std::uint64_
     throw std::invalid_argument(std::string(name) + " must be a whole number from " +
                                 std::to_string(least) + " to " + std::to_string(most) + ", not '" +
                                 text + "'");
+}
+
+/// 1234567 as 1,234,567.
+inline std::string with_commas(std::uint64_t number) {
+    std::string text = std::to_string(number);
+    for (std::size_t at = text.size(); at > 3;) text.insert(at -= 3, 1, ',');
+    return text;
 }
 
 } // namespace support
