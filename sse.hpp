@@ -23818,8 +23818,9 @@ public:
     std::string last_error() const;
 
     /// Throws nats_failure if the stream is gone, or not as it must be.
-    state examine();
-    void make_stream_if_missing();
+    state examine() { return state_of(look()); }
+    /// The same, but makes the stream if there is none.
+    state examine_or_make();
     listing epochs();
     /// False if another node was first.
     bool write_epochs(const nats_epochs& list, std::uint64_t expected);
@@ -23846,6 +23847,7 @@ private:
     [[noreturn]] void fail(const char* doing, natsStatus status, jsErrCode code = {}) const;
     void make_stream();
     stream_info look();
+    state state_of(const stream_info& info) const;
     std::string wrong(const jsStreamConfig& config) const;
     std::string make_inbox() const;
     nats_subscription_ptr subscribe(const std::string& subject);
@@ -24405,12 +24407,16 @@ SSE_DECL nats_link::stream_info nats_link::look() {
     return stream_info(made);
 }
 
-SSE_DECL void nats_link::make_stream_if_missing() {
-    if (!look()) make_stream();
+SSE_DECL nats_link::state nats_link::examine_or_make() {
+    stream_info info = look();
+    if (!info) {
+        make_stream();
+        info = look();
+    }
+    return state_of(info);
 }
 
-SSE_DECL nats_link::state nats_link::examine() {
-    const auto info = look();
+SSE_DECL nats_link::state nats_link::state_of(const stream_info& info) const {
     // Not made at once: nats-server may still be deleting it, and the new one would suffer.
     if (!info) throw nats_failure("NATS: the stream " + options_.stream + " is gone", false);
     const auto unfit = wrong(*info->Config);
@@ -24718,8 +24724,7 @@ SSE_DECL void nats_engine::attach(sink& to, const history& kept) {
     link_ref link;
     try {
         link = std::make_shared<nats_link>(options_);
-        link->make_stream_if_missing();
-        link->examine();
+        link->examine_or_make();
     } catch (const nats_failure& failure) {
         if (failure.for_good) throw;
         link.reset(); // the reader tries again, and tells
@@ -25004,8 +25009,7 @@ SSE_DECL void nats_engine::sleep(std::chrono::milliseconds time) {
 
 SSE_DECL void nats_engine::serve(const link_ref& link) {
     session now(*this, link);
-    link->make_stream_if_missing();
-    const auto state = link->examine();
+    const auto state = link->examine_or_make();
     settle(*link, state);
     resubscribe_ = true;
     now.open(state.window);
