@@ -4330,7 +4330,7 @@ inline request::verdict framing_fields::take_codings(const request::field& f, le
 }
 
 /// The weight of an element of a list, in thousandths (RFC 9110 12.4.2). `parameters` is what
-/// follows the element itself. Returns nullopt for what is no weight.
+/// follows the element itself. Returns nullopt if they are not a weight.
 inline std::optional<int> read_weight(std::string_view parameters) {
     parameters = trim(parameters);
     if (parameters.empty()) return 1000;
@@ -4352,7 +4352,7 @@ inline std::optional<int> read_weight(std::string_view parameters) {
 }
 
 /// Whether a client wants gzip (RFC 9110 12.5.3): only if it says so, by that name or by "*", and
-/// likes nothing less than sending the bytes as they are. What has no weight says nothing.
+/// likes nothing less than sending the bytes as they are. What has a malformed weight is ignored.
 inline bool accepts_gzip(const field_list& fields) {
     std::optional<int> gzip;
     std::optional<int> identity;
@@ -4898,7 +4898,7 @@ constexpr std::uint32_t crc_product(std::uint32_t a, std::uint32_t b) noexcept {
 }
 
 /// What a CRC-32 is multiplied with when so many bytes follow, before theirs is added by XOR.
-/// crc32_combine() would find it anew for each client.
+/// crc32_combine() would compute it again for each client.
 constexpr std::uint32_t crc_shift(std::uint64_t bytes) noexcept {
     std::uint32_t power = std::uint32_t{1} << 31;
     for (std::uint32_t square = std::uint32_t{1} << 23; bytes != 0; bytes >>= 1) {
@@ -24397,7 +24397,7 @@ SSE_DECL void nats_link::make_stream() {
     if (status != NATS_OK && code != JSStreamNameExistErr) fail("make the stream", status, code);
 }
 
-/// Null: there is no stream.
+/// Null if there is no stream.
 SSE_DECL nats_link::stream_info nats_link::look() {
     jsStreamInfo* made = nullptr;
     jsErrCode code{};

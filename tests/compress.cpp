@@ -70,7 +70,7 @@ public:
     explicit client(std::string head = "HTTP/1.1 200 OK\r\n\r\n") : head_(std::move(head)) {
         stream_.begin(head_.size() + gzip_stream::header.size());
         offer(head_ + std::string(gzip_stream::header));
-        expected_.clear(); // it is no text of the stream
+        expected_.clear(); // it is not part of the stream's text
     }
 
     /// Offers text for it alone.
