@@ -23851,9 +23851,11 @@ private:
     std::string wrong(const jsStreamConfig& config) const;
     std::string make_inbox() const;
     nats_subscription_ptr subscribe(const std::string& subject);
+    void end(nats_subscription_ptr& subscription);
     consumer_info make_consumer(jsConsumerConfig config, const char* doing);
     void delete_consumer(const jsConsumerInfo& consumer) const;
     consumer_info subscribe_stream(std::uint64_t from);
+    void pull(const jsConsumerInfo& consumer, std::uint64_t most, std::vector<item>& into);
     static item to_item(nats_message_ptr message, const std::string& epoch_subject);
     bool wait_for(natsSubscription& from, nats_message_ptr& message,
                   std::chrono::milliseconds wait);
@@ -23863,13 +23865,16 @@ private:
     const std::string log_ = options_.prefix + ".log";
     const std::string epoch_ = options_.prefix + ".epoch";
     const std::string passing_ = options_.prefix + ".passing";
-    std::unique_ptr<natsConnection, nats_free<natsConnection_Destroy>> connection_;
-    std::unique_ptr<jsCtx, nats_free<jsCtx_Destroy>> jetstream_;
     std::string url_;
     std::string inbox_;
+    std::string pull_inbox_;
+    // These outlive the connection and its reading thread: see end().
     nats_subscription_ptr acks_;
     nats_subscription_ptr passings_;
+    nats_subscription_ptr pulled_;
     nats_subscription_ptr stream_;
+    std::unique_ptr<natsConnection, nats_free<natsConnection_Destroy>> connection_;
+    std::unique_ptr<jsCtx, nats_free<jsCtx_Destroy>> jetstream_;
 };
 
 class nats_engine final : public bus {
@@ -24331,8 +24336,11 @@ SSE_DECL nats_link::nats_link(const nats_options& options) : options_(options) {
     jetstream_.reset(context);
     if (status != NATS_OK) fail("JetStream", status);
     inbox_ = make_inbox() + '.';
+    pull_inbox_ = make_inbox() + '.';
     acks_ = subscribe(inbox_ + '*');
     passings_ = subscribe(passing_);
+    pulled_ = subscribe(pull_inbox_ + '*');
+    natsSubscription_SetPendingLimits(pulled_.get(), -1, -1);
 }
 
 /// A subject that nobody else has.
@@ -24352,6 +24360,18 @@ SSE_DECL nats_subscription_ptr nats_link::subscribe(const std::string& subject) 
     if (status == NATS_OK) status = natsSubscription_SetPendingLimits(made, -1, 64 * 1024 * 1024);
     if (status != NATS_OK) fail("subscribe", status);
     return subscription;
+}
+
+/// Not freed at once: the reading thread of nats.c 3.4.1 looks a message's subscription up, and
+/// then uses it without holding it. Once it has read the reply to a ping, it has let go of this
+/// one.
+SSE_DECL void nats_link::end(nats_subscription_ptr& subscription) {
+    if (!subscription) return;
+    natsSubscription_Unsubscribe(subscription.get());
+    const auto status =
+        natsConnection_FlushTimeout(connection_.get(), options_.reply_timeout.count());
+    if (status != NATS_OK) fail("the connection is lost", status);
+    subscription.reset();
 }
 
 /// What makes the stream useless for us, or nothing.
@@ -24521,13 +24541,14 @@ SSE_DECL void nats_link::follow(std::uint64_t from, const std::string& leader) {
         if (leader.empty() || i == most_tries) return;
         const char* const where = info->Cluster != nullptr ? info->Cluster->Leader : nullptr;
         if (where == nullptr || leader == where) return;
-        stream_.reset();
+        end(stream_);
         delete_consumer(*info);
     }
 }
 
 SSE_DECL nats_link::consumer_info nats_link::subscribe_stream(std::uint64_t from) {
     const std::string inbox = make_inbox();
+    end(stream_);
     stream_ = subscribe(inbox);
     natsSubscription_SetPendingLimits(stream_.get(), -1, -1);
     auto config = nats_consumer(from);
@@ -24588,37 +24609,59 @@ SSE_DECL bool nats_link::idle() const noexcept {
 
 SSE_DECL nats_link::reading nats_link::read(std::uint64_t from, std::size_t messages,
                                             std::size_t bytes) {
-    constexpr const char* doing = "read the stream";
-    const consumer_info info = make_consumer(nats_consumer(from), doing);
-    jsSubOptions options;
-    jsSubOptions_Init(&options);
-    options.Stream = options_.stream.c_str();
-    options.Consumer = info->Name;
-    options.Config.MemoryStorage = true; // nats.c asks the server how it is, and compares
-    natsSubscription* made = nullptr;
-    jsErrCode code{};
-    auto status = js_PullSubscribe(&made, jetstream_.get(), ">", nullptr, nullptr, &options, &code);
-    if (status != NATS_OK) fail(doing, status, code);
-    const nats_subscription_ptr subscription(made);
+    constexpr std::uint64_t most_at_once = 64;
+    const consumer_info info = make_consumer(nats_consumer(from), "read the stream");
     reading result;
+    auto& items = result.items;
     std::uint64_t left = info->NumPending;
-    while (left > 0 && result.items.size() < messages && bytes > 0) {
-        natsMsgList list{};
-        const auto batch = std::min<std::uint64_t>({64, left, messages - result.items.size()});
-        status = natsSubscription_Fetch(&list, made, static_cast<int>(batch),
-                                        options_.reply_timeout.count(), &code);
-        const std::unique_ptr<natsMsgList, nats_free<natsMsgList_Destroy>> owner(&list);
-        if (status != NATS_OK) fail(doing, status, code);
-        for (int i = 0; i < list.Count; ++i) {
-            nats_message_ptr message(std::exchange(list.Msgs[i], nullptr));
-            bytes -= std::min(bytes, nats_bytes(*message).size());
-            result.items.push_back(to_item(std::move(message), epoch_));
-            left = result.items.back().pending;
-        }
+    std::size_t read = 0;
+    while (left > 0 && items.size() < messages && read < bytes) {
+        const std::size_t before = items.size();
+        pull(*info, std::min<std::uint64_t>({most_at_once, left, messages - before}), items);
+        for (std::size_t i = before; i < items.size(); ++i)
+            read += nats_bytes(*items[i].message).size();
+        left = items.back().pending;
     }
     result.more = left > 0;
     delete_consumer(*info);
     return result;
+}
+
+/// Messages name it in their reply's subject; those that only say something, in their own subject.
+SSE_DECL bool nats_is_from(const natsMsg& m, const jsConsumerInfo& consumer) {
+    const char* const reply = natsMsg_GetReply(&m);
+    const std::string_view subject = reply != nullptr ? reply : natsMsg_GetSubject(&m);
+    return (std::string(subject) + '.').find('.' + std::string(consumer.Name) + '.') !=
+           std::string::npos;
+}
+
+/// Throws if it gets none. Not left to natsSubscription_Fetch(), for which each reading would need
+/// a subscription of its own.
+SSE_DECL void nats_link::pull(const jsConsumerInfo& consumer, std::uint64_t most,
+                              std::vector<item>& into) {
+    using std::chrono::milliseconds;
+    const auto subject = "$JS.API.CONSUMER.MSG.NEXT." + options_.stream + '.' + consumer.Name;
+    const auto inbox = pull_inbox_ + consumer.Name;
+    const auto patience = std::chrono::nanoseconds(options_.reply_timeout);
+    const auto wanted = "{\"batch\":" + std::to_string(most) +
+                        ",\"expires\":" + std::to_string(patience.count()) + "}";
+    const auto status = natsConnection_PublishRequestString(connection_.get(), subject.c_str(),
+                                                            inbox.c_str(), wanted.c_str());
+    if (status != NATS_OK) fail("read the stream", status);
+    const auto end = std::chrono::steady_clock::now() + options_.reply_timeout;
+    for (std::uint64_t got = 0; got < most;) {
+        const auto left = std::chrono::ceil<milliseconds>(end - std::chrono::steady_clock::now());
+        nats_message_ptr message;
+        const bool came = left.count() > 0 && wait_for(*pulled_, message, left);
+        if (came && !nats_is_from(*message, consumer)) continue; // late, of one that is over
+        const char* why = nullptr;
+        if (!came || natsMsgHeader_Get(message.get(), "Status", &why) == NATS_OK) {
+            if (got > 0) return; // some were deleted meanwhile
+            throw nats_failure("NATS: read the stream: no messages came", false);
+        }
+        into.push_back(to_item(std::move(message), epoch_));
+        ++got;
+    }
 }
 
 SSE_DECL natsStatus nats_link::send(const nats_outbox::letter& what, const std::string& sender) {

@@ -9,6 +9,8 @@
 #include <doctest/doctest.h>
 
 #include <future>
+#include <random>
+#include <sstream>
 
 namespace nats_test {
 
@@ -101,6 +103,12 @@ public:
         const auto events = sink.now().events;
         return static_cast<std::size_t>(std::count_if(
             events.begin(), events.end(), [&](const auto& e) { return e.starts_with(begin); }));
+    }
+    /// All but the messages; for people.
+    std::string told() {
+        std::string all;
+        for (const auto& event : sink.now().events) all += "  " + event + '\n';
+        return all;
     }
     /// How many epochs were told in turn. The same one again only says how far its numbers are.
     std::size_t epochs() {
@@ -773,6 +781,8 @@ namespace {
 class cluster {
 public:
     cluster() {
+        // No server joins another one's cluster, whoever listens at a port by then.
+        const auto name = std::to_string(std::random_device{}());
         std::vector<int> ports;
         std::string routes;
         for (int i = 0; i < 3; ++i) {
@@ -781,9 +791,9 @@ public:
         }
         for (const int port : ports)
             servers_.push_back(std::make_unique<nats_server>(
-                "server_name: s" + std::to_string(servers_.size()) +
-                "\ncluster { name: c, listen: \"127.0.0.1:" + std::to_string(port) +
-                "\", routes: [" + routes + "] }"));
+                "server_name: s" + std::to_string(servers_.size()) + "\ncluster { name: c" + name +
+                ", listen: \"127.0.0.1:" + std::to_string(port) + "\", routes: [" + routes +
+                "] }"));
         for (const auto& server : servers_) server->launch();
         for (const auto& server : servers_) REQUIRE(eventually([&] { return server->accepts(); }));
     }
@@ -800,6 +810,17 @@ public:
     }
     void signal(int number) {
         for (const auto& server : servers_) server->signal(number);
+    }
+    /// What is not well, as the servers say.
+    std::string complaints() const {
+        std::string all;
+        for (std::size_t i = 0; i < servers_.size(); ++i) {
+            std::istringstream log(servers_[i]->said());
+            for (std::string line; std::getline(log, line);)
+                if (line.find("[INF]") == std::string::npos)
+                    all += "s" + std::to_string(i) + ": " + line + '\n';
+        }
+        return all;
     }
     void start_what_is_down() {
         for (const auto& server : servers_)
@@ -854,6 +875,7 @@ TEST_CASE("a cluster goes on when the leader of its stream is killed: nothing is
     }
     REQUIRE(a.has(2000));
     REQUIRE(b.has(2000));
+    INFO("a was told:\n" << a.told() << "b was told:\n" << b.told() << all.complaints());
     CHECK(a.sink.now().messages.size() == 2000);
     check_same(a, b);
     CHECK(a.epochs() == 1);
