@@ -453,9 +453,9 @@ def check_handlers(proxy):
     tokens = Program("tokens", [str(examples / "tokens"), "127.0.0.1:0"], folder)
     port = start_proxy(proxy, int(tokens.says(r"^http://localhost:(\d+)/")[1]))
 
-    def ask():
+    def ask(most=1000):
         headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
-        wish = '{"model":"parrot","messages":[],"stream":true}'
+        wish = '{"model":"parrot","messages":[],"stream":true,"max_tokens":%d}' % most
         return Response(port, "/v1/chat/completions", headers, method="POST", body=wish).head()
 
     def whole():
@@ -467,6 +467,15 @@ def check_handlers(proxy):
         # A proxy that holds small chunks makes five of these fifty.
         expect(any(pieces() >= 10 for _ in range(5)), "it comes in a few pieces")
     check("a handler's stream comes piece by piece, and ends whole", whole)
+
+    def all_whole():
+        # A proxy that forwards a body while the response comes already may cut one of a hundred.
+        for _ in range(60):
+            clients = [ask(1) for _ in range(10)]
+            for client in clients:
+                equal(client.rest()[-1], ("message", "[DONE]"))
+                client.close()
+    check("of many streams that begin at once, none is cut", all_whole)
 
     def cut():
         client = ask()
