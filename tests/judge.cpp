@@ -25,6 +25,7 @@
 // centrifuge       three servers with Debian's library of Centrifugo, and the same redis-server
 // nchan-cut, centrifuge-cut    the same with the Redis of redis-cut
 #include "support/crowd.hpp"
+#include "support/free_port.hpp"
 #include "support/temporary_folder.hpp"
 
 #include "sse.hpp"
@@ -666,25 +667,6 @@ public:
 
 private:
     static constexpr std::uint32_t publishers = 3; // of each node
-
-    static std::uint16_t free_port() {
-        static std::set<std::uint16_t> given;
-        for (;;) {
-            const descriptor s(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-            const socket_address any("127.0.0.1", 0);
-            sockaddr_in at{};
-            socklen_t size = sizeof at;
-            if (::bind(s.get(), any.get(), any.size()) != 0 ||
-                ::getsockname(s.get(), reinterpret_cast<sockaddr*>(&at), &size) != 0)
-                throw_errno("a free port");
-            // The clients' own ports come from the same range: one below it is not taken meanwhile.
-            const auto port = static_cast<std::uint16_t>(10'000 + ntohs(at.sin_port) % 20'000);
-            const descriptor t(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-            const socket_address own("127.0.0.1", port);
-            if (::bind(t.get(), own.get(), own.size()) == 0 && given.insert(port).second)
-                return port;
-        }
-    }
 
     std::size_t below(std::size_t end) { return static_cast<std::size_t>(random_() % end); }
 

@@ -165,7 +165,8 @@ def start_proxy(proxy, upstream):
 class Hub(Program):
     """It keeps its messages over a restart, and sends heartbeats only if it is told to."""
 
-    def __init__(self, port=0, heartbeat=0):
+    def __init__(self, port=None, heartbeat=0):
+        port = port or free_port()
         flags = f"--port {port} --heartbeat {heartbeat} --history 8 --retry-after 1 --log info " \
                 f"--publish-token {token} --trusted-proxy 127.0.0.1 " \
                 "--allow-origin https://other.example --log-dir hub"

@@ -1,6 +1,7 @@
 // reach.cpp - covers >>listen: how a server is reached: several addresses at once, unix-domain
 // sockets with their files and credentials, by its own client, curl and nginx too, sockets that
 // systemd opens, and sockets that go from one process to the next.
+#include "support/free_port.hpp"
 #include "support/server.hpp"
 #include "support/temporary_folder.hpp"
 
@@ -199,13 +200,6 @@ public:
 private:
     descriptor socket_;
 };
-
-/// A port that was free a moment ago, for a program that takes no other.
-std::uint16_t free_port() {
-    sse::server server(with_threads(1));
-    server.start("127.0.0.1:0");
-    return server.port();
-}
 
 } // namespace
 

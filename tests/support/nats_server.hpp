@@ -2,6 +2,7 @@
 #pragma once
 
 #include "client.hpp"
+#include "free_port.hpp"
 #include "temporary_folder.hpp"
 
 #include <nats/nats.h>
@@ -13,7 +14,6 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <sys/prctl.h>
@@ -32,23 +32,6 @@ inline std::string find_nats_server() {
          {"/usr/sbin/nats-server", "/usr/bin/nats-server", "/usr/local/bin/nats-server"})
         if (::access(path, X_OK) == 0) return path;
     return {};
-}
-
-/// A port that nobody has, and that none of the others got.
-inline int free_port() {
-    static std::set<int> given;
-    for (;;) {
-        const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-        sockaddr_in at{};
-        at.sin_family = AF_INET;
-        at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        socklen_t size = sizeof at;
-        const bool bound = ::bind(fd, reinterpret_cast<sockaddr*>(&at), size) == 0 &&
-                           ::getsockname(fd, reinterpret_cast<sockaddr*>(&at), &size) == 0;
-        ::close(fd);
-        if (!bound) throw std::runtime_error("no free port");
-        if (given.insert(ntohs(at.sin_port)).second) return ntohs(at.sin_port);
-    }
 }
 
 class nats_server {

@@ -1,6 +1,7 @@
 // A redis-server of a test's own: on a free port of loopback, in a temporary folder.
 #pragma once
 
+#include "free_port.hpp"
 #include "temporary_folder.hpp"
 
 #include <hiredis/hiredis.h>
@@ -33,7 +34,7 @@ public:
 
     /// Starts it; the arguments are as on its command line, without those for port and folder.
     explicit redis_server(std::vector<std::string> arguments = {})
-        : arguments_(std::move(arguments)), port_(free_port()) {
+        : arguments_(std::move(arguments)), port_(support::free_port()) {
         start();
     }
     ~redis_server() { kill(); }
@@ -135,19 +136,6 @@ public:
             if (std::chrono::steady_clock::now() > end) throw std::runtime_error(what);
             std::this_thread::sleep_for(std::chrono::milliseconds(5));
         }
-    }
-
-    static int free_port() {
-        const int s = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        sockaddr_in a{};
-        a.sin_family = AF_INET;
-        a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        socklen_t size = sizeof(a);
-        const bool bound = ::bind(s, reinterpret_cast<sockaddr*>(&a), size) == 0 &&
-                           ::getsockname(s, reinterpret_cast<sockaddr*>(&a), &size) == 0;
-        ::close(s);
-        if (!bound) throw std::runtime_error("no free port");
-        return ntohs(a.sin_port);
     }
 
 private:
