@@ -4,7 +4,7 @@
 #   tests/matrix.sh DIRECTORY ITEM      one of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
-items=(windows 32_bit integer optimized shapes_asan std23_g++ std23_clang no_exceptions)
+items=(faults_asan asan_g++ windows macros 32_bit integer optimized shapes_asan std23_g++ std23_clang no_exceptions)
 [ $# -gt 0 ] || { printf '%s\n' "${items[@]}"; exit; }
 dir=$1/$2
 mkdir -p "$dir"
@@ -48,6 +48,25 @@ optimized() {
 shapes_asan() {
     compile g++ -std=c++20 -O2 -fsanitize=address -- shapes
     ASAN_OPTIONS=detect_stack_use_after_return=1 "$dir/all"
+}
+
+asan_g++() { # the variant asan is clang's; where coroutines are, g++ makes other code
+    compile g++ -std=c++20 -g1 -fsanitize=address -D_GLIBCXX_ASSERTIONS -DSSE_INTERNALS -- \
+        handlers body stream client jobs replay drain
+    ASAN_OPTIONS=detect_stack_use_after_return=1 "$dir/all"
+}
+
+faults_asan() { # clang's AddressSanitizer does not leave malloc to this test
+    compile g++ -std=c++20 -g1 -fsanitize=address -D_GLIBCXX_ASSERTIONS -fno-inline -rdynamic -- faults
+    ASAN_OPTIONS=detect_stack_use_after_return=1 "$dir/all"
+}
+
+macros() { # each of those that need a library, alone
+    local macro
+    for macro in IO_URING TLS ZLIB REDIS NATS; do
+        g++ -std=c++20 -DSSE_ENABLE_$macro "${warnings[@]}" "${not_there[@]}" -Werror -fsyntax-only \
+            -I. ${ASIO_DIR:+"-isystem$ASIO_DIR"} tests/header_alone.cpp
+    done
 }
 
 integer() { # as the fuzzers have it

@@ -850,14 +850,15 @@ private:
 namespace {
 
 /// Publishes from both nodes while something happens to the leader; all is confirmed in the end.
-void publish_while(cluster& all, node& a, node& b, void (*happens)(nats_server&)) {
+void publish_while(cluster& all, node& a, node& b, void (*happens)(nats_server&), int round = 0) {
+    const auto text = [&](char by, int i) { return by + std::to_string(round * 500 + i); };
     std::string leader;
     REQUIRE(eventually([&] { return !(leader = all.leader()).empty(); }));
     std::vector<std::future<result>> some;
-    for (int i = 0; i < 500; ++i) some.push_back(a.publish("a" + std::to_string(i), true, 50s));
+    for (int i = 0; i < 500; ++i) some.push_back(a.publish(text('a', i), true, 50s));
     some[10].wait();
     happens(all.server(leader));
-    for (int i = 0; i < 500; ++i) some.push_back(b.publish("b" + std::to_string(i), true, 50s));
+    for (int i = 0; i < 500; ++i) some.push_back(b.publish(text('b', i), true, 50s));
     std::map<std::string, int> failures;
     for (auto& one : some) {
         REQUIRE(one.wait_for(60s) == std::future_status::ready);
@@ -866,42 +867,17 @@ void publish_while(cluster& all, node& a, node& b, void (*happens)(nats_server&)
     for (const auto& [why, count] : failures) FAIL_CHECK(why << ": " << count << " of 1000");
 }
 
-} // namespace
-
-TEST_CASE("a cluster goes on when the leader of its stream is killed: nothing is lost or doubled") {
-    if (!can_run()) return;
-    cluster all;
-    node a(all.options()), b(all.options());
-    REQUIRE(a.is_ready());
-    REQUIRE(b.is_ready());
-    INFO("a was told:\n" << a.told() << "b was told:\n" << b.told() << all.complaints());
-    for (int round = 0; round < 2; ++round) {
-        publish_while(all, a, b, [](nats_server& leader) { leader.kill(); });
-        all.start_what_is_down();
-    }
-    REQUIRE(a.has(2000));
-    REQUIRE(b.has(2000));
-    CHECK(a.sink.now().messages.size() == 2000);
-    check_same(a, b);
-    CHECK(a.epochs() == 1);
-    CHECK(a.count("hole") == 0);
+/// What it has of the epoch that it is in.
+std::vector<recording_sink::entry> tail(node& n) {
+    auto now = n.sink.now();
+    std::erase_if(now.messages, [&](const auto& m) { return m.epoch != now.epoch; });
+    return now.messages;
 }
 
-// nats-server 2.9.10 may lose the order of its replicas then: what was read is not what is there.
-TEST_CASE("a cluster whose leader was frozen keeps the order, or all nodes say that it is lost") {
-    if (!can_run()) return;
-    cluster all;
-    node a(all.options()), b(all.options());
-    REQUIRE(a.is_ready());
-    REQUIRE(b.is_ready());
-    publish_while(all, a, b, [](nats_server& leader) { leader.signal(SIGSTOP); });
-    all.signal(SIGCONT);
-    const auto tail = [](node& n) { // all of the epoch that it is in
-        auto now = n.sink.now();
-        std::erase_if(now.messages, [&](const auto& m) { return m.epoch != now.epoch; });
-        return now.messages;
-    };
-    int round = 0; // a message that both have, behind all that was found out
+/// Publishes until both have a message under the same id: all that happened is found out then. Both
+/// have the same.
+void check_agree(node& a, node& b) {
+    int round = 0;
     REQUIRE(eventually([&] {
         const auto last = "end" + std::to_string(round++);
         a.publish(last).wait();
@@ -909,7 +885,6 @@ TEST_CASE("a cluster whose leader was frozen keeps the order, or all nodes say t
         const auto x = tail(a), y = tail(b);
         return x.back().epoch == y.back().epoch && x.back().number == y.back().number;
     }));
-    INFO("a was told:\n" << a.told() << "b was told:\n" << b.told() << all.complaints());
     for (auto* n : {&a, &b}) {
         std::set<std::pair<std::string, std::uint64_t>> given;
         for (const auto& m : n->sink.now().messages) CHECK(given.emplace(m.epoch, m.number).second);
@@ -920,6 +895,54 @@ TEST_CASE("a cluster whose leader was frozen keeps the order, or all nodes say t
         CHECK(x[i].number == y[i].number);
         CHECK(x[i].bytes == y[i].bytes);
     }
+}
+
+} // namespace
+
+// nats-server 2.9.10 may lose the order of its replicas in these two: what was read is not what is
+// there. All nodes say so then, and give what is there once more. Where a leader is killed that
+// happens in one of forty runs on a busy machine.
+
+TEST_CASE("a cluster goes on when the leader of its stream is killed, and loses nothing") {
+    if (!can_run()) return;
+    cluster all;
+    node a(all.options()), b(all.options());
+    REQUIRE(a.is_ready());
+    REQUIRE(b.is_ready());
+    INFO("a was told:\n" << a.told() << "b was told:\n" << b.told() << all.complaints());
+    for (int round = 0; round < 2; ++round) {
+        publish_while(
+            all, a, b, [](nats_server& leader) { leader.kill(); }, round);
+        all.start_what_is_down();
+    }
+    check_agree(a, b);
+    const bool in_order = a.count("lost") == 0 && b.count("lost") == 0;
+    for (auto* n : {&a, &b}) {
+        auto texts = n->texts();
+        std::erase_if(texts, [](const auto& text) { return text.starts_with("end"); });
+        CHECK(std::set(texts.begin(), texts.end()).size() == 2000);
+        if (in_order) {
+            CHECK(texts.size() == 2000);
+            CHECK(n->epochs() == 1);
+            CHECK(n->count("hole") == 0);
+        } else {
+            MESSAGE("the servers lost their order: " << texts.size() << " of 2000");
+            CHECK(n->count("lost") > 0);
+        }
+    }
+    if (in_order) check_same(a, b);
+}
+
+TEST_CASE("a cluster whose leader was frozen keeps the order, or all nodes say that it is lost") {
+    if (!can_run()) return;
+    cluster all;
+    node a(all.options()), b(all.options());
+    REQUIRE(a.is_ready());
+    REQUIRE(b.is_ready());
+    INFO("a was told:\n" << a.told() << "b was told:\n" << b.told() << all.complaints());
+    publish_while(all, a, b, [](nats_server& leader) { leader.signal(SIGSTOP); });
+    all.signal(SIGCONT);
+    check_agree(a, b);
 }
 
 } // namespace nats_test

@@ -21,7 +21,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
     valgrind) need valgrind have valgrind ;;
     esac
     case $1 in
-    release | scripts | asan | tsan | clang | coverage)
+    release | scripts | asan | tsan | coverage)
         wish curl have curl
         wish iproute2 have ip
         ;;&
@@ -34,19 +34,19 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         wish make have make
         wish pkg-config have pkg-config
         ;;&
-    clang) wish clang-tidy have clang-tidy ;;&
+    asan) wish clang-tidy have clang-tidy ;;&
     release | scripts) wish liburing-dev test -e /usr/include/liburing.h ;;&
-    asan | coverage) need liburing-dev test -e /usr/include/liburing.h ;;&
-    release | scripts | tsan | clang | judge) wish libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
-    asan | coverage | fuzz) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
-    release | scripts | tsan | clang | interop | browser) wish zlib1g-dev test -e /usr/include/zlib.h ;;&
-    asan | coverage) need zlib1g-dev test -e /usr/include/zlib.h ;;&
-    fuzz) need libnats-dev test -e /usr/include/nats/nats.h ;;&
-    release | scripts | tsan | clang | interop | browser) wish libssl-dev test -e /usr/include/openssl/provider.h ;;&
-    asan | coverage | fuzz) need libssl-dev test -e /usr/include/openssl/provider.h ;;&
-    release | scripts | tsan | clang | judge) wish redis-server have redis-server ;;&
+    asan | coverage | matrix) need liburing-dev test -e /usr/include/liburing.h ;;&
+    release | scripts | tsan | judge) wish libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
+    asan | coverage | fuzz | matrix) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
+    release | scripts | tsan | interop | browser) wish zlib1g-dev test -e /usr/include/zlib.h ;;&
+    asan | coverage | matrix) need zlib1g-dev test -e /usr/include/zlib.h ;;&
+    fuzz | matrix) need libnats-dev test -e /usr/include/nats/nats.h ;;&
+    release | scripts | tsan | interop | browser) wish libssl-dev test -e /usr/include/openssl/provider.h ;;&
+    asan | coverage | fuzz | matrix) need libssl-dev test -e /usr/include/openssl/provider.h ;;&
+    release | scripts | tsan | judge) wish redis-server have redis-server ;;&
     asan | coverage) need redis-server have redis-server ;;&
-    release | scripts | tsan | clang | judge)
+    release | scripts | tsan | judge)
         wish libnats-dev test -e /usr/include/nats/nats.h
         wish nats-server have nats-server
         ;;&
@@ -55,11 +55,11 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         need nats-server have nats-server
         ;;&
     release | scripts | asan | tsan | coverage) wish nginx test -x /usr/sbin/nginx ;;&
-    release | scripts | asan | tsan | clang | coverage) # not in the place of elogind
+    release | scripts | asan | tsan | coverage) # not in the place of elogind
         have loginctl || wish systemd have systemd-socket-activate
         ;;&
     release | scripts) wish valgrind test -e /usr/include/valgrind/callgrind.h ;;&
-    release | scripts | interop | browser | asan | tsan | clang | coverage | soak | judge)
+    release | scripts | interop | browser | asan | tsan | coverage | soak | judge)
         wish libboost-dev test -e /usr/include/boost/beast.hpp
         ;;&
     interop | browser)
@@ -86,7 +86,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
         need chromium test -x "${CHROMIUM:-/usr/bin/chromium}"
         wish libnss3-tools have certutil
         ;;
-    clang | fuzz | matrix | coverage)
+    asan | fuzz | matrix | coverage)
         need clang-19 have clang++-19
         need libclang-rt-19-dev test -e /usr/lib/llvm-19/lib/clang/19/lib/linux
         ;;&

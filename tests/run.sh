@@ -7,7 +7,8 @@
 #           variants of all have the same tests under other flags.
 # scripts   these scripts themselves: stale and half build folders, missing programs and packages
 # release   the test programs optimized, by io_uring too, the README's programs, the benchmarks, packages
-# asan tsan clang    the test programs under g++'s sanitizers, and clang's with the examples
+# asan      the test programs and the examples by clang, with its warnings, under its sanitizers
+# tsan      the test programs under g++'s ThreadSanitizer
 # model     the protocol as a model, by spin
 # interop   clients and servers of other people     (npm)
 # browser   the pages in a real browser             (npm, chromium)
@@ -94,22 +95,17 @@ run_variant() {
         ;;
     release)
         configure_release
-        test_suites build 3 tests examples io_uring bus tls over_tls zlib faults network header format readme hub bench packaging
+        test_suites build 3 tests examples io_uring bus tls zlib faults network header format readme hub bench packaging
         ;;
-    asan) # the same compiler warns in release; the examples are tested by clang's
-        configure build-asan "${flags[@]}" -Db_sanitize=address -Doptimization=0 \
-            -Dwarning_level=0 -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
-        test_suites build-asan 3 tests io_uring bus tls over_tls zlib faults
+    asan) # and a second compiler's warnings; matrix has g++'s AddressSanitizer
+        CXX=clang++-19 configure build-asan "${flags[@]}" -Db_sanitize=address,undefined \
+            -Db_lundef=false -Doptimization=0 -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
+        test_suites build-asan 3 tests examples io_uring bus tls over_tls zlib by_gzip names
         ;;
     tsan)
         configure build-tsan "${flags[@]}" -Db_sanitize=thread -Db_lundef=false -Doptimization=1 \
             -Dwarning_level=0 -Dcpp_args='-g1 -Wno-tsan'
         test_suites build-tsan 2 tests bus tls # over TLS they have no further thread
-        ;;
-    clang) # a second compiler's warnings and sanitizers
-        CXX=clang++-19 configure build-clang "${flags[@]}" -Db_sanitize=address,undefined \
-            -Db_lundef=false -Doptimization=0 -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
-        test_suites build-clang 2 tests examples names
         ;;
     interop | browser)
         local why
@@ -127,7 +123,7 @@ run_variant() {
             "-Dcpp_args=-fprofile-instr-generate -fcoverage-mapping"
         rm -f build-coverage/*.profraw
         LLVM_PROFILE_FILE=$PWD/build-coverage/%p-%m.profraw FUZZ_SECONDS=0 \
-            test_suites build-coverage 2 tests examples io_uring bus tls over_tls zlib faults fuzz coverage
+            test_suites build-coverage 2 tests examples io_uring bus tls over_tls zlib by_gzip faults fuzz coverage
         ;;
     *) # scripts, model, proxies, matrix, soak, judge; mutants, bare, valgrind
         configure_release
@@ -136,7 +132,7 @@ run_variant() {
     esac
 }
 
-known=(scripts release asan tsan clang model interop browser proxies matrix fuzz soak judge)
+known=(scripts release asan tsan model interop browser proxies matrix fuzz soak judge)
 variants=("${@:-quick}")
 [ "${variants[0]}" != all ] || variants=("${known[@]}")
 for variant in "${variants[@]}"; do
