@@ -328,8 +328,9 @@ TEST_SUITE("under attack") {
                 if (n % 3 == 1) peer.send("GET /subscribe/ HTTP/1.1\r\nHost: localhost\r\n\r\n");
                 if (n % 3 == 2) peer.send("GET /sub");
                 peer.reset();
+                if (n % 200 == 199) // memory depends on how many there are at once
+                    REQUIRE(eventually([&] { return server.counters().connections == 0; }));
             }
-            REQUIRE(eventually([&] { return server.counters().connections == 0; }));
         };
         storm(2'000); // warms up
         const std::size_t memory = resident_bytes();
