@@ -1366,13 +1366,13 @@ TEST_SUITE("bodies") {
 
     TEST_CASE("each piece of a body has its own time, the time that the handler takes has none") {
         sse::options o = with_threads(1);
-        o.timeouts.body = 200ms;
+        o.timeouts.body = 1s;
         pieces got;
         routes_server server({got.route(),
                               {"POST", "/slow",
                                [](sse::stream& client) -> handler_result {
                                    const std::string first = co_await client.body_some();
-                                   co_await client.sleep_for(400ms);
+                                   co_await client.sleep_for(1200ms);
                                    const std::string rest = co_await client.body();
                                    const std::string all = first + rest;
                                    co_await client.respond(200, "text/plain", all);
@@ -1380,9 +1380,9 @@ TEST_SUITE("bodies") {
                              o);
         connection peer(server.port());
         peer.send("POST /some HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n");
-        for (int n = 0; n < 6; ++n) { // half a second in all
+        for (int n = 0; n < 6; ++n) { // one and a half seconds in all
             asio::io_context clock;
-            asio::steady_timer(clock, 80ms).wait();
+            asio::steady_timer(clock, 250ms).wait();
             peer.send("x");
         }
         CHECK(peer.read_response().status == 200);
