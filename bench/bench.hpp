@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cctype>
 #include <charconv>
 #include <cmath>
@@ -279,10 +280,102 @@ inline void print_disturbed() {
 
 // What is published ///////////////////////////////////////////////////////////////////////////////
 
+/// What messages say: so many bytes of padding, or texts such as programs send, each another one.
+enum class content : std::uint8_t { padding, prices, chat, fragments };
+
+constexpr const char* name_of(content what) {
+    constexpr const char* names[] = {"padding", "prices in JSON", "chat in JSON",
+                                     "fragments of HTML"};
+    return names[static_cast<std::size_t>(what)];
+}
+
+/// The text of a message by its number, the same on every run. One line; padding has none.
+class text_maker {
+public:
+    explicit text_maker(content what) : what_(what) {}
+
+    std::string make(std::uint64_t seq) {
+        state_ = seq;
+        switch (what_) {
+        case content::prices: return price();
+        case content::chat: return chat(seq);
+        case content::fragments: return fragment(seq);
+        case content::padding: break;
+        }
+        return {};
+    }
+
+private:
+    std::string price() {
+        constexpr const char* symbols[] = {"AAPL", "ADBE", "AMZN", "CSCO", "GOOG", "IBM",
+                                           "INTC", "META", "MSFT", "NVDA", "ORCL", "TSLA"};
+        const std::size_t which = below(std::size(symbols));
+        const std::uint64_t cents = 10'000 + which * 3'100 + below(200);
+        return std::string(R"({"symbol":")") + symbols[which] + R"(","bid":)" + decimal(cents) +
+               R"(,"ask":)" + decimal(cents + 1 + below(4)) + R"(,"volume":)" +
+               std::to_string(100 * (1 + below(500))) + R"(,"change":)" + decimal(below(500)) + "}";
+    }
+
+    std::string chat(std::uint64_t seq) {
+        const std::string who = person();
+        return R"({"type":"message","id":)" + std::to_string(700'000 + seq) +
+               R"(,"room":"general","from":{"id":)" + std::to_string(1'000 + who.size() * 37) +
+               R"(,"name":")" + who + R"("},"text":")" + words(4 + below(16)) +
+               R"(","mentions":[],"edited":false})";
+    }
+
+    std::string fragment(std::uint64_t seq) {
+        const std::string number = std::to_string(700'000 + seq), who = person();
+        return R"(<li id="comment-)" + number + R"(" class="comment unread"><img class="avatar" )" +
+               R"(src="/avatars/)" + who + R"(.png" width="32" height="32" alt=""><div )" +
+               R"(class="comment-body"><a class="author" href="/users/)" + who + R"(">)" + who +
+               R"(</a><p>)" + words(6 + below(24)) + R"(</p><button class="reply" )" +
+               R"(hx-get="/comments/)" + number + R"(/reply" hx-target="#comment-)" + number +
+               R"(">Reply</button></div></li>)";
+    }
+
+    std::string person() {
+        constexpr const char* names[] = {"amara", "bruno", "chloe", "dmitri", "elif",  "farah",
+                                         "goran", "hana",  "ivan",  "jonas",  "keiko", "liam"};
+        return names[below(std::size(names))];
+    }
+
+    std::string words(std::uint64_t count) {
+        constexpr const char* some[] = {
+            "the",    "build", "is",    "green",   "again",   "can",   "someone",  "look",
+            "at",     "this",  "after", "lunch",   "I",       "think", "we",       "should",
+            "wait",   "for",   "next",  "release", "because", "of",    "that",     "change",
+            "in",     "queue", "and",   "it",      "works",   "on",    "my",       "machine",
+            "thanks", "all",   "good",  "now",     "please",  "merge", "tomorrow", "morning"};
+        std::string text;
+        for (; count > 0; --count)
+            text += some[below(std::size(some))] + std::string(count > 1, ' ');
+        return text;
+    }
+
+    static std::string decimal(std::uint64_t hundredths) {
+        const std::string rest = std::to_string(100 + hundredths % 100);
+        return std::to_string(hundredths / 100) + "." + rest.substr(1);
+    }
+
+    std::uint64_t below(std::uint64_t end) { // by splitmix64
+        std::uint64_t z = state_ += 0x9e37'79b9'7f4a'7c15;
+        z = (z ^ (z >> 30)) * 0xbf58'476d'1ce4'e5b9;
+        z = (z ^ (z >> 27)) * 0x94d0'49bb'1331'11eb;
+        return (z ^ (z >> 31)) % end;
+    }
+
+    content what_;
+    std::uint64_t state_ = 0;
+};
+
 /// Makes `<seq> <send_ns> <padding>` in place: the padding is written once, the numbers before it.
 class stamped_line {
 public:
     explicit stamped_line(std::size_t padding) : text_(numbers + padding, 'x') {}
+
+    /// In place of the padding.
+    void say(std::string_view text) { text_.replace(numbers, text_.npos, text); }
 
     /// Stamps now. The view is good until the next call.
     std::string_view make(std::uint64_t seq) { return make(seq, now_ns()); }
@@ -350,8 +443,9 @@ class conductor {
 public:
     enum command : char { ask = 'a', start = 's', stop = 'p', quit = 'q' };
 
-    conductor(std::uint64_t rate, std::uint64_t burst, std::uint64_t payload)
-        : rate_(rate), burst_(burst), line_(payload) {}
+    conductor(std::uint64_t rate, std::uint64_t burst, std::uint64_t payload,
+              content what = content::padding)
+        : rate_(rate), burst_(burst), what_(what), texts_(what), line_(payload) {}
 
     int commands() const noexcept { return STDIN_FILENO; }
     int tick() const noexcept { return ticker_.descriptor(); }
@@ -378,12 +472,14 @@ public:
         if (next == start) begin();
         if (next == stop) end();
         if (published) seq_ = published(publishing_);
-        say(std::to_string(seq_));
+        say(std::to_string(seq_) + (more ? " " + more() : std::string()));
     }
 
     /// For servers whose messages do not come from publish_due(): how many there are, once those
     /// who send them know whether they are to go on.
     std::function<std::uint64_t(bool)> published;
+    /// What else is answered, behind that number.
+    std::function<std::string()> more;
 
     /// Publishes what is due, of a burst so much that a command or a new client does not wait long:
     /// `publish(line, seq)` says whether it did. A message that was not published leaves its number
@@ -392,6 +488,7 @@ public:
     void publish_due(Publish publish) {
         const std::uint64_t hurried = std::min(hurried_, most_at_once);
         for (std::uint64_t due = hurried + ticker_.due(); due > 0 && publishing_; --due) {
+            if (what_ != content::padding) line_.say(texts_.make(seq_ + 1));
             const bool done = publish(line_.make(seq_ + 1), seq_ + 1);
             seq_ += done;
             if (hurried_ > 0) hurried_ -= done;
@@ -422,6 +519,8 @@ private:
 
     std::uint64_t rate_;
     std::uint64_t burst_;
+    content what_;
+    text_maker texts_;
     ticker ticker_;
     stamped_line line_;
     std::uint64_t seq_ = 0;
@@ -438,6 +537,45 @@ inline double median(std::vector<double> values) {
     const std::size_t half = values.size() / 2;
     return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
 }
+
+/// Counts by logarithm: 64 buckets for each power of two, so a figure is within 1.6 %.
+class histogram {
+public:
+    void add(std::uint64_t value) {
+        ++counts_[bucket_of(value)];
+        ++total_;
+    }
+
+    double quantile(double part) const {
+        const double wanted = part * static_cast<double>(total_);
+        std::uint64_t seen = 0;
+        for (std::size_t at = 0; at < counts_.size(); ++at) {
+            seen += counts_[at];
+            if (counts_[at] != 0 && static_cast<double>(seen) >= wanted) return middle_of(at);
+        }
+        return std::nan("");
+    }
+
+private:
+    static constexpr unsigned bits = 6;
+    static constexpr std::size_t per_octave = 1u << bits;
+
+    static std::size_t bucket_of(std::uint64_t value) {
+        if (value < per_octave) return static_cast<std::size_t>(value);
+        const unsigned shift = static_cast<unsigned>(std::bit_width(value)) - bits - 1;
+        return per_octave * shift + static_cast<std::size_t>(value >> shift);
+    }
+
+    static double middle_of(std::size_t bucket) {
+        if (bucket < 2 * per_octave) return static_cast<double>(bucket);
+        const std::size_t shift = bucket / per_octave - 1;
+        const double step = std::ldexp(1.0, static_cast<int>(shift));
+        return (static_cast<double>(bucket % per_octave + per_octave) + 0.5) * step;
+    }
+
+    std::array<std::uint64_t, per_octave*(64 - bits + 1)> counts_{};
+    std::uint64_t total_ = 0;
+};
 
 /// 1234567.891 with two digits is "1,234,567.89"; what is not a number is "-".
 inline std::string grouped(double value, int digits) {

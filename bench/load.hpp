@@ -4,7 +4,6 @@
 
 #include "servers.hpp"
 
-#include <bit>
 #include <memory>
 
 namespace bench {
@@ -17,45 +16,6 @@ constexpr double silence_limit = 3;
 inline std::uint64_t after(double seconds) {
     return now_ns() + static_cast<std::uint64_t>(seconds * 1e9);
 }
-
-/// Counts by logarithm: 64 buckets for each power of two, so a figure is within 1.6 %.
-class histogram {
-public:
-    void add(std::uint64_t value) {
-        ++counts_[bucket_of(value)];
-        ++total_;
-    }
-
-    double quantile(double part) const {
-        const double wanted = part * static_cast<double>(total_);
-        std::uint64_t seen = 0;
-        for (std::size_t at = 0; at < counts_.size(); ++at) {
-            seen += counts_[at];
-            if (counts_[at] != 0 && static_cast<double>(seen) >= wanted) return middle_of(at);
-        }
-        return std::nan("");
-    }
-
-private:
-    static constexpr unsigned bits = 6;
-    static constexpr std::size_t per_octave = 1u << bits;
-
-    static std::size_t bucket_of(std::uint64_t value) {
-        if (value < per_octave) return static_cast<std::size_t>(value);
-        const unsigned shift = static_cast<unsigned>(std::bit_width(value)) - bits - 1;
-        return per_octave * shift + static_cast<std::size_t>(value >> shift);
-    }
-
-    static double middle_of(std::size_t bucket) {
-        if (bucket < 2 * per_octave) return static_cast<double>(bucket);
-        const std::size_t shift = bucket / per_octave - 1;
-        const double step = std::ldexp(1.0, static_cast<int>(shift));
-        return (static_cast<double>(bucket % per_octave + per_octave) + 0.5) * step;
-    }
-
-    std::array<std::uint64_t, per_octave*(64 - bits + 1)> counts_{};
-    std::uint64_t total_ = 0;
-};
 
 /// What arrived, of all clients: in the window and since the first message.
 struct tally {
@@ -228,8 +188,15 @@ public:
     std::uint64_t ask(conductor::command next) {
         answer_.reset();
         server_.tell(next);
-        return std::stoull(answer());
+        std::istringstream words(answer());
+        std::uint64_t published = 0;
+        words >> published;
+        std::getline(words >> std::ws, told_);
+        return published;
     }
+
+    /// What else it answered.
+    const std::string& told() const noexcept { return told_; }
 
     /// Opens the clients one after the other, with some response heads outstanding.
     void connect_all(std::uint64_t clients) {
@@ -292,6 +259,8 @@ public:
         return sum;
     }
 
+    /// That the steady ones received.
+    std::uint64_t bytes() const noexcept { return bytes_; }
     std::uint64_t disconnected() const noexcept { return closed_; }
     std::uint64_t churned() const noexcept { return churned_; }
     std::uint64_t unanswered() const noexcept { return unanswered_; }
@@ -304,6 +273,9 @@ private:
 #if defined(SSE_ENABLE_TLS)
         tls_socket tls = {};
         bool asked = false;
+#endif
+#if defined(SSE_ENABLE_ZLIB)
+        std::unique_ptr<gzip_reader> gzip = {};
 #endif
     };
 
@@ -351,7 +323,8 @@ private:
         // By 1.1 nginx makes chunks of its own, which split lines.
         const char* const version = who_.behind_nginx ? " HTTP/1.0" : " HTTP/1.1";
         return "GET " + target(number) + version +
-               "\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n";
+               "\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n" +
+               (who_.compresses ? "Accept-Encoding: gzip\r\n\r\n" : "\r\n");
     }
 
 #if defined(SSE_ENABLE_TLS)
@@ -462,10 +435,29 @@ private:
         }
     }
 
+#if defined(SSE_ENABLE_ZLIB)
+    /// What follows the head is a stream of gzip; throws where it is none.
+    void expand(connection& from, std::string_view bytes) {
+        const std::uint64_t now = now_ns();
+        for (; !bytes.empty() && from.reader.at() == response_reader::state::head;
+             bytes.remove_prefix(1))
+            from.reader.read(bytes.substr(0, 1), now, *tally_);
+        if (!from.gzip) from.gzip = std::make_unique<gzip_reader>();
+        from.gzip->read(bytes,
+                        [&](std::string_view text) { from.reader.read(text, now, *tally_); });
+    }
+#endif
+
     void feed(std::uint32_t number, std::string_view bytes) {
         connection& from = connections_[number];
         const bool in_head = from.reader.at() == response_reader::state::head;
-        from.reader.read(bytes, now_ns(), churns(number) ? *ignored_ : *tally_);
+        if (!churns(number)) bytes_ += bytes.size();
+#if defined(SSE_ENABLE_ZLIB)
+        if (who_.compresses)
+            expand(from, bytes);
+        else
+#endif
+            from.reader.read(bytes, now_ns(), churns(number) ? *ignored_ : *tally_);
         if (!in_head || from.reader.at() == response_reader::state::head) return;
         if (from.reader.at() == response_reader::state::refused)
             throw std::runtime_error("the server answered a client with another status than 200");
@@ -503,7 +495,9 @@ private:
     std::uint64_t next_churn_ = 0;
     std::uint64_t churned_ = 0;
     std::uint64_t unanswered_ = 0;
+    std::uint64_t bytes_ = 0;
     std::optional<std::string> answer_;
+    std::string told_;
     std::unique_ptr<tally> tally_;                               // each has a large histogram
     std::unique_ptr<tally> ignored_ = std::make_unique<tally>(); // of those that come and leave
     int epoll_ = -1;

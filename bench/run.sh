@@ -8,6 +8,7 @@
 #   ./bench/run.sh --record            the same, and keeps them as what later runs compare with
 #   ./bench/run.sh --bus               instead: file_log, Redis and NATS beside none
 #   ./bench/run.sh --tls               instead: TLS beside a bare loop over OpenSSL, and nginx
+#   ./bench/run.sh --compress          instead: by gzip, beside none and a stream of zlib for each client
 #   ./bench/run.sh --compile [REVISION]  instead: what a program costs to compile
 # What bench/README.md shows: ./bench/run.sh --rivals --markdown --svg bench/results.svg
 # --json FILE writes every figure of every round. --svg FILE draws the chart, --markdown prints the
@@ -38,13 +39,17 @@ while [ $# -gt 0 ]; do
         ;;
     --rivals) rivals=1 ;;
     --scaling | --only*)
-        [[ $parts = bus || $parts = tls ]] || parts=scenarios
+        [[ $parts = bus || $parts = tls || $parts = zlib ]] || parts=scenarios
         more+=("$1")
         ;;
     --instructions) parts=instructions ;;
     --bus) parts=bus ;;
     --tls)
         parts=tls
+        more+=("$1")
+        ;;
+    --compress)
+        parts=zlib
         more+=("$1")
         ;;
     --record)
@@ -102,6 +107,7 @@ if [ "$parts" = tls ]; then
     install_missing || say "without it"
     need libssl-dev test -e /usr/include/openssl/provider.h
 fi
+[[ $parts != zlib ]] || need zlib1g-dev test -e /usr/include/zlib.h
 if [ -n "$rivals" ]; then
     need libboost-dev test -e /usr/include/boost/beast.hpp
     need nodejs have node
@@ -132,6 +138,7 @@ for part in $parts; do
     case $part in
     scenarios) build/bench/scenarios --json build/scenarios.json "${more[@]}" || status=1 ;;
     tls) build/bench/scenarios_tls --json build/tls.json "${more[@]}" || status=1 ;;
+    zlib) build/bench/scenarios_zlib --json build/zlib.json "${more[@]}" || status=1 ;;
     bus) build/bench/bus --json build/bus.json "${more[@]}" || status=1 ;;
     ring) build/bench/ring --json build/ring.json --seconds $seconds || status=1 ;;
     instructions) show_instructions ;;

@@ -41,6 +41,7 @@ struct settings {
     bool quick = false;
     bool scaling = false;
     bool tls = false;
+    bool compress = false;
     bool details = false;
     bool markdown = false;
     bool pin = true;
@@ -57,6 +58,8 @@ struct leg {
     double p50 = unknown, p99 = unknown, p999 = unknown;          // us
     double processor = unknown, user = unknown, system = unknown; // us a delivery
     double a_write = unknown;                                     // us
+    double bytes = unknown;                                       // a delivery
+    double deflate = unknown;                                     // us a message
     double memory = unknown;                                      // bytes a client
     double growth = unknown;                                      // KiB in the window
     double churned = unknown;                                     // a second
@@ -89,10 +92,10 @@ public:
         client_.connect_all(1);
         client_.close_all();
         client_.read_for(0.1);
-        const double before = resident();
+        before_ = resident();
         client_.connect_all(what_.clients);
         client_.read_for(0.1);
-        result_.memory = (resident() - before) / static_cast<double>(what_.clients);
+        result_.memory = (resident() - before_) / static_cast<double>(what_.clients);
         if (what_.bursts > 0)
             measure_bursts();
         else
@@ -109,6 +112,9 @@ private:
         std::uint64_t published = 0;
         std::uint64_t churned = 0;
         std::uint64_t segments = 0;
+        std::uint64_t bytes = 0;
+        std::uint64_t deflated = 0; // calls of deflate()
+        double deflate_ns = 0;      // of one
         double resident = 0;
         bench::processor_time server, client;
         double server_busy_us = 0, client_busy_us = 0; // of the cores, whoever used them
@@ -128,6 +134,8 @@ private:
         now.server_busy_us = bench::busy_us(cores_.server);
         now.client_busy_us = bench::busy_us(cores_.client);
         now.published = client_.ask(command::ask);
+        std::istringstream(client_.told()) >> now.deflated >> now.deflate_ns;
+        now.bytes = client_.bytes();
         now.client = bench::process_time();
         now.server = bench::process_time(process_);
         if (is_helped()) {
@@ -154,6 +162,18 @@ private:
         result_.deliveries = rate(client_.counts().deliveries, from, to);
         result_.published = rate(to.published - from.published, from, to);
         if (what_.churn > 0) result_.churned = rate(to.churned - from.churned, from, to);
+        if (what_.says != bench::content::padding) compare_sizes(from, to);
+    }
+
+    /// A compressor takes its memory with its first bytes, so that is of the end.
+    void compare_sizes(const edge& from, const edge& to) {
+        result_.memory = (to.resident - before_) / static_cast<double>(what_.clients);
+        result_.bytes = static_cast<double>(to.bytes - from.bytes) /
+                        static_cast<double>(client_.counts().deliveries);
+        if (to.deflated > from.deflated)
+            result_.deflate = to.deflate_ns / 1e3 *
+                              static_cast<double>(to.deflated - from.deflated) /
+                              static_cast<double>(to.published - from.published);
     }
 
     void measure_bursts() {
@@ -221,6 +241,7 @@ private:
     bench::server_process server_;
     bench::load client_;
     pid_t process_;
+    double before_ = 0; // resident without clients
     leg result_;
 };
 
@@ -244,13 +265,16 @@ constexpr figure cpu{"cpu_us_per_delivery", "server CPU, us a delivery", &leg::p
 constexpr figure user{"cpu_user_us_per_delivery", "of it user", &leg::user, 3};
 constexpr figure kernel{"cpu_system_us_per_delivery", "of it system", &leg::system, 3};
 constexpr figure a_write{"cpu_us_per_write", "server CPU, us a write", &leg::a_write, 2};
+constexpr figure bytes{"bytes_per_delivery", "bytes a delivery", &leg::bytes, 1};
+constexpr figure deflate_time{"deflate_us_per_message", "deflate(), us a message", &leg::deflate,
+                              1};
 constexpr figure memory{"memory_bytes_per_client", "memory, bytes a client", &leg::memory, 0};
 constexpr figure growth{"memory_growth_kib", "memory growth, KiB", &leg::growth, 0};
 constexpr figure churned{"connects_per_s", "connects /s", &leg::churned, 0};
 
-constexpr const figure* all_figures[] = {&published, &deliveries, &span,   &p50,    &p99,
-                                         &p999,      &cpu,        &user,   &kernel, &a_write,
-                                         &memory,    &growth,     &churned};
+constexpr const figure* all_figures[] = {&published, &deliveries,   &span,   &p50,    &p99,
+                                         &p999,      &cpu,          &user,   &kernel, &a_write,
+                                         &bytes,     &deflate_time, &memory, &growth, &churned};
 
 // How far to trust the others.
 constexpr figure disturbances[] = {
@@ -419,6 +443,28 @@ std::vector<contest> tls_set() {
 
 #endif
 
+#if defined(SSE_ENABLE_ZLIB)
+
+std::vector<contest> compress_set() {
+    const auto compressing = [](contender who) {
+        who.compresses = true;
+        return who;
+    };
+    contender plain = library, each = compressing(floor_loop);
+    plain.name = "sse plain";
+    each.name = "floor, a stream each";
+    const auto with = [&](std::string_view name, bench::content says) {
+        return contest{{.name = name, .rate = 5, .says = says, .ids = true},
+                       {&bytes, &cpu, &deflate_time, &p99, &memory},
+                       &bytes,
+                       {plain, compressing(library), floor_loop, each}};
+    };
+    return {with("prices", bench::content::prices), with("chat", bench::content::chat),
+            with("fragments", bench::content::fragments)};
+}
+
+#endif
+
 std::vector<contest> scaling_set() {
     std::vector<contest> set;
     const std::vector<contender> both{floor_loop, library};
@@ -509,7 +555,8 @@ std::string describe(const scenario& what) {
                                 : ", bursts of " + count_of(what.burst, " messages");
     if (what.rate > 0) text += ", " + count_of(what.rate, " messages/s");
     if (what.each > 0) text += ", " + count_of(what.each, " messages/s to each by its handler");
-    text += " of " + count_of(what.payload, " bytes");
+    text += " of " + (what.says == bench::content::padding ? count_of(what.payload, " bytes")
+                                                           : bench::name_of(what.says));
     if (what.unread > 0) text += ", " + count_of(what.unread, " read nothing");
     if (what.churn > 0 && what.churn_path.empty())
         text += ", " + count_of(what.churn, " connects/s");
@@ -538,10 +585,10 @@ std::uint64_t total(const contest& from, std::size_t who, std::uint64_t leg::*wh
 }
 
 // The two legs of a round met the same machine, so their ratio says more than that of the medians.
-double ratio_to_floor(const contest& from, std::size_t who, double leg::*what) {
+double ratio(const contest& from, std::size_t who, std::size_t base, double leg::*what) {
     std::vector<double> ratios;
     for (const auto* round : from.counted()) {
-        const double ratio = (*round)[who].*what / (round->front().*what);
+        const double ratio = (*round)[who].*what / ((*round)[base].*what);
         if (std::isfinite(ratio)) ratios.push_back(ratio);
     }
     return bench::median(std::move(ratios));
@@ -582,6 +629,12 @@ std::vector<std::string> row(const contest& from, const std::vector<std::string>
     return cells;
 }
 
+bool is_known(const contest& from, const figure& what) {
+    for (std::size_t who = 0; who < from.who.size(); ++who)
+        if (!values(from, who, what.value).empty()) return true;
+    return false;
+}
+
 void add_rows(bench::table& table, const settings& set, const contest& from,
               const std::vector<std::string>& names) {
     table.heading(std::string(from.what.name) + ": " + describe(from.what) +
@@ -591,14 +644,14 @@ void add_rows(bench::table& table, const settings& set, const contest& from,
                std::find(from.shown.begin(), from.shown.end(), one) != from.shown.end();
     };
     for (const figure* each : all_figures) {
-        if (!is_shown(each) || values(from, 0, each->value).empty()) continue;
+        if (!is_shown(each) || !is_known(from, *each)) continue;
         auto cells =
             row(from, names, each->label, [&](std::size_t who) { return cell(from, who, *each); });
         const auto ours = std::find_if(from.who.begin(), from.who.end(), [](const contender& who) {
             return who.name == library.name;
         });
         const auto at = static_cast<std::size_t>(ours - from.who.begin());
-        if (at != 0) cells.push_back(bench::grouped(ratio_to_floor(from, at, each->value), 2));
+        if (at != 0) cells.push_back(bench::grouped(ratio(from, at, 0, each->value), 2));
         table.row(std::move(cells));
     }
     for (const figure& each : disturbances)
@@ -619,13 +672,37 @@ void print_table(const settings& set, const std::vector<contest>& contests) {
     const std::vector<std::string> names = all_names(contests);
     std::vector<std::string> head{""};
     head.insert(head.end(), names.begin(), names.end());
-    if (names.size() > 1) head.push_back("sse/floor");
+    if (names.size() > 1) head.push_back("sse/" + names.front());
     bench::table table;
     table.row(std::move(head));
     for (const contest& each : contests) add_rows(table, set, each, names);
     std::printf("\n");
     set.markdown ? table.print_markdown() : table.print();
 }
+
+#if defined(SSE_ENABLE_ZLIB)
+
+/// What compressing once saves, and what it costs, beside a stream for each client.
+void print_compression(const settings& set, const std::vector<contest>& contests) {
+    enum : std::size_t { plain, ours, floor, each }; // as compress_set() has them
+    bench::table table;
+    table.row({"", "bytes, % of plain", "a stream each", "CPU, sse/plain", "each/floor",
+               "deflate(), each/sse"});
+    for (const contest& from : contests) {
+        const auto cell = [&](std::size_t who, std::size_t base, double leg::*what, double times,
+                              int digits) {
+            return bench::grouped(ratio(from, who, base, what) * times, digits);
+        };
+        table.row({std::string(from.what.name), cell(ours, plain, &leg::bytes, 100, 1),
+                   cell(each, floor, &leg::bytes, 100, 1), cell(ours, plain, &leg::processor, 1, 2),
+                   cell(each, floor, &leg::processor, 1, 2),
+                   cell(each, ours, &leg::deflate, 1, 0)});
+    }
+    std::printf("\n");
+    set.markdown ? table.print_markdown() : table.print();
+}
+
+#endif
 
 bool sound(const std::vector<contest>& contests) {
     bool all = true;
@@ -745,6 +822,13 @@ std::vector<bench::fact> describe_run(const settings& set) {
                                       "over it, nginx stands before a server without TLS, and "
                                       "both are counted");
 #endif
+#if defined(SSE_ENABLE_ZLIB)
+    if (set.compress)
+        facts.emplace_back("gzip", "zlib " + std::string(zlibVersion()) +
+                                       ", its default level; the floor sends ids too, and has a "
+                                       "stream for each client; deflate() is the median of its "
+                                       "calls, times their number");
+#endif
     facts.emplace_back("rounds", std::to_string(set.rounds) + ", the contenders in turn");
     return facts;
 }
@@ -758,6 +842,10 @@ settings parse(int count, char** values, bench::flags& flags) {
     flags.toggle("--scaling", set.scaling, true, "workers, clients, payload and topics instead");
 #if defined(SSE_ENABLE_TLS)
     flags.toggle("--tls", set.tls, true, "over TLS instead, beside a bare loop over OpenSSL");
+#endif
+#if defined(SSE_ENABLE_ZLIB)
+    flags.toggle("--compress", set.compress, true,
+                 "by gzip instead, beside none and a stream of zlib for each client");
 #endif
     flags.text("--rivals", set.rivals,
                "name=command,...: programs that obey as bench::conductor does");
@@ -802,6 +890,9 @@ std::vector<contest> choose(const settings& set, const bench::flags& flags) {
 #if defined(SSE_ENABLE_TLS)
     if (set.tls) contests = tls_set();
 #endif
+#if defined(SSE_ENABLE_ZLIB)
+    if (set.compress) contests = compress_set();
+#endif
     const std::vector<std::string> wanted = split(set.only, ',');
     for (const std::string& name : wanted)
         if (std::none_of(contests.begin(), contests.end(),
@@ -830,6 +921,9 @@ int run(const settings& set, std::vector<contest> contests) {
     bench::print_facts(facts);
     run_all(set, contests);
     print_table(set, contests);
+#if defined(SSE_ENABLE_ZLIB)
+    if (set.compress) print_compression(set, contests);
+#endif
     print_remarks(contests);
     write_json(set, facts, contests);
     write_chart(set, facts, contests);

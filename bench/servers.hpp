@@ -6,6 +6,9 @@
 #if defined(SSE_ENABLE_TLS)
 #include "tls.hpp"
 #endif
+#if defined(SSE_ENABLE_ZLIB)
+#include "zlib.hpp" // before sse.hpp, whose calls it times
+#endif
 
 #include "sse.hpp"
 
@@ -38,8 +41,10 @@ struct scenario {
     std::uint64_t churn = 0;  // further clients a second that come, see the head and leave
     std::string_view churn_path = {}; // what they ask for; empty: what the others do
     std::uint64_t topics = 0;         // shared out among the clients; 0: all follow the same one
-    std::uint64_t each = 0;    // messages a second to each client, by a handler of its own that
-                               // sends and sleeps
+    std::uint64_t each = 0; // messages a second to each client, by a handler of its own that
+                            // sends and sleeps
+    content says = content::padding;
+    bool ids = false;          // the floor sends some, too
     std::uint64_t threads = 1; // workers of sse.hpp
     double seconds = 3;
     double warmup = 0.5;
@@ -68,6 +73,7 @@ struct contender {
     bool meets_churn = true;               // where the scenario has some
     bool secure = false;                   // clients speak TLS
     bool behind_nginx = false;             // which is measured with it
+    bool compresses = false;               // clients accept gzip, and get it
 };
 
 inline std::string topic_name(std::uint64_t number) { return "/bench/" + std::to_string(number); }
@@ -77,13 +83,16 @@ inline std::string topic_name(std::uint64_t number) { return "/bench/" + std::to
 /// Keeps all that it published, and for each client a position: everything after that in one
 /// send(). Without coalescing one send() for each message. Where each client has a topic, a send()
 /// to that one alone; where each has a handler, a send() when it is due, rounded up to a
-/// millisecond.
+/// millisecond. Where it compresses, by a stream of zlib for each client.
 class floor_server {
 public:
     floor_server(const scenario& load, const contender& who)
-        : conductor_(load.rate, load.burst, load.payload), coalesces_(who.coalesces),
-          secure_(who.secure), topics_(load.topics, -1), due_(load.each > 0 ? most_ms : 0),
-          line_(load.payload) {
+        : conductor_(load.rate, load.burst, load.payload, load.says), coalesces_(who.coalesces),
+          secure_(who.secure), compresses_(who.compresses), ids_(load.ids),
+          topics_(load.topics, -1), due_(load.each > 0 ? most_ms : 0), line_(load.payload) {
+#if defined(SSE_ENABLE_ZLIB)
+        conductor_.more = [] { return deflate_times::here().report(); };
+#endif
         if (load.each > 0) {
             period_ns_ = 1'000'000'000 / load.each;
             conductor_.published = [this](bool go_on) {
@@ -116,7 +125,7 @@ public:
                 continue;
             }
             conductor_.publish_due([this](std::string_view line, std::uint64_t seq) {
-                return topics_.empty() ? publish(line) : publish(line, seq);
+                return topics_.empty() ? publish_to_all(line, seq) : publish(line, seq);
             });
             if (coalesces_ && topics_.empty()) send_to_all();
         }
@@ -125,6 +134,9 @@ public:
 private:
     static constexpr std::string_view head =
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        "Cache-Control: no-store\r\nConnection: close\r\n\r\n";
+    static constexpr std::string_view head_of_gzip =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\n"
         "Cache-Control: no-store\r\nConnection: close\r\n\r\n";
     static constexpr std::size_t most_in_a_send = 64 * 1024;
 
@@ -137,6 +149,9 @@ private:
         std::uint64_t seq = 0;
 #if defined(SSE_ENABLE_TLS)
         tls_socket tls = {};
+#endif
+#if defined(SSE_ENABLE_ZLIB)
+        std::unique_ptr<gzip_writer> gzip = {};
 #endif
     };
 
@@ -176,6 +191,9 @@ private:
 #if defined(SSE_ENABLE_TLS)
             if (secure_) at(fd).tls = tls_socket(fd, true);
 #endif
+#if defined(SSE_ENABLE_ZLIB)
+            if (compresses_) at(fd).gzip = std::make_unique<gzip_writer>();
+#endif
             watch(fd, EPOLLIN, EPOLL_CTL_ADD);
         }
     }
@@ -200,7 +218,7 @@ private:
         const ssize_t size = receive(fd, buffer);
         if (size < 0 && errno == EAGAIN) return;
         if (size <= 0) return forget(fd);
-        if (at(fd).streams || send_now(fd, head) <= 0) return;
+        if (at(fd).streams || send_now(fd, compresses_ ? head_of_gzip : head) <= 0) return;
         client& one = at(fd);
         one.place = static_cast<std::uint32_t>(streams_.size());
         one.streams = true;
@@ -272,7 +290,9 @@ private:
         close(fd);
     }
 
-    bool publish(std::string_view line) {
+    bool publish_to_all(std::string_view line, std::uint64_t seq) {
+        if (ids_) // as long as those of sse.hpp
+            published_.append("id: floor000-").append(std::to_string(seq)).append("\n");
         published_.append("data: ").append(line).append("\n\n");
         if (!coalesces_) send_to_all();
         return true;
@@ -282,8 +302,30 @@ private:
         for (int fd : streams_) send_to(fd);
     }
 
+#if defined(SSE_ENABLE_ZLIB)
+    void send_compressed(int fd) {
+        client& to = at(fd);
+        gzip_writer& out = *to.gzip;
+        while (!to.blocked && (!out.waiting().empty() || to.sent < published_.size())) {
+            if (out.waiting().empty()) {
+                const std::size_t size = std::min(published_.size() - to.sent, most_in_a_send);
+                out.write({published_.data() + to.sent, size});
+                to.sent += size;
+            }
+            const ssize_t sent = send_now(fd, out.waiting());
+            if (sent > 0) out.sent(static_cast<std::size_t>(sent));
+            if (out.waiting().empty()) continue;
+            to.blocked = true;
+            watch(fd, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
+        }
+    }
+#endif
+
     void send_to(int fd) {
         client& to = at(fd);
+#if defined(SSE_ENABLE_ZLIB)
+        if (to.gzip) return send_compressed(fd);
+#endif
         while (!to.blocked && to.sent < published_.size()) {
             const std::size_t size = std::min(published_.size() - to.sent, most_in_a_send);
             const ssize_t sent = send_now(fd, {published_.data() + to.sent, size});
@@ -297,6 +339,8 @@ private:
     conductor conductor_;
     bool coalesces_;
     bool secure_;
+    bool compresses_;
+    bool ids_;
     sockaddr_in address_{};
     int listener_ = -1;
     int epoll_ = -1;
@@ -321,10 +365,13 @@ private:
 class library_server {
 public:
     library_server(const scenario& load, const contender& who)
-        : conductor_(load.rate, load.burst, load.payload), behind_nginx_(who.behind_nginx),
-          server_(options_of(load, who)) {
+        : conductor_(load.rate, load.burst, load.payload, load.says),
+          behind_nginx_(who.behind_nginx), server_(options_of(load, who)) {
         for (std::uint64_t at = 0; at < load.topics; ++at) topics_.push_back(topic_name(at));
         if (topics_.empty()) topics_.push_back("/bench");
+#if defined(SSE_ENABLE_ZLIB)
+        conductor_.more = [] { return deflate_times::here().report(); };
+#endif
         server_.route("GET", "/handler", [](sse::stream& client) -> asio::awaitable<void> {
             client.subscribe("/bench");
             co_await client.closed();
@@ -369,6 +416,9 @@ private:
             options.tls.certificate = support::test_server().certificate;
             options.tls.key = support::test_server().key;
         }
+#endif
+#if defined(SSE_ENABLE_ZLIB)
+        options.compress = who.compresses;
 #endif
         options.threads = load.threads;
         options.limits.connections = 0;
@@ -426,7 +476,8 @@ private:
 
     bool publish(std::string_view line, std::uint64_t seq) {
         try {
-            server_.publish(topics_[seq % topics_.size()], {.data = line});
+            message_.data = line;
+            server_.publish(topics_[seq % topics_.size()], message_);
             return true;
         } catch (const std::system_error&) { // no room for as long as publish() waits
             return false;
@@ -436,6 +487,7 @@ private:
     conductor conductor_;
     bool behind_nginx_;
     std::vector<std::string> topics_;
+    sse::message message_; // of its own, or g++ 12 warns of members that it takes for uninitialized
     std::atomic<int> turn_ = 0; // odd: handlers send
     std::atomic<int> know_ = 0; // how many have seen it
     std::atomic<int> handlers_ = 0;
