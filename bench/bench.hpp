@@ -215,6 +215,20 @@ inline std::uint64_t resident_bytes(pid_t process) {
     throw std::runtime_error("cannot read the memory of process " + std::to_string(process));
 }
 
+/// The most that was resident since restart_peak().
+inline std::uint64_t peak_bytes(pid_t process) {
+    std::ifstream status("/proc/" + std::to_string(process) + "/status");
+    std::string word;
+    std::uint64_t kilobytes = 0;
+    while (status >> word)
+        if (word == "VmHWM:" && status >> kilobytes) return kilobytes * 1024;
+    throw std::runtime_error("cannot read the memory of process " + std::to_string(process));
+}
+
+inline void restart_peak(pid_t process) {
+    std::ofstream("/proc/" + std::to_string(process) + "/clear_refs") << 5;
+}
+
 /// As many open files as the hard limit allows; returns that number.
 inline std::uint64_t raise_file_limit() {
     rlimit limit{};

@@ -12,6 +12,7 @@ constexpr double connect_limit = 60; // seconds; every phase is bounded
 constexpr double answer_limit = 10;
 constexpr double arrival_limit = 20;
 constexpr double silence_limit = 3;
+constexpr double return_limit = 300;
 
 inline std::uint64_t after(double seconds) {
     return now_ns() + static_cast<std::uint64_t>(seconds * 1e9);
@@ -57,6 +58,9 @@ public:
         all.delivered(send_ns, now);
     }
 
+    /// The highest number.
+    std::uint64_t last() const noexcept { return next_ - 1; }
+
 private:
     std::uint64_t next_ = 1;
     std::uint64_t recent_ = 0;
@@ -69,6 +73,7 @@ public:
     enum class state : std::uint8_t { head, refused, line_start, seq, stamp, rest };
 
     state at() const noexcept { return state_; }
+    std::uint64_t last() const noexcept { return sequence_.last(); }
 
     void read(std::string_view bytes, std::uint64_t now, tally& all) {
         const char* at = bytes.data();
@@ -159,13 +164,15 @@ public:
     load(const scenario& what, const contender& who, const placement& cores, server_process& server)
         : what_(what), who_(who), spin_(cores.spin), server_(server), buffer_(256 * 1024),
           tally_(std::make_unique<tally>()) {
-        connections_.reserve(what.clients + churners);
+        connections_.reserve(what.clients + std::max(what.behind, churners));
         epoll_ = checked(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
-        watch(server_.descriptor(), command_mark, EPOLLIN, EPOLL_CTL_ADD);
+        epoll_of_behind_ = checked(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
+        watch(epoll_, server_.descriptor(), command_mark, EPOLLIN, EPOLL_CTL_ADD);
     }
 
     ~load() {
         close_all();
+        close(epoll_of_behind_);
         close(epoll_);
     }
 
@@ -199,12 +206,12 @@ public:
     const std::string& told() const noexcept { return told_; }
 
     /// Opens the clients one after the other, with some response heads outstanding.
-    void connect_all(std::uint64_t clients) {
+    void connect_all(std::uint64_t clients, std::size_t at_once = outstanding) {
         const std::uint64_t limit = after(connect_limit);
         for (std::uint64_t at = 0; at < clients; ++at) {
             connections_.emplace_back();
             connect_one(connections_.size() - 1);
-            if (!pump(limit, [&] { return connections_.size() - answered_ < outstanding; })) break;
+            if (!pump(limit, [&] { return connections_.size() - answered_ < at_once; })) break;
         }
         if (!pump(limit, [&] { return connections_.size() == answered_; }) || closed_ != 0)
             throw std::runtime_error(
@@ -217,6 +224,18 @@ public:
             if (each.fd >= 0) close(each.fd);
         connections_.clear();
         answered_ = closed_ = 0;
+        returned_ = false;
+    }
+
+    /// Those that are behind come, and read until all have so many messages. Returns when the last
+    /// one had them, or nothing.
+    std::optional<std::uint64_t> let_return(std::uint64_t messages) {
+        returned_ = true;
+        wanted_ = messages;
+        connect_all(what_.behind, 16 * outstanding);
+        if (!pump(after(return_limit), [&] { return caught_up_ == what_.behind; }))
+            return std::nullopt;
+        return now_ns();
     }
 
     /// Others come and leave at the scenario's rate, from now on or no longer.
@@ -234,15 +253,23 @@ public:
     /// Reads until so many messages have reached everybody they are for, for as long as any come,
     /// so that a slow machine is not taken for loss. Returns when the last one came, or nothing.
     std::optional<std::uint64_t> read_until(std::uint64_t published) {
-        const std::uint64_t all = published * what_.reach(), limit = after(arrival_limit);
+        const std::uint64_t all = expected(published);
+        const std::uint64_t limit = after(returned_ ? return_limit : arrival_limit);
         std::uint64_t seen = 0;
         do {
-            seen = tally_->received;
-            if (pump(std::min(limit, after(silence_limit)),
-                     [&] { return tally_->received >= all; }))
+            seen = received();
+            if (pump(std::min(limit, after(silence_limit)), [&] { return received() >= all; }))
                 return now_ns();
-        } while (tally_->received != seen && now_ns() < limit);
+        } while (received() != seen && now_ns() < limit);
         return std::nullopt;
+    }
+
+    /// How many messages those that stay receive of so many.
+    std::uint64_t expected(std::uint64_t published) const {
+        return published * (what_.reach() + (returned_ ? what_.behind : 0));
+    }
+    std::uint64_t received() const {
+        return tally_->received + (returned_ ? others_->received : 0);
     }
 
     /// In how many segments what was received came: one for each write of the server, unless it had
@@ -265,6 +292,8 @@ public:
     std::uint64_t churned() const noexcept { return churned_; }
     std::uint64_t unanswered() const noexcept { return unanswered_; }
     tally& counts() noexcept { return *tally_; }
+    /// Of those that came back.
+    tally& counts_of_behind() noexcept { return *others_; }
 
 private:
     struct connection {
@@ -284,8 +313,14 @@ private:
     static constexpr std::size_t outstanding = 64;             // far below any listen backlog
     static constexpr std::uint32_t command_mark = UINT32_MAX;
 
-    bool churns(std::uint64_t number) const { return number >= what_.clients; }
-    bool reads(std::uint64_t number) const { return churns(number) || number >= what_.unread; }
+    static constexpr int most_reads_behind = 8; // before the steady ones are looked at again
+    static constexpr int window_behind = 64 * 1024;
+
+    bool is_steady(std::uint64_t number) const { return number < what_.clients; }
+    bool churns(std::uint64_t number) const { return !is_steady(number) && !returned_; }
+    bool was_behind(std::uint64_t number) const { return !is_steady(number) && returned_; }
+    bool reads(std::uint64_t number) const { return !is_steady(number) || number >= what_.unread; }
+    tally& counts_of(std::uint64_t number) { return is_steady(number) ? *tally_ : *others_; }
 
     // Blocking, as the kernel completes a loopback handshake by itself. The steady ones are closed
     // by reset, so that no thousands of ports are left waiting.
@@ -302,6 +337,8 @@ private:
             set(fd, SOL_SOCKET, SO_RCVBUF, 4096);
             set(fd, IPPROTO_TCP, TCP_MAXSEG, 1460);
         }
+        // Or what is on the way to thousands would take gigabytes of the kernel.
+        if (was_behind(number)) set(fd, SOL_SOCKET, SO_RCVBUF, window_behind);
         const auto source = static_cast<std::uint32_t>(number / clients_per_source);
         const sockaddr_in from = loopback(source, 0), to = loopback(0, at_.port);
         checked(bind(fd, reinterpret_cast<const sockaddr*>(&from), sizeof from), "bind");
@@ -310,8 +347,11 @@ private:
         if (!who_.secure && send(fd, request.data(), request.size(), MSG_NOSIGNAL) < 0)
             throw_errno("send");
         checked(fcntl(fd, F_SETFL, O_NONBLOCK), "fcntl");
-        watch(fd, static_cast<std::uint32_t>(number), EPOLLIN | EPOLLRDHUP | EPOLLET,
-              EPOLL_CTL_ADD);
+        const auto mark = static_cast<std::uint32_t>(number);
+        if (was_behind(number))
+            watch(epoll_of_behind_, fd, mark, EPOLLIN | EPOLLRDHUP, EPOLL_CTL_ADD);
+        else
+            watch(epoll_, fd, mark, EPOLLIN | EPOLLRDHUP | EPOLLET, EPOLL_CTL_ADD);
 #if defined(SSE_ENABLE_TLS)
         if (!who_.secure) return;
         connections_[number].tls = tls_socket(fd, false);
@@ -355,13 +395,18 @@ private:
 
     std::string target(std::uint64_t number) const {
         if (churns(number) && !what_.churn_path.empty()) return std::string(what_.churn_path);
+        if (was_behind(number)) return who_.path + "?from=oldest";
         if (what_.topics == 0) return who_.path;
         const std::uint64_t first = number % what_.topics;
         std::string text = "/subscribe" + topic_name(first);
         char before = '?';
-        for (std::uint64_t next = first + what_.clients; next < what_.topics;
-             next += what_.clients, before = '&')
-            text += before + ("topic=" + topic_name(next));
+        const auto add = [&](std::uint64_t topic) {
+            text += std::exchange(before, '&') + ("topic=" + topic_name(topic));
+        };
+        for (std::uint64_t count = 1; count < what_.follows; ++count)
+            add((first + count) % what_.topics);
+        for (std::uint64_t next = first + what_.clients; next < what_.topics; next += what_.clients)
+            if (what_.follows == 0) add(next);
         return text;
     }
 
@@ -373,11 +418,11 @@ private:
         return address;
     }
 
-    void watch(int fd, std::uint32_t mark, std::uint32_t events, int operation) {
+    static void watch(int epoll, int fd, std::uint32_t mark, std::uint32_t events, int operation) {
         epoll_event event{};
         event.events = events;
         event.data.u32 = mark;
-        checked(epoll_ctl(epoll_, operation, fd, &event), "epoll_ctl");
+        checked(epoll_ctl(epoll, operation, fd, &event), "epoll_ctl");
     }
 
     std::string answer() {
@@ -393,12 +438,20 @@ private:
             const std::uint64_t now = now_ns();
             if (now >= limit) return false;
             if (churn_period_ != 0 && now >= next_churn_) come_and_leave();
-            const int patience = spin_ ? 0 : churn_period_ != 0 ? 1 : 10;
+            const int patience = spin_ || returned_ ? 0 : churn_period_ != 0 ? 1 : 10;
             const int count =
                 epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), patience);
             for (int at = 0; at < count; ++at) handle(events[static_cast<std::size_t>(at)]);
+            if (returned_) read_behind();
         }
         return true;
+    }
+
+    // A few of them, so that the steady ones do not wait for this process.
+    void read_behind() {
+        std::array<epoll_event, most_reads_behind> events;
+        const int count = epoll_wait(epoll_of_behind_, events.data(), most_reads_behind, 0);
+        for (int at = 0; at < count; ++at) handle(events[static_cast<std::size_t>(at)]);
     }
 
     // One in each call. When the server does not follow, the places are taken and who waited
@@ -430,6 +483,7 @@ private:
             if (size < 0 && errno == EAGAIN) return;
             if (size <= 0) return lose(number);
             feed(number, {buffer_.data(), static_cast<std::size_t>(size)});
+            if (was_behind(number)) return; // its event comes again
             const bool is_short = static_cast<std::size_t>(size) < buffer_.size();
             if (!hung_up && is_short && !who_.secure) return;
         }
@@ -451,19 +505,21 @@ private:
     void feed(std::uint32_t number, std::string_view bytes) {
         connection& from = connections_[number];
         const bool in_head = from.reader.at() == response_reader::state::head;
-        if (!churns(number)) bytes_ += bytes.size();
+        const std::uint64_t had = from.reader.last();
+        if (is_steady(number)) bytes_ += bytes.size();
 #if defined(SSE_ENABLE_ZLIB)
         if (who_.compresses)
             expand(from, bytes);
         else
 #endif
-            from.reader.read(bytes, now_ns(), churns(number) ? *ignored_ : *tally_);
+            from.reader.read(bytes, now_ns(), counts_of(number));
+        if (was_behind(number) && had < wanted_ && from.reader.last() >= wanted_) ++caught_up_;
         if (!in_head || from.reader.at() == response_reader::state::head) return;
         if (from.reader.at() == response_reader::state::refused)
             throw std::runtime_error("the server answered a client with another status than 200");
         if (churns(number)) return leave(from);
         ++answered_;
-        if (!reads(number)) watch(from.fd, number, 0, EPOLL_CTL_DEL);
+        if (!reads(number)) watch(epoll_, from.fd, number, 0, EPOLL_CTL_DEL);
     }
 
     void leave(connection& one) {
@@ -488,7 +544,7 @@ private:
     server_process& server_;
     listening at_;
     std::vector<char> buffer_;
-    std::vector<connection> connections_; // the steady ones, then those that come and leave
+    std::vector<connection> connections_; // the steady ones, then those that come
     std::uint64_t answered_ = 0;
     std::uint64_t closed_ = 0;
     std::uint64_t churn_period_ = 0; // ns; 0: nobody comes
@@ -498,9 +554,13 @@ private:
     std::uint64_t bytes_ = 0;
     std::optional<std::string> answer_;
     std::string told_;
-    std::unique_ptr<tally> tally_;                               // each has a large histogram
-    std::unique_ptr<tally> ignored_ = std::make_unique<tally>(); // of those that come and leave
+    std::unique_ptr<tally> tally_;                              // each has a large histogram
+    std::unique_ptr<tally> others_ = std::make_unique<tally>(); // of those that come
+    bool returned_ = false;                                     // those that were behind
+    std::uint64_t wanted_ = 0;                                  // messages, by each of them
+    std::uint64_t caught_up_ = 0;                               // of them have those
     int epoll_ = -1;
+    int epoll_of_behind_ = -1;
 };
 
 } // namespace bench

@@ -128,8 +128,9 @@ if [ -n "$rivals" ]; then
     say "rivals: $(/usr/sbin/nginx -v 2>&1), node $(node --version), $(grep better-sse \
         bench/rivals/package.json | tr -d ' "'), Boost $(sed -n 's/^#define BOOST_LIB_VERSION //p' \
         /usr/include/boost/version.hpp)"
-    more+=(--rivals "$(printf %s "beast=build/bench/beast_server,nchan=node bench/rivals/nchan.mjs," \
-        "better-sse=node bench/rivals/better_sse.mjs")")
+    beast=beast=build/bench/beast_server better="better-sse=node bench/rivals/better_sse.mjs"
+    more+=(--rivals "$beast,nchan=node bench/rivals/nchan.mjs,$better")
+    more+=(--rivals-each "$beast,$better")
 fi
 ulimit -n "$(ulimit -Hn)"
 

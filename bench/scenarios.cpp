@@ -35,8 +35,9 @@ struct settings {
     std::string only;
     std::uint64_t rounds = 0;
     double seconds = 0;
-    std::uint64_t clients = 0, payload = 0, rate = 0, burst = 0, threads = 0; // 0: the scenario's
-    std::string rivals;
+    std::uint64_t clients = 0, payload = 0, rate = 0, burst = 0, behind = 0,
+                  threads = 0; // 0: the scenario's
+    std::string rivals, rivals_each;
     std::string json, svg;
     bool quick = false;
     bool scaling = false;
@@ -62,6 +63,7 @@ struct leg {
     double deflate = unknown;                                     // us a message
     double memory = unknown;                                      // bytes a client
     double growth = unknown;                                      // KiB in the window
+    double peak = unknown;                                        // MiB above its beginning
     double churned = unknown;                                     // a second
     double server_disturbed = 0, client_disturbed = 0; // % of its cores that somebody else used
     std::uint64_t lost = 0, duplicates = 0, out_of_order = 0, disconnected = 0, unanswered = 0;
@@ -98,6 +100,8 @@ public:
         result_.memory = (resident() - before_) / static_cast<double>(what_.clients);
         if (what_.bursts > 0)
             measure_bursts();
+        else if (what_.wants_replay)
+            measure_return();
         else
             measure_rate();
         finish();
@@ -196,6 +200,28 @@ private:
         result_.deliveries = static_cast<double>(what_.burst * what_.reach()) / result_.span * 1e3;
     }
 
+    /// How long those that are behind take, and what the steady ones notice of it.
+    void measure_return() {
+        client_.ask(command::start);
+        client_.read_until(what_.burst);
+        client_.read_for(what_.warmup);
+        const edge from = reach_edge();
+        bench::restart_peak(process_);
+        client_.counts().in_window = client_.counts_of_behind().in_window = true;
+        if (what_.behind == 0) {
+            client_.read_for(what_.seconds);
+        } else {
+            const std::uint64_t start = bench::now_ns();
+            const auto end = client_.let_return(what_.burst);
+            if (!end) result_.failure = "not everybody caught up in time";
+            if (end) result_.span = static_cast<double>(*end - start) / 1e6;
+        }
+        client_.counts().in_window = client_.counts_of_behind().in_window = false;
+        fill_figures(from, reach_edge());
+        const double peak = static_cast<double>(bench::peak_bytes(process_));
+        result_.peak = std::max(0.0, peak - from.resident) / 1024 / 1024;
+    }
+
     static double rate(std::uint64_t count, const edge& from, const edge& to) {
         return static_cast<double>(count) * 1e9 / static_cast<double>(to.at - from.at);
     }
@@ -203,7 +229,8 @@ private:
     void fill_figures(const edge& from, const edge& to) {
         const bench::tally& counts = client_.counts();
         const double seconds = static_cast<double>(to.at - from.at) / 1e9;
-        const double deliveries = static_cast<double>(counts.deliveries);
+        const double deliveries =
+            static_cast<double>(counts.deliveries + client_.counts_of_behind().deliveries);
         result_.p50 = counts.latency.quantile(0.50) / 1e3;
         result_.p99 = counts.latency.quantile(0.99) / 1e3;
         result_.p999 = counts.latency.quantile(0.999) / 1e3;
@@ -226,9 +253,13 @@ private:
         const std::uint64_t published = client_.ask(command::stop);
         client_.read_until(published);
         client_.read_for(0.05); // a duplicate would come now
-        result_.lost = published * what_.reach() - client_.counts().received;
+        result_.lost = client_.expected(published) - client_.received();
         result_.duplicates = client_.counts().duplicates;
         result_.out_of_order = client_.counts().out_of_order;
+        if (what_.behind > 0) {
+            result_.duplicates += client_.counts_of_behind().duplicates;
+            result_.out_of_order += client_.counts_of_behind().out_of_order;
+        }
         result_.disconnected = client_.disconnected();
         result_.unanswered = client_.unanswered();
         client_.close_all();
@@ -270,11 +301,12 @@ constexpr figure deflate_time{"deflate_us_per_message", "deflate(), us a message
                               1};
 constexpr figure memory{"memory_bytes_per_client", "memory, bytes a client", &leg::memory, 0};
 constexpr figure growth{"memory_growth_kib", "memory growth, KiB", &leg::growth, 0};
+constexpr figure peak{"memory_peak_mib", "memory peak, MiB", &leg::peak, 1};
 constexpr figure churned{"connects_per_s", "connects /s", &leg::churned, 0};
 
-constexpr const figure* all_figures[] = {&published, &deliveries,   &span,   &p50,    &p99,
-                                         &p999,      &cpu,          &user,   &kernel, &a_write,
-                                         &bytes,     &deflate_time, &memory, &growth, &churned};
+constexpr const figure* all_figures[] = {
+    &published, &deliveries, &span,  &p50,          &p99,    &p999,   &cpu,  &user,
+    &kernel,    &a_write,    &bytes, &deflate_time, &memory, &growth, &peak, &churned};
 
 // How far to trust the others.
 constexpr figure disturbances[] = {
@@ -326,6 +358,8 @@ const contender library{"sse", true};
 const contender library_handler{"sse handler", true, "/handler"};
 const contender library_tokens{"sse", true, "/tokens"};
 const contender library_calm{"sse, no churn", true, "/subscribe/bench", {}, false};
+const contender floor_undisturbed{"floor, none behind", true, "/subscribe/bench", {}, false};
+const contender library_undisturbed{"sse, none behind", true, "/subscribe/bench", {}, false};
 const contender library_unscraped{"sse, no scrapes", true, "/subscribe/bench", {}, false};
 #if defined(SSE_ENABLE_IO_URING)
 const std::vector<contender> both_ways{floor_loop, library, {"sse io_uring", true}};
@@ -351,11 +385,16 @@ std::vector<contender> parse_rivals(const std::string& text) {
     return rivals;
 }
 
-std::vector<contest> whole_set(const std::vector<contender>& rivals) {
-    const auto with_rivals = [&](std::vector<contender> who) {
-        who.insert(who.end(), rivals.begin(), rivals.end());
-        return who;
+/// The rivals, and those of them that send to one client alone, too.
+std::vector<contest> whole_set(const std::vector<contender>& rivals,
+                               const std::vector<contender>& rivals_each) {
+    const auto with = [](const std::vector<contender>& more) {
+        return [&more](std::vector<contender> who) {
+            who.insert(who.end(), more.begin(), more.end());
+            return who;
+        };
     };
+    const auto with_rivals = with(rivals), with_rivals_each = with(rivals_each);
     std::vector<contest> set{
         {{.name = "light", .clients = 100, .rate = 100},
          {&p50, &p99, &p999, &cpu},
@@ -389,19 +428,33 @@ std::vector<contest> whole_set(const std::vector<contender>& rivals) {
         {{.name = "tokens", .rate = 0, .each = 20},
          {&cpu, &p50, &p99, &memory},
          &cpu,
-         {floor_loop, library_tokens}},
+         with_rivals_each({floor_loop, library_tokens})},
         {{.name = "tokens, fast", .rate = 0, .each = 50},
          {&cpu, &p50, &p99},
          nullptr,
-         {floor_loop, library_tokens}},
+         with_rivals_each({floor_loop, library_tokens})},
         {{.name = "personal", .clients = 10'000, .rate = 20'000, .topics = 10'000},
          {&cpu, &p50, &p99},
          &cpu,
-         {floor_loop, library}},
+         with_rivals_each({floor_loop, library})},
         {{.name = "personal, 1,000", .clients = 1'000, .rate = 20'000, .topics = 1'000},
          {&cpu, &p50, &p99},
          nullptr,
+         with_rivals_each({floor_loop, library})},
+        {{.name = "many topics", .rate = 200, .topics = 1'000, .follows = 100},
+         {&cpu, &p50, &p99, &memory},
+         &cpu,
          {floor_loop, library}},
+        {{.name = "replay",
+          .clients = 500,
+          .rate = 50,
+          .burst = 10'000,
+          .wants_replay = true,
+          .behind = 5'000,
+          .ids = true},
+         {&span, &p50, &p99, &p999, &cpu, &peak},
+         &span,
+         {floor_loop, library, floor_undisturbed, library_undisturbed}},
     };
     if (!rivals.empty()) // what one write a message cannot do at 2,000 messages a second
         set.insert(set.begin() + 2, {{.name = "busy", .rate = 200},
@@ -509,7 +562,7 @@ placement place(const settings& set, std::uint64_t threads) {
 }
 
 leg run_leg(scenario what, const contender& who, const placement& cores) {
-    if (!who.meets_churn) what.churn = 0;
+    if (!who.meets_others) what.churn = what.behind = 0;
     // So that a burst takes those about as long who write each message by itself.
     if (!who.coalesces && what.bursts > 0) what.burst = std::max<std::uint64_t>(1, what.burst / 20);
     try {
@@ -563,6 +616,9 @@ std::string describe(const scenario& what) {
     else if (what.churn > 0)
         text += ", " + count_of(what.churn, " GET/s of ") + std::string(what.churn_path);
     if (what.topics > 0) text += ", " + count_of(what.topics, " topics");
+    if (what.follows > 0) text += ", " + count_of(what.follows, " to each");
+    if (what.behind > 0)
+        text += ", " + count_of(what.behind, " come ") + count_of(what.burst, " messages behind");
     if (what.threads > 1) text += ", " + count_of(what.threads, " workers");
     return text;
 }
@@ -744,6 +800,7 @@ void write_contest(bench::json& out, const contest& from) {
     out.open("").field("name", what.name).field("description", describe(what));
     out.field("calm", from.calm()).field("clients", what.clients).field("payload", what.payload);
     out.field("rate", what.rate).field("burst", what.burst).field("bursts", what.bursts);
+    out.field("behind", what.behind).field("follows", what.follows);
     out.field("unread", what.unread).field("churn", what.churn).field("topics", what.topics);
     out.field("threads", what.threads).field("seconds", what.seconds).open("medians");
     for (std::size_t who = 0; who < from.who.size(); ++who) {
@@ -849,12 +906,17 @@ settings parse(int count, char** values, bench::flags& flags) {
 #endif
     flags.text("--rivals", set.rivals,
                "name=command,...: programs that obey as bench::conductor does");
+    flags.text("--rivals-each", set.rivals_each,
+               "those of them that also send to one client alone, by --each and --topics");
     flags.number<std::uint64_t>("--rounds", set.rounds, 0, 100, "of a leg for each; 0: 5, or 3");
     flags.number("--seconds", set.seconds, 0.0, 600.0, "measured in a leg; 0: 3");
     flags.number<std::uint64_t>("--clients", set.clients, 0, 1'000'000, "0: the scenario's");
     flags.number<std::uint64_t>("--payload", set.payload, 0, 1 << 20, "0: the scenario's");
     flags.number<std::uint64_t>("--rate", set.rate, 0, 1'000'000, "0: the scenario's");
     flags.number<std::uint64_t>("--burst", set.burst, 0, 1'000'000, "0: the scenario's");
+    flags.number<std::uint64_t>("--behind", set.behind, 0, 1'000'000,
+                                "clients of replay that come back; 0: 5,000, or 500 with --quick, "
+                                "or so many for each of --clients");
     flags.number<std::uint64_t>("--threads", set.threads, 0, 256, "0: the scenario's");
     flags.toggle("--details", set.details, true, "print every figure");
     flags.toggle("--markdown", set.markdown, true, "print a table in Markdown");
@@ -873,12 +935,16 @@ void adjust(const settings& set, scenario& what) {
         if (value != 0) target = value;
     };
     if (set.clients != 0) what.unread = what.unread * set.clients / what.clients;
+    if (set.clients != 0) what.behind = what.behind * set.clients / what.clients;
+    if (set.quick) what.behind /= 10;
+    if (what.behind != 0) choose(what.behind, set.behind);
     const bool has_topic_each = what.topics == what.clients;
     choose(what.clients, set.clients);
     if (has_topic_each) what.topics = what.clients;
+    what.follows = std::min(what.follows, what.topics);
     choose(what.payload, set.payload);
     if (what.rate != 0) choose(what.rate, set.rate);
-    if (what.burst > 1 && what.bursts > 0) choose(what.burst, set.burst);
+    if (what.burst > 1 && (what.bursts > 0 || what.behind > 0)) choose(what.burst, set.burst);
     choose(what.threads, set.threads);
     what.seconds = set.seconds;
     what.warmup = std::min(what.warmup, set.seconds / 3);
@@ -886,7 +952,8 @@ void adjust(const settings& set, scenario& what) {
 
 std::vector<contest> choose(const settings& set, const bench::flags& flags) {
     std::vector<contest> contests =
-        set.scaling ? scaling_set() : whole_set(parse_rivals(set.rivals));
+        set.scaling ? scaling_set()
+                    : whole_set(parse_rivals(set.rivals), parse_rivals(set.rivals_each));
 #if defined(SSE_ENABLE_TLS)
     if (set.tls) contests = tls_set();
 #endif
@@ -905,9 +972,10 @@ std::vector<contest> choose(const settings& set, const bench::flags& flags) {
     const std::uint64_t files = bench::raise_file_limit();
     for (contest& each : contests) {
         adjust(set, each.what);
-        if (each.what.clients + 512 > files)
-            flags.reject(std::to_string(each.what.clients) + " clients need more open files than " +
-                         "the " + std::to_string(files) + " that the hard limit allows");
+        if (each.what.clients + each.what.behind + 512 > files)
+            flags.reject(std::to_string(each.what.clients + each.what.behind) +
+                         " clients need more open files than " + "the " + std::to_string(files) +
+                         " that the hard limit allows");
         if (each.what.topics != 0 && each.what.clients % each.what.topics != 0 &&
             each.what.topics % each.what.clients != 0)
             flags.reject(

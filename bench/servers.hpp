@@ -26,6 +26,7 @@
 #include <exception>
 #include <optional>
 #include <span>
+#include <unordered_map>
 
 namespace bench {
 
@@ -41,6 +42,9 @@ struct scenario {
     std::uint64_t churn = 0;  // further clients a second that come, see the head and leave
     std::string_view churn_path = {}; // what they ask for; empty: what the others do
     std::uint64_t topics = 0;         // shared out among the clients; 0: all follow the same one
+    std::uint64_t follows = 0;        // so many of them, the next ones, each client; 0: its share
+    bool wants_replay = false;        // measured is how long these take:
+    std::uint64_t behind = 0;         // further clients that come at once, and want the burst too
     std::uint64_t each = 0; // messages a second to each client, by a handler of its own that
                             // sends and sleeps
     content says = content::padding;
@@ -53,6 +57,7 @@ struct scenario {
     std::uint64_t reach() const {
         if (each > 0) return 1;
         if (topics == 0) return clients - unread;
+        if (follows > 0) return clients / topics * follows;
         return std::max<std::uint64_t>(1, clients / topics);
     }
 };
@@ -69,8 +74,8 @@ struct contender {
     std::string name;
     bool coalesces = false; // what waits goes out in one write
     std::string path = "/subscribe/bench";
-    std::vector<std::string> program = {}; // of a rival; it is given --rate, --burst, --payload
-    bool meets_churn = true;               // where the scenario has some
+    std::vector<std::string> program = {}; // of a rival; it is given flags, see execute()
+    bool meets_others = true;              // who come, where the scenario has some
     bool secure = false;                   // clients speak TLS
     bool behind_nginx = false;             // which is measured with it
     bool compresses = false;               // clients accept gzip, and get it
@@ -81,15 +86,15 @@ inline std::string topic_name(std::uint64_t number) { return "/bench/" + std::to
 // The floor: plain sockets, one thread, no library ////////////////////////////////////////////////
 
 /// Keeps all that it published, and for each client a position: everything after that in one
-/// send(). Without coalescing one send() for each message. Where each client has a topic, a send()
-/// to that one alone; where each has a handler, a send() when it is due, rounded up to a
-/// millisecond. Where it compresses, by a stream of zlib for each client.
+/// send(). Without coalescing one send() for each message. Where there are topics, a send() to each
+/// client that follows the message's; where each has a handler, a send() when it is due, rounded up
+/// to a millisecond. Where it compresses, by a stream of zlib for each client.
 class floor_server {
 public:
     floor_server(const scenario& load, const contender& who)
         : conductor_(load.rate, load.burst, load.payload, load.says), coalesces_(who.coalesces),
-          secure_(who.secure), compresses_(who.compresses), ids_(load.ids),
-          topics_(load.topics, -1), due_(load.each > 0 ? most_ms : 0), line_(load.payload) {
+          secure_(who.secure), compresses_(who.compresses), ids_(load.ids), followers_(load.topics),
+          due_(load.each > 0 ? most_ms : 0), line_(load.payload) {
 #if defined(SSE_ENABLE_ZLIB)
         conductor_.more = [] { return deflate_times::here().report(); };
 #endif
@@ -125,9 +130,9 @@ public:
                 continue;
             }
             conductor_.publish_due([this](std::string_view line, std::uint64_t seq) {
-                return topics_.empty() ? publish_to_all(line, seq) : publish(line, seq);
+                return followers_.empty() ? publish_to_all(line, seq) : publish(line, seq);
             });
-            if (coalesces_ && topics_.empty()) send_to_all();
+            if (coalesces_ && followers_.empty()) send_to_all();
         }
     }
 
@@ -222,20 +227,35 @@ private:
         client& one = at(fd);
         one.place = static_cast<std::uint32_t>(streams_.size());
         one.streams = true;
-        one.sent = published_.size();
+        const std::string_view request(buffer.data(), static_cast<std::size_t>(size));
+        one.sent = asks_for_all(request) ? 0 : published_.size();
         streams_.push_back(fd);
-        if (!topics_.empty())
-            topics_[topic_of({buffer.data(), static_cast<std::size_t>(size)})] = fd;
+        if (!followers_.empty()) follow(fd, request);
         if (period_ns_ > 0) {
             at(fd).next_ns = now_ns() + streams_.size() * 7'919'000 % period_ns_;
             await(fd);
         }
     }
 
-    /// The number at the end of the request's path.
-    std::size_t topic_of(std::string_view request) const {
-        const std::size_t end = request.find(' ', 4), slash = request.rfind('/', end);
-        return static_cast<std::size_t>(std::atoi(request.data() + slash + 1)) % topics_.size();
+    static bool asks_for_all(std::string_view request) {
+        return request.substr(0, request.find('\r')).find("?from=oldest") != request.npos;
+    }
+
+    /// The topics are named as topic_name() does.
+    void follow(int fd, std::string_view request) {
+        constexpr std::string_view before = "/bench/";
+        const std::size_t end = request.find(' ', 4);
+        for (std::size_t at = request.find(before); at < end; at = request.find(before, at + 1)) {
+            const int number = std::atoi(request.data() + at + before.size());
+            const std::size_t topic = static_cast<std::size_t>(number) % followers_.size();
+            followers_[topic].push_back(fd);
+            followed_[fd].push_back(topic);
+        }
+    }
+
+    void unfollow(int fd) {
+        for (const std::size_t topic : followed_[fd]) std::erase(followers_[topic], fd);
+        followed_.erase(fd);
     }
 
     void await(int fd) { due_[ms_of(at(fd).next_ns) % most_ms].push_back(fd); }
@@ -275,8 +295,7 @@ private:
     }
 
     bool publish(std::string_view line, std::uint64_t seq) {
-        const int fd = topics_[seq % topics_.size()];
-        if (fd >= 0) send_line(fd, line);
+        for (const int fd : followers_[seq % followers_.size()]) send_line(fd, line);
         return true;
     }
 
@@ -286,6 +305,7 @@ private:
             at(streams_.back()).place = at(fd).place;
             streams_.pop_back();
         }
+        if (!followers_.empty()) unfollow(fd);
         at(fd) = {};
         close(fd);
     }
@@ -347,7 +367,8 @@ private:
     std::vector<client> clients_; // by descriptor
     std::vector<int> streams_;
     std::string published_;
-    std::vector<int> topics_; // whose client it is
+    std::vector<std::vector<int>> followers_;                    // by topic
+    std::unordered_map<int, std::vector<std::size_t>> followed_; // topics, by descriptor
 
     static constexpr std::uint64_t most_ms = 4'096; // longer than any period
     std::uint64_t period_ns_ = 0;                   // of each client's handler; 0: they have none
@@ -584,7 +605,9 @@ private:
     static int execute(const scenario& load, std::vector<std::string> words) {
         for (const auto& [flag, value] : {std::pair("--rate", load.rate),
                                           {"--burst", load.burst},
-                                          {"--payload", load.payload}}) {
+                                          {"--payload", load.payload},
+                                          {"--each", load.each},
+                                          {"--topics", load.topics}}) {
             words.emplace_back(flag);
             words.push_back(std::to_string(value));
         }
