@@ -25,8 +25,8 @@ if [ "${1:-}" = --compile ]; then
     exec bench/compile.sh "$@"
 fi
 
-parts="scenarios ring instructions"
-seconds=20 # of the ring
+parts="scenarios ring publish instructions"
+seconds=20 # of the ring, and of publish
 record=
 rivals=
 json=
@@ -142,6 +142,7 @@ for part in $parts; do
     zlib) build/bench/scenarios_zlib --json build/zlib.json "${more[@]}" || status=1 ;;
     bus) build/bench/bus --json build/bus.json "${more[@]}" || status=1 ;;
     ring) build/bench/ring --json build/ring.json --seconds $seconds || status=1 ;;
+    publish) build/bench/publish --json build/publish.json --seconds $seconds || status=1 ;;
     instructions) show_instructions ;;
     esac
 done
