@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up, builds optimized and runs the benchmarks.
-#   ./bench/run.sh                     all, in about 10 minutes
-#   ./bench/run.sh --quick             one short round, in about a minute
+#   ./bench/run.sh                     all, in about 15 minutes
+#   ./bench/run.sh --quick             one short round, in about two minutes
 #   ./bench/run.sh --rivals            beside nginx with nchan, better-sse and a Boost.Beast server too
 #   ./bench/run.sh --scaling           instead: more workers, clients, bytes and topics
 #   ./bench/run.sh --instructions      instead: instructions of each step, and what changed
