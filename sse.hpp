@@ -18231,7 +18231,7 @@ inline constexpr std::string_view page_script = R"js(
 // HTML 9.2.6, for text cut anywhere. A block has o: an id of its own, p: the id before it, i: the
 // id with it, e: [type, data] if it is an event.
 function parser(last, setRetry) {
-    let rest = "", cr = false, id = last, own = false, type = "", data = "";
+    let rest = "", cr, id = last, own, type = "", data = "";
     return text => {
         const blocks = [];
         if (!text) return blocks;
@@ -18336,7 +18336,7 @@ export function connect(url, {
     // Reads the stream until it is stopped, for all tabs or as a chaser.
     function read(leads) {
         let last = stream.lastEventId, retry = 3000, failed = 0, refused = 0;
-        let attempt, fresh, wake = never, stopped = false;
+        let attempt, fresh, wake = never, stopped;
 
         // Returns how long to wait at least, negative: not at all.
         async function request() {
@@ -18355,7 +18355,7 @@ export function connect(url, {
                 const parse = parser(last, time => retry = time);
                 for (;;) {
                     const { done, value } = await body.read();
-                    // If this tab was stopped, another may read: that is heard first.
+                    // If it was stopped, another may read: that is heard first.
                     if (leads && locks && clock() - fresh > 99) await locks.query();
                     if (done || stopped) return 0;
                     fresh = clock();
@@ -18375,8 +18375,7 @@ export function connect(url, {
             }
             failed++;
             if (leads) tell("connecting", { status });
-            const after = field("Retry-After");
-            const there = Date.parse(field("Date")) || Date.now();
+            const after = field("Retry-After"), there = Date.parse(field("Date")) || Date.now();
             return Math.max(after * 1000 || Date.parse(after) - there || 0, 0);
         }
 
@@ -18397,8 +18396,8 @@ export function connect(url, {
                     attempt.abort();
                 }
                 if (stopped || least < 0) continue;
-                const pause = Math.max(retry, Math.min(retry * 2 ** failed / 2, 30000));
-                const time = Math.max(pause, least) * (1 + Math.random() / 2);
+                const time = (1 + Math.random() / 2) *
+                    Math.max(retry, least, Math.min(retry * 2 ** failed / 2, 30000));
                 await new Promise(done => {
                     setTimeout(done, Math.min(time, 864e5));
                     wake = () => least || done();
@@ -18414,7 +18413,7 @@ export function connect(url, {
                 attempt.abort();
                 wake();
             },
-            // Connects again after more silence than this, and now rather than later.
+            // Connects again after more silence, and now rather than later.
             check(most, now) {
                 if (heartbeat && clock() - fresh > most) attempt.abort();
                 if (now) wake();
@@ -18447,8 +18446,7 @@ export function connect(url, {
 
     function seek(steal) {
         turn?.abort();
-        const asked = turn = new AbortController();
-        const current = () => turn == asked && !signal.aborted;
+        const asked = turn = new AbortController(), current = () => turn == asked && !signal.aborted;
         locks.request(name, steal ? { steal } : { signal: asked.signal }, () => {
             if (!current()) return;
             lead();
@@ -18486,7 +18484,10 @@ export function connect(url, {
             if (!reader) return;
             if (asks > term) term = asks + 1;
             if (now) reader.check(1.25 * beat, now);
-            return post([]);
+            // One for all who ask, as above.
+            return reader.answer ??= locks.query().then(() => {
+                if (reader) reader.answer = post([]);
+            });
         }
         if (t < term) return reader || ask();
         if (reader && t == term) return;
@@ -18505,7 +18506,7 @@ export function connect(url, {
         if (locks && !reader && (now || clock() - heard > silence)) ask(now);
     }
 
-    // Leaves the lock to tabs that are not frozen or put away.
+    // Leaves the lock to other tabs.
     function rest() {
         if (!locks) return;
         turn?.abort();

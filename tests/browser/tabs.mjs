@@ -396,13 +396,14 @@ async function loseStreams(browser, hub, wire, tabs) {
 
 // >>server  A server that a test plays
 async function playServer(script) {
-    const played = { requests: [], play: null };
+    const played = { requests: [], play: null, held: null };
     const server = createServer((request, response) => {
         response.setHeader("Access-Control-Allow-Origin", "*");
         if (request.url === "/health") return response.end("empty\n");
         if (request.url === "/sse.js") {
             return response.writeHead(200, { "Content-Type": "text/javascript" }).end(script);
         }
+        if (request.url === "/held") return played.held = response;
         if (request.url !== "/stream") return response.writeHead(404).end();
         const { authorization: token, "last-event-id": lastEventId } = request.headers;
         played.requests.push({ token, lastEventId, at: Date.now() });
@@ -531,6 +532,71 @@ async function testAnswers(browser, played) {
         equal(heard, "before", "what it heard");
         await page.close();
     });
+
+    // A page that waits for an answer in the middle of its script is as good as stopped.
+    const stop = async page => {
+        const asked = page.evaluate(() => {
+            const request = new XMLHttpRequest();
+            request.open("GET", "/held", false);
+            request.send();
+        });
+        const response = await eventually(() => played.held, "the page waits");
+        played.held = null;
+        return () => (response.end(), asked);
+    };
+    // A page that plays another tab: what others say to each other is heard there.
+    const openOther = async () => {
+        const page = await browser.openPage(played.url + "health");
+        await page.evaluate(async () => {
+            const [{ name }] = (await navigator.locks.query()).held;
+            window.told = [];
+            const ear = new BroadcastChannel(name), mouth = new BroadcastChannel(name);
+            ear.onmessage = ({ data }) => told.push(data);
+            Object.assign(window, { lock: name, say: message => mouth.postMessage(message) });
+        });
+        return page;
+    };
+    // A tab that reads is stopped, and asked often by another one.
+    const whileStopped = async body => {
+        played.begin(response => stream(response, "data: 1\n\n"));
+        const page = await openTab(browser, played.url, { heartbeat: 0 }, "/stream");
+        await isOpen(page);
+        const other = await openOther();
+        try {
+            const goOn = await stop(page);
+            await other.evaluate(() => { for (let i = 0; i < 50; ++i) say({ ask: 1 }); });
+            await other.until(() => told.length === 50);    // so the stopped one has them too
+            await body(other, goOn, page);
+        } finally {
+            await page.close();
+            await other.close();
+        }
+    };
+
+    await check("script: tabs that ask at once get few answers", () =>
+        whileStopped(async (other, goOn) => {
+            const last = Date.now() + 3600e3;   // a later term, which shows in the answer to it
+            await other.evaluate(term => say({ ask: term }), last);
+            await other.until(term => told.at(-1).ask === term, last);
+            await goOn();
+            await other.until(term => told.at(-1).t > term, last);
+            const answers = await other.evaluate(() => told.filter(each => each.t).length);
+            expect(answers < 10, `${answers} answers to 51`);
+        }));
+
+    await check("script: a tab that was stopped answers nobody if another reads by now", () =>
+        whileStopped(async (other, goOn, page) => {
+            await other.evaluate(() => new Promise(taken => navigator.locks.request(
+                lock, { steal: true }, () => (taken(), new Promise(() => {})))));
+            await goOn();
+            await other.until(() => told.some(each => each.ask > 1));   // by now it follows
+            equal(await other.evaluate(() => told.filter(each => each.t).length), 0, "answers");
+            await other.evaluate(() => say({
+                t: Date.now() + 1, i: "", s: "open", d: {},
+                b: [{ o: false, p: "", i: "", e: ["message", "of the other"] }],
+            }));
+            await page.until(() => heard.at(-1) === "of the other" && !stream.reads);
+        }));
 
     await check("script: a silent stream is opened again", async () => {
         played.begin((response, number) => stream(response, `data: ${number}\n\n`));
