@@ -22,10 +22,13 @@ import { testScript } from "./tabs.mjs";
 import { testTls } from "./tls.mjs";
 
 const { values: given, positionals: programs } = parseArgs({
-    allowPositionals: true, options: { screenshots: { type: "string" }, tabs: { type: "string" } },
+    allowPositionals: true, options: {
+        screenshots: { type: "string" }, tabs: { type: "string" }, way: { type: "string" },
+    },
 });
 if (programs.length !== 3) {
-    console.error("usage: node browser.mjs HUB SYSENV CHAT [--screenshots DIR] [--tabs ROUNDS]");
+    console.error("usage: node browser.mjs HUB SYSENV CHAT [--screenshots DIR] " +
+                  "[--tabs ROUNDS [--way WAY]]");
     process.exit(2);
 }
 const [hubProgram, sysenvProgram, chatProgram] = programs;
@@ -1137,7 +1140,7 @@ try {
     if (!given.tabs) await testPages();
     await testScript({
         check, expect, equal, within, publish, wireTo, program, flags,
-        rounds: Number(given.tabs ?? 12),
+        rounds: Number(given.tabs ?? 12), way: given.way,
         startHub: port => startHubWithoutDemo(port, "--heartbeat", "1"),
     }).catch(error => check("testScript", () => { throw error; }));
     if (!given.tabs) {
