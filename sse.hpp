@@ -18355,8 +18355,8 @@ export function connect(url, {
                 const parse = parser(last, time => retry = time);
                 for (;;) {
                     const { done, value } = await body.read();
-                    // If it was stopped, another may read: that is heard first.
-                    if (leads && locks && clock() - fresh > 99) await locks.query();
+                    // If another reads by now, that is heard first.
+                    if (leads && locks) await locks.query();
                     if (done || stopped) return 0;
                     fresh = clock();
                     const blocks = parse(decoder.decode(value, { stream: true }));
