@@ -4911,11 +4911,12 @@ constexpr std::uint32_t crc_shift(std::uint64_t bytes) noexcept {
 /// What all clients of a group can be sent.
 struct shared_block {
     std::string_view bytes;
-    std::size_t text_size = 0;  ///< Of what they say,
-    std::uint32_t checksum = 0; ///< its CRC-32,
-    std::uint32_t shift = 0;    ///< and the crc_shift() of its size.
-    std::uint64_t number = 0;   ///< Of no other block of the thread. Not 0.
-    std::uint64_t after = 0;    ///< The number of the block before. 0: it is fresh.
+    std::size_t text_size = 0;   ///< Of what they say,
+    std::uint32_t checksum = 0;  ///< its CRC-32,
+    std::uint32_t shift = 0;     ///< and the crc_shift() of its size.
+    std::uint64_t number = 0;    ///< Of no other block of the thread. Not 0.
+    std::uint64_t after = 0;     ///< The number of the block before. 0: it is fresh.
+    mutable frame_ref kept = {}; ///< The bytes, once a client has taken only a part of them.
 };
 
 /// Compresses for a group of clients that get the same. Some 270 KB.
@@ -4984,18 +4985,27 @@ inline shared_block shared_window::compress(std::string_view text, std::uint64_t
         last_ = 0;
         said_ = 0;
     }
-    return {std::string_view(out).substr(0, size),
-            text.size(),
-            checksum,
-            crc_shift(text.size()),
-            number,
-            after};
+    return {.bytes = std::string_view(out).substr(0, size),
+            .text_size = text.size(),
+            .checksum = checksum,
+            .shift = crc_shift(text.size()),
+            .number = number,
+            .after = after};
 }
 
 /// The gzip stream of one client: what its decoder has, in 16 bytes.
 class gzip_stream {
 public:
     static constexpr std::string_view header{"\x1f\x8b\x08\0\0\0\0\0\0\xff", 10};
+
+    /// What is left of a block that a short write has cut. The bytes of a shared block are kept
+    /// once: a large message would cost each slow client a copy.
+    struct remainder {
+        frame_ref of; ///< Null: nothing is.
+        std::size_t at = 0;
+
+        std::string_view bytes() const noexcept { return of->bytes().substr(at); }
+    };
 
     /// Whether bytes are put into the stream. Otherwise they pass as they are.
     bool is_on() const noexcept { return last_ != off; }
@@ -5019,7 +5029,7 @@ public:
     /// nullopt if the connection broke: then this object may be destroyed. Returns how many bytes
     /// of `buffers` were taken. Until the rest of a block is written, its last byte counts as not
     /// taken, so that the caller calls again. `rest` returns where that rest is: a pointer that is
-    /// null if there is none, unless it is asked to make it. It may throw.
+    /// null if there is none, unless it is asked to make it. Throws std::bad_alloc.
     template <class Rest, class Write>
     std::optional<std::size_t> write(std::span<const asio::const_buffer> buffers, Rest&& rest,
                                      Write&& write);
@@ -5038,6 +5048,7 @@ private:
     void assemble(portion& p, std::span<const asio::const_buffer> from, std::size_t skip) const;
     void add(const portion& p) noexcept;
     void pass(std::size_t bytes) noexcept;
+    static frame_ref copy(const portion& p, std::size_t gone);
 
     std::uint64_t last_ = off; // the shared block that it ends with; 0: another one
     std::uint32_t checksum_ = 0;
@@ -5102,17 +5113,29 @@ inline void gzip_stream::pass(std::size_t bytes) noexcept {
     if (size_ == 0) last_ = 0;
 }
 
+/// The portion after its first `gone` bytes.
+inline frame_ref gzip_stream::copy(const portion& p, std::size_t gone) {
+    frame_ref made(frame::make(frame::kind::raw, {}, p.size() - gone, false));
+    char* to = made->writable();
+    for (std::size_t i = 0; i < p.count; ++i) {
+        const asio::const_buffer remaining = p.buffers[i] + gone;
+        gone -= std::min(gone, p.buffers[i].size());
+        to = std::copy_n(static_cast<const char*>(remaining.data()), remaining.size(), to);
+    }
+    return made;
+}
+
 template <class Rest, class Write>
 std::optional<std::size_t> gzip_stream::write(std::span<const asio::const_buffer> buffers,
                                               Rest&& rest, Write&& write) {
     std::size_t taken = 0;
-    if (std::string* const kept = rest(false); kept && !kept->empty()) {
-        const asio::const_buffer remaining = asio::buffer(*kept);
+    if (remainder* const kept = rest(false); kept && kept->of) {
+        const asio::const_buffer remaining = asio::buffer(kept->bytes());
         const std::optional<std::size_t> n = write(std::span(&remaining, 1));
         if (!n) return std::nullopt;
-        kept->erase(0, *n);
-        if (!kept->empty()) return 0;
-        kept->shrink_to_fit();
+        kept->at += *n;
+        if (!kept->bytes().empty()) return 0;
+        *kept = {};
         taken = 1; // the last byte of that block
     }
     for (;;) {
@@ -5126,12 +5149,7 @@ std::optional<std::size_t> gzip_stream::write(std::span<const asio::const_buffer
         if (p.text != 0) add(p);
         taken += p.before + p.text;
         if (*n == p.size()) continue;
-        std::string& kept = *rest(true);
-        for (std::size_t i = 0, gone = *n; i < p.count; ++i) {
-            const asio::const_buffer remaining = p.buffers[i] + gone;
-            gone -= std::min(gone, p.buffers[i].size());
-            kept.append(static_cast<const char*>(remaining.data()), remaining.size());
-        }
+        *rest(true) = {copy(p, *n)};
         return taken - 1;
     }
 }
@@ -5145,7 +5163,8 @@ std::optional<std::size_t> gzip_stream::write(const shared_block& b, Rest&& rest
     size_ += static_cast<std::uint32_t>(b.text_size);
     last_ = b.number;
     if (*n == b.bytes.size()) return b.text_size;
-    rest(true)->append(b.bytes.substr(*n));
+    if (!b.kept) b.kept = make_raw_frame(b.bytes);
+    *rest(true) = {b.kept, *n};
     return b.text_size - 1;
 }
 
@@ -7554,6 +7573,7 @@ inline void feed::end_group() noexcept {
     if (block_compressed_ && group_ && group_takers_ < group_others_) group_->window.restart();
     block_compressed_ = false;
     group_ = nullptr;
+    shared_.kept = {};
 }
 
 #endif
@@ -10265,7 +10285,7 @@ struct connection final : receiver, stream {
         limit_reached over = limit_reached::none; ///< Then counted separately.
         std::uint32_t discarded = 0;              ///< Bytes received on the open stream.
 #if defined(SSE_ENABLE_ZLIB)
-        std::string unsent; ///< Of a piece of its gzip stream that a short write has cut.
+        gzip_stream::remainder unsent;
 #endif
     };
 
@@ -12357,7 +12377,7 @@ SSE_DECL std::optional<std::size_t> connection::write_shared(const shared_block&
 
 template <class What>
 std::optional<std::size_t> connection::write_gzip(const What& what) {
-    const auto rest = [this](bool make) -> std::string* {
+    const auto rest = [this](bool make) -> gzip_stream::remainder* {
         return make || extra_ ? &extra().unsent : nullptr;
     };
     try {

@@ -58,9 +58,8 @@ class client {
         };
     }
     auto rest() {
-        return [this](bool make) {
-            if (make && !rest_) rest_ = std::make_unique<std::string>();
-            return rest_.get();
+        return [this](bool make) -> gzip_stream::remainder* {
+            return make || rest_.of ? &rest_ : nullptr;
         };
     }
 
@@ -113,6 +112,8 @@ public:
         CHECK(!stream_.is_on());
     }
     bool is_idle() const noexcept { return waiting_.empty(); }
+    /// What it is kept of a block that it has taken a part of.
+    const gzip_stream::remainder& kept() const noexcept { return rest_; }
     std::size_t bytes() const noexcept { return raw_.size(); }
 
     /// Everything that it was sent is read, as soon as it has all of it.
@@ -133,7 +134,7 @@ public:
 private:
     const std::string head_;
     gzip_stream stream_;
-    std::unique_ptr<std::string> rest_;
+    gzip_stream::remainder rest_;
     std::string waiting_;
     std::string expected_;
     std::string raw_;
@@ -269,6 +270,30 @@ TEST_CASE("a block of which a client took nothing is offered again, alone") {
     CHECK(!one.share("data: b\n\n", window.compress("data: b\n\n", 2, out), client::all));
     one.check();
     one.check_end();
+}
+
+TEST_CASE("what clients have yet to take of a shared block is kept once for all of them") {
+    shared_window window;
+    std::string out;
+    support::dice dice(20260106);
+    const std::string text = noise(dice, 1'000'000);
+    std::vector<std::unique_ptr<client>> clients;
+    for (int i = 0; i < 5; ++i) {
+        clients.push_back(std::make_unique<client>());
+        clients.back()->take(client::all);
+    }
+    const shared_block first = window.compress(text, 1, out);
+    for (std::size_t i = 0; i < clients.size(); ++i) {
+        CHECK(clients[i]->share(text, first, 1 + 1000 * i));
+        CHECK(clients[i]->kept().of.get() == clients.front()->kept().of.get());
+        CHECK(clients[i]->kept().at == 1 + 1000 * i);
+    }
+    window.compress(text, 2, out); // the bytes of the first are gone from there
+    for (const auto& one : clients) {
+        one->take(client::all);
+        CHECK(!one->kept().of);
+        one->check_end();
+    }
 }
 
 TEST_CASE("large texts are compressed whole, however much larger they become") {

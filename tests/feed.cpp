@@ -2249,7 +2249,7 @@ private:
     std::vector<span_of_gap> never_;
 #if defined(SSE_ENABLE_ZLIB)
     std::unique_ptr<support::gzip_reader> reader_; // of its gzip stream, if it has one
-    std::unique_ptr<std::string> rest_;
+    sse::detail::gzip_stream::remainder rest_;
 #endif
 };
 
@@ -2569,10 +2569,7 @@ void line::compress() {
 
 template <class What>
 std::optional<std::size_t> line::write_gzip(const What& what) {
-    const auto rest = [this](bool make) {
-        if (make && !rest_) rest_ = std::make_unique<std::string>();
-        return rest_.get();
-    };
+    const auto rest = [this](bool) { return &rest_; };
     return gzip_.write(what, rest, [this](auto coded) { return write_plain(coded); });
 }
 
