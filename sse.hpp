@@ -4352,7 +4352,8 @@ inline std::optional<int> read_weight(std::string_view parameters) {
 }
 
 /// Whether a client wants gzip (RFC 9110 12.5.3): only if it says so, by that name or by "*", and
-/// likes nothing less than sending the bytes as they are. What has a malformed weight is ignored.
+/// likes nothing less than sending the bytes as they are. What has a malformed weight is ignored,
+/// but not that gzip was named: "*" does not stand for it then.
 inline bool accepts_gzip(const field_list& fields) {
     std::optional<int> gzip;
     std::optional<int> identity;
@@ -4360,10 +4361,10 @@ inline bool accepts_gzip(const field_list& fields) {
     for_each_element(fields, "Accept-Encoding", [&](std::string_view element) {
         const std::string_view coding = element.substr(0, element.find_first_of("; \t"));
         const auto weight = read_weight(element.substr(coding.size()));
-        if (!weight) return;
         const bool is_gzip =
             equal_ignoring_case(coding, "gzip") || equal_ignoring_case(coding, "x-gzip");
-        if (is_gzip) gzip = std::max(gzip.value_or(0), *weight);
+        if (is_gzip) gzip = std::max(gzip.value_or(0), weight.value_or(0));
+        if (!weight) return;
         if (equal_ignoring_case(coding, "identity")) identity = weight;
         if (coding == "*") any = weight;
     });

@@ -220,11 +220,12 @@ bool check_codings(std::string_view list) {
         while (!element.empty() && blank(element.back())) element.pop_back();
         while (!element.empty() && blank(element.front())) element.erase(0, 1);
         std::smatch parts;
-        if (element.empty() || !std::regex_match(element, parts, form)) continue;
-        std::string name = parts[1];
+        const bool is_formed = std::regex_match(element, parts, form);
+        std::string name = element.substr(0, element.find_first_of("; \t"));
         for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
         if (name == "x-gzip") name = "gzip";
-        const double weight = parts[3].matched ? std::stod(parts[3]) : 1;
+        if (element.empty() || (!is_formed && name != "gzip")) continue;
+        const double weight = !is_formed ? 0 : parts[3].matched ? std::stod(parts[3]) : 1;
         weights[name] =
             name == "gzip" && weights.contains(name) ? std::max(weights[name], weight) : weight;
     }
@@ -806,6 +807,8 @@ TEST_CASE("gzip is for clients that say so and like nothing less than bytes as t
              "Accept-Encoding: gzip;q = 1"sv,
              "Accept-Encoding: gzip;level=9"sv,
              "Accept-Encoding: gzip q=1"sv,
+             "Accept-Encoding: gzip;q=0.0000, *"sv, // it is named
+             "Accept-Encoding: *, x-gzip;q=no"sv,
          }) {
         CAPTURE(lines);
         CHECK(!accepts(lines));
