@@ -10317,10 +10317,10 @@ struct connection final : receiver, stream {
     exchange& current_exchange(const char* asked) const;
     void check_thread() const;
     bool must_begin();
-    void begin_streaming(bool finite);
+    void begin_streaming(bool finite, bool shares = false);
     std::optional<std::size_t> write_framed(std::span<const asio::const_buffer> bytes);
 #if defined(SSE_ENABLE_ZLIB)
-    bool wants_gzip() const;
+    bool wants_gzip(bool shares) const;
     template <class What>
     std::optional<std::size_t> write_gzip(const What& what);
     bool end_gzip();
@@ -12984,10 +12984,9 @@ SSE_DECL bool detail::connection::must_begin() {
 #if defined(SSE_ENABLE_ZLIB)
 
 /// Whether the stream that begins gets the same as others, and the client accepts gzip.
-SSE_DECL bool detail::connection::wants_gzip() const {
+SSE_DECL bool detail::connection::wants_gzip(bool shares) const {
     const sse::request& asked = *exchange_->request;
-    const bool shares = asked.is_head() || (wants_plain_ && asked.topics.size() < 2);
-    return shares && detail::accepts_gzip(asked.fields);
+    return shares && asked.topics.size() < 2 && detail::accepts_gzip(asked.fields);
 }
 
 #endif
@@ -12995,7 +12994,7 @@ SSE_DECL bool detail::connection::wants_gzip() const {
 /// Sends the head of an event stream. Its subscription is in effect already, so what is published
 /// once the client sees the head reaches it. The head goes out on the next loop iteration, so that
 /// replayed messages share its write.
-SSE_DECL void detail::connection::begin_streaming(bool finite) {
+SSE_DECL void detail::connection::begin_streaming(bool finite, [[maybe_unused]] bool shares) {
     using detail::chunked_encoder;
     // If the end of the connection ends the body, Varnish holds back what comes with the head.
     const bool framed = finite || request().header("X-Varnish");
@@ -13004,7 +13003,7 @@ SSE_DECL void detail::connection::begin_streaming(bool finite) {
                          exchange_->input.size() <= worker_->hub_.options.limits.head_bytes;
 #if defined(SSE_ENABLE_ZLIB)
     const bool compress = worker_->hub_.options.compress && !finite;
-    const bool gzip = compress && wants_gzip();
+    const bool gzip = compress && wants_gzip(shares);
 #endif
     worker_->enter(*this, phase::streaming);
     if (!chunked) exchange_->input.clear();
@@ -13072,6 +13071,7 @@ SSE_DECL void stream::subscribe(std::string_view topic, subscribe_options how) {
         throw std::system_error(errc::not_acceptable, "sse::stream");
     }
     const bool head_only = first && request().is_head();
+    const bool is_alone = how.filter || !user().empty(); // it gets what others do not
     if (!head_only) {
         const start from = self.resolved(how);
         if (!self.follows() && !user().empty()) {
@@ -13082,7 +13082,7 @@ SSE_DECL void stream::subscribe(std::string_view topic, subscribe_options how) {
         self.worker_->subscribe(self, canonical, from, how, false);
         if (how.held) self.worker_->feed_.hold(self);
     }
-    if (first) self.begin_streaming(false);
+    if (first) self.begin_streaming(false, head_only ? !is_alone : self.wants_plain_);
 }
 
 SSE_DECL bool stream::open() const noexcept {
