@@ -1591,7 +1591,8 @@ struct options {
     /// as a user: what is published to the topic is compressed once for all of them. What goes to
     /// one client alone is never compressed. Whoever chooses a part of what a topic or all topics
     /// are told, and sees how many bytes its clients get, may guess the rest of it (BREACH): not
-    /// for topics that mix secrets with what others write.
+    /// for topics that, with all below them, mix secrets with what others write. Each thread does
+    /// this for 64 topics at a time, with 270 KB each; those of others go out as they are.
     bool compress = false;
 #endif
     /// How long a published message may wait for others, so that they share one write; the wait is
