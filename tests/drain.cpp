@@ -93,7 +93,7 @@ sse::handler greet_and_wait(std::atomic<int>& ended) {
     };
 }
 
-std::string large(std::size_t size = 50'000) { return std::string(size, 'x'); }
+std::string large(std::size_t size = 50'000) { return support::incompressible(size); }
 
 /// Publishers have to wait for a client that does not read, for an hour if need be.
 struct held_server : running_server {

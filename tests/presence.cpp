@@ -91,7 +91,7 @@ std::string until_end(event_client& client) {
     return all;
 }
 
-std::string large(std::size_t size = 50'000) { return std::string(size, 'x'); }
+std::string large(std::size_t size = 50'000) { return support::incompressible(size); }
 
 } // namespace
 

@@ -146,7 +146,7 @@ std::uint64_t only_stream(const sse::server& server) {
 /// Messages of 50 kB, so that a client that does not read is behind soon.
 std::string large(std::uint64_t n) {
     std::string data = text(n) + " ";
-    data.resize(50'000, 'x');
+    data += support::incompressible(50'000 - data.size());
     return data;
 }
 std::uint64_t number_of(const decoded& event) {

@@ -5,9 +5,14 @@
 
 #include "client.hpp"
 
+#include <atomic>
 #include <condition_variable>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <mutex>
+#include <random>
+#include <string>
 
 namespace support {
 
@@ -23,6 +28,21 @@ inline sse::options with_tls_by_default(sse::options o) {
     o.compress = true;
 #endif
     return o;
+}
+
+/// Text that fills the buffers on its way by gzip too, where what repeats would not: another one
+/// each time.
+inline std::string incompressible(std::size_t size) {
+    static std::atomic<std::uint64_t> calls{0};
+    std::mt19937_64 engine(++calls);
+    std::string text;
+    text.reserve(size + 10);
+    while (text.size() < size) {
+        std::uint64_t bits = engine();
+        for (int i = 0; i < 10; ++i, bits >>= 6) text += static_cast<char>('0' + (bits & 63));
+    }
+    text.resize(size);
+    return text;
 }
 
 /// So short a time for a request head, and over TLS for the handshake that it begins with.
