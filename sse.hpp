@@ -5706,6 +5706,50 @@ inline bool covers(std::string_view subscribed, std::string_view published) noex
            (published.size() == subscribed.size() || published[subscribed.size()] == '/');
 }
 
+/// Four of 64 bits for a topic, chosen by its text; none for the root. With `above`, also those of
+/// all topics above it. Topics may share them, by chance or because a client wants them to: only a
+/// missing bit says something.
+inline std::uint64_t topic_bits(std::string_view topic, bool above) noexcept {
+    std::uint64_t bits = 0;
+    std::uint64_t hash = 0xcbf2'9ce4'8422'2325u; // FNV-1a
+    for (std::size_t at = 0; at < topic.size();) {
+        hash = (hash ^ static_cast<unsigned char>(topic[at])) * 0x100'0000'01b3u;
+        if (++at < topic.size() && !(above && topic[at] == '/')) continue;
+        std::uint64_t four = hash * 0x9e37'79b9'7f4a'7c15u;
+        for (int n = 0; n < 4; ++n, four <<= 6) bits |= std::uint64_t{1} << (four >> 58);
+    }
+    return bits;
+}
+
+/// The topics that the log is searched for: a few, or all.
+class topic_set {
+public:
+    topic_set() = default; ///< All.
+    explicit topic_set(std::uint64_t bits) noexcept { add(bits); }
+
+    /// Too many, or the root, make it all.
+    void add(std::uint64_t bits) noexcept {
+        if (size_ == bits_.size() || bits == 0) {
+            bits_.fill(0);
+            size_ = bits_.size(); // it stays so
+        } else {
+            bits_[size_++] = bits;
+        }
+    }
+    bool is_all() const noexcept { return bits_.front() == 0; }
+    /// Whether a message may be for one of them, by the bits of its topic and of those above it.
+    bool may_have(std::uint64_t bits) const noexcept {
+        for (std::size_t n = 0; n < size_; ++n) {
+            if ((bits & bits_[n]) == bits_[n]) return true;
+        }
+        return false;
+    }
+
+private:
+    std::array<std::uint64_t, 4> bits_{};
+    std::size_t size_ = 0;
+};
+
 /// What the log has forgotten of some messages: each mark is one past the last of its sort.
 struct horizon {
     /// Which clients lose something when the log drops a frame.
@@ -5753,6 +5797,7 @@ public:
         std::vector<std::uint64_t> pending;   ///< Frames of the current pass; keep the node alive.
         horizon gone;                         ///< Of what its subscribers would have received.
         bool is_private = false;              ///< Whether it is the topic of one user.
+        std::uint64_t bits = 0;               ///< Of the path.
     };
 
     /// The node of a canonical topic, created if there is none.
@@ -5769,6 +5814,7 @@ public:
             return true;
         });
         at->path = topic;
+        at->bits = topic_bits(topic, false);
         return *at;
     }
 
@@ -6195,6 +6241,10 @@ public:
     /// only for its key.
     std::uint64_t next(std::uint64_t from, bool newest = false) const;
 
+    /// The same, but leaves out most of those that are for none of these topics. Nobody else pays
+    /// for it: the first that comes to a frame notes whom that is for.
+    std::uint64_t next_for(const topic_set& topics, std::uint64_t from, bool newest = false) const;
+
     /// The last sequence before this one that is kept.
     std::optional<std::uint64_t> previous(std::uint64_t from) const;
 
@@ -6251,7 +6301,8 @@ public:
 
 private:
     static constexpr std::uint64_t none = ~std::uint64_t{0};
-    static constexpr std::size_t window_factor = 4; // times the server's bound; older: in older_
+    static constexpr std::size_t window_factor = 4;   // times the server's bound; older: in older_
+    static constexpr std::size_t max_left_out = 1024; // by one call, so that its caller can stop
 
     struct shelf {
         topic_history bounds;
@@ -6278,6 +6329,11 @@ private:
     /// A message for one stream has no key that another message could share.
     static bool has_key(const frame& f) noexcept {
         return !f.key().empty() && f.type() != frame::kind::stream;
+    }
+
+    static std::uint64_t bits_of(const frame& f) noexcept {
+        const bool by_topic = f.type() == frame::kind::topic || f.type() == frame::kind::user;
+        return by_topic ? topic_bits(f.topic(), true) : ~std::uint64_t{0};
     }
 
     const entry& window(std::uint64_t sequence) const {
@@ -6316,6 +6372,7 @@ private:
 
     std::vector<shelf> shelves_; // the server's own; topics', longest first; ephemeral frames
     std::deque<entry> window_;
+    mutable std::deque<std::uint64_t> bits_; // of as many of its frames; 0: not noted yet
     std::uint64_t begin_ = 0;
     std::map<std::uint64_t, entry> older_; // before begin_
     std::uint64_t end_offset_ = 0;         // of all frames ever
@@ -6347,6 +6404,22 @@ inline std::uint64_t frame_log::next(std::uint64_t from, bool newest) const {
     }
     while (from < end() && !fits(window(from))) ++from;
     return std::min(from, end());
+}
+
+inline std::uint64_t frame_log::next_for(const topic_set& topics, std::uint64_t from,
+                                         bool newest) const {
+    if (topics.is_all() || from < begin_ || from >= end()) return next(from, newest);
+    bits_.resize(window_.size());
+    auto bits = bits_.begin() + static_cast<std::ptrdiff_t>(from - begin_);
+    for (const std::uint64_t stop = std::min(from + max_left_out, end()); from < stop; ++bits) {
+        const std::uint64_t at = from++;
+        if (*bits != 0 && !topics.may_have(*bits)) continue;
+        const entry& e = window(at);
+        if (!e.what || !(e.shelved || newest)) continue;
+        if (*bits == 0) *bits = bits_of(*e.what);
+        return at;
+    }
+    return next(from, newest);
 }
 
 inline std::optional<std::uint64_t> frame_log::previous(std::uint64_t from) const {
@@ -6491,6 +6564,7 @@ void frame_log::trim(std::uint64_t keep, std::uint32_t now, Forgot&& forgot) {
             older_.emplace(begin_, std::move(oldest));
         }
         window_.pop_front();
+        if (!bits_.empty()) bits_.pop_front();
         ++begin_;
     }
 }
@@ -7155,6 +7229,7 @@ private:
         std::uint64_t begin = 0;
         std::uint64_t common = 0; ///< From here on it is the same for all clients.
         bool full = false;
+        topic_set for_topic;
         std::string joined; ///< The bytes of the frames.
         batch frames;
     };
@@ -7178,7 +7253,8 @@ private:
 
     static constexpr std::size_t own_turn_bytes = 1024 * 1024; // of a stream that follows nothing
     static constexpr std::size_t max_buffers = 64;             // what Asio passes to one call
-    static constexpr std::size_t max_looks = 4096;             // frames examined for one write
+    static constexpr std::size_t max_looks = 4096;             // frames examined for one write,
+    static constexpr std::size_t max_passed = 64 * 1024;       // and how far, with those left out
     static constexpr std::size_t max_runs = 128;
     static constexpr std::size_t max_empty_pages = 5;  // some seconds apart
     static constexpr std::size_t run_step = 32 * 1024; // little is copied if little is taken
@@ -7202,7 +7278,9 @@ private:
 #endif
     void deliver_alone(receiver& r);
     void find_due(const receiver& r);
-    std::uint64_t next_for(const receiver& r, std::uint64_t from, bool newest) const;
+    static topic_set topics_for(const receiver& r) noexcept;
+    std::uint64_t next_for(const receiver& r, const topic_set& topics, std::uint64_t from,
+                           bool newest) const;
     void deliver_block();
     void continue_sending(receiver& r);
     bool is_behind(const receiver& r) const;
@@ -7625,11 +7703,20 @@ inline void feed::find_due(const receiver& r) {
     due_for_ = &r;
 }
 
-/// The next frame at or after `from` that has to be examined for a client.
-inline std::uint64_t feed::next_for(const receiver& r, std::uint64_t from, bool newest) const {
-    if (due_for_ != &r || from < fanned_ || from >= planned_) return log_.next(from, newest);
+inline topic_set feed::topics_for(const receiver& r) noexcept {
+    topic_set topics;
+    r.for_each_subscription([&](const subscription& one) { topics.add(one.where->bits); });
+    return topics;
+}
+
+/// The next frame at or after `from` that has to be examined for a client of these topics.
+inline std::uint64_t feed::next_for(const receiver& r, const topic_set& topics, std::uint64_t from,
+                                    bool newest) const {
+    if (due_for_ != &r || from < fanned_ || from >= planned_) {
+        return log_.next_for(topics, from, newest);
+    }
     const auto found = std::lower_bound(due_.begin(), due_.end(), from);
-    return found == due_.end() ? log_.next(planned_, newest) : *found;
+    return found == due_.end() ? log_.next_for(topics, planned_, newest) : *found;
 }
 
 /// Records what a client took of a batch that it was offered from `begin` on. Returns whether that
@@ -7869,6 +7956,7 @@ inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
         found->common = 0;
         found->full = false;
         found->topic = where.path;
+        found->for_topic = topic_set(where.bits);
     }
     const auto& all = found->frames.pieces;
     const auto next =
@@ -7890,8 +7978,10 @@ inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
 
 /// Appends what is next in the log to a run until it has `size` bytes, as far as there is room.
 inline void feed::extend(run& one, std::size_t size) const {
+    const std::uint64_t far = one.frames.upto + max_passed;
     for (std::size_t looks = 0; one.joined.size() < size && looks < max_looks; ++looks) {
-        const std::uint64_t at = log_.next(one.frames.upto);
+        if (one.frames.upto > far) return;
+        const std::uint64_t at = log_.next_for(one.for_topic, one.frames.upto);
         one.frames.upto = at;
         if (at == log_.end()) return;
         const frame& f = log_[at];
@@ -7959,9 +8049,10 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
     if (!goes_on || gap_is_due) return;
     const bool newest = r.conflates();
     std::size_t looks = 0;
-    std::uint64_t at = next_for(r, r.next_, newest);
-    for (; at < log_.end() && room_left(); at = next_for(r, at + 1, newest)) {
-        if (++looks > max_looks) break;
+    const topic_set topics = topics_for(r);
+    std::uint64_t at = next_for(r, topics, r.next_, newest);
+    for (; at < log_.end() && room_left(); at = next_for(r, topics, at + 1, newest)) {
+        if (++looks > max_looks || at - r.next_ > max_passed) break;
         if (log_[at].is_loss()) {
             if (gathered_.pieces.empty()) meet_loss(r, at);
             break;
@@ -8344,7 +8435,9 @@ inline void feed::give_up_waiting(receiver& r) {
 
 /// The first message at or after `from` that is kept for the subscribers of a topic.
 inline std::optional<std::uint64_t> feed::first_kept(node& where, std::uint64_t from) const {
-    for (std::uint64_t at = log_.next(from); at < log_.end(); at = log_.next(at + 1)) {
+    const topic_set topic(where.bits);
+    const auto next = [&](std::uint64_t at) { return log_.next_for(topic, at); };
+    for (std::uint64_t at = next(from); at < log_.end(); at = next(at + 1)) {
         if (concerns(where.path, where.is_private, log_[at]) && !log_[at].ephemeral()) return at;
     }
     return std::nullopt;

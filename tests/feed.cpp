@@ -2086,6 +2086,55 @@ TEST_CASE("what the history has let go of is not given because others once got i
     CHECK(late.got() == expected);
 }
 
+TEST_CASE("who comes back for a topic does not take turns to pass the messages of others") {
+    constexpr int history = 30'000;
+    one_feed f(history);
+    listener someone(f); // else nothing is drained
+    someone.subscribe("/none");
+    f.run();
+    for (int n = 1; n < history; ++n) f.say("/t/" + std::to_string(n % 1'000));
+    f.say("/a");
+    f.run();
+    const auto turns_of = [&](const std::vector<std::string>& topics) {
+        listener back(f);
+        for (const std::string& topic : topics) back.subscribe(topic, start::after(id(0)));
+        while (back.wake()) {}
+        std::size_t turns = 1;
+        for (; f->catch_up(); ++turns) REQUIRE(turns < 100);
+        f.run();
+        CHECK(back.got() == std::to_string(history));
+        CHECK(back.last_id() == id(history));
+        CHECK(f->lag_of(back).messages == 0);
+        return turns;
+    };
+    CHECK(turns_of({"/a"}) > 1); // it notes whose each message is
+    CHECK(turns_of({"/a"}) == 1);
+    CHECK(turns_of({"/b", "/a/b", "/a"}) == 1);
+    CHECK(turns_of({"/b", "/c", "/d", "/e", "/a"}) > 1); // so many that it looks at each
+}
+
+TEST_CASE("a turn to catch up does not pass a long history at once either") {
+    constexpr std::size_t history = 210'000;
+    one_feed f({.history = history, .bytes = std::size_t{1} << 30});
+    listener someone(f);
+    someone.subscribe("/none");
+    f.run();
+    f.say_times(history, "/a");
+    f.run();
+    listener first(f); // notes whose each message is
+    first.subscribe("/b", start::after(id(0)));
+    f.run();
+    listener back(f);
+    back.subscribe("/b", start::after(id(0)));
+    while (back.wake()) {}
+    CHECK(f->catch_up());
+    CHECK(f->lag_of(back).messages > 0);
+    CHECK(f->lag_of(back).messages < history / 2);
+    f.say("/b", {.data = "live"});
+    f.run();
+    CHECK(back.got() == "live");
+}
+
 // ---- random schedules ---------------------------------------------------------------------------
 
 /// Throws of one schedule. Not of the standard's distributions: the same on every machine. The

@@ -33,6 +33,8 @@ using sse::detail::frame_log;
 using sse::detail::frame_ref;
 using sse::detail::make_frame;
 using sse::detail::make_raw_frame;
+using sse::detail::topic_bits;
+using sse::detail::topic_set;
 using sse::detail::user_topic;
 using histories = std::vector<sse::topic_history>;
 using loss = frame_log::loss;
@@ -781,6 +783,46 @@ frame_log log_with_gaps() {
 
 } // namespace
 
+TEST_CASE("a log that is searched for a topic leaves out most of the others, from the second time "
+          "on") {
+    frame_log log(histories{{"", 6'000, 1 << 20, 0ms}});
+    for (int n = 0; n < 10'000; ++n) push(log, on("/t/" + std::to_string(n % 1'000)));
+    trim(log);
+    const auto search = [&](std::string_view topic) {
+        std::vector<std::uint64_t> found;
+        std::size_t looks = 0;
+        const topic_set only(topic_bits(topic, false));
+        const auto next = [&](std::uint64_t at) { return log.next_for(only, at); };
+        for (std::uint64_t at = next(0); at < log.end(); at = next(at + 1), ++looks) {
+            if (log[at].topic() == topic) found.push_back(at);
+        }
+        return std::pair(found, looks);
+    };
+    std::vector<std::uint64_t> due;
+    for (std::uint64_t n = 4'007; n < 10'000; n += 1'000) due.push_back(n);
+    CHECK(search("/t/7") == std::pair(due, std::size_t{6'000})); // and notes whose each is
+    const auto [found, looks] = search("/t/7");
+    CHECK(found == due);
+    CHECK(looks < 200);
+    CHECK(search("/none").second < 200);
+
+    for (int n = 0; n < 500; ++n) push(log, on("/t/7"));
+    trim(log); // the notes move with the frames
+    std::erase_if(due, [&](std::uint64_t n) { return n < log.next(0); });
+    for (std::uint64_t n = 10'000; n < 10'500; ++n) due.push_back(n);
+    CHECK(search("/t/7").first == due);
+    CHECK(search("/t/8").first == std::vector<std::uint64_t>{5'008, 6'008, 7'008, 8'008, 9'008});
+}
+
+TEST_CASE("a log that is searched for a topic does not search all of itself in one call") {
+    frame_log log(histories{{"", 10'000, 1 << 20, 0ms}});
+    for (int n = 0; n < 10'000; ++n) push(log, on("/a"));
+    const topic_set other(topic_bits("/b", false));
+    for (std::uint64_t at = 0; at < log.end(); ++at) CHECK(log.next_for(other, at) == at);
+    CHECK(log.next_for(other, 0) == 1'024);
+    CHECK(log.next_for(other, 9'500) == log.end());
+}
+
 TEST_CASE("a log steps forwards and backwards over what it forgot") {
     const frame_log log = log_with_gaps();
     CHECK(log.begin() > 3); // so that both of its parts are walked through
@@ -1018,6 +1060,8 @@ public:
                 return "missing for "s + topic;
             }
         }
+        const std::string found = difference_of_searches(log);
+        if (!found.empty()) return found;
         const bool plain = std::none_of(all.begin(), all.end(), [](const item& one) {
             return one.ephemeral || one.what == frame::kind::user;
         });
@@ -1027,6 +1071,34 @@ public:
     std::vector<item> all;
 
 private:
+    /// A search for topics may find more than what is for them, but nothing that is not kept.
+    std::string difference_of_searches(const frame_log& log) const {
+        const std::vector<std::vector<std::string>> searches{{"/a"},         {"/a/b"},  {"\x1fu"},
+                                                             {"/c/d", "/e"}, {"/none"}, {"/a", ""}};
+        for (const bool newest : {false, true}) {
+            for (const auto& topics : searches) {
+                topic_set some;
+                for (const std::string& topic : topics) some.add(topic_bits(topic, false));
+                for (std::uint64_t n = 0; n <= all.size(); ++n) {
+                    std::uint64_t due = next(n, newest);
+                    while (due < all.size() && !is_for(all[due], topics)) {
+                        due = next(due + 1, newest);
+                    }
+                    const std::uint64_t found = log.next_for(some, n, newest);
+                    if (found < n || found > due || found != next(found, newest)) {
+                        return "search for " + topics.front() + " at " + std::to_string(n);
+                    }
+                }
+            }
+        }
+        return {};
+    }
+    static bool is_for(const item& one, const std::vector<std::string>& topics) {
+        if (one.what != frame::kind::topic && one.what != frame::kind::user) return true;
+        return std::any_of(topics.begin(), topics.end(),
+                           [&](const auto& topic) { return is_below(one.topic, topic); });
+    }
+
     static bool is_below(std::string_view topic, std::string_view above) {
         return topic == above || topic.starts_with(std::string(above) + "/");
     }

@@ -19,12 +19,15 @@
 
 namespace topic_test {
 
+using namespace std::string_literals;
 using namespace std::string_view_literals;
 using sse::detail::canonical_topic;
 using sse::detail::covers;
 using sse::detail::frame;
 using sse::detail::horizon;
 using sse::detail::make_frame;
+using sse::detail::topic_bits;
+using sse::detail::topic_set;
 
 namespace {
 
@@ -360,6 +363,58 @@ TEST_CASE("covers agrees with the plain definition for random topics") {
         CAPTURE(a);
         CAPTURE(b);
         CHECK(covers(a, b) == sees(a, b));
+    }
+}
+
+TEST_CASE("the bits of a topic are among those of all that is published to it or below it") {
+    support::dice dice(20261130);
+    for (int round = 0; round < 20'000; ++round) {
+        const std::string a = random_topic(dice);
+        const std::string b = dice.one_in(2) ? a + random_topic(dice) : random_topic(dice);
+        CAPTURE(a);
+        CAPTURE(b);
+        topic_set of_a(topic_bits(a, false));
+        const bool may_have = of_a.may_have(topic_bits(b, true)) || of_a.is_all();
+        if (sees(a, b)) CHECK(may_have);
+    }
+    CHECK(topic_bits("", false) == 0);
+    CHECK(topic_bits("/a", true) == topic_bits("/a", false));
+}
+
+TEST_CASE("bits tell most topics apart, whatever they are below") {
+    for (const std::string above : {"", "/a", "/prices/europe/stocks"}) {
+        CAPTURE(above);
+        std::size_t mistaken = 0;
+        for (int n = 0; n < 100; ++n) {
+            const topic_set one(topic_bits(above + "/" + std::to_string(n), false));
+            for (int other = 0; other < 1'000; ++other) {
+                const auto bits = topic_bits(above + "/" + std::to_string(other), true);
+                mistaken += other != n && one.may_have(bits);
+            }
+        }
+        CHECK(mistaken < 100 * 1'000 / 50);
+    }
+}
+
+TEST_CASE("a set of topics has what any of them has, and too many or the root are all") {
+    const auto bits = [](std::string_view topic) { return topic_bits(topic, false); };
+    topic_set some;
+    CHECK(some.is_all());
+    for (const char* const topic : {"/a", "/b", "/c", "/d"}) {
+        some.add(bits(topic));
+        CHECK(!some.is_all());
+        CHECK(some.may_have(topic_bits(topic + "/x"s, true)));
+    }
+    CHECK(some.may_have(bits("/a")));
+    CHECK(!some.may_have(bits("/e")));
+    topic_set five = some;
+    five.add(bits("/e"));
+    CHECK(five.is_all());
+    for (topic_set with_root : {topic_set(), topic_set(bits("/a"))}) {
+        with_root.add(bits(""));
+        CHECK(with_root.is_all());
+        with_root.add(bits("/a"));
+        CHECK(with_root.is_all());
     }
 }
 
