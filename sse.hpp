@@ -5724,6 +5724,8 @@ inline std::uint64_t topic_bits(std::string_view topic, bool above) noexcept {
 /// The topics that the log is searched for: a few, or all.
 class topic_set {
 public:
+    static constexpr std::size_t a_few = 4;
+
     topic_set() = default; ///< All.
     explicit topic_set(std::uint64_t bits) noexcept { add(bits); }
 
@@ -5746,7 +5748,7 @@ public:
     }
 
 private:
-    std::array<std::uint64_t, 4> bits_{};
+    std::array<std::uint64_t, a_few> bits_{};
     std::size_t size_ = 0;
 };
 
@@ -7705,6 +7707,7 @@ inline void feed::find_due(const receiver& r) {
 
 inline topic_set feed::topics_for(const receiver& r) noexcept {
     topic_set topics;
+    if (r.cold_ && r.cold_->more.size() >= topic_set::a_few) return topics; // all; no node is read
     r.for_each_subscription([&](const subscription& one) { topics.add(one.where->bits); });
     return topics;
 }
