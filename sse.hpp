@@ -7257,6 +7257,7 @@ private:
     static constexpr std::size_t max_buffers = 64;             // what Asio passes to one call
     static constexpr std::size_t max_looks = 4096;             // frames examined for one write,
     static constexpr std::size_t max_passed = 64 * 1024;       // and how far, with those left out
+    static constexpr std::size_t few_shares = 8;
     static constexpr std::size_t max_runs = 128;
     static constexpr std::size_t max_empty_pages = 5;  // some seconds apart
     static constexpr std::size_t run_step = 32 * 1024; // little is copied if little is taken
@@ -7280,6 +7281,7 @@ private:
 #endif
     void deliver_alone(receiver& r);
     void find_due(const receiver& r);
+    bool has_pending(const node& where) const noexcept;
     static topic_set topics_for(const receiver& r) noexcept;
     std::uint64_t next_for(const receiver& r, const topic_set& topics, std::uint64_t from,
                            bool newest) const;
@@ -7697,12 +7699,22 @@ inline void feed::find_due(const receiver& r) {
     try {
         due_ = broadcasts_;
         r.for_each_subscription([this](const subscription& one) {
+            if (!has_pending(*one.where)) return;
             due_.insert(due_.end(), one.where->pending.begin(), one.where->pending.end());
         });
     } catch (const std::bad_alloc&) { return; } // then it searches the log
     std::sort(due_.begin(), due_.end());
     due_.erase(std::unique(due_.begin(), due_.end()), due_.end());
     due_for_ = &r;
+}
+
+/// Whether it has frames in the current pass. While few topics have, it is found without reading
+/// the node: who follows many has the nodes far apart, which costs more than the rest of a
+/// delivery.
+inline bool feed::has_pending(const node& where) const noexcept {
+    if (shares_.size() > few_shares) return !where.pending.empty();
+    const auto is_it = [&](const share& s) { return s.where == &where; };
+    return std::any_of(shares_.begin(), shares_.end(), is_it);
 }
 
 inline topic_set feed::topics_for(const receiver& r) noexcept {
@@ -8094,8 +8106,11 @@ inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_ou
     if (f.type() == frame::kind::everyone && !r.first_.where) return true;
     bool wanted = false;
     bool known = false; // delivered for a subscription before another one went back
+    const bool in_pass = due_for_ == &r && sequence >= fanned_ && sequence < planned_ &&
+                         f.type() != frame::kind::everyone;
     r.for_each_subscription([&](const subscription& one) {
-        if (sequence < one.since || !concerns(one.where->path, one.where->is_private, f)) return;
+        if (sequence < one.since || (in_pass && !has_pending(*one.where))) return;
+        if (!concerns(one.where->path, one.where->is_private, f)) return;
         if (one.lag == lag_policy::conflate && log_.superseded(sequence)) {
             left_out = true;
         } else if (!one.filter || (*one.filter)(published(f))) {
