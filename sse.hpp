@@ -7993,9 +7993,9 @@ inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
 
 /// Appends what is next in the log to a run until it has `size` bytes, as far as there is room.
 inline void feed::extend(run& one, std::size_t size) const {
-    const std::uint64_t far = one.frames.upto + max_passed;
+    const std::uint64_t farthest = one.frames.upto + max_passed;
     for (std::size_t looks = 0; one.joined.size() < size && looks < max_looks; ++looks) {
-        if (one.frames.upto > far) return;
+        if (one.frames.upto > farthest) return;
         const std::uint64_t at = log_.next_for(one.for_topic, one.frames.upto);
         one.frames.upto = at;
         if (at == log_.end()) return;
