@@ -602,12 +602,15 @@ private:
         }
     }
 
+    static bool is_for_one(std::string_view flag) { return flag == "--each" || flag == "--topics"; }
+
     static int execute(const scenario& load, std::vector<std::string> words) {
         for (const auto& [flag, value] : {std::pair("--rate", load.rate),
                                           {"--burst", load.burst},
                                           {"--payload", load.payload},
                                           {"--each", load.each},
                                           {"--topics", load.topics}}) {
+            if (value == 0 && is_for_one(flag)) continue; // not all know it
             words.emplace_back(flag);
             words.push_back(std::to_string(value));
         }
