@@ -505,12 +505,13 @@ TEST_CASE("an id that is not in the bus yet when its server learns the epoch wai
     running_server a(on(store)), b(o);
     event_client at_a(a.port(), "/subscribe/t"), at_b(b.port(), "/subscribe/t");
     publish(a, 1, 1);
+    CHECK(next(at_a, 1) == "1");
     CHECK(next(at_b, 1) == "1");
     engine->stall(true);
     engine->hold_reads();
     store->lose(gap_reason::rewound);
     publish(a, 2, 3);
-    CHECK(next(at_a, 4) == "1 [rewound] 2 3");
+    CHECK(next(at_a, 3) == "[rewound] 2 3");
     event_client moved(b.port(), "/subscribe/t", resuming("memory11-2"));
     CHECK(eventually([&] { return engine->held() == 1; })); // its epoch is not known here
     engine->stop_at(1);
