@@ -14023,13 +14023,14 @@ SSE_DECL std::uint32_t relay::age_of(const bus::record& what) {
 
 SSE_DECL void relay::message(const bus::record& what) {
     frame_ref f = decoded(what.bytes, what.number);
-    if (f) {
-        if (hub_.ready_at == hub::never) f->set_age(age_of(what)); // of the history
-        f->stamp(epoch_, what.number); // only this thread changes the epoch
-        push(std::move(f));
+    {
+        const std::lock_guard lock(mutex_); // before it comes: who has received it may ask
+        last_ = what.number;
     }
-    const std::lock_guard lock(mutex_);
-    last_ = what.number;
+    if (!f) return;
+    if (hub_.ready_at == hub::never) f->set_age(age_of(what)); // of the history
+    f->stamp(epoch_, what.number);                             // only this thread changes the epoch
+    push(std::move(f));
 }
 
 SSE_DECL void relay::passing(std::string_view bytes) {
