@@ -23509,15 +23509,17 @@ SSE_DECL void file_log_bus::set_broken(std::error_code now) {
 
 SSE_DECL void file_log_bus::tell_health() {
     std::string text = broken_ ? explain(folder_, broken_) : std::string();
+    std::size_t count = 0;
     {
         const std::lock_guard lock(mutex_);
         if (warnings_.empty() && !health_due_) return;
         for (const std::string& each : warnings_)
             text.append(text.empty() ? "" : "; ").append(each);
+        count = warnings_.size();
     }
     sink_->health(!broken_, text);
-    const std::lock_guard lock(mutex_);
-    warnings_.clear();
+    const std::lock_guard lock(mutex_); // what came meanwhile is still to be told
+    warnings_.erase(warnings_.begin(), warnings_.begin() + static_cast<std::ptrdiff_t>(count));
     health_due_ = false;
 }
 
