@@ -5715,8 +5715,9 @@ inline std::uint64_t topic_bits(std::string_view topic, bool above) noexcept {
     for (std::size_t at = 0; at < topic.size();) {
         hash = (hash ^ static_cast<unsigned char>(topic[at])) * 0x100'0000'01b3u;
         if (++at < topic.size() && !(above && topic[at] == '/')) continue;
-        std::uint64_t four = hash * 0x9e37'79b9'7f4a'7c15u;
-        for (int n = 0; n < 4; ++n, four <<= 6) bits |= std::uint64_t{1} << (four >> 58);
+        const std::uint64_t four = hash * 0x9e37'79b9'7f4a'7c15u;
+        for (int at_bit = 58; at_bit > 34; at_bit -= 6)
+            bits |= std::uint64_t{1} << ((four >> at_bit) & 63);
     }
     return bits;
 }
