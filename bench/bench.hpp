@@ -204,26 +204,24 @@ inline processor_time process_time(pid_t process) {
     return {total * part, total - total * part};
 }
 
-/// Resident bytes of a process. smaps_rollup walks the pages; the counter in statm is kept per core
-/// and may be off by hundreds of kilobytes, which is a lot over 1,000 clients.
-inline std::uint64_t resident_bytes(pid_t process) {
-    std::ifstream rollup("/proc/" + std::to_string(process) + "/smaps_rollup");
+/// What a file of a process in /proc says after `field`, in bytes.
+inline std::uint64_t memory_of(pid_t process, const std::string& file, std::string_view field) {
+    std::ifstream in("/proc/" + std::to_string(process) + "/" + file);
     std::string word;
     std::uint64_t kilobytes = 0;
-    while (rollup >> word)
-        if (word == "Rss:" && rollup >> kilobytes) return kilobytes * 1024;
+    while (in >> word)
+        if (word == field && in >> kilobytes) return kilobytes * 1024;
     throw std::runtime_error("cannot read the memory of process " + std::to_string(process));
 }
 
-/// The most that was resident since restart_peak().
-inline std::uint64_t peak_bytes(pid_t process) {
-    std::ifstream status("/proc/" + std::to_string(process) + "/status");
-    std::string word;
-    std::uint64_t kilobytes = 0;
-    while (status >> word)
-        if (word == "VmHWM:" && status >> kilobytes) return kilobytes * 1024;
-    throw std::runtime_error("cannot read the memory of process " + std::to_string(process));
+/// Resident bytes of a process. smaps_rollup walks the pages; the counter in statm is kept per core
+/// and may be off by hundreds of kilobytes, which is a lot over 1,000 clients.
+inline std::uint64_t resident_bytes(pid_t process) {
+    return memory_of(process, "smaps_rollup", "Rss:");
 }
+
+/// The most that was resident since restart_peak().
+inline std::uint64_t peak_bytes(pid_t process) { return memory_of(process, "status", "VmHWM:"); }
 
 inline void restart_peak(pid_t process) {
     std::ofstream("/proc/" + std::to_string(process) + "/clear_refs") << 5;
@@ -285,6 +283,22 @@ inline double used_by_others(double busy_us, const processor_time& own, double s
     const double used = busy_us - own.user_us - own.system_us;
     return std::max(0.0, used / (seconds * 1e4 * static_cast<double>(cores)));
 }
+
+/// The same for the cores of this process, since this was made.
+class disturbance {
+public:
+    double percent() const {
+        const double seconds = static_cast<double>(now_ns() - start_) / 1e9;
+        return used_by_others(busy_us(cores_) - busy_us_, process_time() - own_, seconds,
+                              cores_.size());
+    }
+
+private:
+    const std::vector<int> cores_ = allowed_cores();
+    const double busy_us_ = busy_us(cores_);
+    const processor_time own_ = process_time();
+    const std::uint64_t start_ = now_ns();
+};
 
 inline void print_disturbed() {
     std::printf("DISTURBED: other programs used more than %.0f %% of a core. Run it again when the "

@@ -397,10 +397,7 @@ int run(const settings& set) {
         for (const std::uint64_t clients : client_counts) rows.push_back({publishers, clients});
     const double slice =
         set.seconds / static_cast<double>(set.rounds) / static_cast<double>(2 * rows.size());
-    const std::vector<int> cores = bench::allowed_cores();
-    const double busy_us = bench::busy_us(cores);
-    const bench::processor_time own = bench::process_time();
-    const std::uint64_t start = bench::now_ns();
+    const bench::disturbance others;
     for (std::uint64_t number = 1; number <= set.rounds; ++number) {
         bench::progress("round " + std::to_string(number) + " of " + std::to_string(set.rounds));
         for (matchup& row : rows) {
@@ -409,9 +406,7 @@ int run(const settings& set) {
         }
     }
     bench::end_progress();
-    const double took = static_cast<double>(bench::now_ns() - start) / 1e9;
-    const double disturbed = bench::used_by_others(bench::busy_us(cores) - busy_us,
-                                                   bench::process_time() - own, took, cores.size());
+    const double disturbed = others.percent();
     print_table(rows);
     if (disturbed > bench::tolerable) bench::print_disturbed();
     write_json(set, facts, rows, disturbed);

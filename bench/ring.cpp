@@ -359,10 +359,7 @@ results run_rounds(const settings& set) {
     results all{make_rows()};
     const double slice =
         set.seconds / static_cast<double>(set.rounds) / static_cast<double>(2 * all.rows.size());
-    const std::vector<int> cores = bench::allowed_cores();
-    const double busy_us = bench::busy_us(cores);
-    const bench::processor_time own = bench::process_time();
-    const std::uint64_t start = bench::now_ns();
+    const bench::disturbance others;
     for (std::uint64_t number = 1; number <= set.rounds; ++number) {
         bench::progress("round " + std::to_string(number) + " of " + std::to_string(set.rounds));
         for (matchup& row : all.rows) {
@@ -371,9 +368,7 @@ results run_rounds(const settings& set) {
         }
     }
     bench::end_progress();
-    const double seconds = static_cast<double>(bench::now_ns() - start) / 1e9;
-    all.disturbed = bench::used_by_others(bench::busy_us(cores) - busy_us,
-                                          bench::process_time() - own, seconds, cores.size());
+    all.disturbed = others.percent();
     return all;
 }
 
