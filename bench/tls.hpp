@@ -5,6 +5,7 @@
 #include "bench.hpp"
 
 #include "../tests/support/certificates.hpp"
+#include "../tests/support/free_port.hpp"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -96,7 +97,7 @@ public:
     static constexpr const char* program = "/usr/sbin/nginx";
 
     explicit nginx_front(std::uint16_t behind) {
-        port_ = free_port();
+        port_ = support::free_port();
         const std::string home = support::certificate_folder().string();
         const std::string settings = home + "/nginx-" + std::to_string(port_);
         std::ofstream(settings) << text(home, behind);
@@ -152,16 +153,6 @@ private:
         address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
         address.sin_port = htons(port);
         return address;
-    }
-
-    static std::uint16_t free_port() {
-        const int fd = checked(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
-        sockaddr_in address = loopback(0);
-        socklen_t size = sizeof address;
-        checked(bind(fd, reinterpret_cast<sockaddr*>(&address), size), "bind");
-        checked(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size), "getsockname");
-        close(fd);
-        return ntohs(address.sin_port);
     }
 
     bool answers() const {
