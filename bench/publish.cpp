@@ -5,7 +5,7 @@
 //   ./publish --seconds 20 --json publish.json
 //
 // Counted is the processor time of the publishing threads (CLOCK_THREAD_CPUTIME_ID) over the
-// messages published. Both wait where there is no room, for the library's workers and for clients
+// messages published. Both wait when there is no room, for the library's workers and for clients
 // (lag_policy::hold_back), and what that costs the thread is counted too: so the column of messages
 // a second says what clients and workers keep up with. Each client must get every message.
 //

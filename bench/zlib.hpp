@@ -100,7 +100,7 @@ public:
             state_.avail_out = static_cast<uInt>(part.size());
             const int result = inflate(&state_, Z_SYNC_FLUSH);
             if (result != Z_OK && result != Z_BUF_ERROR)
-                throw std::runtime_error("a client got what is no gzip");
+                throw std::runtime_error("a client received bytes that are not gzip");
             text(std::string_view(part.data(), part.size() - state_.avail_out));
         } while (state_.avail_out == 0);
     }
