@@ -24500,9 +24500,9 @@ SSE_DECL nats_subscription_ptr nats_link::subscribe(const std::string& subject) 
     return subscription;
 }
 
-/// Not freed at once: the reading thread of nats.c 3.4.1 looks a message's subscription up, and
-/// then uses it without holding it. Once it has read the reply to a ping, it has let go of this
-/// one.
+/// Not freed at once: the reading thread of nats.c 3.4.1 looks up a message's subscription, then
+/// uses it without holding a reference. Once it has read the reply to a ping, it no longer uses
+/// this one.
 SSE_DECL void nats_link::end(nats_subscription_ptr& subscription) {
     if (!subscription) return;
     natsSubscription_Unsubscribe(subscription.get());
