@@ -357,6 +357,7 @@ const contender uncoalesced{"uncoalesced"};
 const contender library{"sse", true};
 const contender library_handler{"sse handler", true, "/handler"};
 const contender library_tokens{"sse", true, "/tokens"};
+const contender library_alone{.name = "sse, one thread", .coalesces = true, .shares_thread = true};
 const contender library_calm{"sse, no churn", true, "/subscribe/bench", {}, false};
 const contender floor_undisturbed{"floor, none behind", true, "/subscribe/bench", {}, false};
 const contender library_undisturbed{"sse, none behind", true, "/subscribe/bench", {}, false};
@@ -436,11 +437,11 @@ std::vector<contest> whole_set(const std::vector<contender>& rivals,
         {{.name = "personal", .clients = 10'000, .rate = 20'000, .topics = 10'000},
          {&cpu, &p50, &p99},
          &cpu,
-         with_rivals_each({floor_loop, library})},
+         with_rivals_each({floor_loop, library, library_alone})},
         {{.name = "personal, 1,000", .clients = 1'000, .rate = 20'000, .topics = 1'000},
          {&cpu, &p50, &p99},
          nullptr,
-         with_rivals_each({floor_loop, library})},
+         with_rivals_each({floor_loop, library, library_alone})},
         {{.name = "many topics", .rate = 200, .topics = 1'000, .follows = 100},
          {&cpu, &a_write, &p50, &p99, &memory},
          &cpu,

@@ -12,6 +12,8 @@
 
 #include "sse.hpp"
 
+#include <asio/posix/stream_descriptor.hpp>
+
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -79,6 +81,7 @@ struct contender {
     bool secure = false;                   // clients speak TLS
     bool behind_nginx = false;             // which is measured with it
     bool compresses = false;               // clients accept gzip, and get it
+    bool shares_thread = false;            // with the program, which publishes from it
 };
 
 inline std::string topic_name(std::uint64_t number) { return "/bench/" + std::to_string(number); }
@@ -387,7 +390,9 @@ class library_server {
 public:
     library_server(const scenario& load, const contender& who)
         : conductor_(load.rate, load.burst, load.payload, load.says),
-          behind_nginx_(who.behind_nginx), server_(options_of(load, who)) {
+          behind_nginx_(who.behind_nginx), shares_thread_(who.shares_thread),
+          server_(shares_thread_ ? sse::server(io_, options_of(load, who))
+                                 : sse::server(options_of(load, who))) {
         for (std::uint64_t at = 0; at < load.topics; ++at) topics_.push_back(topic_name(at));
         if (topics_.empty()) topics_.push_back("/bench");
 #if defined(SSE_ENABLE_ZLIB)
@@ -407,7 +412,8 @@ public:
         conductor_.published = [this](bool go_on) { return sent_by_handlers(go_on); };
     }
 
-    // The program's own thread publishes, as programs do; the workers deliver.
+    // The program's own thread publishes, as most programs do, and the workers deliver; or one
+    // thread does both, as that of the floor.
     void run() {
         server_.start("127.0.0.1:0");
 #if defined(SSE_ENABLE_TLS)
@@ -416,19 +422,52 @@ public:
         if (front) conductor_.announce(front->port(), front->process());
 #endif
         if (!behind_nginx_) conductor_.announce(server_.port());
+        shares_thread_ ? run_in_one_thread() : run_beside_workers();
+    }
+
+private:
+    void run_beside_workers() {
         std::array<pollfd, 2> waited{
             {{conductor_.commands(), POLLIN, 0}, {conductor_.tick(), POLLIN, 0}}};
         while (!conductor_.ended() &&
                poll(waited.data(), waited.size(), conductor_.hurries() ? 0 : -1) >= 0) {
             conductor_.obey();
-            conductor_.publish_due(
-                [this](std::string_view line, std::uint64_t seq) { return publish(line, seq); });
+            publish_due();
         }
         server_.stop();
         server_.join();
     }
 
-private:
+    void run_in_one_thread() {
+        asio::posix::stream_descriptor commands(io_, dup(conductor_.commands()));
+        asio::posix::stream_descriptor ticks(io_, dup(conductor_.tick()));
+        await(commands, [this] { conductor_.obey(); });
+        await(ticks, [] {});
+        while (!conductor_.ended()) {
+            conductor_.hurries() ? io_.poll_one() : io_.run_one();
+            publish_due();
+        }
+        server_.stop();
+        commands.cancel();
+        ticks.cancel();
+        io_.run();
+    }
+
+    template <class Obey>
+    void await(asio::posix::stream_descriptor& what, Obey obey) {
+        what.async_wait(asio::posix::stream_descriptor::wait_read,
+                        [this, &what, obey](const asio::error_code& failed) {
+                            if (failed) return;
+                            obey();
+                            await(what, obey);
+                        });
+    }
+
+    void publish_due() {
+        conductor_.publish_due(
+            [this](std::string_view line, std::uint64_t seq) { return publish(line, seq); });
+    }
+
     static sse::options options_of(const scenario& load, const contender& who) {
         sse::options options;
         options.io_uring = who.name == "sse io_uring";
@@ -507,6 +546,8 @@ private:
 
     conductor conductor_;
     bool behind_nginx_;
+    bool shares_thread_;
+    asio::io_context io_{1}; // of that thread
     std::vector<std::string> topics_;
     sse::message message_; // of its own, or g++ 12 warns of members that it takes for uninitialized
     std::atomic<int> turn_ = 0; // odd: handlers send
