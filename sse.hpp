@@ -6248,8 +6248,8 @@ public:
     /// for it: the first that comes to a frame notes whom that is for.
     std::uint64_t next_for(const topic_set& topics, std::uint64_t from, bool newest = false) const;
 
-    /// The last sequence before this one that is kept.
-    std::optional<std::uint64_t> previous(std::uint64_t from) const;
+    /// The last sequence before this one that is kept; leaves out as much as next_for().
+    std::optional<std::uint64_t> previous(std::uint64_t from, const topic_set& topics = {}) const;
 
     /// Whether a newer message of the same topic and key has come.
     bool superseded(std::uint64_t sequence) const { return find(sequence)->superseded; }
@@ -6425,9 +6425,15 @@ inline std::uint64_t frame_log::next_for(const topic_set& topics, std::uint64_t 
     return next(from, newest);
 }
 
-inline std::optional<std::uint64_t> frame_log::previous(std::uint64_t from) const {
+inline std::optional<std::uint64_t> frame_log::previous(std::uint64_t from,
+                                                        const topic_set& topics) const {
+    if (!topics.is_all()) bits_.resize(window_.size());
     for (from = std::min(from, end()); from > begin_;) {
-        if (window(--from).shelved) return from;
+        const std::size_t at = static_cast<std::size_t>(--from - begin_);
+        if (!topics.is_all() && bits_[at] != 0 && !topics.may_have(bits_[at])) continue;
+        if (!window(from).shelved) continue;
+        if (!topics.is_all() && bits_[at] == 0) bits_[at] = bits_of(*window(from).what);
+        return from;
     }
     for (auto at = older_.lower_bound(from); at != older_.begin();) {
         if ((--at)->second.shelved) return at->first;
@@ -8464,8 +8470,9 @@ inline std::optional<std::uint64_t> feed::first_kept(node& where, std::uint64_t 
 
 inline std::uint64_t feed::position_of_last(node& where, std::size_t count) const {
     std::uint64_t at = log_.end();
+    const topic_set topic(where.bits);
     while (count > 0) {
-        const auto before = log_.previous(at);
+        const auto before = log_.previous(at, topic);
         if (!before) return 0;
         at = *before;
         if (concerns(where.path, where.is_private, log_[at]) && !log_[at].ephemeral()) --count;

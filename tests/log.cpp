@@ -814,6 +814,30 @@ TEST_CASE("a log that is searched for a topic leaves out most of the others, fro
     CHECK(search("/t/8").first == std::vector<std::uint64_t>{5'008, 6'008, 7'008, 8'008, 9'008});
 }
 
+TEST_CASE("a log that is searched backwards for a topic leaves out most of the others, from the "
+          "second time on") {
+    frame_log log(histories{{"", 6'000, 1 << 20, 0ms}});
+    for (int n = 0; n < 10'000; ++n) push(log, on("/t/" + std::to_string(n % 1'000)));
+    trim(log);
+    const auto search = [&](std::string_view topic) {
+        std::vector<std::uint64_t> found;
+        std::size_t looks = 0;
+        const topic_set only(topic_bits(topic, false));
+        for (auto at = log.previous(log.end(), only); at; at = log.previous(*at, only), ++looks) {
+            if (log[*at].topic() == topic) found.push_back(*at);
+        }
+        return std::pair(found, looks);
+    };
+    const std::vector<std::uint64_t> due{9'007, 8'007, 7'007, 6'007, 5'007, 4'007};
+    CHECK(search("/t/7") == std::pair(due, std::size_t{6'000})); // and notes whose each is
+    const auto [found, looks] = search("/t/7");
+    CHECK(found == due);
+    CHECK(looks < 200);
+    CHECK(search("/none").second < 200);
+    const topic_set all_of_them;
+    CHECK(log.previous(log.end(), all_of_them) == 9'999u);
+}
+
 TEST_CASE("a log that is searched for a topic does not search all of itself in one call") {
     frame_log log(histories{{"", 10'000, 1 << 20, 0ms}});
     for (int n = 0; n < 10'000; ++n) push(log, on("/a"));
@@ -1087,6 +1111,14 @@ private:
                     const std::uint64_t found = log.next_for(some, n, newest);
                     if (found < n || found > due || found != next(found, newest)) {
                         return "search for " + topics.front() + " at " + std::to_string(n);
+                    }
+                    if (newest) continue;
+                    std::optional<std::uint64_t> last = log.previous(n);
+                    while (last && !is_for(all[*last], topics)) last = log.previous(*last);
+                    const auto back = log.previous(n, some);
+                    if (back ? *back >= n || back < last || next(*back, false) != *back
+                             : last.has_value()) {
+                        return "search back for " + topics.front() + " at " + std::to_string(n);
                     }
                 }
             }
