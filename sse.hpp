@@ -3300,6 +3300,15 @@ inline bool is_ascii(std::string_view text) noexcept {
 /// C0 controls and DEL.
 inline bool is_control(char c) noexcept { return (c >= 0 && c < ' ') || c == 0x7f; }
 
+constexpr std::uint64_t fnv1a_of_nothing = 0xcbf2'9ce4'8422'2325u;
+
+/// FNV-1a, or what it goes on to from `hash`. Whoever wants two texts of the same hash finds them.
+constexpr std::uint64_t fnv1a(std::string_view text,
+                              std::uint64_t hash = fnv1a_of_nothing) noexcept {
+    for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100'0000'01b3u;
+    return hash;
+}
+
 inline bool is_digits(std::string_view text) noexcept {
     return !text.empty() &&
            std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
@@ -5711,9 +5720,9 @@ inline bool covers(std::string_view subscribed, std::string_view published) noex
 /// missing bit says something.
 inline std::uint64_t topic_bits(std::string_view topic, bool above) noexcept {
     std::uint64_t bits = 0;
-    std::uint64_t hash = 0xcbf2'9ce4'8422'2325u; // FNV-1a
+    std::uint64_t hash = fnv1a_of_nothing;
     for (std::size_t at = 0; at < topic.size();) {
-        hash = (hash ^ static_cast<unsigned char>(topic[at])) * 0x100'0000'01b3u;
+        hash = fnv1a(topic.substr(at, 1), hash);
         if (++at < topic.size() && !(above && topic[at] == '/')) continue;
         const std::uint64_t four = hash * 0x9e37'79b9'7f4a'7c15u;
         for (int at_bit = 58; at_bit > 34; at_bit -= 6)
@@ -18691,13 +18700,7 @@ SSE_DECL bool has_etag(const request& r, std::string_view etag) noexcept {
 }
 
 SSE_DECL asio::awaitable<void> respond_script(stream& s) {
-    static const std::string etag = [] {
-        std::uint64_t hash = 0xcbf29ce484222325; // FNV-1a
-        for (const char c : page_script) {
-            hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
-        }
-        return '"' + std::to_string(hash) + '"';
-    }();
+    static const std::string etag = '"' + std::to_string(fnv1a(page_script)) + '"';
     s.add_header("ETag", etag);
     connection_of(s).exchange_->response_headers.append("Cache-Control: no-cache\r\n");
     const bool is_known = has_etag(s.request(), etag);
@@ -24202,9 +24205,7 @@ SSE_DECL nats_ack parse_nats_ack(std::string_view json) {
 }
 
 SSE_DECL std::uint64_t nats_print(std::string_view bytes, std::int64_t time) noexcept {
-    auto print = 0xcbf2'9ce4'8422'2325ull ^ static_cast<std::uint64_t>(time); // FNV-1a
-    for (const char c : bytes) print = (print ^ static_cast<unsigned char>(c)) * 0x100'0000'01b3ull;
-    return print;
+    return fnv1a(bytes, fnv1a_of_nothing ^ static_cast<std::uint64_t>(time));
 }
 
 // ---- nats_place ----
