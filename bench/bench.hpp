@@ -823,4 +823,16 @@ inline void end_progress() {
     if (isatty(STDERR_FILENO) == 1) std::fprintf(stderr, "\r\033[K");
 }
 
+/// The status of a program that does this. If it throws, says why on stderr.
+template <class Body>
+int run_program(const char* name, Body body) {
+    try {
+        return body();
+    } catch (const std::exception& error) {
+        end_progress();
+        std::fprintf(stderr, "%s: %s\n", name, error.what());
+        return 1;
+    }
+}
+
 } // namespace bench

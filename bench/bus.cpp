@@ -974,13 +974,9 @@ int run(const settings& set) {
 
 int main(int count, char** values) {
     const settings set = parse(count, values);
-    try {
+    return bench::run_program("bus", [&] {
         if (set.serve.empty()) return run(set);
         bus_server(set).run();
         return 0;
-    } catch (const std::exception& error) {
-        bench::end_progress();
-        std::fprintf(stderr, "bus: %s\n", error.what());
-        return 1;
-    }
+    });
 }

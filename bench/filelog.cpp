@@ -267,7 +267,7 @@ settings parse(int count, char** values) {
 
 int main(int count, char** values) {
     const settings set = parse(count, values);
-    try {
+    return bench::run_program("filelog", [&] {
         auto facts = bench::describe_machine();
         facts.emplace_back("messages", std::to_string(set.bytes) + " bytes, in " + set.folder);
         bench::print_facts(facts);
@@ -275,9 +275,5 @@ int main(int count, char** values) {
         print(set, all);
         write_json(set, facts, all);
         return 0;
-    } catch (const std::exception& error) {
-        bench::end_progress();
-        std::fprintf(stderr, "filelog: %s\n", error.what());
-        return 1;
-    }
+    });
 }

@@ -421,11 +421,5 @@ int run(const settings& set) {
 
 int main(int count, char** values) {
     const settings set = parse(count, values);
-    try {
-        return run(set);
-    } catch (const std::exception& error) {
-        bench::end_progress();
-        std::fprintf(stderr, "publish: %s\n", error.what());
-        return 1;
-    }
+    return bench::run_program("publish", [&] { return run(set); });
 }

@@ -394,11 +394,5 @@ int run(const settings& set) {
 
 int main(int count, char** values) {
     const settings set = parse(count, values);
-    try {
-        return run(set);
-    } catch (const std::exception& error) {
-        bench::end_progress();
-        std::fprintf(stderr, "ring: %s\n", error.what());
-        return 1;
-    }
+    return bench::run_program("ring", [&] { return run(set); });
 }

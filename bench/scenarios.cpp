@@ -1006,11 +1006,5 @@ int main(int count, char** values) {
                        "sse.hpp beside a bare epoll loop, and beside rivals.\n"
                        "Exits with 1 if a message was lost, repeated or out of order.");
     const settings set = parse(count, values, flags);
-    try {
-        return run(set, choose(set, flags));
-    } catch (const std::exception& error) {
-        bench::end_progress();
-        std::fprintf(stderr, "scenarios: %s\n", error.what());
-        return 1;
-    }
+    return bench::run_program("scenarios", [&] { return run(set, choose(set, flags)); });
 }

@@ -165,10 +165,5 @@ settings parse(int count, char** values) {
 
 int main(int count, char** values) {
     const settings set = parse(count, values);
-    try {
-        return run(set);
-    } catch (const std::exception& error) {
-        std::fprintf(stderr, "server: %s\n", error.what());
-        return 1;
-    }
+    return bench::run_program("server", [&] { return run(set); });
 }
