@@ -2969,6 +2969,28 @@ public:
 
 #endif
 
+// --- what only a program compiles that uses it. g++ takes each override for a target of every call
+// of its base (-fdevirtualize), such as when a std::shared_ptr is let go of or a thread ends. With
+// std::make_shared and std::thread alone a program with a client would compile the server, which it
+// destroys nowhere. What a pointer leads to counts from where the pointer is taken.
+
+template <class T, class... Arguments>
+std::shared_ptr<T> share_new(Arguments&&... arguments) {
+    void (*const destroy)(T*) = [](T* made) { delete made; };
+    return std::shared_ptr<T>(new T(std::forward<Arguments>(arguments)...), destroy);
+}
+
+using thread_body = std::function<void()>; ///< What every std::thread here is made from.
+
+/// What a cancellation slot calls.
+template <class Of, class What>
+struct on_cancel {
+    Of* of;
+    What* what;
+    void (*call)(Of& of, What& what);
+    void operator()(asio::cancellation_type) const { call(*of, *what); }
+};
+
 // --- sockets that are not inherited by programs that this one starts: such a program would keep
 // the port in use after this one ends, and keep open connections whose clients wait for their end
 
@@ -9908,9 +9930,8 @@ private:
         auto w = std::make_unique<waiting_handler<Handler>>(std::move(done));
         auto slot = asio::get_associated_cancellation_slot(w->done);
         if (slot.is_connected()) {
-            slot.assign([this, one = static_cast<waiter*>(w.get())](asio::cancellation_type) {
-                wake(one);
-            });
+            slot.assign(on_cancel<room, waiter>{this, w.get(),
+                                                [](room& of, waiter& one) { of.wake(&one); }});
         }
         {
             const std::lock_guard lock(mutex_);
@@ -11211,10 +11232,12 @@ void exchange::enlist(Handler done, [[maybe_unused]] std::chrono::nanoseconds ti
     }
     auto slot = asio::get_associated_cancellation_slot(made->done);
     if (slot.is_connected()) {
-        slot.assign([this, one = static_cast<waiter*>(made.get())](asio::cancellation_type) {
-            one->cancelled = true;
-            resume_matching([one](const waiter& w) { return &w == one; }); // destroys this lambda
-        });
+        slot.assign(on_cancel<exchange, waiter>{this, made.get(), [](exchange& of, waiter& one) {
+                                                    one.cancelled = true;
+                                                    of.resume_matching([&one](const waiter& w) {
+                                                        return &w == &one;
+                                                    });
+                                                }});
     }
     made->next = std::move(waiters);
     waiters = std::move(made);
@@ -13682,7 +13705,7 @@ SSE_DECL void cluster::give_up(listing& all) {
 }
 
 SSE_DECL void cluster::answer(const notice& n) {
-    auto all = std::make_shared<listing>();
+    auto all = share_new<listing>();
     all->answered.resize(hub_.workers.size());
     all->user = n.user;
     all->topic = n.topic;
@@ -13914,7 +13937,7 @@ relay::begin_publish(frame::kind what, std::string_view topic, const sse::messag
     if (const auto failed = check_publish(what, topic, m)) {
         throw std::system_error(failed, "sse::server::publish");
     }
-    auto made = std::make_shared<confirmation>();
+    auto made = share_new<confirmation>();
     hand_over(what, topic, m,
               [made](std::error_code failed, std::uint64_t number) { made->tell(failed, number); });
     return made;
@@ -13952,7 +13975,7 @@ SSE_DECL void relay::tell(notice n) {
     if (!attached_ && !failed) failed = errc::bus_down;
     mutex_.unlock();
     if (failed) throw std::system_error(failed, "sse::server::revoke");
-    const auto made = std::make_shared<confirmation>(); // what fails later is lost
+    const auto made = share_new<confirmation>(); // what fails later is lost
     engine_->publish(
         encode_notice(n), false, hub_.options.timeouts.publish,
         [made](std::error_code code, std::uint64_t number) { made->tell(code, number); });
@@ -13971,7 +13994,7 @@ SSE_DECL std::error_code relay::try_publish(frame::kind what, std::string_view t
         std::error_code failed;
         bool over = false;
     };
-    const auto one = std::make_shared<attempt>();
+    const auto one = share_new<attempt>();
     hand_over(what, topic, m, [this, one](std::error_code failed, std::uint64_t) {
         const std::lock_guard lock(one->mutex);
         one->failed = failed;
@@ -15044,7 +15067,7 @@ public:
 
     explicit keeper(asio::execution_context& context) : service(context) {}
     ~keeper() override {
-        for (const auto& each : held_) each->on_context_destroyed(context());
+        for (const kept& each : held_) (*each.what.*each.on_context_destroyed)(context());
     }
 
     static void keep(asio::io_context& context, std::shared_ptr<hub> what) {
@@ -15054,16 +15077,22 @@ public:
         const asio::signal_set signals(context);
         keeper& here = asio::use_service<keeper>(context);
         const std::lock_guard lock(here.mutex_);
-        here.held_.push_back(std::move(what));
+        here.held_.push_back({std::move(what), &hub::on_context_destroyed, &hub::drop_waiters});
     }
 
 private:
+    struct kept { // by pointers as share_new() has them: all programs destroy an io_context
+        std::shared_ptr<hub> what;
+        void (hub::*on_context_destroyed)(const asio::execution_context&) noexcept;
+        void (hub::*drop_waiters)(const asio::execution_context&) noexcept;
+    };
+
     void shutdown() override { // while the context still destroys what is posted to it
-        for (const auto& each : held_) each->drop_waiters(context());
+        for (const kept& each : held_) (*each.what.*each.drop_waiters)(context());
     }
 
     std::mutex mutex_;
-    std::vector<std::shared_ptr<hub>> held_; // contexts may end one after the other
+    std::vector<kept> held_; // contexts may end one after the other
 };
 
 SSE_DECL void lifecycle::start(std::span<const std::string> addresses) {
@@ -15226,7 +15255,7 @@ SSE_DECL std::shared_ptr<const farewell> lifecycle::checked(const drain_options&
     if (retry.count() < 0 || retry > std::chrono::hours(24)) {
         throw std::invalid_argument("sse::drain_options::retry must be from 0 to a day");
     }
-    auto made = std::make_shared<farewell>();
+    auto made = share_new<farewell>();
     made->window = how.window;
     made->retry = retry;
     if (how.farewell) made->bytes = encode(*how.farewell);
@@ -15697,7 +15726,7 @@ SSE_DECL job jobs::start(std::string name) {
         if (oldest == logs_.end()) throw std::system_error(errc::too_many_jobs, "sse::jobs");
         logs_.erase(oldest);
     }
-    auto log = std::make_shared<detail::job_log>(options_);
+    auto log = detail::share_new<detail::job_log>(options_);
     logs_.emplace(name, log);
     return {std::move(name), std::move(log)};
 }
@@ -15854,7 +15883,7 @@ server::make_hub(sse::options o, std::span<asio::io_context* const> contexts) {
         throw std::invalid_argument("sse::server: a context is null or given twice");
     }
     if (!contexts.empty()) o.threads = contexts.size();
-    auto hub = std::make_shared<detail::hub>(checked(std::move(o)), contexts);
+    auto hub = detail::share_new<detail::hub>(checked(std::move(o)), contexts);
     for (asio::io_context* const one : contexts) detail::keeper::keep(*one, hub);
     return hub;
 }
@@ -16126,7 +16155,7 @@ void server::launch(Where&&... where) {
     try {
         for (auto& w : hub_->workers) {
             w->wake_always(); // for what was published before
-            threads_.emplace_back([worker = w.get()] { worker->run(); });
+            threads_.emplace_back(detail::thread_body([worker = w.get()] { worker->run(); }));
         }
     } catch (...) { // no more threads available
         life.abandon_start();
@@ -16414,7 +16443,7 @@ SSE_DECL void server::revoke_if(std::function<bool(const stream_info&)> which) {
 SSE_DECL std::shared_ptr<detail::listing>
 server::ask_all(void (detail::worker::*what)(std::shared_ptr<detail::listing>),
                 const stream_filter& which) const {
-    auto all = std::make_shared<detail::listing>();
+    auto all = detail::share_new<detail::listing>();
     all->user = which.user;
     all->topic = which.topic;
     if (!which.topic.empty() && which.topic != "/") {
@@ -17930,7 +17959,7 @@ SSE_DECL handler publish_endpoint(server& to, authorizer authorize, publish_opti
     require(o.keys > 0, "keys must be at least 1");
     require(o.key_bytes > 0, "key_bytes must be at least 1");
     require(o.key_age.count() > 0, "key_age must be more than 0");
-    auto office = std::make_shared<detail::post_office>(to, std::move(authorize), o);
+    auto office = detail::share_new<detail::post_office>(to, std::move(authorize), o);
     return
         [office = std::move(office)](stream& s) { return detail::post_office::serve(office, s); };
 }
@@ -18340,7 +18369,7 @@ SSE_DECL access jwt_checker::decide(const request& r,
 #if defined(SSE_ENABLE_TLS) && defined(SSE_BODIES)
 
 SSE_DECL jwt::jwt(jwt_options o)
-    : checker_(std::make_shared<const detail::jwt_checker>(std::move(o))) {}
+    : checker_(detail::share_new<const detail::jwt_checker>(std::move(o))) {}
 
 SSE_DECL jwt_claims jwt::check(std::string_view token,
                                std::chrono::system_clock::time_point now) const {
@@ -19566,13 +19595,13 @@ SSE_DECL std::shared_ptr<name_lookup> name_lookup::of(const std::string& host) {
     static const auto all = std::make_shared<table>();
     const std::lock_guard lock(all->mutex);
     if (const auto at = all->running.find(host); at != all->running.end()) return at->second;
-    const auto lookup = std::make_shared<name_lookup>(host);
+    const auto lookup = share_new<name_lookup>(host);
     all->running.emplace(host, lookup);
     all->waiting.push_back(lookup);
     if (all->threads == max_threads) return lookup;
     try {
         const asio::detail::signal_blocker blocked; // this thread handles no signals
-        std::thread([shared = all] { work(shared); }).detach();
+        std::thread(thread_body([shared = all] { work(shared); })).detach();
         ++all->threads;
     } catch (const std::system_error& e) {
         if (all->threads > 0) return lookup; // one of them will do it
@@ -19855,7 +19884,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect() {
     begin(); // all attempts together are one operation
     while (!link_) {
         if (next < endpoints_.size() && (connecting_.empty() || clock::now() >= next_at)) {
-            const auto one = std::make_shared<link>(timers_->step.get_executor());
+            const auto one = share_new<link>(timers_->step.get_executor());
             const auto& endpoint = endpoints_[next++];
             asio::error_code unopened;
             open_socket(one->socket, endpoint.protocol(), unopened);
@@ -19914,7 +19943,7 @@ SSE_DECL asio::awaitable<std::error_code> client_core::connect_here(const std::s
         descriptor made = open_unix_socket(SOCK_STREAM, failed);
         if (failed) co_return failed;
         if (::connect(made.get(), at.get(), at.size()) == 0) {
-            link_ = std::make_shared<link>(timers_->step.get_executor());
+            link_ = share_new<link>(timers_->step.get_executor());
             link_->socket.assign(asio::ip::tcp::v4(), made.get(), failed);
             if (!failed) made.release();
             co_return failed;
@@ -20246,7 +20275,7 @@ SSE_DECL void client_core::fail(std::error_code why, const std::string& detail) 
 } // namespace detail
 
 SSE_DECL client::client(asio::any_io_executor where, const std::string& url, client_options o)
-    : core_(std::make_shared<detail::client_core>(where, url, std::move(o))) {}
+    : core_(detail::share_new<detail::client_core>(where, url, std::move(o))) {}
 
 SSE_DECL client::client(asio::any_io_executor where, const std::string& url)
     : client(std::move(where), url, client_options()) {}
@@ -22049,14 +22078,14 @@ SSE_DECL void redis_engine::attach(sink& to, const history& kept) {
     listener_.emplace(room_);
     const asio::detail::signal_blocker blocked; // these threads handle no signals, nor SIGPIPE
     threads_.reserve(4);
-    threads_.emplace_back([this] { reader_->run(); });
+    threads_.emplace_back(thread_body([this] { reader_->run(); }));
     if (const auto fault = reader_->first_attempt(); !fault.empty()) {
         detach();
         throw std::runtime_error("sse::redis_bus: " + fault);
     }
-    threads_.emplace_back([this] { writer_.run(); });
-    threads_.emplace_back([this] { listener_->run(); });
-    threads_.emplace_back([this] { fetcher_.run(); });
+    threads_.emplace_back(thread_body([this] { writer_.run(); }));
+    threads_.emplace_back(thread_body([this] { listener_->run(); }));
+    threads_.emplace_back(thread_body([this] { fetcher_.run(); }));
 }
 
 SSE_DECL void redis_engine::detach() noexcept {
@@ -22080,7 +22109,7 @@ SSE_DECL void redis_engine::detach() noexcept {
 #if defined(SSE_BODIES)
 
 SSE_DECL std::shared_ptr<bus> redis_bus(redis_options o) {
-    return std::make_shared<detail::redis_engine>(std::move(o));
+    return detail::share_new<detail::redis_engine>(std::move(o));
 }
 
 #endif // SSE_BODIES
@@ -23096,9 +23125,10 @@ SSE_DECL void file_log_bus::start_threads() {
         running_ = true;
     }
     try {
-        writer_ = std::thread([this] { write_loop(); });
-        reader_ = std::thread([this] { read_loop(); });
-        if (options_.sync == file_sync::interval) syncer_ = std::thread([this] { sync_loop(); });
+        writer_ = std::thread(thread_body([this] { write_loop(); }));
+        reader_ = std::thread(thread_body([this] { read_loop(); }));
+        if (options_.sync == file_sync::interval)
+            syncer_ = std::thread(thread_body([this] { sync_loop(); }));
     } catch (...) {
         detach();
         throw;
@@ -23394,8 +23424,7 @@ SSE_DECL std::error_code file_log_bus::prepare() {
 SSE_DECL std::error_code file_log_bus::reopen() {
     std::shared_ptr<written_file> file = current_;
     if (!file)
-        file = std::make_shared<written_file>(
-            open_log_file(path_of(segments_.back()), file_mode::write));
+        file = share_new<written_file>(open_log_file(path_of(segments_.back()), file_mode::write));
     const int descriptor = file->handle.get();
     if (descriptor < 0 || calls_.truncate(descriptor, position_) != 0) return last_error();
     const std::string opened = mark(log_mark::kind::opened, descriptor).encode();
@@ -23426,7 +23455,7 @@ SSE_DECL std::error_code file_log_bus::begin_segment() {
     made.created = now();
     ++made.serial;
     const std::string path = path_of(made);
-    auto file = std::make_shared<written_file>(calls_.create(path));
+    auto file = share_new<written_file>(calls_.create(path));
     const int descriptor = file->handle.get();
     if (descriptor < 0) return last_error();
     const std::string bytes = made.header() + mark(log_mark::kind::opened, descriptor).encode();
@@ -23724,7 +23753,7 @@ SSE_DECL void file_log_bus::remember(std::uint64_t serial, place at) {
 #if defined(SSE_BODIES)
 
 SSE_DECL std::shared_ptr<bus> file_log(std::string folder, file_log_options options) {
-    return std::make_shared<detail::file_log_bus>(std::move(folder), options);
+    return detail::share_new<detail::file_log_bus>(std::move(folder), options);
 }
 
 #endif // SSE_BODIES
@@ -24912,7 +24941,7 @@ SSE_DECL void nats_engine::attach(sink& to, const history& kept) {
     kept_ = kept;
     link_ref link;
     try {
-        link = std::make_shared<nats_link>(options_);
+        link = share_new<nats_link>(options_);
         link->examine_or_make();
     } catch (const nats_failure& failure) {
         if (failure.for_good) throw;
@@ -24927,9 +24956,9 @@ SSE_DECL void nats_engine::attach(sink& to, const history& kept) {
         stage_ = stage::attached;
     }
     try {
-        reader_ = std::thread([this, link]() mutable { run_reader(std::move(link)); });
-        writer_ = std::thread([this] { run_writer(); });
-        requester_ = std::thread([this] { run_requests(); });
+        reader_ = std::thread(thread_body([this, link]() mutable { run_reader(std::move(link)); }));
+        writer_ = std::thread(thread_body([this] { run_writer(); }));
+        requester_ = std::thread(thread_body([this] { run_requests(); }));
     } catch (...) {
         detach();
         throw;
@@ -25120,8 +25149,8 @@ public:
     session& operator=(const session&) = delete;
 
     void open(std::chrono::nanoseconds window) {
-        acks_ = std::thread([this] { engine_.run_acks(*link_); });
-        passing_ = std::thread([this] { engine_.run_passing(*link_); });
+        acks_ = std::thread(thread_body([this] { engine_.run_acks(*link_); }));
+        passing_ = std::thread(thread_body([this] { engine_.run_passing(*link_); }));
         const std::lock_guard lock(engine_.mutex_);
         engine_.open_ = true;
         engine_.outbox_.window(std::chrono::duration_cast<clock::duration>(window));
@@ -25148,7 +25177,7 @@ private:
 SSE_DECL void nats_engine::run_reader(link_ref link) {
     while (!stopped()) {
         try {
-            if (!link) link = std::make_shared<nats_link>(options_);
+            if (!link) link = share_new<nats_link>(options_);
             serve(link);
         } catch (const std::exception& e) { lost(e.what()); } catch (...) {
             lost("NATS: an unknown exception");
@@ -25495,7 +25524,7 @@ SSE_DECL void nats_engine::read_range(nats_link& link, std::uint64_t from, std::
 
 #if defined(SSE_BODIES)
 SSE_DECL std::shared_ptr<bus> nats_bus(nats_options options) {
-    return std::make_shared<detail::nats_engine>(std::move(options));
+    return detail::share_new<detail::nats_engine>(std::move(options));
 }
 #endif // SSE_BODIES
 
@@ -25574,7 +25603,7 @@ SSE_DECL std::shared_ptr<detail::wire> simulation::world::connect(const client_r
             return detail::equal_ignoring_case(field.first, name);
         });
     };
-    auto made = std::make_shared<detail::wire>();
+    auto made = detail::share_new<detail::wire>();
     made->peer = r.address;
     std::string& head = made->to_server;
     head.append(r.method).append(" ").append(r.target).append(" HTTP/1.1\r\n");
