@@ -48,7 +48,10 @@ not_run() {
 
 # The closing line, whatever happens: who does not get to the end has failed.
 finished=
+jobs=()
+builder= # the process that builds ahead
 close() {
+    [ -z "$builder" ] || kill -- "-$builder" 2>/dev/null || true
     if [ -z "$finished" ]; then
         failed=$((failed + 1))
         names+=$'not ok  the run itself: it ended early\n'
@@ -59,18 +62,99 @@ close() {
 }
 trap close EXIT
 
-# test_suites DIRECTORY AT_A_TIME SUITE...: builds what they need there, and runs them. Tests wait for
-# a third of their time: so many at a time fill two cores, and those with short deadlines keep them.
-test_suites() {
-    local log=$1/meson-logs/$variant.json options=() status=0 counts lines
-    case $3 in
-    scripts | model | matrix | valgrind | mutants | bare) options=(--no-rebuild) ;; # they need nothing
+# set_up: the folder of $variant, and the suites there, so many tests at a time. Tests wait for a third
+# of their time: so many at a time fill two cores, and those with short deadlines keep them.
+set_up() {
+    local flags=("${unity[@]}" -Ddebug=false)
+    folder=build at_a_time=2 suites=("$variant") environment=()
+    case $variant in
+    quick)
+        folder=build-quick suites=(tests examples header hub)
+        configure $folder "${flags[@]}" -Doptimization=0
+        ;;
+    release)
+        at_a_time=3
+        suites=(tests examples io_uring bus tls zlib faults network header format readme hub bench packaging)
+        configure_release
+        ;;
+    asan) # and a second compiler's warnings; matrix has g++'s AddressSanitizer
+        folder=build-asan at_a_time=3
+        suites=(tests examples io_uring bus tls over_tls zlib by_gzip names)
+        CXX=clang++-19 configure $folder "${flags[@]}" -Db_sanitize=address,undefined \
+            -Db_lundef=false -Doptimization=0 -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
+        ;;
+    tsan)
+        folder=build-tsan suites=(tests bus tls) # over TLS they have no further thread
+        configure $folder "${flags[@]}" -Db_sanitize=thread -Db_lundef=false -Doptimization=1 \
+            -Dwarning_level=0 -Dcpp_args='-g1 -Wno-tsan'
+        ;;
+    interop | browser)
+        at_a_time=1
+        configure_release
+        ;;
+    fuzz)
+        folder=build-fuzz
+        CXX=clang++-19 configure $folder -Doptimization=1 -Ddebug=false
+        ;;
+    matrix)
+        folder=build-matrix
+        configure $folder # its own programs have flags of their own
+        ;;
+    coverage)
+        folder=build-coverage
+        suites=(tests examples io_uring bus tls over_tls zlib by_gzip faults fuzz coverage)
+        environment=(LLVM_PROFILE_FILE="$PWD/build-coverage/%p-%m.profraw" FUZZ_SECONDS=0)
+        CXX=clang++-19 LLVM_PROFILE_FILE=/dev/null configure $folder "${flags[@]}" \
+            -Doptimization=0 -Db_lundef=false -Dcpp_link_args=-fprofile-instr-generate \
+            "-Dcpp_args=-fprofile-instr-generate -fcoverage-mapping"
+        rm -f build-coverage/*.profraw
+        ;;
+    *) # scripts, model, proxies, soak, judge; mutants, bare, valgrind
+        configure_release
+        ;;
     esac
-    say "testing in $1: ${*:3}"
+}
+
+# build: what these suites need.
+build() {
+    local targets
+    ninja -C "$folder" --quiet build.ninja
+    targets=$(tests/targets.py "$folder" "${suites[@]}")
+    [ -z "$targets" ] || xargs ninja -C "$folder" --quiet "${jobs[@]}" <<<"$targets"
+}
+
+# build_ahead VARIANT...: while others are tested, with what their tests leave of the CPU. Says of each
+# that it was done; whether it could be built is told when it is tested. Each has a folder of its own,
+# since two ninjas in one get in each other's way.
+build_ahead() {
+    local variant
+    renice -n 19 "$BASHPID"
+    jobs=(-j "$(nproc)") # ninja would take more, and each has a gigabyte
+    for variant; do
+        (set_up && build) || true
+        echo "$variant" >&"$done_with"
+    done
+}
+
+run_variant() {
+    local log status=0 counts lines why
+    case $variant in
+    interop | browser) why=$(tests/node.sh "$variant") || { not_run "$variant" "$why"; return; } ;;
+    esac
+    if [[ " ${ahead[*]} " = *" $variant "* ]]; then
+        renice -n "$(nice)" -g "$builder" >/dev/null 2>&1 || true # we wait for it; root may
+        read -r _ <&"$built" || true
+        renice -n 19 -g "$builder" >/dev/null 2>&1 || true
+    fi
+    set_up
+    say "building in $folder: ${suites[*]}"
+    build
+    say "testing"
+    log=$folder/meson-logs/$variant.json
     rm -f "$log"
-    meson test -C "$1" --num-processes "$2" --print-errorlogs --logbase "$variant" "${options[@]}" \
-        $(printf ' --suite %s' "${@:3}") || status=$?
-    [ -f "$log" ] || exit 1 # it could not be built
+    env "${environment[@]}" meson test -C "$folder" --no-rebuild --num-processes $at_a_time \
+        --print-errorlogs --logbase "$variant" $(printf ' --suite %s' "${suites[@]}") || status=$?
+    [ -f "$log" ] || exit 1
     { read -r -a counts && lines=$(cat); } < <(tests/count.py "$log")
     grep '^not run' <<<"$lines" || true
     if [ "$status" -ne 0 ] && [ "${counts[1]}" -eq 0 ]; then
@@ -84,52 +168,6 @@ test_suites() {
         failures+="== $variant"$'\n'$(grep -v '^not run' <<<"$lines")$'\n'
         names+=$(grep '^not ok' <<<"$lines" | sed "s/^not ok/& $variant/")$'\n'
     fi
-}
-
-run_variant() {
-    local flags=("${unity[@]}" -Ddebug=false)
-    case $variant in
-    quick)
-        configure build-quick "${flags[@]}" -Doptimization=0
-        test_suites build-quick 2 tests examples header hub
-        ;;
-    release)
-        configure_release
-        test_suites build 3 tests examples io_uring bus tls zlib faults network header format readme hub bench packaging
-        ;;
-    asan) # and a second compiler's warnings; matrix has g++'s AddressSanitizer
-        CXX=clang++-19 configure build-asan "${flags[@]}" -Db_sanitize=address,undefined \
-            -Db_lundef=false -Doptimization=0 -Dcpp_args='-g1 -D_GLIBCXX_ASSERTIONS'
-        test_suites build-asan 3 tests examples io_uring bus tls over_tls zlib by_gzip names
-        ;;
-    tsan)
-        configure build-tsan "${flags[@]}" -Db_sanitize=thread -Db_lundef=false -Doptimization=1 \
-            -Dwarning_level=0 -Dcpp_args='-g1 -Wno-tsan'
-        test_suites build-tsan 2 tests bus tls # over TLS they have no further thread
-        ;;
-    interop | browser)
-        local why
-        why=$(tests/node.sh "$variant") || { not_run "$variant" "$why"; return; }
-        configure_release
-        test_suites build 1 "$variant"
-        ;;
-    fuzz)
-        CXX=clang++-19 configure build-fuzz -Doptimization=1 -Ddebug=false
-        test_suites build-fuzz 2 fuzz
-        ;;
-    coverage)
-        CXX=clang++-19 LLVM_PROFILE_FILE=/dev/null configure build-coverage "${flags[@]}" \
-            -Doptimization=0 -Db_lundef=false -Dcpp_link_args=-fprofile-instr-generate \
-            "-Dcpp_args=-fprofile-instr-generate -fcoverage-mapping"
-        rm -f build-coverage/*.profraw
-        LLVM_PROFILE_FILE=$PWD/build-coverage/%p-%m.profraw FUZZ_SECONDS=0 \
-            test_suites build-coverage 2 tests examples io_uring bus tls over_tls zlib by_gzip faults fuzz coverage
-        ;;
-    *) # scripts, model, proxies, matrix, soak, judge; mutants, bare, valgrind
-        configure_release
-        test_suites build 2 "$variant"
-        ;;
-    esac
 }
 
 known=(scripts release asan tsan model interop browser proxies matrix fuzz soak judge)
@@ -153,6 +191,22 @@ install_missing || say "going on with what is here"
 wishing=
 hash -r
 ulimit -n "$(ulimit -Hn)" # the tests open 10,000 connections
+ahead=()
+for variant in "${variants[@]:1}"; do
+    missing=()
+    needs "$variant"
+    case $variant in
+    "${variants[0]}") ;;
+    quick | asan | tsan | matrix | fuzz | coverage) [ ${#missing[@]} -gt 0 ] || ahead+=("$variant") ;;
+    esac
+done
+if [ ${#ahead[@]} -gt 0 ]; then
+    set -m # a process group, to end it
+    coproc { exec {done_with}>&1; build_ahead "${ahead[@]}" >/dev/null 2>&1; }
+    set +m
+    builder=$COPROC_PID
+    exec {built}<&"${COPROC[0]}"
+fi
 for variant in "${variants[@]}"; do # one after the other: side by side they starve each other
     missing=()
     needs "$variant"
