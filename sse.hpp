@@ -4815,7 +4815,7 @@ private:
     void keep_rest(const portion& p, std::size_t gone);
 
     std::size_t plain_ = 0;
-    std::string rest_; // of the chunk that a short write has cut
+    std::unique_ptr<std::string> rest_; // of the chunk that a short write has cut
     bool ended_ = false;
 };
 
@@ -4866,13 +4866,13 @@ template <class Write>
 std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_buffer> buffers,
                                                   Write&& write) {
     std::size_t taken = 0;
-    if (!rest_.empty()) {
-        const asio::const_buffer remaining = asio::buffer(rest_);
+    if (rest_) {
+        const asio::const_buffer remaining = asio::buffer(*rest_);
         const std::optional<std::size_t> n = write(std::span(&remaining, 1));
         if (!n) return std::nullopt;
-        rest_.erase(0, *n);
-        if (!rest_.empty()) return 0;
-        rest_.shrink_to_fit();
+        rest_->erase(0, *n);
+        if (!rest_->empty()) return 0;
+        rest_.reset();
         taken = 1; // the last byte of that chunk
     }
     for (;;) {
@@ -4891,10 +4891,11 @@ std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_bu
 }
 
 inline void chunked_encoder::keep_rest(const portion& p, std::size_t gone) {
+    rest_ = std::make_unique<std::string>();
     for (std::size_t i = 0; i < p.count; ++i) {
         const asio::const_buffer remaining = p.buffers[i] + gone;
         gone -= std::min(gone, p.buffers[i].size());
-        rest_.append(static_cast<const char*>(remaining.data()), remaining.size());
+        rest_->append(static_cast<const char*>(remaining.data()), remaining.size());
     }
 }
 
@@ -6913,14 +6914,52 @@ inline std::string to_json(const gap& g) {
     return out + '}';
 }
 
-/// A stream's own frames, in order. Lives in the coroutine that sends them.
-struct outbox {
-    std::vector<frame_ref> waiting; ///< Not yet begun.
-    std::uint64_t queued = 0;       ///< All so far.
-    std::uint64_t written = 0;      ///< Of these, the fully written ones.
+/// Frames in order. One, as there is most often, needs no memory beside it.
+class frame_queue {
+public:
+    bool empty() const noexcept { return !first_; }
+    std::size_t size() const noexcept { return first_ ? 1 + (more_ ? more_->size() : 0) : 0; }
+    const frame_ref& operator[](std::size_t i) const noexcept {
+        return i == 0 ? first_ : (*more_)[i - 1];
+    }
+    const frame_ref& front() const noexcept { return first_; }
 
     void push(frame_ref f) {
-        waiting.push_back(std::move(f));
+        if (!first_) {
+            first_ = std::move(f);
+            return;
+        }
+        if (!more_) more_ = std::make_unique<std::vector<frame_ref>>();
+        more_->push_back(std::move(f));
+    }
+    frame_ref take_front() noexcept {
+        frame_ref f = std::move(first_);
+        if (!more_) return f;
+        if (!more_->empty()) {
+            first_ = std::move(more_->front());
+            more_->erase(more_->begin());
+        }
+        if (more_->empty()) more_.reset();
+        return f;
+    }
+    void clear() noexcept {
+        first_ = {};
+        more_.reset();
+    }
+
+private:
+    frame_ref first_;
+    std::unique_ptr<std::vector<frame_ref>> more_;
+};
+
+/// A stream's own frames, in order. Lives in the coroutine that sends them.
+struct outbox {
+    frame_queue waiting;      ///< Not yet begun.
+    std::uint64_t queued = 0; ///< All so far.
+    std::uint64_t written = 0; ///< Of these, the fully written ones.
+
+    void push(frame_ref f) {
+        waiting.push(std::move(f));
         ++queued;
     }
 };
@@ -7828,8 +7867,7 @@ inline void feed::begin_frame(receiver& r, const batch::piece& p) {
         r.has_id_ = true;
         break;
     case origin::own:
-        r.cut_ = std::move(r.own_->waiting.front());
-        r.own_->waiting.erase(r.own_->waiting.begin());
+        r.cut_ = r.own_->waiting.take_front();
         break;
     case origin::replay:
         r.cut_ = std::move(r.cold_->replay->frames.front());
@@ -10430,7 +10468,7 @@ struct connection final : receiver, stream {
     };
 
     struct extra_state { ///< Rarely needed, but always with limits by address or a log.
-        std::unique_ptr<chunked_encoder> chunks;  ///< If the body has its own end.
+        std::unique_ptr<chunked_encoder> chunks;  ///< Of a stream that may outlive its exchange.
         address_book::place counted = nullptr;    ///< Where limits by address count it.
         std::optional<log_context> log;           ///< Of a stream, if it is wanted.
         limit_reached over = limit_reached::none; ///< Then counted separately.
@@ -10485,7 +10523,8 @@ struct connection final : receiver, stream {
         if (!extra_) extra_ = std::make_unique<extra_state>();
         return *extra_;
     }
-    chunked_encoder* chunks() const noexcept { return extra_ ? extra_->chunks.get() : nullptr; }
+    chunked_encoder* chunks() const noexcept; ///< If its body has its own end.
+    void keep_chunks();
     limit_reached over() const noexcept { return extra_ ? extra_->over : limit_reached::none; }
     bool is_over_limit() const noexcept { return over() != limit_reached::none; }
     bool is_connected() const noexcept { return phase_ != phase::closed; }
@@ -10529,17 +10568,77 @@ inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::las
 /// What a coroutine of a stream waits for.
 enum class awaited : std::uint8_t { change, end, time };
 
+struct waiter;
+struct waiter_deleter {
+    void operator()(waiter* one) const noexcept;
+};
+using waiter_ptr = std::unique_ptr<waiter, waiter_deleter>;
+
 /// A coroutine that waits for something of its stream. A timer for each would do, at five times the
 /// memory, and twice the time.
 struct waiter {
     explicit waiter(awaited w) noexcept : what(w) {}
-    virtual ~waiter() = default;
     virtual void no_longer_cancelled() noexcept = 0; ///< Clears its slot.
     virtual void complete() = 0;
+    virtual void destroy() noexcept = 0; ///< Frees its memory, too.
 
-    std::unique_ptr<waiter> next;
+    waiter_ptr next;
     const awaited what;
     bool cancelled = false;
+    bool is_placed = false; ///< In the waiter_memory of its exchange.
+
+protected:
+    ~waiter() = default;
+};
+
+inline void waiter_deleter::operator()(waiter* one) const noexcept { one->destroy(); }
+
+/// Memory of an exchange and, before it, of one of its waiters: a handler most often waits for one
+/// thing at a time. Waiters may outlive their exchange.
+class waiter_memory {
+public:
+    static void* allocate_exchange(std::size_t size) {
+        return new (::operator new(sizeof(waiter_memory) + size)) waiter_memory + 1;
+    }
+    static void free_exchange(void* exchange) noexcept {
+        waiter_memory* const all = static_cast<waiter_memory*>(exchange) - 1;
+        all->has_exchange_ = false;
+        all->free_if_unused();
+    }
+    static waiter_memory& before(void* exchange) noexcept {
+        return *(static_cast<waiter_memory*>(exchange) - 1);
+    }
+
+    /// Makes one here, or on the heap.
+    template <class T, class... Args>
+    std::unique_ptr<T, waiter_deleter> make(Args&&... args) {
+        if (has_waiter_ || sizeof(T) > sizeof storage_ || alignof(T) > alignof(void*)) {
+            return std::unique_ptr<T, waiter_deleter>(new T(std::forward<Args>(args)...));
+        }
+        T* const made = new (storage_) T(std::forward<Args>(args)...);
+        made->is_placed = has_waiter_ = true;
+        return std::unique_ptr<T, waiter_deleter>(made);
+    }
+    template <class T>
+    static void destroy(T* one) noexcept {
+        if (!one->is_placed) {
+            delete one;
+            return;
+        }
+        waiter_memory* const all = reinterpret_cast<waiter_memory*>(one); // storage_ is its first
+        one->~T();
+        all->has_waiter_ = false;
+        all->free_if_unused();
+    }
+
+private:
+    void free_if_unused() noexcept {
+        if (!has_waiter_ && !has_exchange_) ::operator delete(this);
+    }
+
+    alignas(void*) std::byte storage_[64];
+    bool has_waiter_ = false;
+    bool has_exchange_ = true;
 };
 
 /// One that sleeps.
@@ -10572,6 +10671,7 @@ struct waiting_handler final : std::conditional_t<What == awaited::time, sleepin
         if (runs_on(where)) return resume();
         asio::dispatch(where, std::move(resume));
     }
+    void destroy() noexcept override { waiter_memory::destroy(this); }
     /// Whether that is the worker's own executor, under which complete() is called: dispatch()
     /// would do the same, but erase the type of what it calls.
     static bool runs_on(const io_executor&) noexcept { return false; }
@@ -10605,6 +10705,8 @@ struct exchange : request_state {
     ~exchange();
     exchange(const exchange&) = delete;
     exchange& operator=(const exchange&) = delete;
+    static void* operator new(std::size_t size) { return waiter_memory::allocate_exchange(size); }
+    static void operator delete(void* one) noexcept { waiter_memory::free_exchange(one); }
 
     /// Suspends until wake(): input came or ended, a frame was written, a deadline passed. Wakes
     /// may be spurious, so callers check again what they wait for.
@@ -10631,8 +10733,8 @@ struct exchange : request_state {
     }
     void wake() noexcept;
     /// Takes a waiter out, to complete it.
-    std::unique_ptr<waiter> take(const sleeping& which) noexcept;
-    static std::unique_ptr<waiter> take_out(std::unique_ptr<waiter>& at) noexcept;
+    waiter_ptr take(const sleeping& which) noexcept;
+    static waiter_ptr take_out(waiter_ptr& at) noexcept;
 
     bool input_ended() const noexcept { return intake == input_state::ended; }
     bool ended() const noexcept { return !owner.open() || input_ended(); }
@@ -10658,11 +10760,12 @@ struct exchange : request_state {
     bool keep = true; // the connection may serve another request
     input_state intake = input_state::open;
     connection& owner;
-    std::unique_ptr<waiter> waiters;      // newest first
+    waiter_ptr waiters;                   // newest first
     std::string input;                    // received, not yet consumed
     std::optional<sse::request> request;  // the current one
     std::uint64_t begun = 0;              // box.queued once a stream's head was in it
     outbox box;                           // the stream's own frames
+    std::optional<chunked_encoder> chunks; // if its body has its own end; see keep_chunks()
     std::uint64_t first_place = no_place; // what "now" means, until something is written
     asio::cancellation_signal cancel;     // ends the handler
     asio::cancellation_signal cancel_gap_hook;
@@ -10675,6 +10778,10 @@ struct exchange : request_state {
 };
 
 inline bool connection::is_handled() const noexcept { return exchange_ && exchange_->run; }
+inline chunked_encoder* connection::chunks() const noexcept {
+    if (exchange_ && exchange_->chunks) return &*exchange_->chunks;
+    return extra_ ? extra_->chunks.get() : nullptr;
+}
 inline bool connection::has_response() const noexcept {
     return !exchange_ || exchange_->answered || phase_ == phase::streaming ||
            phase_ == phase::lingering;
@@ -10994,6 +11101,7 @@ struct worker {
     using tick = std::chrono::duration<std::int64_t, std::ratio<1, 2'000>>;
 
     struct input_ready;
+    struct handler_end;
     struct unfinished {          ///< What comes before the next request.
         bool proxy_head = false; ///< The PROXY protocol's head is to be read.
         std::optional<own_response> response = {};
@@ -11055,7 +11163,7 @@ struct worker {
     void count_end(end_reason why) noexcept;
     void close(connection& s, end_reason why);
     void cancel(connection& s) noexcept;
-    void resume_soon(std::unique_ptr<waiter> one) noexcept;
+    void resume_soon(waiter_ptr one) noexcept;
     void resume_soon() noexcept;
     void resume_waiters();
     stream_info info(connection& s);
@@ -11171,7 +11279,7 @@ struct worker {
     std::vector<connection*> connections_;                      // all; holds a reference to each
     std::deque<std::pair<std::uint64_t, std::string>> fetches_; // streams that want a page, after
     std::size_t fetching_ = 0;                                  // pages on their way from the bus
-    std::unique_ptr<waiter> woken_;                             // resumed in FIFO order
+    waiter_ptr woken_;                                          // resumed in FIFO order
     waiter* last_woken_ = nullptr;
     bool resume_posted_ = false;  // resume_waiters() is posted
     deadline_wheel sleepers_;     // in ticks since birth
@@ -11207,6 +11315,7 @@ SSE_DECL exchange::exchange(connection& s) : owner(s) {
     all.push_back(this);
     owner.exchange_ = this;
     owner.own_ = &box;
+    owner.add_reference();
 }
 
 SSE_DECL exchange::~exchange() {
@@ -11218,17 +11327,19 @@ SSE_DECL exchange::~exchange() {
     all.pop_back();
     owner.exchange_ = nullptr;
     owner.own_ = nullptr;
+    owner.unref();
 }
 
 template <awaited What, class Handler>
 void exchange::enlist(Handler done, [[maybe_unused]] std::chrono::nanoseconds time) {
     using made_type = waiting_handler<Handler, What>;
-    std::unique_ptr<made_type> made;
+    std::unique_ptr<made_type, waiter_deleter> made;
+    waiter_memory& memory = waiter_memory::before(this);
     if constexpr (What == awaited::time) {
-        made = std::make_unique<made_type>(std::move(done), *this);
+        made = memory.make<made_type>(std::move(done), *this);
         owner.worker_->sleep(*made, time);
     } else {
-        made = std::make_unique<made_type>(std::move(done), What);
+        made = memory.make<made_type>(std::move(done), What);
     }
     auto slot = asio::get_associated_cancellation_slot(made->done);
     if (slot.is_connected()) {
@@ -11248,7 +11359,7 @@ void exchange::enlist(Handler done, [[maybe_unused]] std::chrono::nanoseconds ti
 template <class Which>
 void exchange::resume_matching(Which&& which) noexcept {
     worker& there = *owner.worker_;
-    for (std::unique_ptr<waiter>* at = &waiters; *at;) {
+    for (waiter_ptr* at = &waiters; *at;) {
         if (!which(**at)) {
             at = &(*at)->next;
             continue;
@@ -11257,16 +11368,16 @@ void exchange::resume_matching(Which&& which) noexcept {
     }
 }
 
-SSE_DECL std::unique_ptr<waiter> exchange::take_out(std::unique_ptr<waiter>& at) noexcept {
-    std::unique_ptr<waiter> one = std::move(at);
+SSE_DECL waiter_ptr exchange::take_out(waiter_ptr& at) noexcept {
+    waiter_ptr one = std::move(at);
     at = std::move(one->next);
     one->no_longer_cancelled();
     if (one->what == awaited::time) static_cast<sleeping&>(*one).unlink();
     return one;
 }
 
-SSE_DECL std::unique_ptr<waiter> exchange::take(const sleeping& which) noexcept {
-    std::unique_ptr<waiter>* at = &waiters;
+SSE_DECL waiter_ptr exchange::take(const sleeping& which) noexcept {
+    waiter_ptr* at = &waiters;
     while (at->get() != &which) at = &(*at)->next;
     return take_out(*at);
 }
@@ -11765,6 +11876,7 @@ SSE_DECL void worker::subscribe(connection& s, const std::string& topic, const s
         throw std::invalid_argument("sse::subscribe_options::lag: hold_back makes publishers wait, "
                                     "but with a bus they are on other servers too");
     }
+    s.keep_chunks();
     feed_.subscribe(s, topic, from, published, lag, how.filter, is_private);
 }
 
@@ -12134,7 +12246,7 @@ SSE_DECL void worker::cancel(connection& s) noexcept {
 
 /// Resumes a coroutine on the next loop iteration, since what woke it may be in the middle of
 /// something.
-SSE_DECL void worker::resume_soon(std::unique_ptr<waiter> one) noexcept {
+SSE_DECL void worker::resume_soon(waiter_ptr one) noexcept {
     waiter* const last = one.get();
     (woken_ ? last_woken_->next : woken_) = std::move(one);
     last_woken_ = last;
@@ -12149,7 +12261,7 @@ SSE_DECL void worker::resume_soon() noexcept {
 }
 
 SSE_DECL void worker::resume_waiters() {
-    const std::unique_ptr<waiter> one = std::move(woken_);
+    const waiter_ptr one = std::move(woken_);
     woken_ = std::move(one->next);
     resume_posted_ = false;
     if (woken_) resume_soon();
@@ -12558,10 +12670,22 @@ SSE_DECL bool connection::end_gzip() {
 /// Writes what it takes now, in chunks if its body has its own end.
 SSE_DECL std::optional<std::size_t>
 connection::write_framed(std::span<const asio::const_buffer> bytes) {
-    if (!chunks()) return worker_->write_now(*this, bytes);
-    return chunks()->write(bytes, [this](std::span<const asio::const_buffer> framed) {
+    if (phase_ == phase::lost) { // what would frame them is gone
+        worker_->close(*this, end_reason::failed);
+        return std::nullopt;
+    }
+    chunked_encoder* const chunks = this->chunks();
+    if (!chunks) return worker_->write_now(*this, bytes);
+    return chunks->write(bytes, [this](std::span<const asio::const_buffer> framed) {
         return worker_->write_now(*this, framed);
     });
+}
+
+/// From now on it may live on without its exchange.
+SSE_DECL void connection::keep_chunks() {
+    if (!exchange_ || !exchange_->chunks) return;
+    extra().chunks = std::make_unique<chunked_encoder>(std::move(*exchange_->chunks));
+    exchange_->chunks.reset();
 }
 
 SSE_DECL void connection::await_writable() { worker_->await_writable(*this); }
@@ -12894,6 +13018,22 @@ SSE_DECL asio::awaitable<void> worker::authorized(connection& s, const group& of
     co_await run(s);
 }
 
+/// What is called when a handler has ended. Asio keeps several copies in the frame of the coroutine
+/// around it, so this is as small as can be.
+struct worker::handler_end {
+    using executor_type = io_executor; // otherwise a type-erased one, 48 bytes larger
+    using cancellation_slot_type = asio::cancellation_slot;
+    std::unique_ptr<exchange> state;
+    executor_type get_executor() const noexcept {
+        return state->owner.worker_->io_.get_executor();
+    }
+    cancellation_slot_type get_cancellation_slot() const noexcept { return state->cancel.slot(); }
+    void operator()(std::exception_ptr failure) {
+        const stream_ref s = hold(state->owner);
+        s->worker_->handler_ended(s, std::move(state), failure);
+    }
+};
+
 SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<exchange> owned) {
     exchange& state = *owned;
     const group& of = hub_.groups[s->group_];
@@ -12902,15 +13042,8 @@ SSE_DECL void worker::run_handler(stream_ref s, std::unique_ptr<exchange> owned)
     try {
         work = of.is_guarded() ? authorized(*s, of, run) : run(*s);
     } catch (...) { return handler_ended(s, std::move(owned), std::current_exception()); }
-    auto ended = [this, s, owned = std::move(owned)](std::exception_ptr failure) mutable {
-        handler_ended(s, std::move(owned), failure);
-    };
     guarded(*s, [&] {
-        asio::co_spawn(io_.get_executor(), std::move(work),
-                       asio::bind_cancellation_slot(
-                           state.cancel.slot(),
-                           asio::bind_executor( // otherwise a type-erased one, 48 bytes larger
-                               io_.get_executor(), std::move(ended))));
+        asio::co_spawn(io_.get_executor(), std::move(work), handler_end{std::move(owned)});
         if (s->exchange_) cancel_if_ended(*s);
     });
 }
@@ -12978,7 +13111,7 @@ SSE_DECL io_awaitable<void> worker::end_chunks(connection& s, exchange& state) {
     feed_.put(s, last_chunk_frame());
     while (s.is_connected() && s.busy_) co_await state.change<io_executor>();
     if (s.is_connected() && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
-    s.extra().chunks.reset();
+    state.chunks.reset();
     s.adds_framing_ = s.socket_.is_secure();
     s.held_ = 0;
     s.has_id_ = false;
@@ -13049,8 +13182,8 @@ SSE_DECL void worker::run_gap_hook(connection& s, gap g) {
 }
 
 SSE_DECL io_awaitable<void> worker::gap_hook_task(stream_ref s, gap g) {
-    std::optional<exchange> lent; // a stream without a coroutine has no exchange
-    if (!s->exchange_) lent.emplace(*s);
+    std::unique_ptr<exchange> lent; // a stream without a coroutine has no exchange
+    if (!s->exchange_) lent = std::make_unique<exchange>(*s);
     exchange& state = *s->exchange_;
     state.gap_hook_running = true;
     std::exception_ptr failure;
@@ -13176,9 +13309,9 @@ SSE_DECL void detail::connection::begin_streaming(bool finite, [[maybe_unused]] 
     exchange_->response_headers.clear();
     exchange_->response_headers.shrink_to_fit();
     if (chunked) {
-        extra().chunks = std::make_unique<chunked_encoder>();
+        exchange_->chunks.emplace().pass(head.size());
         adds_framing_ = true;
-        chunks()->pass(head.size());
+        if (follows()) keep_chunks();
     }
 #if defined(SSE_ENABLE_ZLIB)
     if (gzip && !request().is_head()) {
