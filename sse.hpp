@@ -324,6 +324,7 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <coroutine>
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
@@ -743,6 +744,11 @@ public:
     std::string form_event_id; ///< The last event ID that a form posted to options::prefix names.
     bool chunked = false;      ///< Transfer-Encoding: chunked.
     bool keep_alive = false;   ///< The connection may carry another request after this one.
+
+private:
+    std::uint8_t minor_version_ = 1; // here it takes no room
+
+public:
 #if defined(SSE_ENABLE_TLS)
     /// Whom the client's certificate names, once options::tls.client_ca has vouched for it, such as
     /// "CN=sensor 7,O=Example" (RFC 4514, in ASCII). Empty: it showed none.
@@ -795,16 +801,15 @@ public:
     verdict parse(std::string_view head, std::size_t max_fields = 100);
 
 private:
-    verdict parse_request_line(std::string_view line);
-    verdict parse_target();
+    verdict parse_request_line(std::string_view line, char* decoded_path);
+    verdict parse_target(char* decoded_path);
     verdict check_single() const;
     verdict check_host();
     std::string_view authority() const noexcept; // of a target in absolute-form
     verdict check_framing();
     bool has_connection_option(std::string_view option) const noexcept;
 
-    std::string text_; // the head, followed by the decoded path
-    int minor_version_ = 1;
+    std::unique_ptr<char[]> text_; // the head, followed by the decoded path
 };
 
 // >>cors //////////////////////////////////////////////////////////////////////////////////////////
@@ -4415,12 +4420,13 @@ SSE_DECL std::optional<std::string_view> request::header(std::string_view name) 
 SSE_DECL request::verdict request::parse(std::string_view head, std::size_t max_fields) {
     const std::size_t end_of_target = std::min(head.find("\r\n"), head.size());
     const bool is_encoded = head.substr(0, end_of_target).find('%') != head.npos;
-    text_.reserve(head.size() + (is_encoded ? end_of_target : 0)); // keeps views of it valid
-    text_ = head;
-    std::string_view lines = text_;
+    text_.reset(new char[head.size() + (is_encoded ? end_of_target : 0)]);
+    std::copy(head.begin(), head.end(), text_.get());
+    std::string_view lines(text_.get(), head.size());
     const std::string_view first = detail::take_line(lines);
     if (first.empty()) return {400, "the request line is missing"};
-    if (const verdict v = parse_request_line(first); v.status != 0) return v;
+    char* const behind = text_.get() + head.size();
+    if (const verdict v = parse_request_line(first, behind); v.status != 0) return v;
     if (const verdict v = detail::read_fields(lines, fields, max_fields); v.status != 0) return v;
     if (const verdict v = check_single(); v.status != 0) return v;
     if (const verdict v = check_host(); v.status != 0) return v;
@@ -4431,7 +4437,7 @@ SSE_DECL request::verdict request::parse(std::string_view head, std::size_t max_
     return {};
 }
 
-SSE_DECL request::verdict request::parse_request_line(std::string_view line) {
+SSE_DECL request::verdict request::parse_request_line(std::string_view line, char* decoded_path) {
     const std::size_t a = line.find(' ');
     const std::size_t b = line.rfind(' ');
     if (a == b) return {400, "the request line is not: method target version"};
@@ -4449,10 +4455,10 @@ SSE_DECL request::verdict request::parse_request_line(std::string_view line) {
     }
     if (version[5] != '1') return {505, "only HTTP/1.1 and HTTP/1.0 are supported"};
     minor_version_ = version[7] == '0' ? 0 : 1;
-    return parse_target();
+    return parse_target(decoded_path);
 }
 
-SSE_DECL request::verdict request::parse_target() {
+SSE_DECL request::verdict request::parse_target(char* decoded_path) {
     std::string_view origin_form = target;
     if (target == "*") {
         if (method != "OPTIONS") return {400, "the target * is for OPTIONS"};
@@ -4473,9 +4479,8 @@ SSE_DECL request::verdict request::parse_target() {
     if (path.find('%') != path.npos) {
         const auto decoded = detail::percent_decode(path);
         if (!decoded) return {400, "the path has a broken percent escape"};
-        const std::size_t at = text_.size();
-        text_ += *decoded;
-        path = std::string_view(text_).substr(at);
+        std::copy(decoded->begin(), decoded->end(), decoded_path);
+        path = std::string_view(decoded_path, decoded->size());
     }
     if (path.empty()) path = "/";
     return {};
@@ -6954,8 +6959,8 @@ private:
 
 /// A stream's own frames, in order. Lives in the coroutine that sends them.
 struct outbox {
-    frame_queue waiting;      ///< Not yet begun.
-    std::uint64_t queued = 0; ///< All so far.
+    frame_queue waiting;       ///< Not yet begun.
+    std::uint64_t queued = 0;  ///< All so far.
     std::uint64_t written = 0; ///< Of these, the fully written ones.
 
     void push(frame_ref f) {
@@ -7866,9 +7871,7 @@ inline void feed::begin_frame(receiver& r, const batch::piece& p) {
         r.cut_ = id_frame(r, p.sequence);
         r.has_id_ = true;
         break;
-    case origin::own:
-        r.cut_ = r.own_->waiting.take_front();
-        break;
+    case origin::own: r.cut_ = r.own_->waiting.take_front(); break;
     case origin::replay:
         r.cut_ = std::move(r.cold_->replay->frames.front());
         r.cold_->replay->frames.pop_front();
@@ -10331,6 +10334,184 @@ SSE_DECL own_response site::response_after(bool threw, std::error_code code) {
 
 struct exchange;
 
+// --- coroutines of the server's own. Asio's would do, at three times the memory; and Asio gives
+// the memory of ended ones to new ones, such as a handler that lives for long, however large it is.
+
+template <class T>
+class task;
+
+/// Coroutines that await each other, the first of which owns the others.
+struct task_stack {
+    std::coroutine_handle<> first;
+    bool is_suspended = false;
+};
+
+/// Resumes a suspended task. Destroyed instead, it destroys the whole stack.
+class resumption {
+public:
+    template <class Promise>
+    explicit resumption(std::coroutine_handle<Promise> at) noexcept
+        : at_(at), stack_(at.promise().stack) {}
+    resumption(resumption&& other) noexcept
+        : at_(other.at_), stack_(std::exchange(other.stack_, nullptr)) {}
+    resumption& operator=(resumption&&) = delete;
+    ~resumption() {
+        if (stack_ && stack_->is_suspended) stack_->first.destroy();
+    }
+    void operator()() {
+        std::exchange(stack_, nullptr)->is_suspended = false;
+        at_.resume(); // may destroy the stack
+    }
+
+private:
+    std::coroutine_handle<> at_;
+    task_stack* stack_;
+};
+
+/// What a task awaits: `start` is called with what resumes it, once and not before it has returned.
+template <class Start>
+struct suspension {
+    explicit suspension(Start s) : start(std::move(s)) {}
+    bool await_ready() const noexcept { return false; }
+    template <class Promise>
+    void await_suspend(std::coroutine_handle<Promise> at) {
+        task_stack& stack = *at.promise().stack;
+        start(resumption(at)); // if it throws, the task goes on
+        stack.is_suspended = true;
+    }
+    void await_resume() const noexcept {}
+    Start start;
+};
+
+struct task_promise_base {
+    struct end {
+        bool await_ready() const noexcept { return false; }
+        template <class Promise>
+        std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> ended) const noexcept {
+            return ended.promise().awaiting;
+        }
+        void await_resume() const noexcept {}
+    };
+    std::suspend_always initial_suspend() const noexcept { return {}; }
+    end final_suspend() const noexcept { return {}; }
+    void unhandled_exception() noexcept { failure = std::current_exception(); }
+    void check() {
+        if (failure) std::rethrow_exception(std::exchange(failure, nullptr));
+    }
+
+    std::coroutine_handle<> awaiting;
+    task_stack* stack = nullptr;
+    std::exception_ptr failure;
+};
+
+template <class T>
+struct task_promise : task_promise_base {
+    task<T> get_return_object() noexcept;
+    template <class U>
+    void return_value(U&& u) {
+        value.emplace(std::forward<U>(u));
+    }
+    T take() {
+        check();
+        return std::move(*value);
+    }
+    std::optional<T> value;
+};
+
+template <>
+struct task_promise<void> : task_promise_base {
+    task<void> get_return_object() noexcept;
+    void return_void() const noexcept {}
+    void take() { check(); }
+};
+
+/// Begins when it is awaited.
+template <class T>
+class [[nodiscard]] task {
+public:
+    using promise_type = task_promise<T>;
+    using handle = std::coroutine_handle<promise_type>;
+
+    explicit task(handle h) noexcept : coroutine_(h) {}
+    task(task&& other) noexcept : coroutine_(std::exchange(other.coroutine_, nullptr)) {}
+    task& operator=(task&&) = delete;
+    ~task() { reset(); }
+
+    void reset() noexcept {
+        if (coroutine_) std::exchange(coroutine_, nullptr).destroy();
+    }
+
+    bool await_ready() const noexcept { return false; }
+    template <class Promise>
+    std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> by) noexcept {
+        coroutine_.promise().awaiting = by;
+        coroutine_.promise().stack = by.promise().stack;
+        return coroutine_;
+    }
+    T await_resume() { return coroutine_.promise().take(); }
+
+private:
+    handle coroutine_;
+};
+
+template <class T>
+task<T> task_promise<T>::get_return_object() noexcept {
+    return task<T>(std::coroutine_handle<task_promise>::from_promise(*this));
+}
+inline task<void> task_promise<void>::get_return_object() noexcept {
+    return task<void>(std::coroutine_handle<task_promise>::from_promise(*this));
+}
+
+/// The first of a stack, which begins at once and destroys itself. Must not throw.
+struct first_task {
+    struct promise_type {
+        first_task get_return_object() noexcept {
+            all.first = std::coroutine_handle<promise_type>::from_promise(*this);
+            return {};
+        }
+        std::suspend_never initial_suspend() const noexcept { return {}; }
+        std::suspend_never final_suspend() const noexcept { return {}; }
+        void return_void() const noexcept {}
+        void unhandled_exception() const noexcept { std::terminate(); }
+
+        task_stack all;
+        task_stack* const stack = &all;
+    };
+};
+
+/// A coroutine of the program that a task awaits, and that `stop` cancels.
+template <class T>
+class program_call {
+public:
+    program_call(asio::io_context& io, asio::awaitable<T> work, asio::cancellation_slot stop)
+        : io_(io), work_(std::move(work)), stop_(stop) {}
+    program_call(const program_call&) = delete;
+    program_call& operator=(const program_call&) = delete;
+
+    bool await_ready() const noexcept { return false; }
+    template <class Promise>
+    void await_suspend(std::coroutine_handle<Promise> at) {
+        task_stack& stack = *at.promise().stack;
+        auto ended = [this, resume = resumption(at)](std::exception_ptr failure,
+                                                     auto... result) mutable {
+            promise_.failure = failure;
+            if constexpr (!std::is_void_v<T>) promise_.return_value(std::move(result)...);
+            resume();
+        };
+        asio::co_spawn(io_.get_executor(), std::move(work_),
+                       asio::bind_cancellation_slot(
+                           stop_, asio::bind_executor(io_.get_executor(), std::move(ended))));
+        stack.is_suspended = true;
+    }
+    T await_resume() { return promise_.take(); }
+
+private:
+    asio::io_context& io_;
+    asio::awaitable<T> work_;
+    asio::cancellation_slot stop_;
+    task_promise<T> promise_;
+};
+
 #if defined(SSE_ENABLE_TLS)
 
 /// A client's socket, with TLS over it or without.
@@ -10514,9 +10695,8 @@ struct connection final : receiver, stream {
     bool end_gzip();
 #endif
     start resolved(const subscribe_options& how) const;
-    template <class Frames>
-    asio::awaitable<void> write(Frames frames);
-    asio::awaitable<void> written();
+    template <class... Frames>
+    asio::awaitable<void> write(Frames... frames);
     asio::awaitable<std::string> read_body(bool whole);
 
     extra_state& extra() {
@@ -10658,6 +10838,14 @@ struct waiting_handler final : std::conditional_t<What == awaited::time, sleepin
         if (slot.is_connected()) slot.clear();
     }
     void complete() override {
+        if constexpr (std::is_same_v<Handler, resumption>) {
+            Handler resume = std::move(done);
+            return resume();
+        } else {
+            complete_elsewhere();
+        }
+    }
+    void complete_elsewhere() {
         const auto where = asio::get_associated_executor(done);
         auto resume = [done = std::move(done), stopped = this->cancelled]() mutable {
             if constexpr (What == awaited::change) {
@@ -10674,7 +10862,6 @@ struct waiting_handler final : std::conditional_t<What == awaited::time, sleepin
     void destroy() noexcept override { waiter_memory::destroy(this); }
     /// Whether that is the worker's own executor, under which complete() is called: dispatch()
     /// would do the same, but erase the type of what it calls.
-    static bool runs_on(const io_executor&) noexcept { return false; }
     static bool runs_on(const asio::any_io_executor& where) noexcept {
         const auto* const own = where.target<io_executor>();
         return own && own->running_in_this_thread();
@@ -10690,13 +10877,19 @@ enum class input_state : std::uint8_t {
 
 /// What belongs to one request, and is new for the next one.
 struct request_state {
-    const handler* run = nullptr;       // that serves it: is to run, or runs
-    std::string response_headers;       // from the CORS decision
-    std::unique_ptr<body_decoder> body; // once reading it has begun
-    bool asked_before_end = false;      // it was pipelined before a known end
+    const handler* run = nullptr;  // that serves it: is to run, or runs
+    bool asked_before_end = false; // it was pipelined before a known end
     bool answered = false;
     bool keeps_running = false; // its handler does, whatever the client does
     bool resumable = false;     // its handler views a job, which its client can resume elsewhere
+};
+
+/// What is seldom needed once a stream has begun, and is freed then.
+struct early_state {
+    std::string input;                  // received, not yet consumed
+    std::string response_headers;       // from the CORS decision
+    std::unique_ptr<body_decoder> body; // once reading it has begun
+    asio::ip::address peer;             // or the address that the PROXY protocol names
 };
 
 /// What a stream has only while its requests are served; whatever serves them owns this.
@@ -10708,13 +10901,18 @@ struct exchange : request_state {
     static void* operator new(std::size_t size) { return waiter_memory::allocate_exchange(size); }
     static void operator delete(void* one) noexcept { waiter_memory::free_exchange(one); }
 
-    /// Suspends until wake(): input came or ended, a frame was written, a deadline passed. Wakes
-    /// may be spurious, so callers check again what they wait for.
-    template <class Executor>
-    asio::awaitable<void, Executor> change() {
-        return asio::async_initiate<const asio::use_awaitable_t<Executor>&, void()>(
+    /// Suspends a task until wake(): input came or ended, a frame was written, a deadline passed.
+    /// Wakes may be spurious, so callers check again what they wait for.
+    auto change() {
+        return suspension([this](resumption resume) {
+            this->template enlist<awaited::change>(std::move(resume));
+        });
+    }
+    /// The same for what a handler awaits.
+    asio::awaitable<void> change_for_handler() {
+        return asio::async_initiate<const asio::use_awaitable_t<>&, void()>(
             [this](auto done) { this->template enlist<awaited::change>(std::move(done)); },
-            asio::use_awaitable_t<Executor>{});
+            asio::use_awaitable);
     }
     /// Suspends until the client has disconnected or the stream was ended. Errors:
     /// operation_aborted.
@@ -10739,7 +10937,19 @@ struct exchange : request_state {
     bool input_ended() const noexcept { return intake == input_state::ended; }
     bool ended() const noexcept { return !owner.open() || input_ended(); }
     /// No request has begun: empty lines before one are skipped (RFC 9112 2.2).
-    bool is_blank() const noexcept { return input.find_first_not_of("\r\n") == input.npos; }
+    bool is_blank() const noexcept { return input().find_first_not_of("\r\n") == input().npos; }
+    early_state& early();
+    void drop_early_state() noexcept;
+    /// Received, not yet consumed.
+    std::string_view input() const noexcept { return early_ ? early_->input : std::string_view(); }
+    std::string_view response_headers() const noexcept {
+        return early_ ? early_->response_headers : std::string_view();
+    }
+    const body_decoder* body() const noexcept { return early_ ? early_->body.get() : nullptr; }
+    asio::ip::address peer() const noexcept {
+        if (early_) return early_->peer;
+        return request ? request->client : asio::ip::address();
+    }
     template <awaited What, class Handler>
     void enlist(Handler done, std::chrono::nanoseconds time = {});
     template <class Which>
@@ -10747,10 +10957,10 @@ struct exchange : request_state {
 
     bool body_is_left() const noexcept {
         const bool has_one = request->content_length > 0 || request->chunked;
-        return has_one && !(body && body->is_complete());
+        return has_one && !(body() && body()->is_complete());
     }
     bool may_serve_another() const noexcept {
-        return request->keep_alive && !body_is_left() && (!input_ended() || !input.empty());
+        return request->keep_alive && !body_is_left() && (!input_ended() || !input().empty());
     }
 
     static constexpr std::uint64_t no_place = ~std::uint64_t{0};
@@ -10760,22 +10970,39 @@ struct exchange : request_state {
     bool keep = true; // the connection may serve another request
     input_state intake = input_state::open;
     connection& owner;
-    waiter_ptr waiters;                   // newest first
-    std::string input;                    // received, not yet consumed
-    std::optional<sse::request> request;  // the current one
-    std::uint64_t begun = 0;              // box.queued once a stream's head was in it
-    outbox box;                           // the stream's own frames
+    waiter_ptr waiters;                    // newest first
+    std::unique_ptr<early_state> early_;   // null: its input is empty, its peer is the client
+    std::optional<sse::request> request;   // the current one
+    std::uint64_t begun = 0;               // box.queued once a stream's head was in it
+    outbox box;                            // the stream's own frames
     std::optional<chunked_encoder> chunks; // if its body has its own end; see keep_chunks()
-    std::uint64_t first_place = no_place; // what "now" means, until something is written
-    asio::cancellation_signal cancel;     // ends the handler
+    std::uint64_t first_place = no_place;  // what "now" means, until something is written
+    asio::cancellation_signal cancel;      // ends the handler
     asio::cancellation_signal cancel_gap_hook;
-    asio::ip::address peer;        // or the address that the PROXY protocol names
     std::uint32_t index = 0;       // in the worker's exchanges
     bool cancel_is_due = false;    // memory for it was not available
     bool served = false;           // an earlier request was served
     bool gap_hook_running = false; // options::hooks.on_gap runs
     bool lacks_tls = false;        // the client spoke plain HTTP where TLS is spoken
 };
+
+inline early_state& exchange::early() {
+    if (!early_) {
+        const asio::ip::address known = peer();
+        early_ = std::make_unique<early_state>();
+        early_->peer = known;
+    }
+    return *early_;
+}
+/// Perhaps nothing comes for long.
+inline void exchange::drop_early_state() noexcept {
+    if (!early_) return;
+    early_->response_headers.clear();
+    early_->response_headers.shrink_to_fit();
+    if (!early_->input.empty()) return;
+    early_->input.shrink_to_fit();
+    if (!early_->body && request && request->client == early_->peer) early_.reset();
+}
 
 inline bool connection::is_handled() const noexcept { return exchange_ && exchange_->run; }
 inline chunked_encoder* connection::chunks() const noexcept {
@@ -11211,16 +11438,16 @@ struct worker {
     void log_connection(std::string_view what, const asio::ip::address& peer) const;
     void log_client(connection& s, const asio::ip::address& client);
     void log_end(const connection& s) const;
-    io_awaitable<void> serve(stream_ref s, std::unique_ptr<exchange> owned, unfinished what);
-    io_awaitable<void> sent(connection& s, exchange& state);
-    io_awaitable<void> serve_request(connection& s, exchange& state);
-    io_awaitable<std::optional<own_response>> read_head(connection& s, exchange& state);
+    task<void> serve(stream_ref s, std::unique_ptr<exchange> owned, unfinished what);
+    task<void> sent(connection& s, exchange& state);
+    task<void> serve_request(connection& s, exchange& state);
+    task<std::optional<own_response>> read_head(connection& s, exchange& state);
     bool end_request(connection& s, exchange& state);
     static bool is_unsent(const connection& s, const exchange& state);
-    io_awaitable<void> answer_request(connection& s, exchange& state);
-    io_awaitable<bool> read_proxy(connection& s, exchange& state);
-    io_awaitable<bool> is_granted(connection& s, exchange& state, const origin_matcher& matcher,
-                                  std::string_view origin);
+    task<void> answer_request(connection& s, exchange& state);
+    task<bool> read_proxy(connection& s, exchange& state);
+    task<bool> is_granted(connection& s, exchange& state, const origin_matcher& matcher,
+                          std::string_view origin);
     void warn_of_missing_field(const request& r, const asio::ip::address& peer) const;
     static asio::awaitable<void> authorized(connection& s, const group& of, const handler& run);
     void leave_group(connection& s) noexcept;
@@ -11233,11 +11460,11 @@ struct worker {
     unfinished after_handler(connection& s, exchange& state, std::exception_ptr failure);
     void send_response(connection& s, int status, std::string_view type, std::string_view text,
                        std::string_view headers = {});
-    io_awaitable<void> answer(connection& s, const own_response& made);
-    io_awaitable<void> end_chunks(connection& s, exchange& state);
-    io_awaitable<void> linger(connection& s, exchange& state);
+    task<void> answer(connection& s, const own_response& made);
+    task<void> end_chunks(connection& s, exchange& state);
+    task<void> linger(connection& s, exchange& state);
     void run_gap_hook(connection& s, gap g);
-    io_awaitable<void> gap_hook_task(stream_ref s, gap g);
+    task<void> gap_hook_task(stream_ref s, gap g);
     void report(std::exception_ptr failure, const connection* of = nullptr) noexcept;
     void fail(connection& s, std::exception_ptr failure);
     /// Whatever is thrown here ends this one stream, which the caller holds.
@@ -11247,7 +11474,8 @@ struct worker {
             f();
         } catch (...) { fail(s, std::current_exception()); }
     }
-    void spawn(stream_ref s, io_awaitable<void> work);
+    void spawn(stream_ref s, task<void> work);
+    first_task run_task(stream_ref s, task<void> work);
 
     std::uint32_t milliseconds_now() const noexcept;
     void refresh() noexcept { feed_.now = now_ = milliseconds_now(); }
@@ -11457,10 +11685,16 @@ SSE_DECL void worker::on_context_destroyed() noexcept {
 /// Its context is shutting down, and nothing is resumed any more: what the waiters hold is
 /// destroyed with it.
 SSE_DECL void worker::drop_waiters() noexcept {
-    for (exchange* const state : exchanges_) {
-        while (state->waiters) state->waiters = std::move(state->waiters->next);
+    waiter_ptr all = std::move(woken_);
+    for (exchange* const state : exchanges_) { // which may be destroyed with its waiters
+        while (state->waiters) {
+            waiter_ptr one = std::move(state->waiters);
+            state->waiters = std::move(one->next);
+            one->next = std::move(all);
+            all = std::move(one);
+        }
     }
-    while (woken_) woken_ = std::move(woken_->next);
+    while (all) all = std::move(all->next);
 }
 
 SSE_DECL std::uint32_t worker::milliseconds_now() const noexcept {
@@ -11661,7 +11895,7 @@ SSE_DECL void worker::note_tls_failure(const connection& s) {
     hub_.tls_failures.fetch_add(1, std::memory_order_relaxed);
     hub_.log({.level = log_level::info,
               .what = "TLS failed",
-              .client = lacks_it ? s.exchange_->peer : peer_of(s),
+              .client = lacks_it ? s.exchange_->peer() : peer_of(s),
               .detail = lacks_it ? "plain HTTP" : s.socket_.tls()->failure()});
 }
 
@@ -11672,8 +11906,8 @@ SSE_DECL void worker::begin_serving(connection& s, const asio::ip::address& peer
     const stream_ref held = hold(s);
     guarded(s, [&] {
         auto state = std::make_unique<exchange>(s);
-        state->peer = peer;
-        state->input = received;
+        state->early().peer = peer;
+        state->early().input = received;
         state->keep = !adopted; // it is not returned to the server that it came from
         state->intake = input_state::paused;
         state->lacks_tls = hub_.tls.is_on() && !s.plain_ && !s.socket_.is_secure() && !adopted;
@@ -11688,10 +11922,20 @@ SSE_DECL void worker::resume_serving(stream_ref s, std::unique_ptr<exchange> sta
     spawn(s, serve(s, std::move(state), std::move(what)));
 }
 
-SSE_DECL void worker::spawn(stream_ref s, io_awaitable<void> work) {
-    asio::co_spawn(io_, std::move(work), [this, s](std::exception_ptr failure) {
-        if (failure) fail(*s, failure);
-    });
+SSE_DECL void worker::spawn(stream_ref s, task<void> work) {
+    run_task(std::move(s), std::move(work));
+}
+
+SSE_DECL first_task worker::run_task(stream_ref s, task<void> work) {
+    std::exception_ptr failure;
+    try {
+        co_await work;
+    } catch (...) { failure = std::current_exception(); }
+    work.reset(); // with what it owns
+    if (!failure) co_return;
+    try {
+        fail(*s, failure);
+    } catch (...) { report(std::current_exception()); }
 }
 
 SSE_DECL asio::ip::address worker::peer_of(const connection& s) {
@@ -11717,7 +11961,7 @@ SSE_DECL void worker::log_end(const connection& s) const {
     asio::ip::address peer = peer_of(s);
     if (peer.is_unspecified() && s.exchange_) {  // its client has reset it
         if (hub_.options.proxy.protocol) return; // the exchange may have the client's address
-        peer = s.exchange_->peer;
+        peer = s.exchange_->peer();
     }
     if (!hub_.speaks_for_others(peer)) log_connection("disconnected", peer);
 }
@@ -11985,16 +12229,16 @@ SSE_DECL void worker::on_input(connection& s) {
             if (streaming) s.extra().discarded += static_cast<std::uint32_t>(n);
         } else {
             const bool blank = s.phase_ == phase::head && state->is_blank();
-            state->input.append(scratch_->data(), n);
+            state->early().input.append(scratch_->data(), n);
             if (blank && !state->is_blank()) s.stamp_ = milliseconds_now();
-            if (state->input.size() > hub_.options.limits.head_bytes && !streaming) {
+            if (state->input().size() > hub_.options.limits.head_bytes && !streaming) {
                 state->intake = input_state::paused;
                 return state->wake();
             }
-            if (state->input.size() > hub_.options.limits.head_bytes) {
+            if (state->input().size() > hub_.options.limits.head_bytes) {
                 state->keep = false; // reading continues: it may disconnect
-                state->input.clear();
-                state->input.shrink_to_fit();
+                state->early().input.clear();
+                state->drop_early_state();
                 keep = false;
             }
         }
@@ -12019,9 +12263,9 @@ SSE_DECL void worker::cancel_if_ended(connection& s) {
 /// What follows the current request in the input received so far.
 SSE_DECL worker::rest_of_input worker::pending_input(const connection& s) const {
     const exchange& state = *s.exchange_;
-    std::string remaining = state.input;
+    std::string remaining(state.input());
     if (state.body_is_left()) {
-        body_decoder body = state.body ? *state.body : body_decoder_for(s);
+        body_decoder body = state.body() ? *state.body() : body_decoder_for(s);
         if (body.feed(remaining) != body_decoder::progress::complete) return rest_of_input::cut;
     }
     if (!state.request->keep_alive) return rest_of_input::nothing;
@@ -12053,7 +12297,7 @@ SSE_DECL void worker::poll_for_end(connection& s) {
     if (state.intake != input_state::paused || !state.request || !has_hung_up(s.socket_)) return;
     const std::size_t most = hub_.options.limits.head_bytes + max_body_bytes(s) + max_discarded;
     while (pending_input(s) != rest_of_input::request) {
-        if (state.input.size() > most) return cancel(s); // the request will be refused
+        if (state.input().size() > most) return cancel(s); // the request will be refused
         asio::error_code failed;
         const std::size_t n = s.socket_.read_some(asio::buffer(*scratch_), failed);
         if (would_block(failed)) return;
@@ -12063,14 +12307,14 @@ SSE_DECL void worker::poll_for_end(connection& s) {
             cancel_if_ended(s);
             return state.wake();
         }
-        state.input.append(scratch_->data(), n);
+        state.early().input.append(scratch_->data(), n);
     }
 }
 
 SSE_DECL void worker::resume_reading(connection& s) {
     exchange& state = *s.exchange_;
     if (!s.is_connected() || state.intake != input_state::paused) return;
-    if (state.input.size() > hub_.options.limits.head_bytes) return;
+    if (state.input().size() > hub_.options.limits.head_bytes) return;
     state.intake = input_state::open;
     watch(s);
 }
@@ -12106,7 +12350,7 @@ SSE_DECL void worker::begin_life(connection& s) {
     if (farewell_) schedule_farewell(s);
     hub_.log_request(r, 200);
     const bool told = o.hooks.log || o.hooks.on_connect || o.hooks.on_disconnect;
-    if (!told && !o.proxy.protocol && r.client == s.exchange_->peer) return;
+    if (!told && !o.proxy.protocol && r.client == s.exchange_->peer()) return;
     s.extra().log = {std::string(r.target_path()), r.client, told};
     if (o.hooks.on_connect) o.hooks.on_connect(s);
 }
@@ -12739,9 +12983,8 @@ SSE_DECL void connection::fail(std::exception_ptr what) { worker_->fail(*this, w
 // tests/shapes.cpp
 
 /// Waits until all of the stream's own frames are written, or it is closed.
-SSE_DECL io_awaitable<void> worker::sent(connection& s, exchange& state) {
-    while (s.is_connected() && state.box.written < state.box.queued)
-        co_await state.change<io_executor>();
+SSE_DECL task<void> worker::sent(connection& s, exchange& state) {
+    while (s.is_connected() && state.box.written < state.box.queued) co_await state.change();
 }
 
 /// Whether something must still be sent or awaited before a stream can live on without a coroutine.
@@ -12753,8 +12996,7 @@ SSE_DECL bool worker::is_unsent(const connection& s, const exchange& state) {
 
 /// Serves requests, from the first one or from where a handler has ended. Returns when the next
 /// handler runs, so that a handler that waits keeps only its own coroutine frames alive.
-SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange> owned,
-                                          unfinished what) {
+SSE_DECL task<void> worker::serve(stream_ref s, std::unique_ptr<exchange> owned, unfinished what) {
     exchange& state = *owned;
     bool again = true;
     if (what.response) co_await answer(*s, *what.response);
@@ -12772,13 +13014,13 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
             co_return;
         }
         again = end_request(*s, state);
-        if (!state.input.empty()) { // pipelined: other connections run in between
-            co_await asio::post(io_.get_executor(), use_io_awaitable);
+        if (!state.input().empty()) { // pipelined: other connections run in between
+            co_await suspension([this](resumption resume) { asio::post(io_, std::move(resume)); });
         }
     }
     // The stream's own frames are sent first; live ones need no coroutine. Whatever still uses the
     // state must end before the state does, even if the stream is closed.
-    while (is_unsent(*s, state)) co_await state.change<io_executor>();
+    while (is_unsent(*s, state)) co_await state.change();
     const bool lives_on = s->follows();
     if (s->is_connected() && !lives_on) {
         const bool whole = s->phase_ == phase::streaming && s->why_ == end_reason::ended;
@@ -12790,23 +13032,24 @@ SSE_DECL io_awaitable<void> worker::serve(stream_ref s, std::unique_ptr<exchange
 }
 
 /// Reads the head of the PROXY protocol. Returns false if there is none; the connection then ends.
-SSE_DECL io_awaitable<bool> worker::read_proxy(connection& s, exchange& state) {
+SSE_DECL task<bool> worker::read_proxy(connection& s, exchange& state) {
     enter(s, phase::head);
-    proxy_head head = read_proxy_head(state.input);
+    proxy_head head = read_proxy_head(state.input());
     while (head.outcome == proxy_head::progress::need_more && s.is_connected() &&
            !state.input_ended() && !state.timed_out) {
-        co_await state.change<io_executor>();
-        head = read_proxy_head(state.input);
+        co_await state.change();
+        head = read_proxy_head(state.input());
     }
     if (head.outcome != proxy_head::progress::complete) {
         hub_.log({.level = log_level::warning,
                   .what = "refused",
-                  .client = state.peer,
+                  .client = state.peer(),
                   .detail = "no PROXY protocol header"});
         co_return false;
     }
-    state.input.erase(0, head.size);
-    if (head.from && hub_.speaks_for_others(state.peer)) state.peer = *head.from;
+    early_state& early = state.early();
+    early.input.erase(0, head.size);
+    if (head.from && hub_.speaks_for_others(early.peer)) early.peer = *head.from;
     co_return true;
 }
 
@@ -12833,7 +13076,7 @@ SSE_DECL void worker::count_proxied_client(connection& s, const request& r) {
 // that lives as long as its handler would keep a large block.
 
 /// Reads one request and responds to it, or chooses the handler that will.
-SSE_DECL io_awaitable<void> worker::serve_request(connection& s, exchange& state) {
+SSE_DECL task<void> worker::serve_request(connection& s, exchange& state) {
     enter(s, phase::head);
     if (s.cold_) { // it belongs to the previous request
         feed_.remove(s);
@@ -12862,31 +13105,33 @@ SSE_DECL std::optional<own_response> response_of(const request::verdict& found) 
 
 /// Reads the head of a request. Afterwards there is a current request, unless none came. Returns
 /// the response if the head is refused.
-SSE_DECL io_awaitable<std::optional<own_response>> worker::read_head(connection& s,
-                                                                     exchange& state) {
+SSE_DECL task<std::optional<own_response>> worker::read_head(connection& s, exchange& state) {
     head_parser parser(hub_.options.limits.head_bytes);
-    auto progress = parser.feed(state.input);
+    auto progress = parser.feed(state.input());
     while (progress == head_parser::progress::need_more && s.is_connected() &&
            !state.input_ended() && !state.timed_out) {
-        co_await state.change<io_executor>();
-        progress = parser.feed(state.input);
+        co_await state.change();
+        progress = parser.feed(state.input());
     }
     const bool came = progress != head_parser::progress::need_more;
     if (!s.is_connected() || (!came && (state.is_blank() || !state.timed_out)))
         co_return std::nullopt;
     static_cast<request_state&>(state) = {};
+    early_state& early = state.early();
+    early.response_headers.clear();
+    early.body.reset();
     request& r = state.request.emplace();
-    r.client = state.peer;
+    r.client = early.peer;
     if (s.is_local_) r.credentials = credentials_of(s.socket_.native_handle());
     request::verdict verdict;
     if (!came) verdict = {408, "the request head did not arrive in time"};
     if (progress == head_parser::progress::refused) verdict = parser.refusal();
     if (verdict.status != 0) co_return response_of(verdict);
-    verdict = r.parse(parser.head(state.input), hub_.options.limits.header_lines);
-    state.input.erase(0, parser.size());
+    verdict = r.parse(parser.head(early.input), hub_.options.limits.header_lines);
+    early.input.erase(0, parser.size());
     state.asked_before_end = state.served && state.input_ended();
-    r.client = client_address(r, state.peer, hub_.trusted, hub_.options.proxy.forwarded);
-    warn_of_missing_field(r, state.peer);
+    r.client = client_address(r, early.peer, hub_.trusted, hub_.options.proxy.forwarded);
+    warn_of_missing_field(r, early.peer);
 #if defined(SSE_ENABLE_TLS)
     if (s.socket_.is_secure()) r.client_subject = s.socket_.tls()->client_subject();
 #endif
@@ -12918,8 +13163,10 @@ SSE_DECL bool worker::end_request(connection& s, exchange& state) {
     if (!s.follows() || !s.is_connected())
         leave_group(s); // a stream that lives on leaves it at its end
     state.served = true;
+    const bool again = s.is_connected() && s.phase_ == phase::handling && state.keep;
+    if (again) state.early(); // knows the peer, other than the request, from now on
     state.request.reset();
-    return s.is_connected() && s.phase_ == phase::handling && state.keep;
+    return again;
 }
 
 SSE_DECL void worker::note_refusal(const request& r, int status) {
@@ -12948,28 +13195,26 @@ SSE_DECL void worker::refuse_softly(connection& s) {
     const std::string bytes =
         response_head(200, "Content-Type: text/event-stream\r\nCache-Control: no-cache, "
                            "no-transform\r\nConnection: close\r\n" +
-                               state.response_headers) +
+                               std::string(state.response_headers())) +
         retry_after(hub_.options.limits.retry_after);
     feed_.enqueue(s, make_raw_frame(bytes));
 }
 
-SSE_DECL io_awaitable<bool> worker::is_granted(connection& s, exchange& state,
-                                               const origin_matcher& matcher,
-                                               std::string_view origin) {
+SSE_DECL task<bool> worker::is_granted(connection& s, exchange& state,
+                                       const origin_matcher& matcher, std::string_view origin) {
     if (!matcher.is_coroutine()) co_return matcher.test(origin, *state.request);
     cancel_if_ended(s);
-    const bool granted = co_await asio::co_spawn(
-        io_.get_executor(), matcher.ask(origin, *state.request),
-        asio::bind_cancellation_slot(state.cancel.slot(), use_io_awaitable));
+    program_call<bool> asked(io_, matcher.ask(origin, *state.request), state.cancel.slot());
+    const bool granted = co_await asked;
     co_return (granted && s.is_connected());
 }
 
-SSE_DECL io_awaitable<void> worker::answer_request(connection& s, exchange& state) {
+SSE_DECL task<void> worker::answer_request(connection& s, exchange& state) {
     const site::target to = hub_.find(*state.request);
     const origin_matcher& matcher = to.of->cors().origin;
     const auto origin = state.request->header("Origin");
     const bool host_is_served =
-        hub_.serves_host(*state.request, hub_.host_of(*state.request, state.peer));
+        hub_.serves_host(*state.request, hub_.host_of(*state.request, state.peer()));
     bool granted = true;
     std::exception_ptr failure;
     try {
@@ -12987,8 +13232,10 @@ SSE_DECL io_awaitable<void> worker::answer_request(connection& s, exchange& stat
         report(failure, &s);
         made = site::response_after(true, {});
     } else {
-        if (host_is_served) state.response_headers = cors_headers(to.of->cors(), origin, granted);
-        made = hub_.decide(*state.request, state.peer, to, granted, s.over());
+        if (host_is_served) {
+            state.early().response_headers = cors_headers(to.of->cors(), origin, granted);
+        }
+        made = hub_.decide(*state.request, state.peer(), to, granted, s.over());
     }
     if (made) {
         co_await answer(s, *made);
@@ -13024,9 +13271,7 @@ struct worker::handler_end {
     using executor_type = io_executor; // otherwise a type-erased one, 48 bytes larger
     using cancellation_slot_type = asio::cancellation_slot;
     std::unique_ptr<exchange> state;
-    executor_type get_executor() const noexcept {
-        return state->owner.worker_->io_.get_executor();
-    }
+    executor_type get_executor() const noexcept { return state->owner.worker_->io_.get_executor(); }
     cancellation_slot_type get_cancellation_slot() const noexcept { return state->cancel.slot(); }
     void operator()(std::exception_ptr failure) {
         const stream_ref s = hold(state->owner);
@@ -13100,16 +13345,16 @@ SSE_DECL worker::unfinished worker::after_handler(connection& s, exchange& state
 }
 
 /// Ends a stream whose handler has completed it: the connection may serve another request.
-SSE_DECL io_awaitable<void> worker::end_chunks(connection& s, exchange& state) {
+SSE_DECL task<void> worker::end_chunks(connection& s, exchange& state) {
     // Until nothing at all is pending: the last chunk would cut even a heartbeat in two.
-    while (s.is_connected() && !s.is_finishing() && s.busy_) co_await state.change<io_executor>();
+    while (s.is_connected() && !s.is_finishing() && s.busy_) co_await state.change();
     if (!s.is_connected() || s.is_finishing()) co_return; // something else has ended it meanwhile
     report_end(s, end_reason::ended);
     feed_.remove(s);
     enter(s, phase::handling); // no stream data follows
     s.chunks()->end();
     feed_.put(s, last_chunk_frame());
-    while (s.is_connected() && s.busy_) co_await state.change<io_executor>();
+    while (s.is_connected() && s.busy_) co_await state.change();
     if (s.is_connected() && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     state.chunks.reset();
     s.adds_framing_ = s.socket_.is_secure();
@@ -13126,7 +13371,7 @@ SSE_DECL frame_ref make_response(const exchange& state, int status, std::string_
         lines.append("Content-Type: ").append(type).append("\r\nContent-Length: ");
         lines.append(std::to_string(text.size())).append("\r\n");
     }
-    lines.append(state.response_headers);
+    lines.append(state.response_headers());
     if (lines.find("\nCache-Control: ") == lines.npos) lines.append("Cache-Control: no-store\r\n");
     if (!state.keep) {
         lines.append("Connection: close\r\n");
@@ -13151,7 +13396,7 @@ SSE_DECL void worker::send_response(connection& s, int status, std::string_view 
 }
 
 /// Sends a response of the server's own.
-SSE_DECL io_awaitable<void> worker::answer(connection& s, const own_response& made) {
+SSE_DECL task<void> worker::answer(connection& s, const own_response& made) {
     const request& r = *s.exchange_->request;
     if (made.over_limit) note_refusal(r, made.status);
     if (made.over_limit && is_refused_softly(r)) {
@@ -13164,12 +13409,12 @@ SSE_DECL io_awaitable<void> worker::answer(connection& s, const own_response& ma
 
 /// Closes our end and awaits the client's, so that unread input does not turn the close into a
 /// reset that costs the client the response (RFC 9112 9.6).
-SSE_DECL io_awaitable<void> worker::linger(connection& s, exchange& state) {
+SSE_DECL task<void> worker::linger(connection& s, exchange& state) {
     enter(s, phase::lingering);
     s.socket_.send_end(s.why_ != end_reason::failed);
-    state.input.clear();
+    if (state.early_) state.early_->input.clear();
     resume_reading(s);
-    while (s.is_connected() && !state.input_ended()) co_await state.change<io_executor>();
+    while (s.is_connected() && !state.input_ended()) co_await state.change();
 }
 
 /// Runs options::hooks.on_gap beside whatever else serves the stream, which the feed holds
@@ -13181,16 +13426,16 @@ SSE_DECL void worker::run_gap_hook(connection& s, gap g) {
     });
 }
 
-SSE_DECL io_awaitable<void> worker::gap_hook_task(stream_ref s, gap g) {
+SSE_DECL task<void> worker::gap_hook_task(stream_ref s, gap g) {
     std::unique_ptr<exchange> lent; // a stream without a coroutine has no exchange
     if (!s->exchange_) lent = std::make_unique<exchange>(*s);
     exchange& state = *s->exchange_;
     state.gap_hook_running = true;
     std::exception_ptr failure;
     try {
-        co_await asio::co_spawn(
-            io_.get_executor(), hub_.options.hooks.on_gap(*s, g),
-            asio::bind_cancellation_slot(state.cancel_gap_hook.slot(), use_io_awaitable));
+        program_call<void> hook(io_, hub_.options.hooks.on_gap(*s, g),
+                                state.cancel_gap_hook.slot());
+        co_await hook;
     } catch (...) { failure = std::current_exception(); }
     if (failure && s->is_connected() && !s->is_finishing()) fail(*s, failure);
     if (s->is_connected()) feed_.release(*s, receiver::by_gap_hook);
@@ -13285,15 +13530,13 @@ SSE_DECL void detail::connection::begin_streaming(bool finite, [[maybe_unused]] 
     const bool framed = finite || request().header("X-Varnish");
     const bool chunked = framed && request().accepts_chunked() && !request().is_head() &&
                          exchange_->may_serve_another() &&
-                         exchange_->input.size() <= worker_->hub_.options.limits.head_bytes;
+                         exchange_->input().size() <= worker_->hub_.options.limits.head_bytes;
 #if defined(SSE_ENABLE_ZLIB)
     const bool compress = worker_->hub_.options.compress && !finite;
     const bool gzip = compress && wants_gzip(shares);
 #endif
     worker_->enter(*this, phase::streaming);
-    if (!chunked) exchange_->input.clear();
-    if (exchange_->input.empty())
-        exchange_->input.shrink_to_fit(); // perhaps nothing comes for long
+    if (!chunked && exchange_->early_) exchange_->early_->input.clear();
     worker_->resume_reading(*this);
     // Otherwise the end of the connection ends the body, in HTTP/1.0 and in HTTP/1.1.
     std::string head = detail::response_head(
@@ -13305,9 +13548,8 @@ SSE_DECL void detail::connection::begin_streaming(bool finite, [[maybe_unused]] 
 #endif
                  std::string(chunked ? "Transfer-Encoding: chunked\r\n" : "") +
                  std::string(chunked && !worker_->farewell_ ? "" : "Connection: close\r\n") +
-                 exchange_->response_headers);
-    exchange_->response_headers.clear();
-    exchange_->response_headers.shrink_to_fit();
+                 std::string(exchange_->response_headers()));
+    exchange_->drop_early_state();
     if (chunked) {
         exchange_->chunks.emplace().pass(head.size());
         adds_framing_ = true;
@@ -13434,25 +13676,23 @@ SSE_DECL stream_info stream::info() {
     return self.worker_->info(self);
 }
 
-/// Suspends until everything now in the box is written.
-SSE_DECL asio::awaitable<void> detail::connection::written() {
+/// Sends one frame, or several, or none, and suspends until everything in the box is written: one
+/// coroutine, since each costs as much as the rest.
+template <class... Frames>
+asio::awaitable<void> detail::connection::write(Frames... frames) {
+    if constexpr (sizeof...(frames) > 0) {
+        if (!open()) throw std::system_error(errc::closed, "sse::stream");
+        current_exchange("send");
+        worker_->refresh();
+        (worker_->feed_.enqueue(*this, std::move(frames)), ...);
+    }
     const std::uint64_t mine = exchange_->box.queued;
     // A handler that never has to wait would monopolize its thread.
     if (mine % 64 == 0) co_await asio::post(socket_.get_executor(), asio::use_awaitable);
     while (is_connected() && exchange_->box.written < mine) {
-        co_await exchange_->change<asio::any_io_executor>();
+        co_await exchange_->change_for_handler();
     }
     if (exchange_->box.written < mine) throw std::system_error(errc::closed, "sse::stream");
-}
-
-/// One frame, or several.
-template <class Frames>
-asio::awaitable<void> detail::connection::write(Frames frames) {
-    if (!open()) throw std::system_error(errc::closed, "sse::stream");
-    current_exchange("send");
-    worker_->refresh();
-    worker_->feed_.enqueue(*this, std::move(frames));
-    co_await written();
 }
 
 SSE_DECL void stream::begin() {
@@ -13551,7 +13791,7 @@ SSE_DECL void stream::add_header(std::string_view name, std::string_view value) 
     if (self.has_response()) {
         throw std::logic_error("sse::stream::add_header: the response has already begun");
     }
-    self.exchange_->response_headers.append(name).append(": ").append(value).append("\r\n");
+    self.exchange_->early().response_headers.append(name).append(": ").append(value).append("\r\n");
 }
 
 SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view content_type,
@@ -13571,7 +13811,7 @@ SSE_DECL asio::awaitable<void> stream::respond(int status, std::string_view cont
         throw std::logic_error("sse::stream::respond: this request already has its response");
     }
     self.worker_->send_response(self, status, content_type, text);
-    return self.written();
+    return self.write();
 }
 
 SSE_DECL asio::awaitable<std::string> stream::body() {
@@ -13597,31 +13837,32 @@ SSE_DECL asio::awaitable<std::string> detail::connection::read_body(bool whole) 
     if (request().content_length > limit) {
         throw std::system_error(errc::body_too_large, "sse::stream::body");
     }
-    if (!state.body) {
-        state.body = std::make_unique<detail::body_decoder>(worker_->body_decoder_for(*this));
+    detail::early_state& early = state.early();
+    if (!early.body) {
+        early.body = std::make_unique<detail::body_decoder>(worker_->body_decoder_for(*this));
         const bool expects = detail::list_names(request().fields, "Expect", "100-continue");
-        if (expects && request().accepts_chunked() && state.input.empty()) { // not HTTP/1.0
+        if (expects && request().accepts_chunked() && early.input.empty()) { // not HTTP/1.0
             worker_->feed_.enqueue(*this, detail::make_raw_frame("HTTP/1.1 100 Continue\r\n\r\n"));
-            co_await written();
+            co_await write();
         }
     }
     worker_->enter(*this, phase::body);
     std::string piece;
     progress now = progress::need_more;
     for (;;) {
-        now = state.body->feed(state.input);
-        piece += state.body->take();
+        now = early.body->feed(early.input);
+        piece += early.body->take();
         if (now != progress::need_more || (!whole && !piece.empty())) break;
         if (!is_connected() || state.input_ended() || state.timed_out) break;
         worker_->resume_reading(*this);
-        co_await state.change<asio::any_io_executor>();
+        co_await state.change_for_handler();
     }
     if (!is_connected()) throw std::system_error(errc::closed, "sse::stream::body");
     worker_->resume_reading(*this);
     if (phase_ == phase::body) worker_->enter(*this, phase::handling);
     worker_->cancel_if_ended(*this); // until now, the read itself would notice the end
     if (now == progress::complete || (!whole && !piece.empty())) co_return piece;
-    const bool too_large = state.body->refusal().status == 413;
+    const bool too_large = early.body->refusal().status == 413;
     const errc why = too_large         ? errc::body_too_large
                      : state.timed_out ? errc::body_timeout
                                        : errc::bad_body;
@@ -18864,7 +19105,7 @@ SSE_DECL bool has_etag(const request& r, std::string_view etag) noexcept {
 SSE_DECL asio::awaitable<void> respond_script(stream& s) {
     static const std::string etag = '"' + std::to_string(fnv1a(page_script)) + '"';
     s.add_header("ETag", etag);
-    connection_of(s).exchange_->response_headers.append("Cache-Control: no-cache\r\n");
+    connection_of(s).exchange_->early().response_headers.append("Cache-Control: no-cache\r\n");
     const bool is_known = has_etag(s.request(), etag);
     co_await s.respond(is_known ? 304 : 200, media_type(".js"), is_known ? "" : page_script);
 }
