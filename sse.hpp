@@ -4817,7 +4817,7 @@ private:
     struct portion;
     void assemble(portion& p, std::span<const asio::const_buffer> from,
                   std::size_t skip) const noexcept;
-    void keep_rest(const portion& p, std::size_t gone);
+    void keep_rest(portion& p, std::size_t gone);
 
     std::size_t plain_ = 0;
     std::unique_ptr<std::string> rest_; // of the chunk that a short write has cut
@@ -4826,14 +4826,20 @@ private:
 
 /// What one call of the writer is given: bytes outside the body, see pass(), then one chunk.
 struct chunked_encoder::portion {
-    std::array<asio::const_buffer, max_buffers> buffers;
+    // To initialize all of them would cost more than the rest.
+    alignas(asio::const_buffer) std::byte storage[max_buffers * sizeof(asio::const_buffer)];
     std::size_t count = 0;
     std::size_t plain = 0;
     std::size_t payload = 0;
     std::array<char, 24> header;
     std::size_t header_size = 0;
 
-    void add(asio::const_buffer one) noexcept { buffers[count++] = one; }
+    std::span<asio::const_buffer> buffers() noexcept {
+        return {reinterpret_cast<asio::const_buffer*>(storage), count};
+    }
+    void add(asio::const_buffer one) noexcept {
+        new (storage + count++ * sizeof one) asio::const_buffer(one);
+    }
     std::size_t size() const noexcept {
         return plain + (payload == 0 ? 0 : header_size + payload + 2);
     }
@@ -4850,26 +4856,32 @@ inline void chunked_encoder::assemble(portion& p, std::span<const asio::const_bu
         skip -= std::min(skip, whole.size());
         if (remaining.size() == 0) continue;
         if (p.plain < plain_) {
-            p.add(asio::buffer(remaining, plain_ - p.plain));
-            p.plain += p.buffers[p.count - 1].size();
-            remaining += p.buffers[p.count - 1].size();
+            const asio::const_buffer passed = asio::buffer(remaining, plain_ - p.plain);
+            p.add(passed);
+            p.plain += passed.size();
+            remaining += passed.size();
         }
         if (remaining.size() == 0) continue;
-        if (p.payload == 0) header_at = p.count++;
-        p.add(asio::buffer(remaining, max_chunk - p.payload));
-        p.payload += p.buffers[p.count - 1].size();
+        if (p.payload == 0) {
+            header_at = p.count;
+            p.add({});
+        }
+        const asio::const_buffer data = asio::buffer(remaining, max_chunk - p.payload);
+        p.add(data);
+        p.payload += data.size();
     }
     if (p.payload == 0) return;
     const auto digits = std::to_chars(p.header.begin(), p.header.end(), p.payload, 16).ptr;
     const auto end = std::copy_n("\r\n", 2, digits);
     p.header_size = static_cast<std::size_t>(end - p.header.data());
-    p.buffers[header_at] = asio::buffer(p.header.data(), p.header_size);
+    p.buffers()[header_at] = asio::buffer(p.header.data(), p.header_size);
     p.add(asio::buffer("\r\n", 2));
 }
 
 template <class Write>
 std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_buffer> buffers,
                                                   Write&& write) {
+    const std::size_t all = asio::buffer_size(buffers);
     std::size_t taken = 0;
     if (rest_) {
         const asio::const_buffer remaining = asio::buffer(*rest_);
@@ -4884,22 +4896,26 @@ std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_bu
         portion p;
         assemble(p, buffers, taken);
         if (p.count == 0) return taken;
-        const std::optional<std::size_t> n = write(std::span(p.buffers.data(), p.count));
+        const std::optional<std::size_t> n =
+            write(std::span<const asio::const_buffer>(p.buffers()));
         if (!n) return std::nullopt;
         plain_ -= std::min(p.plain, *n);
         if (*n < p.size() && *n <= p.plain) return taken + *n; // no byte of the chunk was written
         taken += p.plain + p.payload;
-        if (*n == p.size()) continue;
+        if (*n == p.size()) {
+            if (taken == all) return taken;
+            continue;
+        }
         keep_rest(p, *n);
         return taken - 1;
     }
 }
 
-inline void chunked_encoder::keep_rest(const portion& p, std::size_t gone) {
+inline void chunked_encoder::keep_rest(portion& p, std::size_t gone) {
     rest_ = std::make_unique<std::string>();
-    for (std::size_t i = 0; i < p.count; ++i) {
-        const asio::const_buffer remaining = p.buffers[i] + gone;
-        gone -= std::min(gone, p.buffers[i].size());
+    for (const asio::const_buffer& whole : p.buffers()) {
+        const asio::const_buffer remaining = whole + gone;
+        gone -= std::min(gone, whole.size());
         rest_->append(static_cast<const char*>(remaining.data()), remaining.size());
     }
 }
@@ -9695,7 +9711,7 @@ namespace detail {
 
 using tcp_acceptor = asio::basic_socket_acceptor<asio::ip::tcp, io_executor>;
 
-// Our own coroutines name the executor: type-erased ones cost 200 bytes and 25 ns for each step.
+// Names the executor: type-erased ones cost 200 bytes and 25 ns for each step.
 template <class T>
 using io_awaitable = asio::awaitable<T, io_executor>;
 inline constexpr asio::use_awaitable_t<io_executor> use_io_awaitable{};
@@ -10334,8 +10350,9 @@ SSE_DECL own_response site::response_after(bool threw, std::error_code code) {
 
 struct exchange;
 
-// --- coroutines of the server's own. Asio's would do, at three times the memory; and Asio gives
-// the memory of ended ones to new ones, such as a handler that lives for long, however large it is.
+// --- coroutines of the server's own. Asio's would do, but Asio gives the memory of ended ones to
+// new ones, however large it is: handlers, which live for long, would keep the large blocks of
+// these.
 
 template <class T>
 class task;
@@ -13072,9 +13089,6 @@ SSE_DECL void worker::count_proxied_client(connection& s, const request& r) {
     hub_.refusing.fetch_add(1, std::memory_order_relaxed);
 }
 
-// Coroutines with small frames: Asio gives the memory of ended frames to new ones, and a new one
-// that lives as long as its handler would keep a large block.
-
 /// Reads one request and responds to it, or chooses the handler that will.
 SSE_DECL task<void> worker::serve_request(connection& s, exchange& state) {
     enter(s, phase::head);
@@ -13676,8 +13690,8 @@ SSE_DECL stream_info stream::info() {
     return self.worker_->info(self);
 }
 
-/// Sends one frame, or several, or none, and suspends until everything in the box is written: one
-/// coroutine, since each costs as much as the rest.
+/// Sends one frame, or several, or none, and suspends until everything in the box is written. All
+/// in one coroutine: a second one would have a frame of its own.
 template <class... Frames>
 asio::awaitable<void> detail::connection::write(Frames... frames) {
     if constexpr (sizeof...(frames) > 0) {
