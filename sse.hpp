@@ -10673,6 +10673,11 @@ struct connection final : receiver, stream {
         std::uint32_t discarded = 0;              ///< Bytes received on the open stream.
 #if defined(SSE_ENABLE_ZLIB)
         gzip_stream::remainder unsent;
+
+        bool is_needed() const noexcept {
+            return chunks || counted || log || over != limit_reached::none || discarded != 0 ||
+                   unsent.of;
+        }
 #endif
     };
 
@@ -12907,9 +12912,11 @@ std::optional<std::size_t> connection::write_gzip(const What& what) {
         return make || extra_ ? &extra().unsent : nullptr;
     };
     try {
-        return gzip_.write(what, rest, [this](std::span<const asio::const_buffer> coded) {
+        const auto n = gzip_.write(what, rest, [this](std::span<const asio::const_buffer> coded) {
             return write_framed(coded);
         });
+        if (n && extra_ && !extra_->is_needed()) extra_.reset(); // a block was in part there
+        return n;
     } catch (const std::bad_alloc&) { // a piece has begun whose rest is lost
         worker_->close(*this, end_reason::failed);
         return std::nullopt;

@@ -3,6 +3,7 @@
 // Built with SSE_ENABLE_ZLIB.
 #include "sse.hpp"
 
+#include "support/allocated.hpp"
 #include "support/client.hpp"
 #include "support/dice.hpp"
 #include "support/gzip_reader.hpp"
@@ -23,6 +24,8 @@
 #include <utility>
 #include <vector>
 
+#include <sys/socket.h>
+#include <unistd.h>
 #include <zlib.h>
 
 namespace compress_test {
@@ -42,20 +45,25 @@ using support::header_list;
 using support::http_request;
 using support::running_server;
 
-/// One client, which takes as many bytes at a time as it is told to.
+/// One client, which takes as many bytes at a time as it is told to. If its body is chunked, it
+/// takes chunks of its gzip stream.
 class client {
     // What the stream asks for.
     auto writer() {
         return [this](std::span<const asio::const_buffer> from) -> std::optional<std::size_t> {
-            std::size_t n = 0;
-            for (const asio::const_buffer& one : from) {
-                const std::size_t part = std::min(one.size(), room_);
-                raw_.append(static_cast<const char*>(one.data()), part);
-                room_ -= part;
-                n += part;
-            }
-            return n;
+            if (!chunked_) return receive(from);
+            return chunks_.write(from, [this](auto framed) { return receive(framed); });
         };
+    }
+    std::optional<std::size_t> receive(std::span<const asio::const_buffer> from) {
+        std::size_t n = 0;
+        for (const asio::const_buffer& one : from) {
+            const std::size_t part = std::min(one.size(), room_);
+            raw_.append(static_cast<const char*>(one.data()), part);
+            room_ -= part;
+            n += part;
+        }
+        return n;
     }
     auto rest() {
         return [this](bool make) -> gzip_stream::remainder* {
@@ -66,9 +74,10 @@ class client {
 public:
     static constexpr std::size_t all = ~std::size_t{0};
 
-    explicit client(std::string head = "HTTP/1.1 200 OK\r\n\r\n") : head_(std::move(head)) {
-        stream_.begin(head_.size() + gzip_stream::header.size());
-        offer(head_ + std::string(gzip_stream::header));
+    explicit client(bool chunked = false) : chunked_(chunked) {
+        stream_.begin(head.size() + gzip_stream::header.size());
+        chunks_.pass(head.size());
+        offer(std::string(head) + std::string(gzip_stream::header));
         expected_.clear(); // it is not part of the stream's text
     }
 
@@ -108,8 +117,9 @@ public:
     }
     void end() {
         take(all);
-        raw_ += stream_.end();
+        write_end(stream_.end());
         CHECK(!stream_.is_on());
+        if (chunked_ && chunks_.end()) write_end(chunked_encoder::last_chunk);
     }
     bool is_idle() const noexcept { return waiting_.empty(); }
     /// What it is kept of a block that it has taken a part of.
@@ -118,10 +128,12 @@ public:
 
     /// Everything that it was sent is read, as soon as it has all of it.
     void check() {
-        if (raw_.size() < head_.size()) return;
-        CHECK(raw_.substr(0, head_.size()) == head_);
-        got_ += reader_.read(std::string_view(raw_).substr(std::max(read_, head_.size())));
+        if (raw_.size() < head.size()) return;
+        CHECK(raw_.substr(0, head.size()) == head);
+        std::string body = raw_.substr(std::max(read_, head.size()));
         read_ = raw_.size();
+        if (chunked_) body = body_.feed(body);
+        got_ += reader_.read(body);
         CHECK(expected_.starts_with(got_));
         if (is_idle()) CHECK(got_.size() == expected_.size());
     }
@@ -129,10 +141,20 @@ public:
         end();
         check();
         CHECK(reader_.ended()); // with the right sum and size, or zlib would not
+        CHECK(body_.ended() == chunked_);
     }
 
 private:
-    const std::string head_;
+    static constexpr std::string_view head = "HTTP/1.1 200 OK\r\n\r\n";
+
+    void write_end(std::string_view bytes) {
+        room_ = all;
+        const asio::const_buffer whole = asio::buffer(bytes);
+        REQUIRE(writer()({&whole, 1}) == bytes.size());
+    }
+
+    const bool chunked_;
+    chunked_encoder chunks_;
     gzip_stream stream_;
     gzip_stream::remainder rest_;
     std::string waiting_;
@@ -140,6 +162,7 @@ private:
     std::string raw_;
     std::size_t room_ = 0;
     std::size_t read_ = 0;
+    support::chunk_reader body_;
     gzip_reader reader_;
     std::string got_;
 };
@@ -337,7 +360,7 @@ TEST_CASE("whatever clients take, miss and are sent alone, each reads all of it,
                 shared += takers;
                 if (takers * 2 < clients.size()) window.restart();
             } else if (act == 12 && clients.size() < 5) {
-                clients.push_back(std::make_unique<client>());
+                clients.push_back(std::make_unique<client>(dice.one_in(2)));
             } else if (act == 13 && !clients.empty()) {
                 const std::size_t which = dice.below(clients.size());
                 clients[which]->check_end();
@@ -396,6 +419,94 @@ TEST_CASE("clients of a topic read the same from few bytes, and what others get 
     for (event_client* one : {&a, &b}) {
         one->wait_for_close();
         CHECK(one->gzip_ended());
+    }
+}
+
+namespace {
+
+/// Many clients of a server of one thread, with little room on the way to each. They cost this
+/// process nothing but what the server has for them.
+class crowd {
+public:
+    crowd() {
+        sockets_.reserve(2'000);
+        sse::options o = compressing();
+        o.heartbeat = std::chrono::milliseconds(0);
+        o.history.messages = few;
+        server_.emplace(o);
+        asio::ip::tcp::acceptor listener(io_, {asio::ip::address_v4::loopback(), 0});
+        listener.set_option(asio::socket_base::send_buffer_size(1));
+        port_ = listener.local_endpoint().port();
+        server_->start(std::move(listener));
+    }
+
+    void join(std::size_t count, const header_list& headers) {
+        for (; count > 0; --count) {
+            support::connection one(port_, {.receive_buffer = 4096});
+            one.send_request("GET", "/subscribe/a", headers);
+            sockets_.emplace_back(::dup(one.native_handle()));
+        }
+        REQUIRE(
+            support::eventually([&] { return server_->counters().streams == sockets_.size(); }));
+        let_it_work(); // all of them are served by now
+        read();
+    }
+    /// Each of them gets it whole.
+    void publish(const std::string& text) {
+        due_ += sockets_.size();
+        server_->publish("/a", {.data = text});
+        let_it_work();
+        if (text.size() > 10'000) CHECK(server_->counters().delivered < due_); // it was cut
+        REQUIRE(support::eventually([&] {
+            read();
+            return server_->counters().delivered == due_;
+        }));
+    }
+    /// As many as are kept.
+    void publish_few() {
+        for (std::uint64_t n = 0; n < few; ++n) publish("the same words again and again");
+    }
+
+private:
+    static constexpr std::uint64_t few = 4;
+
+    void let_it_work() const { CHECK(support::http_get(port_, "/health").status == 200); }
+    void read() {
+        static char bytes[16 * 1024];
+        for (const support::descriptor& one : sockets_) {
+            while (::recv(one.get(), bytes, sizeof bytes, 0) > 0) {}
+        }
+    }
+
+    asio::io_context io_;
+    std::optional<sse::server> server_;
+    std::uint16_t port_ = 0;
+    std::uint64_t due_ = 0;
+    std::vector<support::descriptor> sockets_;
+};
+
+} // namespace
+
+TEST_CASE("a client by gzip costs what another does, also after it has had a part of a block") {
+    if (!support::memory_is_meaningful) return;
+    support::raise_descriptor_limit();
+    constexpr std::size_t count = 1'000;
+    std::size_t plain = 0;
+    for (const header_list& headers : {header_list{}, wants_gzip}) {
+        crowd clients;
+        clients.join(64, headers); // what the first ones need is not counted
+        clients.publish_few();
+        const std::size_t before = support::allocated_bytes();
+        const auto each = [&] {
+            return (std::max(support::allocated_bytes(), before) - before) / count;
+        };
+        clients.join(count, headers);
+        if (headers.empty()) plain = each();
+        clients.publish_few();
+        CHECK(support::eventually([&] { return each() <= plain + 16; }));
+        clients.publish(support::incompressible(30'000));
+        clients.publish_few();
+        CHECK(support::eventually([&] { return each() <= plain + 16; }));
     }
 }
 

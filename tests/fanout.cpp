@@ -1,11 +1,10 @@
 // fanout.cpp - covers >>worker: many clients: every one gets every message once and in order, and
 // leaves nothing behind.
+#include "support/allocated.hpp"
 #include "support/server.hpp"
 #include "support/swarm.hpp"
 
 #include <doctest/doctest.h>
-
-#include <malloc.h>
 
 #include <csignal>
 #include <memory>
@@ -45,12 +44,6 @@ void check_thousand_clients(std::size_t threads) {
     CHECK(clients.all_saw_exactly(1, messages));
     CHECK(eventually([&] { return server.counters().delivered == messages * 1000; }));
     CHECK(server.counters().lagged == 0);
-}
-
-/// What this process has from its allocator.
-std::size_t allocated_bytes() {
-    const auto all = ::mallinfo2();
-    return all.uordblks + all.hblkhd;
 }
 
 /// What each of so many clients costs the server once it has its head; they cost this process
