@@ -35,6 +35,9 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#if defined(SSE_ENABLE_ZLIB)
+#include <zlib.h>
+#endif
 
 namespace faults_test {
 
@@ -120,6 +123,15 @@ void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
     SSE_TEST_NEXT(aligned_alloc);
     return faults_test::no_memory() ? nullptr : real(alignment, size);
 }
+
+#if defined(SSE_ENABLE_ZLIB)
+int deflateInit2_(z_streamp state, int level, int method, int bits, int memory, int strategy,
+                  const char* version, int size) {
+    SSE_TEST_NEXT(deflateInit2_);
+    if (faults_test::no_memory()) return Z_MEM_ERROR;
+    return real(state, level, method, bits, memory, strategy, version, size);
+}
+#endif
 
 int socket(int domain, int type, int protocol) noexcept {
     SSE_TEST_NEXT(socket);
@@ -263,7 +275,24 @@ bool disarm() {
 }
 
 constexpr int messages = 6;
-const std::string large(40'000, 'x');
+const std::string large = support::incompressible(40'000);
+bool by_gzip = false; ///< All that follow a stream accept it, where the server has it.
+
+/// Where streams can be coded so, once without and once with that.
+template <class F>
+void in_each_coding(F&& f) {
+#if defined(SSE_ENABLE_ZLIB)
+    constexpr bool codings[] = {false, true};
+#else
+    constexpr bool codings[] = {false};
+#endif
+    for (const bool gzip : codings) {
+        CAPTURE(gzip);
+        by_gzip = gzip;
+        f();
+    }
+    by_gzip = false;
+}
 
 /// One client at a time may lose its connection: then it tries once more.
 class patient {
@@ -328,7 +357,9 @@ private:
     void connect_now() {
         header_list headers;
         if (!last_id_.empty()) headers.emplace_back("Last-Event-ID", last_id_);
+        if (by_gzip) headers.emplace_back("Accept-Encoding", "gzip");
         client_.emplace(port_, target_, headers);
+        CHECK(client_->head().header("Content-Encoding").has_value() == by_gzip);
     }
 
     std::uint16_t port_;
@@ -407,6 +438,9 @@ void publish(sse::server& server, const std::string& text, bool is_large = false
 std::optional<int> live(bool drains) {
     sse::options o = with_threads(1);
     o.heartbeat = 10s;
+#if defined(SSE_ENABLE_ZLIB)
+    o.compress = by_gzip;
+#endif
     running = 0;
     std::optional<sse::server> server;
     // Asio does not look whether epoll takes its own two descriptors.
@@ -560,12 +594,14 @@ fate live_without_memory(bool drains, long nth) {
 TEST_SUITE("faults") {
     TEST_CASE("without a fault nothing is lost and nothing left") {
         const uncounted here;
-        REQUIRE(live(false));
-        REQUIRE(live(true));
-        const std::size_t descriptors = open_descriptors();
-        REQUIRE(live(false));
-        REQUIRE(live(true));
-        CHECK(open_descriptors() == descriptors);
+        in_each_coding([] {
+            REQUIRE(live(false));
+            REQUIRE(live(true));
+            const std::size_t descriptors = open_descriptors();
+            REQUIRE(live(false));
+            REQUIRE(live(true));
+            CHECK(open_descriptors() == descriptors);
+        });
     }
 
     TEST_CASE("accept fails") {
@@ -583,8 +619,10 @@ TEST_SUITE("faults") {
 
     TEST_CASE("send fails") {
         const uncounted here;
-        for (const int error : {EINTR, EAGAIN, ECONNRESET, EPIPE, ENOBUFS, ENOMEM})
-            refuse_everywhere(call::send, error);
+        in_each_coding([] {
+            for (const int error : {EINTR, EAGAIN, ECONNRESET, EPIPE, ENOBUFS, ENOMEM})
+                refuse_everywhere(call::send, error);
+        });
     }
 
     TEST_CASE("setsockopt fails") {
@@ -609,31 +647,35 @@ TEST_SUITE("faults") {
         const uncounted here;
         void* once[1];
         ::backtrace(once, 1); // loads what it needs, which allocates
-        for (const bool drains : {false, true}) {
-            CAPTURE(drains);
-            std::map<fate, int> seen;
-            for (long nth = 1; seen[fate::untouched] < 3 && nth < 5'000; ++nth) {
-                CAPTURE(nth);
-                const fate end = live_without_memory(drains, nth);
-                CHECK(end != fate::wrong);
-                ++seen[end];
+        in_each_coding([] {
+            for (const bool drains : {false, true}) {
+                CAPTURE(drains);
+                std::map<fate, int> seen;
+                for (long nth = 1; seen[fate::untouched] < 3 && nth < 5'000; ++nth) {
+                    CAPTURE(nth);
+                    const fate end = live_without_memory(drains, nth);
+                    CHECK(end != fate::wrong);
+                    ++seen[end];
+                }
+                CHECK(seen[fate::untouched] == 3);
+                CHECK(seen[fate::survived] > 100);
+                CHECK(seen[fate::not_begun] > 10);
+                MESSAGE("survived: ", seen[fate::survived], ", not begun: ", seen[fate::not_begun],
+                        ", ended by Asio: ", seen[fate::ended_by_asio]);
             }
-            CHECK(seen[fate::untouched] == 3);
-            CHECK(seen[fate::survived] > 100);
-            CHECK(seen[fate::not_begun] > 10);
-            MESSAGE("survived: ", seen[fate::survived], ", not begun: ", seen[fate::not_begun],
-                    ", ended by Asio: ", seen[fate::ended_by_asio]);
-        }
+        });
     }
 
     TEST_CASE("a client takes one byte at a time") {
         const uncounted here;
-        for (const bool drains : {false, true}) {
-            CAPTURE(drains);
-            the_plan.short_sends = 20'000;
-            CHECK(live(drains) == std::optional<int>(0));
-            CHECK(the_plan.short_sends.exchange(0) == 0);
-        }
+        in_each_coding([] {
+            for (const bool drains : {false, true}) {
+                CAPTURE(drains);
+                the_plan.short_sends = 20'000;
+                CHECK(live(drains) == std::optional<int>(0));
+                CHECK(the_plan.short_sends.exchange(0) == 0);
+            }
+        });
     }
 
     TEST_CASE("the wall clock jumps by a day at each look") {

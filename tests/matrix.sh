@@ -71,7 +71,8 @@ asan_g++() { # the variant asan is clang's; where coroutines are, g++ makes othe
 }
 
 faults_asan() { # clang's AddressSanitizer does not leave malloc to this test
-    compile g++ -std=c++20 -g1 -fsanitize=address -D_GLIBCXX_ASSERTIONS -fno-inline -rdynamic -- faults
+    compile g++ -std=c++20 -g1 -fsanitize=address -D_GLIBCXX_ASSERTIONS -fno-inline -rdynamic \
+        -DSSE_ENABLE_ZLIB -Wl,--no-as-needed -lz -- faults
     run "$dir/all"
 }
 

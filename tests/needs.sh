@@ -40,7 +40,7 @@ needs() { # VARIANT: what it cannot do without, and what it would like
     release | scripts | tsan | judge) wish libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
     asan | coverage | fuzz | matrix) need libhiredis-dev test -e /usr/include/hiredis/hiredis.h ;;&
     release | scripts | tsan | interop | browser) wish zlib1g-dev test -e /usr/include/zlib.h ;;&
-    asan | coverage | matrix) need zlib1g-dev test -e /usr/include/zlib.h ;;&
+    asan | coverage | fuzz | matrix) need zlib1g-dev test -e /usr/include/zlib.h ;;&
     fuzz | matrix) need libnats-dev test -e /usr/include/nats/nats.h ;;&
     release | scripts | tsan | interop | browser) wish libssl-dev test -e /usr/include/openssl/provider.h ;;&
     asan | coverage | fuzz | matrix) need libssl-dev test -e /usr/include/openssl/provider.h ;;&

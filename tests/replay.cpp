@@ -660,26 +660,28 @@ TEST_SUITE("on_gap") {
         program.attach(o);
         lagging_server server(o);
         publish_large(server, server.reader, 1, many);
-        std::uint64_t last = 0;
-        bool mended = false;
-        while (last <= many) {
-            REQUIRE(last != many); // else nothing was skipped
+        // Where the system made room meanwhile, the stream was lapped before, too.
+        const int early = program.called;
+        std::uint64_t last = 0, published = many;
+        int mended = 0;
+        while (mended == 0 || last != published) {
+            REQUIRE((mended > 0 || last != many)); // else nothing was skipped
             const auto event = server.stuck.next();
             if (event.type == "snapshot") {
                 CHECK(event.data == "lapped");
-                CHECK_FALSE(std::exchange(mended, true));
-                server.publish("/t", {.data = text(many + 1)});
+                ++mended;
+                server.publish("/t", {.data = text(++published)});
                 continue;
             }
-            if (mended) {
+            if (mended > 0) {
                 CHECK(number_of(event) > last);
             } else {
                 CHECK(number_of(event) == last + 1);
             }
             last = number_of(event);
         }
-        CHECK(mended);
-        CHECK(program.called == 1);
+        CHECK(mended <= early + 1);
+        CHECK(program.called == mended);
     }
 
     TEST_CASE("one that throws ends its stream, and is reported") {

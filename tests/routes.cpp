@@ -868,8 +868,10 @@ TEST_SUITE("requests at once") {
             });
             g.route("GET", "/live-behind", [this](sse::stream& client) -> handler_result {
                 client.subscribe("/behind");
-                const std::string large(100'000, 'x');
-                for (int n = 0; n < 80; ++n) server->publish("/behind", {.data = large});
+                for (int n = 0; n < 80; ++n) {
+                    const std::string large = support::incompressible(100'000);
+                    server->publish("/behind", {.data = large});
+                }
                 asio::steady_timer timer(client.get_executor());
                 for (int n = 0; n < 100 && client.lag().messages == 0; ++n) {
                     timer.expires_after(1ms);
@@ -1068,8 +1070,8 @@ TEST_SUITE("requests at once") {
         o.history.bytes = 100'000;
         counted_server small(1, o);
         event_client stuck(small.port(), "/g/live", {}, {.receive_buffer = 4096});
-        const std::string large(50'000, 'x');
         REQUIRE(eventually([&] {
+            const std::string large = support::incompressible(50'000);
             small.server->publish("/news", {.data = large});
             return small.server->counters().lagged == 1;
         }));

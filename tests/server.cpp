@@ -624,14 +624,14 @@ TEST_SUITE("endpoints") {
         const auto friendly = head_for({{"Origin", "https://app.example"}});
         CHECK(friendly.status == 200);
         CHECK(friendly.header("Access-Control-Allow-Origin") == "https://app.example");
-        CHECK(friendly.header("Vary") == "Origin");
+        CHECK(has(friendly.header("Vary").value_or(""), "Origin"));
         const auto foreign = head_for({{"Origin", "https://evil.example"}});
         CHECK(foreign.status == 403);
         CHECK(foreign.header("Vary") == "Origin");
         CHECK_FALSE(foreign.header("Access-Control-Allow-Origin"));
         const auto without = head_for({});
         CHECK(without.status == 200);
-        CHECK(without.header("Vary") == "Origin");
+        CHECK(has(without.header("Vary").value_or(""), "Origin"));
         const auto own_page = head_for({{"Host", "me.example"}, {"Origin", "http://me.example"}});
         CHECK(own_page.status == 200);
         CHECK(eventually([&] { return server.counters().streams == 0; }));
@@ -1051,7 +1051,7 @@ TEST_SUITE("publishing") {
         CHECK(sum.published == 2000);
         CHECK(sum.delivered == 2000);
         CHECK(sum.streams == 1);
-        CHECK(sum.bytes > 2000 * std::string("data: 1\n\n").size());
+        CHECK(sum.bytes > client.body_bytes());
     }
 }
 
