@@ -7774,7 +7774,7 @@ inline void feed::deliver_block() {
         r.busy_ = true; // from here on flush() continues from the log
         ready_[late++] = &r;
     }
-    while (late > 0) ready_[--late]->await_writable(); // may throw: all are recorded by now
+    while (late > 0) ready_[--late]->await_writable(); // may end it: all are recorded by now
 }
 
 /// For a client that has several topics or a filter, began within the pass or gets a message alone.
@@ -12216,11 +12216,17 @@ SSE_DECL void worker::write_block(std::span<receiver* const> to, std::string_vie
 SSE_DECL void worker::await_writable(connection& s) {
     if (std::exchange(s.awaits_write_, true)) return;
     s.stamp_ = now_; // stalled from now on
-    s.socket_.async_wait(tcp_socket::wait_write, [this, held = hold(s)](const asio::error_code&) {
-        held->awaits_write_ = false;
-        refresh();
-        if (held->is_connected()) feed_.flush(*held);
-    });
+    try {
+        s.socket_.async_wait(tcp_socket::wait_write,
+                             [this, held = hold(s)](const asio::error_code&) {
+                                 held->awaits_write_ = false;
+                                 refresh();
+                                 if (held->is_connected()) feed_.flush(*held);
+                             });
+    } catch (...) { // out of memory: nothing would wake it
+        s.awaits_write_ = false;
+        fail(s, std::current_exception());
+    }
 }
 
 // --- one stream's input: a wait is always pending, the only prompt sign of a disconnect
