@@ -744,11 +744,6 @@ public:
     std::string form_event_id; ///< The last event ID that a form posted to options::prefix names.
     bool chunked = false;      ///< Transfer-Encoding: chunked.
     bool keep_alive = false;   ///< The connection may carry another request after this one.
-
-private:
-    std::uint8_t minor_version_ = 1; // here it takes no room
-
-public:
 #if defined(SSE_ENABLE_TLS)
     /// Whom the client's certificate names, once options::tls.client_ca has vouched for it, such as
     /// "CN=sensor 7,O=Example" (RFC 4514, in ASCII). Empty: it showed none.
@@ -810,6 +805,7 @@ private:
     bool has_connection_option(std::string_view option) const noexcept;
 
     std::unique_ptr<char[]> text_; // the head, followed by the decoded path
+    std::uint8_t minor_version_ = 1;
 };
 
 // >>cors //////////////////////////////////////////////////////////////////////////////////////////
@@ -4425,8 +4421,8 @@ SSE_DECL request::verdict request::parse(std::string_view head, std::size_t max_
     std::string_view lines(text_.get(), head.size());
     const std::string_view first = detail::take_line(lines);
     if (first.empty()) return {400, "the request line is missing"};
-    char* const behind = text_.get() + head.size();
-    if (const verdict v = parse_request_line(first, behind); v.status != 0) return v;
+    char* const decoded_path = text_.get() + head.size();
+    if (const verdict v = parse_request_line(first, decoded_path); v.status != 0) return v;
     if (const verdict v = detail::read_fields(lines, fields, max_fields); v.status != 0) return v;
     if (const verdict v = check_single(); v.status != 0) return v;
     if (const verdict v = check_host(); v.status != 0) return v;
