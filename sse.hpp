@@ -10705,6 +10705,8 @@ struct connection final : receiver, stream {
     void check_thread() const;
     bool must_begin();
     void begin_streaming(bool finite, bool shares = false);
+    template <class Write>
+    std::optional<std::size_t> write_or_close(Write write);
     std::optional<std::size_t> write_framed(std::span<const asio::const_buffer> bytes);
 #if defined(SSE_ENABLE_ZLIB)
     bool wants_gzip(bool shares) const;
@@ -12896,16 +12898,29 @@ SSE_DECL std::size_t worker::keep_alive(connection& s) {
 
 SSE_DECL std::optional<std::size_t>
 connection::write_some(std::span<const asio::const_buffer> bytes) {
+    return write_or_close([&] {
 #if defined(SSE_ENABLE_ZLIB)
-    if (gzip_.is_on()) return write_gzip(bytes);
+        if (gzip_.is_on()) return write_gzip(bytes);
 #endif
-    return write_framed(bytes);
+        return write_framed(bytes);
+    });
+}
+
+/// Where memory runs out, a chunk or a block has begun whose rest is lost.
+template <class Write>
+std::optional<std::size_t> connection::write_or_close(Write write) {
+    try {
+        return write();
+    } catch (const std::bad_alloc&) {
+        worker_->close(*this, end_reason::failed);
+        return std::nullopt;
+    }
 }
 
 #if defined(SSE_ENABLE_ZLIB)
 
 SSE_DECL std::optional<std::size_t> connection::write_shared(const shared_block& b) {
-    return write_gzip(b);
+    return write_or_close([&] { return write_gzip(b); });
 }
 
 template <class What>
@@ -12913,16 +12928,11 @@ std::optional<std::size_t> connection::write_gzip(const What& what) {
     const auto rest = [this](bool make) -> gzip_stream::remainder* {
         return make || extra_ ? &extra().unsent : nullptr;
     };
-    try {
-        const auto n = gzip_.write(what, rest, [this](std::span<const asio::const_buffer> coded) {
-            return write_framed(coded);
-        });
-        if (n && extra_ && !extra_->is_needed()) extra_.reset(); // a block was in part there
-        return n;
-    } catch (const std::bad_alloc&) { // a piece has begun whose rest is lost
-        worker_->close(*this, end_reason::failed);
-        return std::nullopt;
-    }
+    const auto n = gzip_.write(what, rest, [this](std::span<const asio::const_buffer> coded) {
+        return write_framed(coded);
+    });
+    if (n && extra_ && !extra_->is_needed()) extra_.reset(); // a block was in part there
+    return n;
 }
 
 /// Sends the end of its gzip stream, unless that has ended, or is to end without. Nothing else may

@@ -489,7 +489,8 @@ std::optional<int> live(bool drains) {
     CHECK(by_handler.next().data == "again");
     CHECK(eventually([] { return running == 1; })); // of those whose client is gone none
 
-    follower fresh(port, "/subscribe/a", {}, lost);
+    // A browser would remember the id that its stream begins with.
+    follower fresh(port, "/subscribe/a", server->last_id(), lost);
     publish(*server, "to the fresh one too");
     CHECK(fresh.next().data == "to the fresh one too");
     CHECK(resumes.next().data == "to the fresh one too");
