@@ -2970,10 +2970,10 @@ public:
 
 #endif
 
-// --- what only a program compiles that uses it. g++ takes each override for a target of every call
-// of its base (-fdevirtualize), such as when a std::shared_ptr is let go of or a thread ends. With
-// std::make_shared and std::thread alone a program with a client would compile the server, which it
-// destroys nowhere. What a pointer leads to counts from where the pointer is taken.
+// --- what is compiled only by programs that use it. g++ counts each override as a target of every
+// call of the base function (-fdevirtualize), such as those that std::shared_ptr and std::thread
+// make. With std::make_shared and std::thread alone, a program that has only a client would compile
+// the server too. A function that is called by pointer counts only where that pointer is taken.
 
 template <class T, class... Arguments>
 std::shared_ptr<T> share_new(Arguments&&... arguments) {
@@ -3325,7 +3325,7 @@ inline bool is_control(char c) noexcept { return (c >= 0 && c < ' ') || c == 0x7
 
 constexpr std::uint64_t fnv1a_of_nothing = 0xcbf2'9ce4'8422'2325u;
 
-/// FNV-1a, or what it goes on to from `hash`. Whoever wants two texts of the same hash finds them.
+/// FNV-1a, or its continuation from `hash`. Collisions are easy to find, so they must do no harm.
 constexpr std::uint64_t fnv1a(std::string_view text,
                               std::uint64_t hash = fnv1a_of_nothing) noexcept {
     for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100'0000'01b3u;
@@ -4888,23 +4888,20 @@ std::optional<std::size_t> chunked_encoder::write(std::span<const asio::const_bu
         rest_.reset();
         taken = 1; // the last byte of that chunk
     }
-    for (;;) {
+    while (taken < all) {
         portion p;
         assemble(p, buffers, taken);
-        if (p.count == 0) return taken;
         const std::optional<std::size_t> n =
             write(std::span<const asio::const_buffer>(p.buffers()));
         if (!n) return std::nullopt;
         plain_ -= std::min(p.plain, *n);
         if (*n < p.size() && *n <= p.plain) return taken + *n; // no byte of the chunk was written
         taken += p.plain + p.payload;
-        if (*n == p.size()) {
-            if (taken == all) return taken;
-            continue;
-        }
+        if (*n == p.size()) continue;
         keep_rest(p, *n);
         return taken - 1;
     }
+    return taken;
 }
 
 inline void chunked_encoder::keep_rest(portion& p, std::size_t gone) {
@@ -10389,7 +10386,7 @@ struct suspension {
     template <class Promise>
     void await_suspend(std::coroutine_handle<Promise> at) {
         task_stack& stack = *at.promise().stack;
-        start(resumption(at)); // if it throws, the task goes on
+        start(resumption(at)); // if it throws, the task gets the exception at once
         stack.is_suspended = true;
     }
     void await_resume() const noexcept {}
