@@ -781,13 +781,19 @@ frame_log log_with_gaps() {
     return log;
 }
 
+/// The last 6,000 of 10,000 messages, to 1,000 topics in turn.
+frame_log log_of_topics() {
+    frame_log log(histories{{"", 6'000, 1 << 20, 0ms}});
+    for (int n = 0; n < 10'000; ++n) push(log, on("/t/" + std::to_string(n % 1'000)));
+    trim(log);
+    return log;
+}
+
 } // namespace
 
 TEST_CASE("a log that is searched for a topic leaves out most of the others, from the second time "
           "on") {
-    frame_log log(histories{{"", 6'000, 1 << 20, 0ms}});
-    for (int n = 0; n < 10'000; ++n) push(log, on("/t/" + std::to_string(n % 1'000)));
-    trim(log);
+    frame_log log = log_of_topics();
     const auto search = [&](std::string_view topic) {
         std::vector<std::uint64_t> found;
         std::size_t looks = 0;
@@ -816,9 +822,7 @@ TEST_CASE("a log that is searched for a topic leaves out most of the others, fro
 
 TEST_CASE("a log that is searched backwards for a topic leaves out most of the others, from the "
           "second time on") {
-    frame_log log(histories{{"", 6'000, 1 << 20, 0ms}});
-    for (int n = 0; n < 10'000; ++n) push(log, on("/t/" + std::to_string(n % 1'000)));
-    trim(log);
+    const frame_log log = log_of_topics();
     const auto search = [&](std::string_view topic) {
         std::vector<std::uint64_t> found;
         std::size_t looks = 0;
