@@ -40,6 +40,7 @@
 #include "support/setting.hpp"
 
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <limits>
 
@@ -352,7 +353,6 @@ public:
     }
     bool is_running() const { return pid_ > 0; }
     std::uint16_t port() const { return asked_.port; }
-    const std::string& log() const { return log_; }
     void freeze() { ::kill(-pid_, SIGSTOP), frozen_ = true; }
     void thaw() { ::kill(-pid_, SIGCONT), frozen_ = false; }
     bool is_frozen() const { return frozen_; }
@@ -370,6 +370,13 @@ public:
         return true;
     }
     int status() const { return status_; }
+    /// The last line of its log.
+    std::string last_words() const {
+        std::ifstream lines(log_);
+        std::string last;
+        for (std::string line; std::getline(lines, line);) last = line;
+        return last;
+    }
 
     /// What its publishers were told meanwhile.
     void collect(std::vector<receipt>& to) {
@@ -712,7 +719,7 @@ private:
         if (std::exchange(stopping_, nullptr) == &one && one.status() == 0) return;
         crowd_->fault(wrong::other, "node " + std::to_string(&one - nodes_.data()) +
                                         " has ended with " + std::to_string(one.status()) +
-                                        "; see " + one.log());
+                                        " and said last: " + one.last_words());
         one.until = clock::now() + 1s;
     }
     void harm_a_node() {
