@@ -24425,8 +24425,9 @@ private:
     using stream_info = std::unique_ptr<jsStreamInfo, nats_free<jsStreamInfo_Destroy>>;
     using consumer_info = std::unique_ptr<jsConsumerInfo, nats_free<jsConsumerInfo_Destroy>>;
 
+    nats_failure failure(const char* doing, natsStatus status, jsErrCode code) const;
     [[noreturn]] void fail(const char* doing, natsStatus status, jsErrCode code = {}) const;
-    void make_stream();
+    stream_info make_stream(); ///< Null if it is gone again.
     stream_info look();
     state state_of(const stream_info& info) const;
     std::string wrong(const jsStreamConfig& config) const;
@@ -24849,14 +24850,19 @@ SSE_DECL bool nats_is_for_good(natsStatus status, int code) {
     }
 }
 
-SSE_DECL void nats_link::fail(const char* doing, natsStatus status, jsErrCode code) const {
+SSE_DECL nats_failure nats_link::failure(const char* doing, natsStatus status,
+                                         jsErrCode code) const {
     std::string text = std::string("NATS: ") + doing + ": ";
     const char* const detail = nats_GetLastError(nullptr);
     text += detail != nullptr && *detail != '\0' ? detail : natsStatus_GetText(status);
     if (code != 0) text += " (" + std::to_string(static_cast<int>(code)) + ")";
     const auto said = last_error();
     if (!said.empty()) text += "; the server said: " + said;
-    throw nats_failure(text + nats_advice(status, code), nats_is_for_good(status, code));
+    return nats_failure(text + nats_advice(status, code), nats_is_for_good(status, code));
+}
+
+SSE_DECL void nats_link::fail(const char* doing, natsStatus status, jsErrCode code) const {
+    throw failure(doing, status, code);
 }
 
 SSE_DECL std::string nats_link::last_error() const {
@@ -24969,7 +24975,7 @@ SSE_DECL std::string nats_link::wrong(const jsStreamConfig& config) const {
     return {};
 }
 
-SSE_DECL void nats_link::make_stream() {
+SSE_DECL nats_link::stream_info nats_link::make_stream() {
     if (!options_.create)
         throw nats_failure("NATS: there is no stream " + options_.stream +
                                ": make it with the subjects " + log_ + " and " + epoch_ +
@@ -24992,8 +24998,13 @@ SSE_DECL void nats_link::make_stream() {
     config.Replicas = options_.replicas;
     jsErrCode code{};
     const auto status = js_AddStream(nullptr, jetstream_.get(), &config, nullptr, &code);
-    // Another node may have been faster, with other bounds: examine() looks at what there is.
-    if (status != NATS_OK && code != JSStreamNameExistErr) fail("make the stream", status, code);
+    if (status == NATS_OK) return look();
+    // Another node may have been faster. Its stream may have other bounds; and nats-server 2.9.10
+    // can report the same stream, made at the same moment, as one that has these subjects.
+    const nats_failure refused = failure("make the stream", status, code);
+    stream_info made = look();
+    if (!made) throw refused;
+    return made;
 }
 
 /// Null if there is no stream.
@@ -25008,10 +25019,7 @@ SSE_DECL nats_link::stream_info nats_link::look() {
 
 SSE_DECL nats_link::state nats_link::examine_or_make() {
     stream_info info = look();
-    if (!info) {
-        make_stream();
-        info = look();
-    }
+    if (!info) info = make_stream();
     return state_of(info);
 }
 

@@ -293,6 +293,68 @@ TEST_CASE("nodes that start at once make one stream, and one epoch") {
     }
 }
 
+/// The JetStream of a nats-server that has none: what it replies to requests about the stream.
+class scripted_stream {
+public:
+    /// `infos`: the replies to requests for the stream, in turn; the last is repeated.
+    scripted_stream(const std::string& url, std::vector<std::string> infos, std::string creation)
+        : infos_(std::move(infos)), creation_(std::move(creation)) {
+        if (natsConnection_ConnectTo(&connection_, url.c_str()) != NATS_OK ||
+            natsConnection_Subscribe(&subscription_, connection_, "$JS.API.STREAM.*.SSE", reply,
+                                     this) != NATS_OK ||
+            natsConnection_Flush(connection_) != NATS_OK)
+            throw std::runtime_error("no connection to " + url);
+    }
+    ~scripted_stream() {
+        natsConnection_Destroy(connection_); // all replies have been received
+        natsSubscription_Destroy(subscription_);
+    }
+    scripted_stream(const scripted_stream&) = delete;
+    scripted_stream& operator=(const scripted_stream&) = delete;
+
+private:
+    static void reply(natsConnection* to, natsSubscription*, natsMsg* request, void* self) {
+        auto& own = *static_cast<scripted_stream*>(self);
+        const bool creates =
+            std::string_view(natsMsg_GetSubject(request)).find("CREATE") != std::string_view::npos;
+        const std::string& text =
+            creates ? own.creation_ : own.infos_[std::min(own.asked_++, own.infos_.size() - 1)];
+        natsConnection_PublishString(to, natsMsg_GetReply(request), text.c_str());
+        natsMsg_Destroy(request);
+    }
+
+    std::vector<std::string> infos_;
+    std::string creation_;
+    std::size_t asked_ = 0;
+    natsConnection* connection_ = nullptr;
+    natsSubscription* subscription_ = nullptr;
+};
+
+// nats-server 2.9.10 says this now and then of the same stream, made by two nodes at once.
+TEST_CASE("the stream that another node makes at the same moment is not taken for a foreign one") {
+    if (!can_run()) return;
+    nats_server server({}, false);
+    server.start();
+    const auto error = [](int status, int code, const std::string& text) {
+        return R"({"error":{"code":)" + std::to_string(status) + R"(,"err_code":)" +
+               std::to_string(code) + R"(,"description":")" + text + R"("}})";
+    };
+    const std::string none = error(404, 10059, "stream not found");
+    const std::string overlap = error(400, 10065, "subjects overlap with an existing stream");
+    const std::string there =
+        R"({"config":{"name":"SSE","subjects":["sse.epoch","sse.log"],"retention":"limits"},)"
+        R"("created":"2026-01-01T00:00:00Z","state":{"first_seq":1,"last_seq":7,"messages":7}})";
+    const auto options = options_for(server.url());
+    sse::detail::nats_link link(options);
+    {
+        const scripted_stream other_was_faster(server.url(), {none, there}, overlap);
+        CHECK(link.examine_or_make().last == 7);
+    }
+    const scripted_stream foreign(server.url(), {none}, overlap);
+    CHECK(why_not(options).find("subjects overlap with an existing stream (10065); another stream "
+                                "has these subjects") != std::string::npos);
+}
+
 TEST_CASE("the history comes first, the newest within its bounds, and then the node is ready") {
     if (!can_run()) return;
     nats_server server;
