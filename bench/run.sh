@@ -12,8 +12,8 @@
 #   ./bench/run.sh --compile [REVISION]  instead: what a program costs to compile
 # What bench/README.md shows: ./bench/run.sh --rivals --markdown --svg bench/results.svg
 # --json FILE writes every figure of every round. --svg FILE draws the chart, --markdown prints the
-# table. What else is given goes to build/bench/scenarios, or with --bus to build/bench/bus, see their
-# --help; with --only nothing else runs.
+# table. What else is given goes to build/bench/scenarios, or with --bus to build/bench/bus, which say
+# by --help what they take; with --only nothing else runs.
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . examples/setup.sh
@@ -51,6 +51,10 @@ while [ $# -gt 0 ]; do
     --compress)
         parts=zlib
         more+=("$1")
+        ;;
+    --help | -h)
+        sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+        exit
         ;;
     --record)
         parts=instructions
