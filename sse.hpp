@@ -1789,7 +1789,7 @@ public:
     /// wait for the client, and after it has disconnected. Throws the errors of `check`.
     bool try_send(const message& m);
 
-    /// Waits, for up to half a millisecond longer than said. When the client disconnects this is
+    /// Waits, for up to a millisecond longer than said. When the client disconnects this is
     /// cancelled, like all that the handler awaits. Only while the handler runs.
     asio::awaitable<void> sleep_for(std::chrono::nanoseconds time);
 
@@ -11340,9 +11340,12 @@ struct worker {
     // The rest is for itself, its connections and their exchanges.
 
     using clock = steady_clock;
-    /// What sleeps are rounded up to, so that many that end at about the same time share one look
-    /// at the clock.
-    using tick = std::chrono::duration<std::int64_t, std::ratio<1, 2'000>>;
+    /// What sleeps are rounded up to.
+    using tick = std::chrono::duration<std::int64_t, std::ratio<1, 4'000>>;
+    /// Ticks between two alarms at least, so a sleeper is late by up to as many. Where thousands
+    /// sleep, each alarm then wakes many: to set one and be woken costs as much as to send an
+    /// event.
+    static constexpr deadline_wheel::tick alarm_pause = 3;
 
     struct input_ready;
     struct handler_end;
@@ -11530,7 +11533,8 @@ struct worker {
     deadline_wheel sleepers_;     // in ticks since birth
     deadline_wheel::link rested_; // whose time has come
     bool resuming_sleepers_ = false;
-    deadline_wheel::tick alarm_ = 0;                       // 0: none is set
+    deadline_wheel::tick alarm_ = 0; // 0: none is set
+    deadline_wheel::tick last_alarm_ = 0;
     bool cancels_are_due_ = false;                         // for some of exchanges_
     std::unique_ptr<std::array<char, 64 * 1024>> scratch_; // receives what clients send
     std::optional<steady_timer> alarm_timer_;              // for who sleeps
@@ -12547,16 +12551,19 @@ SSE_DECL void worker::sleep(sleeping& one, std::chrono::nanoseconds time) {
 /// Sets the alarm to when the first is due, if it would come later.
 SSE_DECL void worker::set_alarm() {
     const auto first = sleepers_.next();
-    if (!first || (alarm_ != 0 && alarm_ <= *first)) return;
-    alarm_timer_->expires_at(birth_ + tick(*first));
+    if (!first) return;
+    const deadline_wheel::tick at = std::max(*first, last_alarm_ + alarm_pause);
+    if (alarm_ != 0 && alarm_ <= at) return;
+    alarm_timer_->expires_at(birth_ + tick(at));
     alarm_timer_->async_wait([this](const asio::error_code& failed) {
         if (failed) return; // it is set to another time
         alarm_ = 0;
         const auto now = std::chrono::floor<tick>(clock::now() - birth_);
-        sleepers_.advance(static_cast<deadline_wheel::tick>(now.count()), rested_);
+        last_alarm_ = static_cast<deadline_wheel::tick>(now.count());
+        sleepers_.advance(last_alarm_, rested_);
         resume_sleepers();
     });
-    alarm_ = *first;
+    alarm_ = at;
 }
 
 /// Resumes those whose time has come, in slices.

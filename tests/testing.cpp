@@ -5,6 +5,7 @@
 #include <asio/thread_pool.hpp>
 #include <doctest/doctest.h>
 
+#include <set>
 #include <thread>
 
 namespace {
@@ -406,6 +407,28 @@ TEST_SUITE("testing") {
         CHECK(a.status() == 204);
         CHECK(world.elapsed() == 1min);
         CHECK_THROWS_AS(world.advance(-1ms), std::invalid_argument);
+    }
+
+    TEST_CASE("many that sleep wake together, each late by less than a millisecond") {
+        simulation world;
+        std::set<std::chrono::nanoseconds> wakes;
+        std::chrono::nanoseconds latest = 0ns;
+        int handlers = 0;
+        world.server().route("GET", "/sleep", [&](sse::stream& client) -> asio::awaitable<void> {
+            const auto time = 10ms + handlers++ * 50us;
+            const auto end = world.elapsed() + time;
+            co_await client.sleep_for(time);
+            CHECK(world.elapsed() >= end);
+            latest = std::max(latest, world.elapsed() - end);
+            wakes.insert(world.elapsed());
+        });
+        std::vector<sse::testing::client> clients;
+        for (int i = 0; i < 200; ++i) clients.push_back(world.get("/sleep"));
+        world.settle();
+        world.advance(1s);
+        CHECK(latest < 1ms);
+        CHECK(wakes.size() > 10);
+        CHECK(wakes.size() < 16); // of 200, within 10 ms
     }
 
     TEST_CASE("what handlers throw is there for the test") {
