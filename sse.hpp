@@ -9228,7 +9228,8 @@ SSE_DECL void tls_session::resolve(int result, asio::error_code& failed) {
         failed = asio::error::eof; // the other direction may go on
         return;
     }
-    if (!broken_) {
+    // Where the alert could not be sent either, both are known, and the cause counts.
+    if (!broken_ || why == SSL_ERROR_SSL) {
         broken_ = asio::error::connection_aborted;
         mistrusted_ = ERR_GET_REASON(ERR_peek_error()) == SSL_R_CERTIFICATE_VERIFY_FAILED;
         failure_ = mistrusted_ ? X509_verify_cert_error_string(SSL_get_verify_result(ssl_.get()))

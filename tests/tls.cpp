@@ -3,6 +3,7 @@
 // the certificates are made by the test.
 #include "support/dice.hpp"
 #include "support/handlers.hpp"
+#include "support/journal.hpp"
 #include "support/script_server.hpp"
 #include "support/server.hpp"
 
@@ -12,6 +13,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -284,6 +286,32 @@ TEST_CASE("a handshake that is left is counted, and a connection without a byte 
         return now.accepted == 4 && now.connections == 0;
     }));
     CHECK(server.server.counters().tls_failures == 3);
+}
+
+TEST_CASE("a handshake that fails is told from a lost one, though the client takes no alert") {
+    journal log;
+    sse::options o = with_threads(1);
+    o.tls = tls_of(test_server());
+    log.attach(o);
+    std::atomic<int> accepted{0};
+    std::atomic<bool> goes_on{false};
+    o.hooks.log = [&, keep = o.hooks.log](const sse::log_entry& entry) {
+        keep(entry);
+        if (entry.what != "connected" || ++accepted < 2) return;
+        CHECK(eventually([&] { return goes_on.load(); }));
+    };
+    running_server server(o);
+    connection wrong(server.port(), in_the_open());
+    wrong.send(client_hello());
+    REQUIRE(wrong.receive_some()); // the server awaits the rest
+    connection busy(server.port(), in_the_open());
+    REQUIRE(eventually([&] { return accepted == 2; })); // the worker is held there
+    wrong.send("this is no record");
+    wrong.reset();
+    goes_on = true;
+    REQUIRE(log.comes("disconnected"));
+    CHECK(log.comes("TLS failed"));
+    CHECK(server.counters().tls_failures == 1);
 }
 
 TEST_CASE("a handshake that is too slow is ended, and nobody waits for it") {
