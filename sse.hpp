@@ -10530,8 +10530,14 @@ class system_socket : public tcp_socket {
 public:
     explicit system_socket(tcp_socket s) noexcept : tcp_socket(std::move(s)) {}
 
-    void secure(std::unique_ptr<tls_session> s) noexcept { tls_ = std::move(s); }
+    void secure(std::unique_ptr<tls_session> s, const asio::ip::address& peer) noexcept {
+        tls_ = std::move(s);
+        secured_peer_ = peer;
+    }
+    void give_up_tls() noexcept { tls_.reset(); }
     tls_session* tls() const noexcept { return tls_.get(); }
+    /// The other end when TLS began, or ::. A reset takes its address from the system's socket.
+    const asio::ip::address& secured_peer() const noexcept { return secured_peer_; }
     bool is_secure() const noexcept { return tls_ != nullptr; }
 
     std::size_t read_some(asio::mutable_buffer to, asio::error_code& failed) {
@@ -10560,6 +10566,7 @@ public:
 
 private:
     std::unique_ptr<tls_session> tls_;
+    asio::ip::address secured_peer_ = asio::ip::address_v6();
 };
 
 #else
@@ -11448,7 +11455,7 @@ struct worker {
     // Coroutines
     void on_first_input(connection& s, const asio::ip::address& peer);
 #if defined(SSE_ENABLE_TLS)
-    void begin_tls(connection& s, asio::error_code& failed);
+    void begin_tls(connection& s, const asio::ip::address& peer, asio::error_code& failed);
     void refuse_tls(connection& s);
     void note_tls_failure(const connection& s);
 #endif
@@ -11875,7 +11882,7 @@ SSE_DECL void worker::give_back(const arrival& one) noexcept {
 SSE_DECL void worker::on_first_input(connection& s, const asio::ip::address& peer) {
     asio::error_code failed;
 #if defined(SSE_ENABLE_TLS)
-    if (hub_.tls.is_on() && !s.plain_ && !s.socket_.is_secure()) begin_tls(s, failed);
+    if (hub_.tls.is_on() && !s.plain_ && !s.socket_.is_secure()) begin_tls(s, peer, failed);
 #endif
     const std::size_t n = failed ? 0 : s.socket_.read_some(asio::buffer(*scratch_), failed);
     if (would_block(failed)) return watch(s);
@@ -11891,13 +11898,14 @@ SSE_DECL void worker::on_first_input(connection& s, const asio::ip::address& pee
 #if defined(SSE_ENABLE_TLS)
 
 /// The first byte has come, or none. One of plain HTTP begins no session: the request is refused.
-SSE_DECL void worker::begin_tls(connection& s, asio::error_code& failed) {
+SSE_DECL void worker::begin_tls(connection& s, const asio::ip::address& peer,
+                                asio::error_code& failed) {
     char first = 0;
     const auto peek = tcp_socket::message_peek;
     if (s.socket_.receive(asio::buffer(&first, 1), peek, failed) == 0) return;
     if (first >= 'A' && first <= 'Z') return;
     try {
-        s.socket_.secure(hub_.tls.accept(s.socket_.native_handle()));
+        s.socket_.secure(hub_.tls.accept(s.socket_.native_handle()), peer);
         s.adds_framing_ = true;
     } catch (const std::bad_alloc&) { failed = asio::error::no_memory; }
 }
@@ -11905,7 +11913,7 @@ SSE_DECL void worker::begin_tls(connection& s, asio::error_code& failed) {
 /// The client is told why by an alert, which a reset would take from it: it may be sending on.
 SSE_DECL void worker::refuse_tls(connection& s) {
     note_tls_failure(s);
-    s.socket_.secure(nullptr);
+    s.socket_.give_up_tls();
     enter(s, phase::lingering);
     s.socket_.send_end(false);
     watch(s);
@@ -11962,7 +11970,11 @@ SSE_DECL first_task worker::run_task(stream_ref s, task<void> work) {
 
 SSE_DECL asio::ip::address worker::peer_of(const connection& s) {
     auto& socket = const_cast<client_socket&>(s.socket_); // Asio gives the handle of no const one
-    return without_mapping(peer_address(socket.native_handle()));
+    const asio::ip::address peer = without_mapping(peer_address(socket.native_handle()));
+#if defined(SSE_ENABLE_TLS)
+    if (peer == asio::ip::address_v6()) return s.socket_.secured_peer();
+#endif
+    return peer;
 }
 
 SSE_DECL void worker::log_connection(std::string_view what, const asio::ip::address& peer) const {

@@ -311,6 +311,7 @@ TEST_CASE("a handshake that fails is told from a lost one, though the client tak
     goes_on = true;
     REQUIRE(log.comes("disconnected"));
     CHECK(log.comes("TLS failed"));
+    for (const journal::line& line : log.taken()) CHECK(line.client == "127.0.0.1");
     CHECK(server.counters().tls_failures == 1);
 }
 
