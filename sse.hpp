@@ -19740,6 +19740,7 @@ private:
     bool reconnect_;
     http_url origin_;                     // only this one gets the secrets
     target target_;                       // where an attempt begins; permanent redirects change it
+    std::string asked_;                   // what the last request asks for, without its query
     std::string url_;                     // of the last response
     std::optional<timers> timers_;        // nullopt: the context is gone
     client_registry* registry_ = nullptr; // owned by the context
@@ -20216,6 +20217,7 @@ SSE_DECL asio::awaitable<void> client_core::renew(int status) {
 /// Sends one request and reads the head of its response.
 SSE_DECL asio::awaitable<std::error_code> client_core::ask(const target& what) {
     disconnect();
+    asked_ = what.url.without_query();
     std::error_code failed;
 #if !defined(_WIN32)
     if (!what.url.socket.empty()) failed = co_await connect_here(what.url.socket);
@@ -20692,6 +20694,7 @@ SSE_DECL std::chrono::milliseconds client_core::next_pause() {
 
 SSE_DECL void client_core::fail(std::error_code why, const std::string& detail) const {
     std::string what = "sse::client: " + target_.url.without_query();
+    if (asked_ != target_.url.without_query()) what += ", redirected to " + asked_;
     if (!detail.empty()) what += ": " + detail;
     throw std::system_error(why, what);
 }

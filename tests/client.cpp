@@ -993,6 +993,27 @@ TEST_SUITE("client: redirects") {
         }
     }
 
+    TEST_CASE("an error after a redirect names the place it led to") {
+        script_server other({{status_answer(404)}, {status_answer(404)}});
+        const std::string place = other.url("/other?key=secret");
+        script_server first({{moved(302, place)}, {status_answer(404)}, {moved(301, place)}});
+        source there(first.url("/a")), here(first.url("/a")), moved_for_good(first.url("/a"));
+        CHECK(there.error() == sse::errc::bad_status);
+        const std::string led_to = ", redirected to " + other.url("/other") + ": status 404";
+        CHECK(there.what.find(first.url("/a") + led_to) != std::string::npos);
+        CHECK(there.what.find("secret") == std::string::npos);
+        CHECK(here.error() == sse::errc::bad_status);
+        CHECK(here.what.find(first.url("/a") + ": status 404") != std::string::npos);
+        CHECK(moved_for_good.error() == sse::errc::bad_status);
+        CHECK(moved_for_good.what.find(other.url("/other") + ": status 404") != std::string::npos);
+
+        const std::string nobody = url_of(closed_port());
+        script_server gone({{moved(302, nobody)}});
+        source refused(gone.url("/a"), once());
+        CHECK(refused.error() == asio::error::connection_refused);
+        CHECK(refused.what.find(gone.url("/a") + ", redirected to " + nobody) != std::string::npos);
+    }
+
     TEST_CASE("a redirected POST that becomes a GET, or has no body, goes to another origin") {
         for (const int status : {301, 302, 303, 307}) {
             CAPTURE(status);
