@@ -416,7 +416,7 @@ enum class errc {
     bus_refused,        ///< The bus refused the message; its log entry says why.
     bus_timeout,        ///< The bus did not confirm the message: it may have been published.
     bad_certificate,    ///< Received: the server's certificate is not one to trust.
-    tls_failed          ///< Received: there is no TLS with the server.
+    tls_failed          ///< Received: TLS with the server failed; perhaps it speaks none.
 };
 
 SSE_END
@@ -495,9 +495,11 @@ inline const std::error_category& error_category() noexcept {
                 return "the bus did not confirm the message in time: it may have been published; "
                        "publish it again only if clients can tell that it is the same";
             case errc::bad_certificate:
-                return "the server's certificate is not trusted; a CA of your own is named in "
-                       "client_options::tls.ca";
-            case errc::tls_failed: return "there is no TLS with the server";
+                return "the server's certificate is not trusted; if a CA of your own issued it, "
+                       "name that in client_options::tls.ca";
+            case errc::tls_failed:
+                return "TLS with the server failed; it may speak none at this port, or want a "
+                       "certificate, which client_options::tls.certificate gives";
             }
             return "unknown error " + std::to_string(code);
         }

@@ -1097,6 +1097,7 @@ TEST_CASE("a server that is too old, or speaks no TLS, is told from one that is 
     const received none = receive(url_of(plain.port()), trusting());
     CHECK(none.failed == sse::errc::tls_failed);
     CHECK(has(none.why, "wrong version number"));
+    CHECK(has(none.why, "it may speak none at this port"));
 
     script_server leaves({{.bytes = "", .read_request = false}});
     const received left = receive(url_of(leaves.port()), trusting());
