@@ -1250,7 +1250,9 @@ std::shared_ptr<bus> file_log(std::string folder, file_log_options options = {})
 /// Where the servers are, and the stream that keeps the messages. All servers that share topics
 /// give the same `stream` and `prefix`.
 struct nats_options {
-    /// At least one, as `nats://host:port` or `tls://host:port`. Others of a cluster are learnt.
+    /// At least one, as `nats://host:port` or `tls://host:port`. Others of a cluster are learnt. If
+    /// one is tls://, all of them must offer TLS, with a certificate that the system trusts;
+    /// SSL_CERT_FILE in the environment names another CA.
     std::vector<std::string> servers = {"nats://127.0.0.1:4222"};
     std::string user = {};        ///< With `password`; or
     std::string password = {};    ///< of `user`.
@@ -24857,6 +24859,11 @@ SSE_DECL std::string nats_advice(natsStatus status, int code) {
     if (status == NATS_CONNECTION_AUTH_FAILED)
         return "; set user and password, token or credentials";
     if (status == NATS_NO_SERVER) return "; is nats-server running, and the address right?";
+    if (status == NATS_SECURE_CONNECTION_WANTED)
+        return "; the server offers no TLS, which tls:// needs: set it up there, or use nats://";
+    if (status == NATS_SSL_ERROR)
+        return "; the server needs a certificate that the system trusts, or whose CA SSL_CERT_FILE "
+               "names";
     return {};
 }
 
@@ -24898,6 +24905,10 @@ SSE_DECL std::string nats_link::last_error() const {
     return status != NATS_OK && text != nullptr ? text : "";
 }
 
+SSE_DECL bool has_scheme(std::string_view url, std::string_view scheme) {
+    return equal_ignoring_case(url.substr(0, scheme.size()), scheme);
+}
+
 SSE_DECL std::unique_ptr<natsOptions, nats_free<natsOptions_Destroy>>
 nats_connect_options(const nats_options& o) {
     natsOptions* made = nullptr;
@@ -24916,6 +24927,11 @@ nats_connect_options(const nats_options& o) {
         set(natsOptions_SetName(made, "sse.hpp"));
         // Else its own thread sends, up to 1 ms later: 0.3 ms to confirm a message became 1.0 ms.
         set(natsOptions_SetSendAsap(made, true));
+        // By itself nats.c takes tls:// for nats://, and sends the password in plain text.
+        if (std::any_of(o.servers.begin(), o.servers.end(),
+                        [](const auto& url) { return has_scheme(url, "tls://"); })) {
+            set(natsOptions_SetSecure(made, true));
+        }
         // The default one prints.
         set(natsOptions_SetErrorHandler(
             made, [](natsConnection*, natsSubscription*, natsStatus, void*) {}, nullptr));
@@ -25336,9 +25352,13 @@ SSE_DECL bool is_nats_name(std::string_view name, bool dots) {
 SSE_DECL nats_options check_nats(nats_options o) {
     using namespace std::chrono_literals;
     require_nats(!o.servers.empty(), "servers", "is empty; name at least one");
-    for (const auto& url : o.servers)
+    for (const auto& url : o.servers) {
         require_nats(!url.empty() && url.find_first_of(" ,\t\r\n") == std::string::npos, "servers",
                      "each is one URL without spaces, such as nats://127.0.0.1:4222");
+        require_nats(url.find("://") == std::string::npos || has_scheme(url, "nats://") ||
+                         has_scheme(url, "tls://"),
+                     "servers", "each begins with nats:// or tls://");
+    }
     require_nats(o.password.empty() || !o.user.empty(), "password", "set `user` too");
     require_nats(
         (o.user.empty() ? 0 : 1) + (o.token.empty() ? 0 : 1) + (o.credentials.empty() ? 0 : 1) <= 1,

@@ -8,6 +8,8 @@
 
 #include <doctest/doctest.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <future>
 #include <map>
 #include <random>
@@ -179,6 +181,10 @@ TEST_CASE("an option that cannot work is named when the bus is made") {
     CHECK(refused([](options&) {}) == "nothing");
     CHECK(refused([](options& o) { o.servers.clear(); }) == "sse::nats_options::servers");
     CHECK(refused([](options& o) { o.servers = {"nats://a b"}; }) == "sse::nats_options::servers");
+    for (const char* bad : {"wss://127.0.0.1", "https://127.0.0.1", "://127.0.0.1:4222"})
+        CHECK(refused([&](options& o) { o.servers = {bad}; }) == "sse::nats_options::servers");
+    for (const char* good : {"tls", "tls:4222", "NATS://127.0.0.1", "tls://u:p@127.0.0.1"})
+        CHECK(refused([&](options& o) { o.servers = {good}; }) == "nothing");
     CHECK(refused([](options& o) { o.password = "x"; }) == "sse::nats_options::password");
     CHECK(refused([](options& o) { o.user = "x", o.token = "y"; }) == "sse::nats_options::user");
     CHECK(refused([](options& o) { o.stream = "a.b"; }) == "sse::nats_options::stream");
@@ -768,6 +774,49 @@ TEST_CASE("what can never work is thrown when the bus is attached") {
     o.create = true;
     o.stream = "OTHER";
     CHECK(why_not(o).find("another stream has these subjects") != std::string::npos);
+}
+
+TEST_CASE("tls:// goes on with TLS or not at all") {
+    if (!can_run()) return;
+    const auto over_tls = [](const nats_server& server, const char* scheme = "tls") {
+        auto o = options_for(scheme + server.url().substr(std::strlen("nats")));
+        o.user = "u";
+        o.password = "p";
+        return o;
+    };
+    const std::string users = "authorization { user: u, password: p }\n";
+    nats_server plain(users);
+    plain.start();
+    for (const char* scheme : {"tls", "TLS"}) {
+        auto o = over_tls(plain, scheme);
+        if (*scheme == 'T') o.servers.insert(o.servers.begin(), plain.url());
+        node refused(o);
+        REQUIRE(refused.is_up(false));
+        CHECK(refused.sink.now().why.find("offers no TLS") != std::string::npos);
+    }
+    node in_the_open(over_tls(plain, "nats"));
+    CHECK(in_the_open.is_ready());
+
+    const temporary_folder folder("nats_tls");
+    const std::string key = folder / "key.pem", certificate = folder / "certificate.pem";
+    const std::string make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
+                             "-days 2 -subj /CN=nats -addext subjectAltName=IP:127.0.0.1 -keyout " +
+                             key + " -out " + certificate + " 2>/dev/null";
+    if (std::system(make.c_str()) != 0) {
+        MESSAGE("not run: there is no openssl");
+        return;
+    }
+    nats_server secure(users + "tls { cert_file: \"" + certificate + "\", key_file: \"" + key +
+                       "\" }");
+    secure.start();
+    node stranger(over_tls(secure));
+    REQUIRE(stranger.is_up(false));
+    CHECK(stranger.sink.now().why.find("SSL_CERT_FILE") != std::string::npos);
+    REQUIRE(::setenv("SSL_CERT_FILE", certificate.c_str(), 1) == 0);
+    node known(over_tls(secure));
+    CHECK(known.is_ready());
+    ::unsetenv("SSL_CERT_FILE");
+    CHECK(!wait_for(known.publish("over TLS")).error);
 }
 
 TEST_CASE("the list of epochs outlives the bounds of the stream, and what is not a list") {
