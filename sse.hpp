@@ -10981,6 +10981,8 @@ struct exchange : request_state {
     }
     template <awaited What, class Handler>
     void enlist(Handler done, std::chrono::nanoseconds time = {});
+    void put_to_sleep(sleeping& one, std::chrono::nanoseconds time);
+    void cancel_waiter(waiter& which) noexcept;
     template <class Which>
     void resume_matching(Which&& which) noexcept;
 
@@ -11014,6 +11016,27 @@ struct exchange : request_state {
     bool gap_hook_running = false; // options::hooks.on_gap runs
     bool lacks_tls = false;        // the client spoke plain HTTP where TLS is spoken
 };
+
+template <awaited What, class Handler>
+void exchange::enlist(Handler done, [[maybe_unused]] std::chrono::nanoseconds time) {
+    using made_type = waiting_handler<Handler, What>;
+    std::unique_ptr<made_type, waiter_deleter> made;
+    waiter_memory& memory = waiter_memory::before(this);
+    if constexpr (What == awaited::time) {
+        made = memory.make<made_type>(std::move(done), *this);
+        put_to_sleep(*made, time);
+    } else {
+        made = memory.make<made_type>(std::move(done), What);
+    }
+    auto slot = asio::get_associated_cancellation_slot(made->done);
+    if (slot.is_connected()) {
+        slot.assign(on_cancel<exchange, waiter>{
+            this, made.get(), [](exchange& of, waiter& one) { of.cancel_waiter(one); }});
+    }
+    made->next = std::move(waiters);
+    waiters = std::move(made);
+    if (What == awaited::end && ended()) wake();
+}
 
 inline early_state& exchange::early() {
     if (!early_) {
@@ -11591,29 +11614,13 @@ SSE_DECL exchange::~exchange() {
     owner.unref();
 }
 
-template <awaited What, class Handler>
-void exchange::enlist(Handler done, [[maybe_unused]] std::chrono::nanoseconds time) {
-    using made_type = waiting_handler<Handler, What>;
-    std::unique_ptr<made_type, waiter_deleter> made;
-    waiter_memory& memory = waiter_memory::before(this);
-    if constexpr (What == awaited::time) {
-        made = memory.make<made_type>(std::move(done), *this);
-        owner.worker_->sleep(*made, time);
-    } else {
-        made = memory.make<made_type>(std::move(done), What);
-    }
-    auto slot = asio::get_associated_cancellation_slot(made->done);
-    if (slot.is_connected()) {
-        slot.assign(on_cancel<exchange, waiter>{this, made.get(), [](exchange& of, waiter& one) {
-                                                    one.cancelled = true;
-                                                    of.resume_matching([&one](const waiter& w) {
-                                                        return &w == &one;
-                                                    });
-                                                }});
-    }
-    made->next = std::move(waiters);
-    waiters = std::move(made);
-    if (What == awaited::end && ended()) wake();
+SSE_DECL void exchange::put_to_sleep(sleeping& one, std::chrono::nanoseconds time) {
+    owner.worker_->sleep(one, time);
+}
+
+SSE_DECL void exchange::cancel_waiter(waiter& which) noexcept {
+    which.cancelled = true;
+    resume_matching([&which](const waiter& one) { return &one == &which; });
 }
 
 /// Resumes the matching waiters on the next loop iteration.
