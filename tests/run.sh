@@ -170,7 +170,8 @@ run_variant() {
     fi
 }
 
-known=(scripts release asan tsan model interop browser proxies matrix fuzz soak judge)
+# What mostly waits comes early, while the others are still compiled ahead.
+known=(scripts release interop browser proxies asan tsan model matrix fuzz soak judge)
 variants=("${@:-quick}")
 [ "${variants[0]}" != all ] || variants=("${known[@]}")
 for variant in "${variants[@]}"; do
