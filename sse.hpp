@@ -9380,9 +9380,14 @@ SSE_DECL std::string use_identity(SSL_CTX* c, const std::string& certificate,
     if (key.empty()) return "key: give a PEM file with the private key of the certificate";
     if (SSL_CTX_use_PrivateKey_file(c, key.c_str(), SSL_FILETYPE_PEM) != 1 ||
         SSL_CTX_check_private_key(c) != 1) {
-        return "key: '" + key + "' cannot be used: " + take_openssl_error() +
-               "; give a PEM file with the private key of '" + certificate +
-               "', without a password";
+        // OpenSSL looks for a certificate of the key's own type.
+        const bool is_of_other_type =
+            ERR_GET_REASON(ERR_peek_error()) == SSL_R_NO_CERTIFICATE_ASSIGNED;
+        const std::string why = take_openssl_error();
+        return "key: '" + key +
+               "' cannot be used: " + (is_of_other_type ? "key type mismatch" : why) +
+               "; give a PEM file with the private key of the first certificate in '" +
+               certificate + "', without a password";
     }
     return {};
 }

@@ -574,9 +574,9 @@ TEST_CASE("files that cannot work are refused with the reason and the remedy") {
     tls.key = missing;
     says(reason(tls), "tls.key", {missing, "No such file"});
     tls.key = other.key;
-    says(reason(tls), "tls.key", {"key values mismatch"});
+    says(reason(tls), "tls.key", {"key values mismatch", "first certificate in"});
     tls.key = test_authority().issue({.rsa = true}).key;
-    says(reason(tls), "tls.key", {"without a password"});
+    says(reason(tls), "tls.key", {"key type mismatch", "first certificate in"});
     tls.key = with_password(good.key);
     says(reason(tls), "tls.key", {"without a password"});
     tls = tls_of(good);
