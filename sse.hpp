@@ -9009,6 +9009,9 @@ public:
     bool reads_when_writable() const noexcept {
         return wants_write_ || (!rest_.empty() && !writer_waits_);
     }
+    /// Whether the last read_some() also met an end or a fault, which the next one tells. The
+    /// socket need not become readable for it.
+    bool holds_end() const noexcept { return holds_end_; }
     /// Whether the socket took something in the last write_some(): a record may go out in parts.
     bool has_progressed() const noexcept { return progressed_; }
     std::string client_subject() const;
@@ -9051,6 +9054,7 @@ private:
     bool writer_waits_ = false;
     bool wants_write_ = false;
     bool progressed_ = false;
+    bool holds_end_ = false;
     bool ended_ = false; // the socket has
     bool received_ = false;
     bool mistrusted_ = false;
@@ -9256,6 +9260,7 @@ SSE_DECL bool tls_session::shake_hands(asio::error_code& failed) {
 }
 
 SSE_DECL std::size_t tls_session::read_some(asio::mutable_buffer to, asio::error_code& failed) {
+    holds_end_ = false;
     if (!shake_hands(failed)) return 0;
     asio::error_code later; // what an answer meets, reading meets too
     if (!writer_waits_) flush(later);
@@ -9280,7 +9285,9 @@ SSE_DECL std::size_t tls_session::read_some(asio::mutable_buffer to, asio::error
         failed = broken_ = asio::error::connection_aborted;
         return 0;
     }
-    if (taken > 0) failed = {}; // the next call meets it again
+    if (taken == 0) return 0;
+    holds_end_ = failed && !would_block(failed); // the next call meets it again
+    failed = {};
     return taken;
 }
 
@@ -10559,6 +10566,7 @@ public:
         return tls_ ? tls_->write_some({&from, 1}, failed) : tcp_socket::write_some(from, failed);
     }
     bool has_progressed() const noexcept { return tls_ && tls_->has_progressed(); }
+    bool holds_end() const noexcept { return tls_ && tls_->holds_end(); }
     wait_type awaited_for_input() const noexcept {
         return tls_ && tls_->reads_when_writable() ? wait_write : wait_read;
     }
@@ -11388,6 +11396,7 @@ struct worker {
     static constexpr deadline_wheel::tick alarm_pause = 3;
 
     struct input_ready;
+    struct input_held; ///< What TLS has read of it already.
     struct handler_end;
     struct unfinished {          ///< What comes before the next request.
         bool proxy_head = false; ///< The PROXY protocol's head is to be read.
@@ -11673,6 +11682,12 @@ struct worker::input_ready {
         s->worker_->guarded(*s, [this] { s->worker_->on_input(*s); });
     }
 };
+
+#if defined(SSE_ENABLE_TLS)
+struct worker::input_held : input_ready {
+    void operator()() { input_ready::operator()({}); }
+};
+#endif
 
 SSE_DECL feed::settings worker::feed_settings(hub& shared) {
     const auto& o = shared.options;
@@ -12260,6 +12275,9 @@ SSE_DECL void worker::await_writable(connection& s) {
 // --- one stream's input: a wait is always pending, the only prompt sign of a disconnect
 
 SSE_DECL void worker::watch(connection& s) {
+#if defined(SSE_ENABLE_TLS)
+    if (s.socket_.holds_end()) return asio::post(io_, input_held{{hold(s)}});
+#endif
     s.socket_.async_wait(s.socket_.awaited_for_input(), input_ready{hold(s)});
 }
 

@@ -821,6 +821,23 @@ TEST_CASE("a client that says with or without TLS that nothing follows is answer
     CHECK(server.server.counters().tls_failures == 0);
 }
 
+TEST_CASE("an end that comes with the last bytes is met, though the connection stays open") {
+    tls_server server;
+    connection asks(server.port(), secure());
+    const std::string request = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    std::string both = asks.tls().seal(request);
+    both += asks.tls().say_goodbye();
+    REQUIRE(asks.try_send_raw(both));
+    CHECK(asks.read_response().status == 200);
+    CHECK(asks.wait_for_close() == ending::fin);
+
+    event_client reads(server.port(), "/subscribe", {}, secure());
+    both = reads.socket().tls().seal("noise");
+    both += reads.socket().tls().say_goodbye();
+    REQUIRE(reads.socket().try_send_raw(both));
+    CHECK(eventually([&] { return server.server.counters().streams == 0; }));
+}
+
 TEST_CASE("a handshake on the port of plain HTTP is answered as a bad request") {
     running_server server;
     connection c(server.port(), in_the_open());
