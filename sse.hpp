@@ -4794,15 +4794,8 @@ public:
     /// The next bytes are not part of the body: the head of the response, or the last chunk.
     void pass(std::size_t bytes) noexcept { plain_ += bytes; }
 
-    /// Whether the caller must now write the last chunk. Returns true only once.
-    bool end() noexcept {
-        if (std::exchange(ended_, true)) return false;
-        pass(last_chunk.size());
-        return true;
-    }
-
-    /// The body gets no last chunk: end() returns false from now on.
-    void cut_short() noexcept { ended_ = true; }
+    /// The last chunk is written next.
+    void end() noexcept { pass(last_chunk.size()); }
 
     /// Passes buffers to `write`, which returns how many bytes it took, or nullopt if the
     /// connection broke: then this object may be destroyed. Returns how many bytes of `buffers`
@@ -4821,7 +4814,6 @@ private:
 
     std::size_t plain_ = 0;
     std::unique_ptr<std::string> rest_; // of the chunk that a short write has cut
-    bool ended_ = false;
 };
 
 /// What one call of the writer is given: bytes outside the body, see pass(), then one chunk.
@@ -6982,6 +6974,16 @@ struct outbox {
     }
 };
 
+/// How far the end of a client's stream has come. A step begins once all before it is written.
+enum class ending : std::uint8_t {
+    none,
+    asked,    ///< By feed::finish(): what came before is sent.
+    farewell, ///< Then its last frame. Of the log nothing follows,
+    gzip,     ///< but the end of its gzip stream,
+    chunks,   ///< the last chunk of its body,
+    over      ///< and feed calls finished().
+};
+
 /// One client, as its feed sees it.
 class receiver {
 public:
@@ -7006,6 +7008,7 @@ public:
     /// Messages are missing. Returns true if the gap hook will send a substitute; feed::release()
     /// by_gap_hook follows then.
     virtual bool run_gap_hook(const gap&) { return false; }
+    virtual frame_ref closing_frame(ending) { return {}; } ///< Of such a step; null: it has none.
     virtual void finished() {}            ///< All that feed::finish() asked for is sent.
     virtual void end(end_reason why) = 0; ///< Calls feed::remove(); may destroy the object.
     virtual void fail(std::exception_ptr what) = 0; ///< The same: a filter threw, or out of memory.
@@ -7060,10 +7063,8 @@ public:
         std::unique_ptr<replayed> replay; ///< What is older than the log, while it needs that.
         std::uint32_t waits_since = 0;    ///< For it.
         bool gave_up = false;             ///< Its id does not come.
-        frame_ref last;                   ///< Its farewell, sent last.
-        bool finishing = false;
-        bool said_farewell = false;     ///< Nothing follows it.
-        std::uint32_t behind_since = 0; ///< Has held publishers back since then.
+        frame_ref last;                   ///< Its farewell.
+        std::uint32_t behind_since = 0;   ///< Has held publishers back since then.
         bool holds_back = false;
         std::uint64_t number = 0; ///< The stream's id, once it was asked for. 0: none yet.
         std::string user;
@@ -7081,7 +7082,8 @@ public:
         return *cold_;
     }
     bool follows() const noexcept { return index_in_feed_ != nowhere; }
-    bool is_finishing() const noexcept { return cold_ && cold_->finishing; }
+    bool is_finishing() const noexcept { return ending_ != ending::none; }
+    bool said_farewell() const noexcept { return ending_ >= ending::farewell; }
     bool conflates() const noexcept {
         bool any = false;
         for_each_subscription(
@@ -7104,9 +7106,7 @@ public:
     bool starts_in_past_ : 1 = false; // starts in the past, and has received nothing of the log yet
     bool has_id_ : 1 = false;         // has an id to reconnect with
     bool queued_ : 1 = false;         // waits for a turn of feed::catch_up()
-#if defined(SSE_ENABLE_ZLIB)
-    bool cut_short_ : 1 = false; // its gzip stream gets no end
-#endif
+    bool cut_short_ : 1 = false;      // its body gets no end
     std::uint32_t index_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
     frame_ref cut_;          // the frame that a short write cut, or that comes next
@@ -7116,6 +7116,7 @@ public:
     gzip_stream gzip_;
 #endif
     origin cut_from_ = origin::control;
+    ending ending_ = ending::none;
 
 protected:
     ~receiver() = default;
@@ -7392,6 +7393,7 @@ private:
     void end_frame(receiver& r);
     void settle(receiver& r) const noexcept;
     static void say(receiver& r, frame_ref f) noexcept;
+    static bool say_end(receiver& r);
     void place_waiting();
     bool place_all(receiver& r);
     void stop_waiting(receiver& r) noexcept;
@@ -7933,7 +7935,7 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
         std::size_t from = 0; // offset in it
         try {
             if (!announce(r)) return;
-            offered = run_for(r, from);
+            if (r.wants_plain_) offered = run_for(r, from);
             if (!offered) {
                 gather(r, looked_enough);
                 offered = &gathered_;
@@ -7951,14 +7953,15 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
                 if (r.cold_->starts.empty()) r.cold_->replay.reset();
                 if (r.held_ == 0 && r.next_ < log_.end()) continue;
             }
-            if (r.cold_ && r.cold_->last) {
-                say(r, std::exchange(r.cold_->last, frame_ref()));
-                r.cold_->said_farewell = true;
-                continue;
+            if (!r.is_finishing()) {
+                r.busy_ = false;
+                return r.settled();
             }
+            try {
+                if (say_end(r)) continue;
+            } catch (...) { return r.fail(std::current_exception()); } // out of memory
             r.busy_ = false;
-            if (r.is_finishing()) return r.finished();
-            return r.settled();
+            return r.finished();
         }
         const auto n = r.write_some({buffers_.data(), count});
         if (!n) return;
@@ -8029,11 +8032,12 @@ inline void feed::give_back_memory() {
 }
 
 /// Finds the run that holds what the client is sent next, and puts that into buffers_. Returns
-/// nullptr if something else comes first, or if the client does not get the same as others.
+/// nullptr if something else comes first, or if the client does not get the same as others. Only
+/// for one with wants_plain_.
 inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
     const receiver::cold_state* const rare = r.cold_.get();
-    if (!r.wants_plain_ || !r.follows() || r.first_.lag == lag_policy::conflate) return nullptr;
-    if (r.cut_ || r.held_ || (rare && rare->said_farewell)) return nullptr;
+    if (!r.follows() || r.first_.lag == lag_policy::conflate) return nullptr;
+    if (r.cut_ || r.held_ || r.said_farewell()) return nullptr;
     if ((r.own_ && !r.own_->waiting.empty()) || (settings_.heartbeat_ids && !r.has_id_)) {
         return nullptr;
     }
@@ -8128,7 +8132,7 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
         }
     };
     if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), origin::cut);
-    const bool goes_on = r.follows() && !r.held_ && !(r.cold_ && r.cold_->said_farewell);
+    const bool goes_on = r.follows() && !r.held_ && !r.said_farewell();
     const bool gap_is_due = goes_on && is_gap_due(r);
     // First, after the response head, an id to reconnect with, whatever happens to the client next.
     // Also for a client that has reconnected: by HTML 9.2.6 a block without an id, such as a
@@ -8146,7 +8150,7 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
         if (room_left()) add(id_frame(r, r.next_)->bytes(), origin::control, r.next_);
     }
     add_own(false);
-    if (replays && !r.cold_->said_farewell) {
+    if (replays && !r.said_farewell()) {
         const auto& frames = r.cold_->replay->frames;
         for (auto f = frames.begin(); f != frames.end() && room_left(); ++f) {
             add((*f)->bytes(), origin::replay);
@@ -8268,8 +8272,7 @@ inline bool feed::is_gap_due(const receiver& r) const {
 /// If messages are missing and the gap is next: sends the gap, or leaves it to the gap hook, or
 /// closes the connection. Returns false if it was closed: r may be destroyed.
 inline bool feed::announce(receiver& r) {
-    if (!r.follows() || r.held_ || r.cut_ || is_replaying(r)) return true;
-    if (r.cold_ && r.cold_->said_farewell) return true;
+    if (!r.follows() || r.held_ || r.cut_ || is_replaying(r) || r.said_farewell()) return true;
     const bool pending = r.cold_ && r.cold_->pending;
     if (r.own_ && !r.own_->waiting.empty()) {
         const bool brings_id =
@@ -8788,6 +8791,20 @@ inline void feed::say(receiver& r, frame_ref f) noexcept {
     r.cut_at_ = 0;
 }
 
+/// What ends it comes next, as far as there is more of that. Returns false if there is none.
+inline bool feed::say_end(receiver& r) {
+    assert(r.is_finishing());
+    while (r.ending_ != ending::over) {
+        r.ending_ = static_cast<ending>(static_cast<int>(r.ending_) + 1);
+        frame_ref f = r.closing_frame(r.ending_);
+        if (r.ending_ == ending::farewell && r.cold_) f = std::move(r.cold_->last);
+        if (!f) continue;
+        say(r, std::move(f));
+        return true;
+    }
+    return false;
+}
+
 inline void feed::put(receiver& r, frame_ref f) {
     r.busy_ = true;
     say(r, std::move(f));
@@ -8821,10 +8838,9 @@ inline void feed::release(receiver& r, std::uint8_t by) {
 }
 
 inline void feed::finish(receiver& r, frame_ref last) {
-    receiver::cold_state& rare = r.cold();
-    if (rare.finishing) return;
-    rare.finishing = true;
-    rare.last = std::move(last); // what is held is not sent: the client reconnects for it
+    if (r.is_finishing()) return;
+    if (last) r.cold().last = std::move(last);
+    r.ending_ = ending::asked; // what is held is not sent: the client reconnects for it
     continue_sending(r);
 }
 
@@ -10718,6 +10734,7 @@ struct connection final : receiver, stream {
     SSE_DECL void settled() override;
     bool is_streaming() const override { return phase_ == phase::streaming; }
     SSE_DECL bool run_gap_hook(const gap& g) override;
+    SSE_DECL frame_ref closing_frame(ending step) override;
     SSE_DECL void finished() override;
     SSE_DECL void end(end_reason why) override;
     SSE_DECL void fail(std::exception_ptr what) override;
@@ -10734,7 +10751,6 @@ struct connection final : receiver, stream {
     bool wants_gzip(bool shares) const;
     template <class What>
     std::optional<std::size_t> write_gzip(const What& what);
-    bool end_gzip();
 #endif
     start resolved(const subscribe_options& how) const;
     template <class... Frames>
@@ -10746,6 +10762,7 @@ struct connection final : receiver, stream {
         return *extra_;
     }
     chunked_encoder* chunks() const noexcept; ///< If its body has its own end.
+    frame_ref last_chunk();                   ///< To be written next; nothing may be pending.
     void keep_chunks();
     limit_reached over() const noexcept { return extra_ ? extra_->over : limit_reached::none; }
     bool is_over_limit() const noexcept { return over() != limit_reached::none; }
@@ -10784,8 +10801,6 @@ inline stream_ref hold(connection& s) noexcept {
     s.add_reference();
     return stream_ref(&s);
 }
-
-inline frame_ref last_chunk_frame() { return make_raw_frame(chunked_encoder::last_chunk); }
 
 /// What a coroutine of a stream waits for.
 enum class awaited : std::uint8_t { change, end, time };
@@ -11073,6 +11088,11 @@ inline bool connection::is_handled() const noexcept { return exchange_ && exchan
 inline chunked_encoder* connection::chunks() const noexcept {
     if (exchange_ && exchange_->chunks) return &*exchange_->chunks;
     return extra_ ? extra_->chunks.get() : nullptr;
+}
+inline frame_ref connection::last_chunk() {
+    frame_ref last = make_raw_frame(chunked_encoder::last_chunk);
+    chunks()->end();
+    return last;
 }
 inline bool connection::has_response() const noexcept {
     return !exchange_ || exchange_->answered || phase_ == phase::streaming ||
@@ -12458,14 +12478,10 @@ SSE_DECL bool worker::note_end(std::uint32_t at) noexcept {
 SSE_DECL void worker::finish(connection& s, end_reason why, frame_ref last) {
     if (s.is_finishing()) return;
     s.why_ = why;
-    // The last chunk marks the response as complete, which only its handler can do. A handler that
-    // is still running has not done so, unless by close(), and may have returned by the time a slow
-    // client has read what is queued.
-    const bool cut = why != end_reason::ended && s.is_handled();
-    if (cut && s.chunks()) s.chunks()->cut_short();
-#if defined(SSE_ENABLE_ZLIB)
-    s.cut_short_ = cut;
-#endif
+    // The end of a body marks the response as complete, which only its handler can do. A handler
+    // that is still running has not done so, unless by close(), and may have returned by the time a
+    // slow client has read what is queued.
+    s.cut_short_ = why != end_reason::ended && s.is_handled();
     make_room(); // what was published before counts
     const stream_ref held = hold(s);
     feed_.finish(s, std::move(last));
@@ -12986,16 +13002,6 @@ std::optional<std::size_t> connection::write_gzip(const What& what) {
     return n;
 }
 
-/// Sends the end of its gzip stream, unless that has ended, or is to end without. Nothing else may
-/// be pending.
-SSE_DECL bool connection::end_gzip() {
-    if (!gzip_.is_on()) return false;
-    frame_ref end = make_raw_frame(gzip_.end());
-    if (cut_short_) return false;
-    worker_->feed_.put(*this, std::move(end));
-    return true;
-}
-
 #endif
 
 /// Writes what it takes now, in chunks if its body has its own end.
@@ -13045,19 +13051,15 @@ SSE_DECL bool connection::run_gap_hook(const gap& g) {
     return true;
 }
 
-SSE_DECL void connection::finished() {
+SSE_DECL frame_ref connection::closing_frame(ending step) {
+    if (cut_short_ || phase_ != phase::streaming) return {};
 #if defined(SSE_ENABLE_ZLIB)
-    if (phase_ == phase::streaming && gzip_.is_on()) {
-        cold_->said_farewell = true;
-        if (end_gzip()) return; // then this is called again
-    }
+    if (step == ending::gzip && gzip_.is_on()) return make_raw_frame(gzip_.end());
 #endif
-    if (phase_ == phase::streaming && chunks() && chunks()->end()) {
-        cold_->said_farewell = true;
-        return worker_->feed_.put(*this, last_chunk_frame()); // then this is called again
-    }
-    worker_->depart(*this);
+    return step == ending::chunks && chunks() ? last_chunk() : frame_ref();
 }
+
+SSE_DECL void connection::finished() { worker_->depart(*this); }
 
 SSE_DECL void connection::end(end_reason why) { worker_->close(*this, why); }
 
@@ -13436,8 +13438,7 @@ SSE_DECL task<void> worker::end_chunks(connection& s, exchange& state) {
     report_end(s, end_reason::ended);
     feed_.remove(s);
     enter(s, phase::handling); // no stream data follows
-    s.chunks()->end();
-    feed_.put(s, last_chunk_frame());
+    feed_.put(s, s.last_chunk());
     while (s.is_connected() && s.busy_) co_await state.change();
     if (s.is_connected() && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     state.chunks.reset();

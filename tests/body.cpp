@@ -881,9 +881,8 @@ std::string written(std::string_view head, std::string_view body, std::size_t ro
     };
     encoder.pass(head.size());
     write_all(std::string(head) + std::string(body));
-    REQUIRE(encoder.end());
+    encoder.end();
     write_all(chunked_encoder::last_chunk);
-    CHECK(!encoder.end());
     return writer.out;
 }
 

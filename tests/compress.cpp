@@ -119,7 +119,9 @@ public:
         take(all);
         write_end(stream_.end());
         CHECK(!stream_.is_on());
-        if (chunked_ && chunks_.end()) write_end(chunked_encoder::last_chunk);
+        if (!chunked_) return;
+        chunks_.end();
+        write_end(chunked_encoder::last_chunk);
     }
     bool is_idle() const noexcept { return waiting_.empty(); }
     /// What it is kept of a block that it has taken a part of.

@@ -188,7 +188,7 @@ std::string in_chunks(support::dice& dice, std::string_view body) {
         }
         return std::optional(out.size() - before);
     };
-    for (std::string_view left = body;;) {
+    const auto write_all = [&](std::string_view left) {
         while (!left.empty()) {
             const std::size_t cut = dice.below(left.size() + 1);
             const std::array<asio::const_buffer, 2> buffers{asio::buffer(left.substr(0, cut)),
@@ -197,9 +197,11 @@ std::string in_chunks(support::dice& dice, std::string_view body) {
             CHECK(taken && *taken <= left.size());
             left.remove_prefix(*taken);
         }
-        if (!encoder.end()) return out;
-        left = chunked_encoder::last_chunk;
-    }
+    };
+    write_all(body);
+    encoder.end();
+    write_all(chunked_encoder::last_chunk);
+    return out;
 }
 
 /// The body of a request.
