@@ -215,8 +215,8 @@ TEST_SUITE("start and stop") {
         asio::io_context context;
         const std::string where = "127.0.0.1:" + std::to_string(server.port()) + "/subscribe";
         sse::client_options trusting;
-#if defined(SUPPORT_TLS)
-        trusting.tls.ca = test_authority().file();
+#if defined(SSE_ENABLE_TLS)
+        if (tls_by_default) trusting.tls.ca = test_authority().file();
 #endif
         sse::client events(context.get_executor(),
                            (tls_by_default ? "https://" : "http://") + where, trusting);

@@ -114,8 +114,8 @@ std::string second(std::uint64_t place) { return id_of(second_epoch, place); }
 // A sanitizer makes all of it several times slower: then less happens, and for a shorter time. TLS
 // does for each client what is done once otherwise, and clients that are cut shake hands again.
 constexpr bool with_sanitizer = !memory_is_meaningful;
-constexpr std::size_t messages_per_second = with_sanitizer || tls_by_default ? 200 : 1000;
-constexpr std::size_t client_count = tls_by_default ? 50 : 200;
+const std::size_t messages_per_second = with_sanitizer || tls_by_default ? 200 : 1000;
+const std::size_t client_count = tls_by_default ? 50 : 200;
 
 std::chrono::milliseconds storm_time() {
     const char* const asked = std::getenv("STORM_SECONDS");

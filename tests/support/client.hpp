@@ -24,6 +24,7 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <fstream>
@@ -294,11 +295,21 @@ inline response parse_response_head(std::string_view head) {
 
 // ---- connection ---------------------------------------------------------------------------------
 
-// With SUPPORT_TLS the servers and clients of the tests speak TLS: see tests/tls.cpp.
-#if defined(SUPPORT_TLS)
-inline constexpr bool tls_by_default = true;
+/// With SUPPORT_OVER=tls the servers and clients of the tests speak TLS, with SUPPORT_OVER=gzip
+/// their streams are compressed: see tests/README.md.
+inline bool is_over(std::string_view what) {
+    const char* const over = std::getenv("SUPPORT_OVER");
+    return over && over == what;
+}
+#if defined(SSE_ENABLE_TLS)
+inline const bool tls_by_default = is_over("tls");
 #else
 inline constexpr bool tls_by_default = false;
+#endif
+#if defined(SSE_ENABLE_ZLIB)
+inline const bool gzip_by_default = is_over("gzip");
+#else
+inline constexpr bool gzip_by_default = false;
 #endif
 
 struct connect_options {
@@ -665,9 +676,7 @@ public:
                           const header_list& headers = {}, deadline until = patience)
         : connection_(std::move(over)) {
         header_list all{{"Accept", "text/event-stream"}};
-#if defined(SUPPORT_GZIP)
-        all.emplace_back("Accept-Encoding", "gzip");
-#endif
+        if (gzip_by_default) all.emplace_back("Accept-Encoding", "gzip");
         all.insert(all.end(), headers.begin(), headers.end());
         connection_.send_request("GET", target, all);
         head_ = connection_.read_head(until);

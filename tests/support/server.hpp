@@ -16,16 +16,16 @@
 
 namespace support {
 
-/// As the tests are to have it: see support::tls_by_default.
+/// As the tests are to have it: see support::is_over().
 inline sse::options with_tls_by_default(sse::options o) {
-#if defined(SUPPORT_TLS)
-    if (o.tls.certificate.empty()) {
+#if defined(SSE_ENABLE_TLS)
+    if (tls_by_default && o.tls.certificate.empty()) {
         o.tls.certificate = test_server().certificate;
         o.tls.key = test_server().key;
     }
 #endif
-#if defined(SUPPORT_GZIP)
-    o.compress = true;
+#if defined(SSE_ENABLE_ZLIB)
+    if (gzip_by_default) o.compress = true;
 #endif
     return o;
 }
@@ -46,7 +46,7 @@ inline std::string incompressible(std::size_t size) {
 }
 
 /// So short a time for a request head, and over TLS for the handshake that it begins with.
-constexpr std::chrono::milliseconds with_handshake(std::chrono::milliseconds head) {
+inline std::chrono::milliseconds with_handshake(std::chrono::milliseconds head) {
     return tls_by_default ? head + 1s : head;
 }
 
