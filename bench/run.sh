@@ -142,8 +142,8 @@ status=0
 for part in $parts; do
     case $part in
     scenarios) build/bench/scenarios --json build/scenarios.json "${more[@]}" || status=1 ;;
-    tls) build/bench/scenarios_tls --json build/tls.json "${more[@]}" || status=1 ;;
-    zlib) build/bench/scenarios_zlib --json build/zlib.json "${more[@]}" || status=1 ;;
+    tls) build/bench/scenarios_hub --json build/tls.json "${more[@]}" || status=1 ;;
+    zlib) build/bench/scenarios_hub --json build/zlib.json "${more[@]}" || status=1 ;;
     bus) build/bench/bus --json build/bus.json "${more[@]}" || status=1 ;;
     ring) build/bench/ring --json build/ring.json --seconds $seconds || status=1 ;;
     publish) build/bench/publish --json build/publish.json --seconds $seconds || status=1 ;;
