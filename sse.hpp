@@ -7409,6 +7409,10 @@ private:
     static bool is_replaying(const receiver& r) noexcept {
         return r.cold_ && r.cold_->replay && !r.cold_->replay->frames.empty();
     }
+    /// By the program: then nothing that the bus has brought is sent either.
+    static bool is_held_back(const receiver& r) noexcept {
+        return (r.held_ & ~receiver::by_bus) != 0;
+    }
     static bool wants_replayed(const receiver& r, const frame& f);
     std::uint64_t position_after(const id_book::found& what) const;
     std::uint64_t enter(receiver& r, const std::string& id, const id_book::found& found) const;
@@ -8150,7 +8154,7 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
         if (room_left()) add(id_frame(r, r.next_)->bytes(), origin::control, r.next_);
     }
     add_own(false);
-    if (replays && !r.said_farewell()) {
+    if (replays && !is_held_back(r) && !r.said_farewell()) {
         const auto& frames = r.cold_->replay->frames;
         for (auto f = frames.begin(); f != frames.end() && room_left(); ++f) {
             add((*f)->bytes(), origin::replay);
@@ -8833,7 +8837,7 @@ inline void feed::release(receiver& r, std::uint8_t by) {
     if ((r.held_ & by) == 0) return;
     if (r.is_finishing()) return; // it reconnects for what was held
     r.held_ = static_cast<std::uint8_t>(r.held_ & ~by);
-    if (r.held_ != 0) return;
+    if (r.held_ != 0 && (is_held_back(r) || !is_replaying(r))) return;
     if (!std::exchange(r.busy_, true)) flush(r); // its position is unchanged
 }
 

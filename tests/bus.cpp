@@ -138,6 +138,28 @@ TEST_CASE("from the bus: many clients at once, while messages go on") {
     }
 }
 
+TEST_CASE("from the bus: a held subscription delivers nothing of it before the snapshot") {
+    sse::options o = on(std::make_shared<memory_store>());
+    o.history.messages = 10;
+    std::atomic<bool> came{false};
+    running_server server(o, [&](sse::server& s) {
+        s.route("GET", "/held", [&](sse::stream& client) -> handler_result {
+            client.subscribe("/t", {.from = sse::start::after("memory00-5"),
+                                    .filter = [&](const sse::published&) { return came = true; },
+                                    .held = true});
+            while (!came) co_await client.sleep_for(1ms);
+            co_await client.send({.data = "snapshot"});
+            client.resume();
+            co_await client.closed();
+        });
+    });
+    publish(server, 1, 50);
+    event_client client(server.port(), "/held");
+    CHECK(next(client, 1) == "snapshot");
+    publish(server, 51, 51);
+    for (int n = 6; n <= 51; ++n) REQUIRE(next(client, 1) == std::to_string(n));
+}
+
 TEST_CASE("what the bus no longer has either, or more than one client may have, is a gap") {
     const auto store = std::make_shared<memory_store>();
     sse::options o = on(store);
