@@ -25991,6 +25991,7 @@ SSE_DECL void nats_engine::read_range(nats_link& link, std::uint64_t from, std::
                                       std::size_t messages, page& into) {
     using std::chrono::system_clock;
     constexpr std::size_t most_bytes = 4 * 1024 * 1024;
+    bool must_have_more = false; // the stream said so before it was read
     for (bool more = from <= to; more && into.records.empty();) {
         const auto reading = link.read(from, messages, most_bytes);
         more = reading.more;
@@ -26006,7 +26007,13 @@ SSE_DECL void nats_engine::read_range(nats_link& link, std::uint64_t from, std::
                  system_clock::time_point(std::chrono::duration_cast<system_clock::duration>(time)),
                  std::string(nats_bytes(*item.message))});
         }
-        if (reading.items.empty() && link.examine().last >= from) into.whole = false;
+        if (!reading.items.empty()) {
+            must_have_more = false;
+        } else if (must_have_more) {
+            into.whole = false;
+        } else { // what has come since it was read is not lost
+            more = must_have_more = link.examine().last >= from;
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 
 #include <doctest/doctest.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <future>
@@ -858,6 +859,31 @@ TEST_CASE("what is published twice with the same token is stored once") {
     a.store("m", 1);
     REQUIRE(a.has_text("m0"));
     CHECK(a.texts() == std::vector<std::string>{"once", "m0"});
+}
+
+TEST_CASE("a message that comes while the end of the stream is read is not taken for a lost one") {
+    if (!can_run()) return;
+    nats_server server;
+    server.start();
+    node a(server);
+    a.store("m", 1);
+    REQUIRE(a.has(1));
+    std::atomic<bool> ended{false};
+    auto publishing = std::async(std::launch::async, [&] {
+        for (int i = 0; i < 40; ++i) a.store(std::to_string(i) + "-", 50);
+        ended = true;
+    });
+    std::size_t pages = 0, parts = 0;
+    while (!ended) {
+        const auto s = a.sink.now();
+        const auto page = a.read(s.epoch, s.messages.back().number, 10);
+        REQUIRE(!page.failed);
+        ++pages;
+        parts += page.whole ? 0 : 1;
+    }
+    publishing.get();
+    CHECK(pages > 0);
+    CHECK(parts == 0);
 }
 
 TEST_CASE("older messages are read in pages") {
