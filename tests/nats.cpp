@@ -777,7 +777,7 @@ TEST_CASE("what can never work is thrown when the bus is attached") {
     CHECK(why_not(o).find("another stream has these subjects") != std::string::npos);
 }
 
-TEST_CASE("tls:// goes on with TLS or not at all") {
+TEST_CASE("an address with tls:// connects over TLS or not at all") {
     if (!can_run()) return;
     const auto over_tls = [](const nats_server& server, const char* scheme = "tls") {
         auto o = options_for(scheme + server.url().substr(std::strlen("nats")));
@@ -804,7 +804,7 @@ TEST_CASE("tls:// goes on with TLS or not at all") {
                              "-days 2 -subj /CN=nats -addext subjectAltName=IP:127.0.0.1 -keyout " +
                              key + " -out " + certificate + " 2>/dev/null";
     if (std::system(make.c_str()) != 0) {
-        MESSAGE("not run: there is no openssl");
+        MESSAGE("not run: openssl is not installed");
         return;
     }
     nats_server secure(users + "tls { cert_file: \"" + certificate + "\", key_file: \"" + key +

@@ -306,7 +306,7 @@ TEST_CASE("a handshake that fails is told from a lost one, though the client tak
     REQUIRE(wrong.receive_some()); // the server awaits the rest
     connection busy(server.port(), in_the_open());
     REQUIRE(eventually([&] { return accepted == 2; })); // the worker is held there
-    wrong.send("this is no record");
+    wrong.send("this is not a record");
     wrong.reset();
     goes_on = true;
     REQUIRE(log.comes("disconnected"));
