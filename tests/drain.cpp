@@ -234,7 +234,8 @@ TEST_SUITE("drain") {
         slow.send_request("GET", "/subscribe/t");
         slow.read_through("\nid: ");
         for (int n = 0; n < 200; ++n) server.publish("/t", {.data = large()});
-        draining drain(server, {.window = 8'000ms, .farewell = sse::message{.data = "bye"}});
+        draining drain(server, {.window = 60s, .farewell = sse::message{.data = "bye"}});
+        CHECK(send_away_now(server));
         const std::string all = slow.read_to_end(60s);
         CHECK(all.size() > 200 * 50'000);
         CHECK(all.ends_with("data: bye\n\n"));
@@ -484,9 +485,9 @@ TEST_SUITE("drain and handlers") {
         }
         REQUIRE(eventually([&] { return begun == 20; }));
         event_client follower(server.port(), "/subscribe/t");
-        draining drain(server, {.window = 8s, .farewell = sse::message{.data = "bye"}});
-        // The one that follows topics leaves at some time in the window; the handlers have all of
-        // it.
+        draining drain(server, {.window = 60s, .farewell = sse::message{.data = "bye"}});
+        // The time comes for all of them; only the one that follows topics leaves then.
+        CHECK(send_away_now(server));
         CHECK(follower.next().data == "bye");
         CHECK(server.counters().streams >= 20);
         go_on = true;
@@ -526,7 +527,10 @@ TEST_SUITE("drain and handlers") {
             peer.send("GET /much HTTP/1.1\r\nHost: localhost\r\nX-Varnish: 1\r\n\r\n");
             CHECK(eventually([&] { return server.counters().bytes > 10'000; }));
             std::optional<draining> drain;
-            if (by_drain) drain.emplace(server, sse::drain_options{.window = 10s});
+            if (by_drain) {
+                drain.emplace(server, sse::drain_options{.window = 60s});
+                CHECK(send_away_now(server));
+            }
             CHECK(eventually([&] { return ended == 1; }));
             const std::string all = peer.read_to_end();
             CHECK(all.size() > much.size());

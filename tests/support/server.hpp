@@ -99,4 +99,23 @@ private:
     bool open_ = false;
 };
 
+/// Ends all streams of a server that drains now, not each at a random time within the window: it
+/// may be longer than any machine needs, and nobody waits for it.
+[[nodiscard]] inline bool send_away_now(sse::server& server) {
+    for (const auto& one : server.streams()) {
+        const bool ends = eventually([&] {
+            bool drains = false;
+            gate asked;
+            server.post_to(one.id, [&](sse::stream& client) {
+                drains = client.draining();
+                if (drains) client.end_after(1ms);
+                asked.open();
+            });
+            return asked.wait() && drains;
+        });
+        if (!ends) return false;
+    }
+    return true;
+}
+
 } // namespace support
