@@ -880,7 +880,7 @@ TEST_SUITE("adopted connections" * doctest::skip(tls_by_default)) {
             back_room room(with_threads(2));
             std::vector<connection> peers;
             std::thread stopper([&] {
-                for (int n = 0; n < round * 20; ++n) std::this_thread::yield();
+                spin_for(round * 10us);
                 room.stop();
             });
             for (int n = 0; n < 10; ++n) {

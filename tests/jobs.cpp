@@ -630,7 +630,7 @@ TEST_SUITE("any thread, any order") {
             connection again(s.port());
             again.send("GET /jobs/" + name +
                        " HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: " + id + "\r\n\r\n");
-            for (std::size_t spin = 0; spin < n % 40 * 25; ++spin) std::this_thread::yield();
+            spin_for(n % 40 * 15us);
             job.finish();
             const response head = again.read_head();
             REQUIRE(head.status == 200);

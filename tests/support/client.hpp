@@ -96,6 +96,13 @@ template <class Condition>
     }
 }
 
+/// Keeps the processor for a time so short. Who yields it has it back only once others have had
+/// their turn, on a busy machine each time after milliseconds.
+inline void spin_for(std::chrono::microseconds time) {
+    const deadline until = time;
+    while (!until.passed()) {}
+}
+
 // ---- failures -----------------------------------------------------------------------------------
 
 struct timed_out : std::runtime_error {
