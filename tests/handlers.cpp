@@ -628,12 +628,17 @@ TEST_SUITE("finite streams") {
                                [&](sse::stream& client) -> handler_result {
                                    for (int n = 0; n < 4; ++n) {
                                        co_await client.send({.data = std::to_string(n)});
-                                       co_await client.sleep_for(20ms);
+                                       co_await client.sleep_for(15ms);
                                    }
                                }}},
                              o);
-        connection peer(server.port());
-        for (int n = 0; n < 4; ++n) CHECK(stream_on(peer, "/some") == "0,1,2,3,");
+        CHECK(in_time([&] { // each in less than its age, all in more
+            connection peer(server.port());
+            for (int n = 0; n < 4; ++n) {
+                if (stream_on(peer, "/some") != "0,1,2,3,") return false;
+            }
+            return true;
+        }));
     }
 
     TEST_CASE("heartbeats of a finite stream are chunks too") {
@@ -1381,14 +1386,16 @@ TEST_SUITE("bodies") {
                                    co_await client.respond(200, "text/plain", all);
                                }}},
                              o);
-        connection peer(server.port());
-        peer.send("POST /some HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n");
-        for (int n = 0; n < 6; ++n) { // one and a half seconds in all
-            asio::io_context clock;
-            asio::steady_timer(clock, 250ms).wait();
-            peer.send("x");
-        }
-        CHECK(peer.read_response().status == 200);
+        CHECK(in_time([&] { // each piece is
+            connection peer(server.port());
+            peer.send("POST /some HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\n");
+            for (int n = 0; n < 6; ++n) { // one and a half seconds in all
+                asio::io_context clock;
+                asio::steady_timer(clock, 250ms).wait();
+                peer.send("x");
+            }
+            return peer.read_response().status == 200;
+        }));
         connection slow(server.port());
         slow.send("POST /slow HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6\r\n\r\nabcdef");
         CHECK(slow.read_response().body == "abcdef");
@@ -1864,14 +1871,16 @@ TEST_SUITE("what a handler learns") {
                                    co_await client.send({.data = "x"});
                                }}},
                              o);
-        connection peer(server.port());
-        CHECK(stream_on(peer, "/long") == "x,");
-        peer.send("GET /long HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he");
-        CHECK(is_chunked_stream(peer.read_head()));
-        CHECK(read_data(peer) == "x,");
-        peer.send("alth HTTP/1.1\r\nHost: localhost\r\n\r\n"); // its time begins here
-        CHECK(peer.read_response().status == 200);
-        CHECK(peer.read_to_end().empty());
+        std::optional<connection> peer;
+        CHECK(in_time([&] {
+            peer.emplace(server.port());
+            if (stream_on(*peer, "/long") != "x,") return false;
+            peer->send("GET /long HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he");
+            if (!is_chunked_stream(peer->read_head()) || read_data(*peer) != "x,") return false;
+            peer->send("alth HTTP/1.1\r\nHost: localhost\r\n\r\n"); // its time begins here
+            return peer->read_response().status == 200;
+        }));
+        CHECK(peer->read_to_end().empty());
     }
 
     TEST_CASE("a message to a stream by its name reaches one that a handler holds open") {

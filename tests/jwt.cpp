@@ -524,9 +524,13 @@ TEST_SUITE("tokens of clients") {
         sse::jwt_options o = with_secret();
         o.skew = 0s;
         token_server s(o);
-        event_client client(s.port(), "/subscribe/news",
-                            {{"Authorization", "Bearer " + ann(2500ms)}});
-        CHECK(client.wait_for_close() == ending::fin);
+        std::optional<event_client> client;
+        REQUIRE(in_time([&] {
+            const header_list token{{"Authorization", "Bearer " + ann(2500ms)}};
+            client.emplace(s.port(), "/subscribe/news", token);
+            return true;
+        }));
+        CHECK(client->wait_for_close() == ending::fin);
         CHECK(s.server->counters().ended[static_cast<std::size_t>(sse::end_reason::expired)] == 1);
     }
 }

@@ -502,6 +502,20 @@ TEST_CASE("eventually() waits for a condition, and gives up at the deadline") {
     CHECK(support::eventually([] { return true; }, 0ms));
 }
 
+TEST_CASE("in_time() tries again what was too late, and at the deadline says why") {
+    int tries = 0;
+    CHECK(support::in_time([&] {
+        if (++tries == 1) throw support::connection_ended("too late");
+        return tries == 3;
+    }));
+    CHECK(tries == 3);
+    CHECK_FALSE(support::in_time([] { return false; }, 5ms));
+    CHECK(message_of<support::bad_response>([] {
+              static_cast<void>(
+                  support::in_time([]() -> bool { throw support::bad_response("408"); }, 5ms));
+          }) == "408");
+}
+
 // ---- swarm --------------------------------------------------------------------------------------
 
 std::vector<std::uint64_t> numbers_in(std::string_view body, std::size_t& malformed) {

@@ -625,6 +625,22 @@ inline response http_get(std::uint16_t port, std::string_view target,
     return http_request(port, "GET", target, headers, {}, until);
 }
 
+/// For what a client must do before a short time of the server is over. On a busy machine it may be
+/// too late: where the attempt says so (false), or the server has ended its connection or refused
+/// it, the next one may be in time.
+template <class Attempt>
+[[nodiscard]] bool in_time(Attempt&& attempt, deadline until = patience) {
+    for (;;) {
+        const bool last = until.passed();
+        try {
+            if (attempt()) return true;
+            if (last) return false;
+        } catch (const std::runtime_error&) {
+            if (last) throw;
+        }
+    }
+}
+
 // ---- event client -------------------------------------------------------------------------------
 
 /// Takes chunks apart, as they come. Strict: throws `bad_response` for what is no chunk as a server
