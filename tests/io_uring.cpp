@@ -70,7 +70,7 @@ void check_refused(long call) {
     std::mutex mutex;
     std::vector<std::string> told;
     sse::options o = with_threads(2);
-    o.timeouts.header = 40ms; // the word comes with the sweep, which is as frequent
+    o.timeouts.body = 40ms; // the word comes with the sweep, which is as frequent
     o.hooks.log = [&](const sse::log_entry& entry) {
         const std::lock_guard lock(mutex);
         if (entry.what == "no io_uring") told.emplace_back(entry.detail);

@@ -211,7 +211,7 @@ TEST_SUITE("limits") {
     TEST_CASE("a client for whom too many bytes wait is cut before the history has passed it") {
         sse::options o = with_threads(1);
         o.limits.unsent_bytes = 100'000;
-        o.timeouts.header = 200ms; // several sweeps a second
+        o.timeouts.body = 200ms; // many sweeps a second
         running_server server(o);
         connection stuck(server.port(), {.receive_buffer = 4096});
         stuck.send_request("GET", "/subscribe/");

@@ -642,7 +642,7 @@ TEST_SUITE("groups") {
 
     TEST_CASE("user, topics and the time that authorize gives hold for the stream, and only it") {
         sse::options o = with_threads(1);
-        o.timeouts.header = with_handshake(100ms); // several sweeps a second
+        o.timeouts.body = 100ms; // many sweeps a second
         running_server server(o, [](sse::server& s) {
             sse::group_options guard;
             guard.authorize = [](const sse::request& r) -> asio::awaitable<sse::access> {
@@ -1063,7 +1063,7 @@ TEST_SUITE("requests at once") {
     TEST_CASE("a stream that falls behind, or is too old, is counted out") {
         sse::options o = with_threads(1);
         o.timeouts.stream_age = 50ms;
-        o.timeouts.header = with_handshake(200ms); // several sweeps a second
+        o.timeouts.body = 200ms; // many sweeps a second
         counted_server server(1, o);
         {
             event_client client(server.port(), "/g/live");

@@ -854,13 +854,17 @@ TEST_SUITE("publishing") {
     TEST_CASE("without a heartbeat nothing is sent into the silence") {
         sse::options o = with_threads(1);
         o.heartbeat = 0ms;
-        o.timeouts.header = with_handshake(20ms); // its 408 shows that several sweeps went by
-        running_server server(o);
+        o.timeouts.body = 20ms; // its 408 shows that several sweeps went by
+        running_server server(o, [](sse::server& s) {
+            s.route("POST", "/", [](sse::stream& client) -> asio::awaitable<void> {
+                const std::string body = co_await client.body();
+            });
+        });
         connection client(server.port());
         client.send_request("GET", "/subscribe/");
         CHECK(client.read_head().status == 200);
         connection slow(server.port());
-        slow.send("GET ");
+        slow.send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n");
         CHECK(slow.read_response().status == 408);
         server.broadcast({.data = "x"});
         CHECK(without_ids(client.read_through("x\n\n")) == "data: x\n\n");
