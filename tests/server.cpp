@@ -1055,11 +1055,14 @@ TEST_SUITE("publishing") {
         for (int n = 0; n < 2000; ++n) client.next();
         go_on = false;
         reader.join();
-        const auto sum = server.counters();
+        sse::counters sum;
+        CHECK(eventually([&] { // they are counted once they are sent
+            sum = server.counters();
+            return sum.delivered == 2000;
+        }));
         CHECK(sum.published == 2000);
-        CHECK(sum.delivered == 2000);
         CHECK(sum.streams == 1);
-        CHECK(sum.bytes > client.body_bytes());
+        CHECK(eventually([&] { return server.counters().bytes > client.body_bytes(); }));
     }
 }
 
