@@ -735,9 +735,11 @@ TEST_SUITE("adopted connections" * doctest::skip(tls_by_default)) {
     TEST_CASE("what is no request is refused as ever, also when it comes late or never") {
         front_door door;
         sse::options o = with_threads(1);
+        back_room patient(o);
         o.timeouts.header = 80ms;
-        back_room room(o);
-        const auto status_of = [&](const std::string& read, const std::string& later) {
+        back_room hasty(o);
+        const auto status_of = [&](back_room& room, const std::string& read,
+                                   const std::string& later) {
             connection peer(door.port());
             tcp::socket socket = door.accept();
             peer.send(read);
@@ -747,12 +749,13 @@ TEST_SUITE("adopted connections" * doctest::skip(tls_by_default)) {
             if (all.empty()) return 0;
             return parse_response_head(all.substr(0, all.find("\r\n\r\n") + 4)).status;
         };
-        CHECK(status_of("GET /health HTTP/1.1\r\nHost : x\r\n\r\n", "") == 400);
-        CHECK(status_of("nonsense", "\r\n\r\n") == 400);
-        CHECK(status_of("GET /health HT", "") == 408);
-        CHECK(status_of(get("/none"), "") == 404);
-        CHECK(status_of(get("/health", "X: " + std::string(20'000, 'x') + "\r\n"), "") == 431);
-        static_cast<void>(status_of("", "")); // nothing at all: closed in time
+        CHECK(status_of(patient, "GET /health HTTP/1.1\r\nHost : x\r\n\r\n", "") == 400);
+        CHECK(status_of(patient, "nonsense", "\r\n\r\n") == 400);
+        CHECK(status_of(hasty, "GET /health HT", "") == 408);
+        CHECK(status_of(patient, get("/none"), "") == 404);
+        CHECK(status_of(patient, get("/health", "X: " + std::string(20'000, 'x') + "\r\n"), "") ==
+              431);
+        static_cast<void>(status_of(hasty, "", "")); // nothing at all: closed in time
     }
 
     TEST_CASE("adopted connections are counted for the limits") {

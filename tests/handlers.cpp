@@ -1349,14 +1349,22 @@ TEST_SUITE("bodies") {
     TEST_CASE("a body in pieces that is cut short, too large or too late gets 400, 413 or 408") {
         sse::options o = with_threads(1);
         o.limits.body_bytes = 10;
-        o.timeouts.body = 80ms;
         pieces got;
-        routes_server server({got.route()}, o);
-        const auto status_of = [&](const std::string& rest, bool cut) {
-            connection peer(server.port());
+        routes_server patient({got.route()}, o);
+        o.timeouts.body = 80ms;
+        routes_server hasty({got.route()}, o);
+        const auto response_to = [](connection& peer, const std::string& rest, bool cut) {
             peer.send("POST /some HTTP/1.1\r\nHost: localhost\r\n" + rest);
             if (cut) peer.finish_sending();
             return peer.read_response().status;
+        };
+        const auto status_of = [&](const std::string& rest, bool cut) {
+            connection peer(patient.port());
+            return response_to(peer, rest, cut);
+        };
+        const auto late_status_of = [&](const std::string& rest) {
+            connection peer(hasty.port());
+            return response_to(peer, rest, false);
         };
         const std::string chunked = "Transfer-Encoding: chunked\r\n\r\n";
         CHECK(status_of("Content-Length: 11\r\n\r\n0123456789X", false) == 413);
@@ -1367,9 +1375,9 @@ TEST_SUITE("bodies") {
         CHECK(status_of(chunked + "3\r\nabc\r\n", true) == 400);
         CHECK(status_of(chunked + "3\r\nabcd\r\n", false) == 400);
         CHECK(status_of(chunked + "x\r\n", false) == 400);
-        CHECK(status_of("Content-Length: 5\r\n\r\nab", false) == 408);
-        CHECK(status_of(chunked + "3\r\na", false) == 408);
-        CHECK(status_of(chunked + "3\r\nabc\r\n0\r\n", false) == 408);
+        CHECK(late_status_of("Content-Length: 5\r\n\r\nab") == 408);
+        CHECK(late_status_of(chunked + "3\r\na") == 408);
+        CHECK(late_status_of(chunked + "3\r\nabc\r\n0\r\n") == 408);
     }
 
     TEST_CASE("each piece of a body has its own time, the time that the handler takes has none") {

@@ -139,16 +139,16 @@ TEST_SUITE("routes") {
     TEST_CASE("a body that is too large, cut short or too late gets 413, 400 or 408") {
         sse::options o = with_threads(1);
         o.limits.body_bytes = 10;
+        const sse::handler takes_body = [](sse::stream& client) -> handler_result {
+            const std::string text = co_await client.body();
+            co_await client.respond(200, "text/plain", text);
+        };
+        route_server server(takes_body, o, "POST");
         o.timeouts.body = 100ms;
-        route_server server(
-            [](sse::stream& client) -> handler_result {
-                const std::string text = co_await client.body();
-                co_await client.respond(200, "text/plain", text);
-            },
-            o, "POST");
+        route_server hasty(takes_body, o, "POST");
         CHECK(http_request(server.port(), "POST", "/route", {}, "0123456789").status == 200);
         CHECK(http_request(server.port(), "POST", "/route", {}, "01234567890").status == 413);
-        connection late(server.port());
+        connection late(hasty.port());
         late.send("POST /route HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nab");
         CHECK(late.read_response().status == 408);
         connection cut(server.port());
