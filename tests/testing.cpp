@@ -339,6 +339,24 @@ TEST_SUITE("testing") {
         }
     }
 
+    TEST_CASE("a stream that ends after a time does so on time, in a server that has much of it") {
+        simulation world; // its deadlines are looked at every half second
+        world.server().route("GET", "/", [](sse::stream& client) -> asio::awaitable<void> {
+            client.end_after(150ms);
+            client.subscribe("/t");
+            co_return;
+        });
+        auto other = world.get("/subscribe/t");
+        for (int n = 0; n < 10; ++n) {
+            auto client = world.get("/");
+            world.advance(149ms);
+            CHECK(client.state() == outcome::open);
+            world.advance(2ms);
+            CHECK(client.state() == outcome::closed);
+        }
+        CHECK(other.state() == outcome::open);
+    }
+
     TEST_CASE("the ends of streams, the history and jobs go by the clock") {
         sse::options o;
         o.heartbeat = 0s;
