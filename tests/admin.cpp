@@ -583,9 +583,10 @@ TEST_SUITE("administration") {
         clients all = open(server, {{"ann", "topic=a"}, {"bob", "topic=a"}});
         event_client live(server.port(), "/admin/live", staff);
         server.publish("/a", {.data = "last"});
-        const response got = http_request(server.port(), "POST", "/admin/drain?window=1", staff);
+        const response got = http_request(server.port(), "POST", "/admin/drain?window=60", staff);
         CHECK(got.status == 202);
-        CHECK(got.body == "{\"window_ms\":1000}\n");
+        CHECK(got.body == "{\"window_ms\":60000}\n");
+        CHECK(send_away_now(server));
         for (auto& [user, client] : all) {
             CHECK(client->next().data == "last");
             CHECK_FALSE(client->next_or_end());
@@ -594,6 +595,8 @@ TEST_SUITE("administration") {
         while (const auto event = live.next_or_end())
             told = told || has(event->data, "\"draining\":true");
         CHECK(told);
+        live.close(); // the server waits for two seconds where a client does not
+        for (auto& [user, client] : all) client->close();
         server.join();
         CHECK(server.try_broadcast({.data = "late"}) == sse::errc::stopped);
     }
