@@ -10820,6 +10820,7 @@ using waiter_ptr = std::unique_ptr<waiter, waiter_deleter>;
 struct waiter {
     explicit waiter(awaited w) noexcept : what(w) {}
     virtual void no_longer_cancelled() noexcept = 0; ///< Clears its slot.
+    /// Resumes what waits. Frees its memory first, which the next waiter can then have.
     virtual void complete() = 0;
     virtual void destroy() noexcept = 0; ///< Frees its memory, too.
 
@@ -10899,16 +10900,18 @@ struct waiting_handler final : std::conditional_t<What == awaited::time, sleepin
         if (slot.is_connected()) slot.clear();
     }
     void complete() override {
+        Handler resume = std::move(done);
+        const bool stopped = this->cancelled;
+        destroy();
         if constexpr (std::is_same_v<Handler, resumption>) {
-            Handler resume = std::move(done);
-            return resume();
+            resume();
         } else {
-            complete_elsewhere();
+            complete_elsewhere(std::move(resume), stopped);
         }
     }
-    void complete_elsewhere() {
+    static void complete_elsewhere(Handler done, bool stopped) {
         const auto where = asio::get_associated_executor(done);
-        auto resume = [done = std::move(done), stopped = this->cancelled]() mutable {
+        auto resume = [done = std::move(done), stopped]() mutable {
             if constexpr (What == awaited::change) {
                 static_cast<void>(stopped); // it checks again
                 std::move(done)();
@@ -12599,11 +12602,11 @@ SSE_DECL void worker::resume_soon() noexcept {
 }
 
 SSE_DECL void worker::resume_waiters() {
-    const waiter_ptr one = std::move(woken_);
+    waiter_ptr one = std::move(woken_);
     woken_ = std::move(one->next);
     resume_posted_ = false;
     if (woken_) resume_soon();
-    one->complete();
+    one.release()->complete();
 }
 
 // --- handlers that sleep
@@ -12644,7 +12647,7 @@ SSE_DECL void worker::resume_sleepers() {
         const guard until_all_have_run(resuming_sleepers_);
         for (std::size_t n = 0; n < slice_writes && !rested_.is_alone(); ++n) {
             auto& one = static_cast<sleeping&>(static_cast<deadline_wheel::entry&>(*rested_.after));
-            one.of.take(one)->complete();
+            one.of.take(one).release()->complete();
         }
     }
     if (rested_.is_alone()) return set_alarm();
