@@ -7348,6 +7348,19 @@ private:
         std::uint64_t before = 0;                 ///< All of it lies before this position.
         lag_policy policy = lag_policy::conflate; ///< The strictest of the subscriptions concerned.
     };
+    /// What a client is sent next; before that, the rest of a frame that was cut.
+    enum class output : std::uint8_t {
+        nothing,
+        gap,
+        mark,        ///< A gap, since a mark in the log says that messages may be lost.
+        raw,         ///< The first of its own frames, as its head; then a gap brings its first id.
+        id_then_own, ///< These, then its first id and the rest of its own; then a gap.
+        own,
+        replay,      ///< Its own frames, then what the bus had of before the log.
+        id_then_log, ///< As id_then_own, but no gap is due. From here on it is sent the log.
+        own_then_log,
+        log
+    };
 
     static constexpr std::size_t own_turn_bytes = 1024 * 1024; // of a stream that follows nothing
     static constexpr std::size_t max_buffers = 64;             // what Asio passes to one call
@@ -7393,7 +7406,6 @@ private:
     void end_frame(receiver& r);
     void settle(receiver& r) const noexcept;
     static void say(receiver& r, frame_ref f) noexcept;
-    static bool say_end(receiver& r);
     void place_waiting();
     bool place_all(receiver& r);
     void stop_waiting(receiver& r) noexcept;
@@ -7417,14 +7429,16 @@ private:
     std::uint64_t position_after(const id_book::found& what) const;
     std::uint64_t enter(receiver& r, const std::string& id, const id_book::found& found) const;
     void remove_from(node& where, std::uint32_t index);
+    output next_output(const receiver& r) const;
+    bool find_more(receiver& r);
     const batch* run_for(receiver& r, std::size_t& from);
     void extend(run& one, std::size_t size) const;
-    void gather(receiver& r, bool& looked_enough);
+    bool gather(receiver& r, output what);
     bool wants(const receiver& r, std::uint64_t sequence, bool& left_out) const;
     static bool concerns(std::string_view topic, bool is_private, const frame& f) noexcept;
     loss missing(const receiver& r) const;
     bool is_gap_due(const receiver& r) const;
-    bool announce(receiver& r);
+    bool announce(receiver& r, output what);
     frame_ref gap_frame(const gap& g, const std::string& id) const;
     static bool has_own_id(const receiver& r, std::uint64_t place) noexcept;
     std::string id_of(const receiver& r, std::uint64_t place) const;
@@ -7436,7 +7450,6 @@ private:
     id_book ids_;
     bool is_ready_;                  // clients can be placed
     bool passes_loss_ = false;       // the current pass is a mark alone
-    bool met_loss_ = false;          // by the last gather()
     std::vector<receiver*> waiting_; // until they can be placed
     topic_tree<receiver> topics_;
     topic_tree<receiver> users_;
@@ -7925,6 +7938,31 @@ inline void feed::settle(receiver& r) const noexcept {
 // --- one client's output, in this order: the frame that a short write cut, the stream's own
 // frames, a gap, the log from its position on. So frames are never interleaved.
 
+inline feed::output feed::next_output(const receiver& r) const {
+    const bool has_own = r.own_ && !r.own_->waiting.empty();
+    const bool any = r.cut_ || has_own;
+    if (is_replaying(r) && !is_held_back(r) && !r.said_farewell()) return output::replay;
+    if (!r.follows() || r.held_ || r.said_farewell()) return any ? output::own : output::nothing;
+    const bool gap_is_due = is_gap_due(r);
+    if (gap_is_due && !any) return output::gap;
+    // First, after the response head, an id to reconnect with, whatever happens to the client next.
+    // Also for a client that has reconnected: by HTML 9.2.6 a block without an id, such as a
+    // farewell or what its handler sends, would reset the last event ID that it had.
+    if (settings_.heartbeat_ids && !r.has_id_) {
+        const bool raw_first =
+            r.cut_ || (has_own && r.own_->waiting.front()->type() == frame::kind::raw);
+        const bool gap_has_it = r.starts_in_past_ || (r.cold_ && r.cold_->pending);
+        if (gap_is_due && gap_has_it) return raw_first ? output::raw : output::gap;
+        const std::uint64_t next = ids_.has_bus() ? log_.next(r.next_) : log_.end();
+        const bool is_lost = next < log_.end() && log_[next].is_loss(); // what it is the id of
+        if (is_lost) return raw_first ? output::raw : output::mark;
+        return gap_is_due ? output::id_then_own : output::id_then_log;
+    }
+    if (gap_is_due) return output::own;
+    if (any) return output::own_then_log;
+    return r.next_ < log_.end() ? output::log : output::nothing;
+}
+
 inline void feed::flush(receiver& r) {
     if (!r.busy_ || r.queued_) return; // it continued before this turn, or will
     if (is_behind(r)) return wait_for_turn(r);
@@ -7934,42 +7972,31 @@ inline void feed::flush(receiver& r) {
 inline void feed::flush_now(receiver& r, std::size_t most) {
     if (!r.busy_) return;
     for (std::size_t budget = most; budget > 0;) {
-        bool looked_enough = false;
+        const output what = next_output(r);
         const batch* offered = nullptr;
         std::size_t from = 0; // offset in it
         try {
-            if (!announce(r)) return;
-            if (r.wants_plain_) offered = run_for(r, from);
-            if (!offered) {
-                gather(r, looked_enough);
-                offered = &gathered_;
+            if (what == output::nothing) {
+                if (find_more(r)) continue;
+            } else if (what == output::gap || what == output::mark) {
+                if (!announce(r, what)) return;
+                continue;
+            } else {
+                if (what == output::log && r.wants_plain_) offered = run_for(r, from);
+                if (!offered && !gather(r, what)) break;
             }
         } catch (...) { // a filter of the program threw, or out of memory
             return r.fail(std::current_exception());
         }
-        const std::size_t count = offered == &gathered_ ? gathered_.pieces.size() : 1;
-        if (count == 0) {
-            if (std::exchange(met_loss_, false)) continue;
-            if (looked_enough) break;
-            if (r.cold_ && r.cold_->holds_back) check_hold();
-            if (r.cold_ && r.cold_->replay) {
-                place_waiting(); // or asks the bus for more
-                if (r.cold_->starts.empty()) r.cold_->replay.reset();
-                if (r.held_ == 0 && r.next_ < log_.end()) continue;
-            }
-            if (!r.is_finishing()) {
-                r.busy_ = false;
-                return r.settled();
-            }
-            try {
-                if (say_end(r)) continue;
-            } catch (...) { return r.fail(std::current_exception()); } // out of memory
+        if (what == output::nothing) {
             r.busy_ = false;
-            return r.finished();
+            return r.is_finishing() ? r.finished() : r.settled();
         }
+        const std::size_t count = offered ? 1 : gathered_.pieces.size();
+        if (count == 0) continue;
         const auto n = r.write_some({buffers_.data(), count});
         if (!n) return;
-        const bool whole = commit(r, *offered, from, from + *n);
+        const bool whole = commit(r, offered ? *offered : gathered_, from, from + *n);
         if (*n > 0) r.progressed();
         if (r.cold_ && r.cold_->holds_back) check_hold();
         if (!whole) return r.await_writable();
@@ -7977,6 +8004,26 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
     }
     if (!r.follows()) return r.yield(); // its own frames only
     wait_for_turn(r);                   // the rest of a long catch-up
+}
+
+/// For a client that has received everything: what the bus has besides, or the next step of what
+/// ends it. Returns false if there is neither.
+inline bool feed::find_more(receiver& r) {
+    if (r.cold_ && r.cold_->holds_back) check_hold();
+    if (r.cold_ && r.cold_->replay) {
+        place_waiting(); // or asks the bus for more
+        if (r.cold_->starts.empty()) r.cold_->replay.reset();
+        if (r.held_ == 0 && r.next_ < log_.end()) return true;
+    }
+    while (r.is_finishing() && r.ending_ != ending::over) {
+        r.ending_ = static_cast<ending>(static_cast<int>(r.ending_) + 1);
+        frame_ref f = r.closing_frame(r.ending_);
+        if (r.ending_ == ending::farewell && r.cold_) f = std::move(r.cold_->last);
+        if (!f) continue;
+        say(r, std::move(f));
+        return true;
+    }
+    return false;
 }
 
 /// Whether it has more of the log to catch up on than one turn takes, not counting what nobody has
@@ -8035,21 +8082,15 @@ inline void feed::give_back_memory() {
     }
 }
 
-/// Finds the run that holds what the client is sent next, and puts that into buffers_. Returns
-/// nullptr if something else comes first, or if the client does not get the same as others. Only
-/// for one with wants_plain_.
+/// Finds the run that holds what the client is sent next of the log, and puts that into buffers_.
+/// Returns nullptr if it does not get the same as others. Only for one with wants_plain_.
 inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
     const receiver::cold_state* const rare = r.cold_.get();
-    if (!r.follows() || r.first_.lag == lag_policy::conflate) return nullptr;
-    if (r.cut_ || r.held_ || r.said_farewell()) return nullptr;
-    if ((r.own_ && !r.own_->waiting.empty()) || (settings_.heartbeat_ids && !r.has_id_)) {
-        return nullptr;
-    }
-    if (is_replaying(r)) return nullptr;
+    if (r.first_.lag == lag_policy::conflate) return nullptr;
     const node& where = *r.first_.where;
     horizon gone = where.gone;
     gone.raise(broadcasts_gone_);
-    if (r.next_ < gone.hides(horizon::loss::each, 0) || r.next_ >= log_.end()) return nullptr;
+    if (r.next_ < gone.hides(horizon::loss::each, 0)) return nullptr;
     const auto fits = [&](const run& one) {
         return one.begin <= r.next_ &&
                (one.full ? r.next_ < one.frames.upto : r.next_ <= one.frames.upto) &&
@@ -8117,8 +8158,9 @@ inline void feed::extend(run& one, std::size_t size) const {
     }
 }
 
-/// Puts what the client is sent next into buffers_ and gathered_.
-inline void feed::gather(receiver& r, bool& looked_enough) {
+/// Puts what the client is sent next into buffers_ and gathered_. Returns false if it has looked
+/// for that long enough: the rest waits for a turn.
+inline bool feed::gather(receiver& r, output what) {
     gathered_.clear();
     const auto add = [&](std::string_view text, origin from, std::uint64_t sequence = 0) {
         buffers_[gathered_.pieces.size()] = asio::buffer(text);
@@ -8136,32 +8178,18 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
         }
     };
     if (r.cut_) add(r.cut_->bytes().substr(r.cut_at_), origin::cut);
-    const bool goes_on = r.follows() && !r.held_ && !r.said_farewell();
-    const bool gap_is_due = goes_on && is_gap_due(r);
-    // First, after the response head, an id to reconnect with, whatever happens to the client next.
-    // Also for a client that has reconnected: by HTML 9.2.6 a block without an id, such as a
-    // farewell or what its handler sends, would reset the last event ID that it had.
-    const bool gap_has_it = gap_is_due && (r.starts_in_past_ || (r.cold_ && r.cold_->pending));
-    const bool replays = is_replaying(r);
-    if (goes_on && !replays && settings_.heartbeat_ids && !r.has_id_) {
-        add_own(true);
-        if (gap_has_it) return;
-        const std::uint64_t next = ids_.has_bus() ? log_.next(r.next_) : log_.end();
-        if (next < log_.end() && log_[next].is_loss()) { // it may have an id of what was lost
-            if (gathered_.pieces.empty()) meet_loss(r, next);
-            return;
-        }
-        if (room_left()) add(id_frame(r, r.next_)->bytes(), origin::control, r.next_);
-    }
+    const bool brings_id = what == output::id_then_own || what == output::id_then_log;
+    if (brings_id || what == output::raw) add_own(true);
+    if (what == output::raw) return true;
+    if (brings_id && room_left()) add(id_frame(r, r.next_)->bytes(), origin::control, r.next_);
     add_own(false);
-    if (replays && !is_held_back(r) && !r.said_farewell()) {
+    if (what == output::replay) {
         const auto& frames = r.cold_->replay->frames;
         for (auto f = frames.begin(); f != frames.end() && room_left(); ++f) {
             add((*f)->bytes(), origin::replay);
         }
-        if (!room_left()) return;
     }
-    if (!goes_on || gap_is_due) return;
+    if (what < output::id_then_log) return true;
     const bool newest = r.conflates();
     std::size_t looks = 0;
     const topic_set topics = topics_for(r);
@@ -8170,7 +8198,7 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
         if (++looks > max_looks || at - r.next_ > max_passed) break;
         if (log_[at].is_loss()) {
             if (gathered_.pieces.empty()) meet_loss(r, at);
-            break;
+            return true;
         }
         bool left_out = false;
         if (wants(r, at, left_out)) {
@@ -8181,8 +8209,9 @@ inline void feed::gather(receiver& r, bool& looked_enough) {
             r.cold().conflated_before = at + 1;
         }
     }
-    looked_enough = at < log_.end();
-    if (gathered_.pieces.empty()) r.next_ = std::max(r.next_, at);
+    if (!gathered_.pieces.empty()) return true;
+    r.next_ = at;
+    return at == log_.end();
 }
 
 /// A mark says that messages before it may be lost: that is what the client is sent next.
@@ -8194,7 +8223,6 @@ inline void feed::meet_loss(receiver& r, std::uint64_t place) {
     }
     r.cold().pending = gap{why, std::string(f.bytes()), ids_.id_at(place + 1)};
     r.next_ = place + 1;
-    met_loss_ = true;
 }
 
 inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_out) const {
@@ -8273,20 +8301,13 @@ inline bool feed::is_gap_due(const receiver& r) const {
     return (r.cold_ && r.cold_->pending) || missing(r).before != 0;
 }
 
-/// If messages are missing and the gap is next: sends the gap, or leaves it to the gap hook, or
-/// closes the connection. Returns false if it was closed: r may be destroyed.
-inline bool feed::announce(receiver& r) {
-    if (!r.follows() || r.held_ || r.cut_ || is_replaying(r) || r.said_farewell()) return true;
-    const bool pending = r.cold_ && r.cold_->pending;
-    if (r.own_ && !r.own_->waiting.empty()) {
-        const bool brings_id =
-            settings_.heartbeat_ids && !r.has_id_ && (r.starts_in_past_ || pending);
-        if (!brings_id || r.own_->waiting.front()->type() == frame::kind::raw) return true;
-    }
+/// Messages are missing: sends the gap, or leaves it to the gap hook, or closes the connection.
+/// Returns false if it was closed: r may be destroyed.
+inline bool feed::announce(receiver& r, output what) {
+    if (what == output::mark) meet_loss(r, log_.next(r.next_));
     const loss lost = missing(r);
-    if (!pending && lost.before == 0) return true;
     gap g;
-    if (pending) {
+    if (r.cold_ && r.cold_->pending) {
         g = *std::exchange(r.cold_->pending, std::nullopt);
         if (g.reason == gap_reason::lapped) r.next_ = log_.end();
         if (g.to.empty()) {
@@ -8793,20 +8814,6 @@ inline void feed::say(receiver& r, frame_ref f) noexcept {
     r.cut_ = std::move(f);
     r.cut_from_ = origin::control;
     r.cut_at_ = 0;
-}
-
-/// What ends it comes next, as far as there is more of that. Returns false if there is none.
-inline bool feed::say_end(receiver& r) {
-    assert(r.is_finishing());
-    while (r.ending_ != ending::over) {
-        r.ending_ = static_cast<ending>(static_cast<int>(r.ending_) + 1);
-        frame_ref f = r.closing_frame(r.ending_);
-        if (r.ending_ == ending::farewell && r.cold_) f = std::move(r.cold_->last);
-        if (!f) continue;
-        say(r, std::move(f));
-        return true;
-    }
-    return false;
 }
 
 inline void feed::put(receiver& r, frame_ref f) {
