@@ -7072,6 +7072,12 @@ public:
         receiver* after = nullptr;
     };
 
+    enum class activity : std::uint8_t { ///< Each change is to or from pending.
+        idle,                            ///< It has had everything: fan-out writes to it.
+        pending,                         ///< Something is unfinished: flush() continues.
+        queued                           ///< The same, but it waits for a turn of feed::catch_up().
+    };
+
     static constexpr std::uint32_t nowhere = ~std::uint32_t{0};
     static constexpr std::uint8_t by_program = 1; // in held_
     static constexpr std::uint8_t by_gap_hook = 2;
@@ -7080,6 +7086,18 @@ public:
     cold_state& cold() {
         if (!cold_) cold_ = std::make_unique<cold_state>();
         return *cold_;
+    }
+    void enter(activity to) noexcept {
+        assert((activity_ == activity::pending) != (to == activity::pending));
+        activity_ = to;
+    }
+    bool is_busy() const noexcept { return activity_ != activity::idle; }
+    /// Something comes for it, which has had all before `fanned`. Returns false if it was busy.
+    bool become_busy(std::uint64_t fanned = 0) noexcept {
+        if (is_busy()) return false;
+        enter(activity::pending);
+        if (!held_) next_ = std::max(next_, fanned);
+        return true;
     }
     bool follows() const noexcept { return index_in_feed_ != nowhere; }
     bool is_finishing() const noexcept { return ending_ != ending::none; }
@@ -7099,13 +7117,12 @@ public:
     std::uint64_t next_ = 0;    // the first position that it may not have received
     std::uint64_t last_id_ = 0; // the position that its last event ID stands for
     std::unique_ptr<cold_state> cold_;
-    bool busy_ = false;            // something is unfinished: flush() continues, fan-out skips it
+    activity activity_ = activity::idle;
     std::uint8_t held_ = 0;        // by whom: its position is kept, but nothing of the log is sent
     bool adds_framing_ = false;    // adds framing to its bytes: only write_some() knows how
     bool wants_plain_ : 1 = false; // gets all that its one topic gets: the block of a pass fits
     bool starts_in_past_ : 1 = false; // starts in the past, and has received nothing of the log yet
     bool has_id_ : 1 = false;         // has an id to reconnect with
-    bool queued_ : 1 = false;         // waits for a turn of feed::catch_up()
     bool cut_short_ : 1 = false;      // its body gets no end
     std::uint32_t index_in_feed_ = nowhere; // index in the feed's receivers_
     subscription first_;
@@ -7287,6 +7304,7 @@ public:
 
 private:
     using node = receiver::node;
+    using activity = receiver::activity;
     using origin = receiver::origin;
     using subscription = receiver::subscription;
 
@@ -7395,7 +7413,6 @@ private:
     std::uint64_t next_for(const receiver& r, const topic_set& topics, std::uint64_t from,
                            bool newest) const;
     void deliver_block();
-    void continue_sending(receiver& r);
     bool is_behind(const receiver& r) const;
     void wait_for_turn(receiver& r);
     void leave_queue(receiver& r) noexcept;
@@ -7404,7 +7421,7 @@ private:
     void pass(receiver& r, std::size_t frames, std::uint64_t next, std::uint64_t last_id);
     void begin_frame(receiver& r, const batch::piece& p);
     void end_frame(receiver& r);
-    void settle(receiver& r) const noexcept;
+    std::uint64_t reached(const receiver& r) const noexcept;
     static void say(receiver& r, frame_ref f) noexcept;
     void place_waiting();
     bool place_all(receiver& r);
@@ -7519,7 +7536,7 @@ std::size_t feed::pull(Take&& take, std::size_t max_frames, std::size_t max_byte
 inline std::uint64_t feed::keep() const {
     std::uint64_t from = fanned_;
     for (const receiver* r : holders_) {
-        if (r->busy_ || r->held_) from = std::min(from, r->next_);
+        if (r->is_busy() || r->held_) from = std::min(from, r->next_);
     }
     return from;
 }
@@ -7694,7 +7711,7 @@ inline void feed::assemble(const share& s) {
 
 /// One client's share of a pass: usually the block that others get too.
 inline void feed::deliver(receiver& r) {
-    if (r.busy_ || r.held_ || r.next_ >= planned_) return;          // left to flush(), or has it
+    if (r.is_busy() || r.held_ || r.next_ >= planned_) return;      // left to flush(), or has it
     const bool came_back = r.cold_ && fanned_ < r.cold_->live_from; // not all of a block is for it
     const bool alone = !r.wants_plain_ || r.next_ > fanned_ || came_back || passes_loss_;
     if (!alone && !r.adds_framing_) {
@@ -7710,8 +7727,7 @@ inline void feed::deliver(receiver& r) {
     const asio::const_buffer whole = asio::buffer(block_bytes_);
     const auto n = r.write_some({&whole, 1});
     if (!n || commit(r, block_, 0, *n)) return;
-    settle(r);
-    r.busy_ = true;
+    r.become_busy(fanned_);
     r.await_writable();
 }
 
@@ -7726,8 +7742,7 @@ inline void feed::deliver_compressed(receiver& r) {
     const asio::const_buffer whole = asio::buffer(block_bytes_);
     const auto n = shares ? r.write_shared(shared_) : r.write_some({&whole, 1});
     if (!n || commit(r, block_, 0, *n)) return;
-    settle(r);
-    r.busy_ = true;
+    r.become_busy(fanned_);
     r.await_writable();
 }
 
@@ -7786,8 +7801,7 @@ inline void feed::deliver_block() {
     for (std::size_t i = 0; i < count; ++i) {
         receiver& r = *ready_[i];
         if (commit(r, block_, 0, taken[i])) continue;
-        settle(r);
-        r.busy_ = true; // from here on flush() continues from the log
+        r.become_busy(fanned_); // from here on flush() continues from the log
         ready_[late++] = &r;
     }
     while (late > 0) ready_[--late]->await_writable(); // may end it: all are recorded by now
@@ -7795,9 +7809,8 @@ inline void feed::deliver_block() {
 
 /// For a client that has several topics or a filter, began within the pass or gets a message alone.
 inline void feed::deliver_alone(receiver& r) {
-    if (r.busy_ || r.held_ || r.next_ >= planned_) return;
-    r.busy_ = true;
-    settle(r);
+    if (r.is_busy() || r.held_ || r.next_ >= planned_) return;
+    r.become_busy(fanned_);
     find_due(r);
     struct guard { // also if the flush throws, out of memory: another pass has other frames
         ~guard() { of.due_for_ = nullptr; }
@@ -7929,10 +7942,9 @@ inline void feed::end_frame(receiver& r) {
     }
 }
 
-/// A client that has received everything so far may have a stale next_, if nothing concerned it for
-/// long: nothing that lies before the current pass is waiting for it.
-inline void feed::settle(receiver& r) const noexcept {
-    if (!r.held_) r.next_ = std::max(r.next_, fanned_);
+/// Its position, which is not kept up to date while it is idle.
+inline std::uint64_t feed::reached(const receiver& r) const noexcept {
+    return r.is_busy() || r.held_ ? r.next_ : std::max(r.next_, fanned_);
 }
 
 // --- one client's output, in this order: the frame that a short write cut, the stream's own
@@ -7949,13 +7961,12 @@ inline feed::output feed::next_output(const receiver& r) const {
     // Also for a client that has reconnected: by HTML 9.2.6 a block without an id, such as a
     // farewell or what its handler sends, would reset the last event ID that it had.
     if (settings_.heartbeat_ids && !r.has_id_) {
-        const bool raw_first =
-            r.cut_ || (has_own && r.own_->waiting.front()->type() == frame::kind::raw);
+        const bool raw = r.cut_ || (has_own && r.own_->waiting.front()->type() == frame::kind::raw);
         const bool gap_has_it = r.starts_in_past_ || (r.cold_ && r.cold_->pending);
-        if (gap_is_due && gap_has_it) return raw_first ? output::raw : output::gap;
+        if (gap_is_due && gap_has_it) return raw ? output::raw : output::gap;
         const std::uint64_t next = ids_.has_bus() ? log_.next(r.next_) : log_.end();
         const bool is_lost = next < log_.end() && log_[next].is_loss(); // what it is the id of
-        if (is_lost) return raw_first ? output::raw : output::mark;
+        if (is_lost) return raw ? output::raw : output::mark;
         return gap_is_due ? output::id_then_own : output::id_then_log;
     }
     if (gap_is_due) return output::own;
@@ -7964,13 +7975,14 @@ inline feed::output feed::next_output(const receiver& r) const {
 }
 
 inline void feed::flush(receiver& r) {
-    if (!r.busy_ || r.queued_) return; // it continued before this turn, or will
+    if (r.activity_ != activity::pending) return; // it continued before this turn, or will
     if (is_behind(r)) return wait_for_turn(r);
     flush_now(r);
 }
 
 inline void feed::flush_now(receiver& r, std::size_t most) {
-    if (!r.busy_) return;
+    if (!r.is_busy()) return;
+    leave_queue(r); // this is a turn
     for (std::size_t budget = most; budget > 0;) {
         const output what = next_output(r);
         const batch* offered = nullptr;
@@ -7989,7 +8001,7 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
             return r.fail(std::current_exception());
         }
         if (what == output::nothing) {
-            r.busy_ = false;
+            r.enter(activity::idle);
             return r.is_finishing() ? r.finished() : r.settled();
         }
         const std::size_t count = offered ? 1 : gathered_.pieces.size();
@@ -8006,8 +8018,7 @@ inline void feed::flush_now(receiver& r, std::size_t most) {
     wait_for_turn(r);                   // the rest of a long catch-up
 }
 
-/// For a client that has received everything: what the bus has besides, or the next step of what
-/// ends it. Returns false if there is neither.
+/// It has received everything. Returns whether the bus has more, or its end is still to be sent.
 inline bool feed::find_more(receiver& r) {
     if (r.cold_ && r.cold_->holds_back) check_hold();
     if (r.cold_ && r.cold_->replay) {
@@ -8034,21 +8045,19 @@ inline bool feed::is_behind(const receiver& r) const {
 }
 
 inline void feed::wait_for_turn(receiver& r) {
-    if (r.queued_) return;
-    receiver::cold_state* rare = nullptr;
     try {
-        rare = &r.cold();
+        r.cold();
     } catch (...) { return r.fail(std::current_exception()); } // out of memory
-    r.queued_ = true;
-    rare->before = last_behind_;
+    r.enter(activity::queued);
+    r.cold_->before = last_behind_;
     (last_behind_ ? last_behind_->cold_->after : first_behind_) = &r;
     last_behind_ = &r;
     if (++behind_ == 1) settings_.begin_catch_up();
 }
 
 inline void feed::leave_queue(receiver& r) noexcept {
-    if (!r.queued_) return;
-    r.queued_ = false;
+    if (r.activity_ != activity::queued) return;
+    r.enter(activity::pending);
     receiver* const before = std::exchange(r.cold_->before, nullptr);
     receiver* const after = std::exchange(r.cold_->after, nullptr);
     (before ? before->cold_->after : first_behind_) = after;
@@ -8058,10 +8067,8 @@ inline void feed::leave_queue(receiver& r) noexcept {
 
 inline bool feed::catch_up() {
     if (!first_behind_) return false;
-    receiver& r = *first_behind_;
-    leave_queue(r);
     owed_ -= std::min<std::uint64_t>(owed_, settings_.turn_bytes);
-    flush_now(r);
+    flush_now(*first_behind_);
     return is_anyone_behind();
 }
 
@@ -8085,7 +8092,6 @@ inline void feed::give_back_memory() {
 /// Finds the run that holds what the client is sent next of the log, and puts that into buffers_.
 /// Returns nullptr if it does not get the same as others. Only for one with wants_plain_.
 inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
-    const receiver::cold_state* const rare = r.cold_.get();
     if (r.first_.lag == lag_policy::conflate) return nullptr;
     const node& where = *r.first_.where;
     horizon gone = where.gone;
@@ -8120,8 +8126,8 @@ inline const feed::batch* feed::run_for(receiver& r, std::size_t& from) {
                          [](const batch::piece& p, std::uint64_t at) { return p.sequence < at; });
     const std::size_t begin = next == all.begin() ? 0 : std::prev(next)->end;
     extend(*found, begin + run_step);
-    const bool is_common =
-        r.next_ >= found->common || !rare || (rare->number == 0 && r.next_ >= rare->live_from);
+    const bool is_common = r.next_ >= found->common || !r.cold_ ||
+                           (r.cold_->number == 0 && r.next_ >= r.cold_->live_from);
     if (!is_common) return nullptr;
     if (begin == found->joined.size()) {
         r.next_ = found->frames.upto;
@@ -8284,9 +8290,7 @@ inline feed::loss feed::missing(const receiver& r) const {
 
 inline void feed::measure(measurements& sum) const noexcept {
     for (const receiver* const r : receivers_) {
-        const bool is_up_to_date = !r->busy_ && !r->held_; // its position is not kept then
-        const std::uint64_t reached = is_up_to_date ? std::max(r->next_, fanned_) : r->next_;
-        const std::uint64_t behind = planned_ > reached ? planned_ - reached : 0;
+        const std::uint64_t behind = planned_ - std::min(planned_, reached(*r));
         const auto& bounds = measurements::lag_bounds;
         const auto at = std::lower_bound(bounds.begin(), bounds.end(), behind);
         ++sum.lag[static_cast<std::size_t>(at - bounds.begin())];
@@ -8365,12 +8369,11 @@ inline std::string feed::id_of(const receiver& r, std::uint64_t place) const {
 }
 
 inline bool feed::heartbeat(receiver& r) {
-    if (r.busy_) return false;
-    settle(r);
+    if (r.is_busy()) return false;
     frame_ref sign = heartbeat_;
     if (settings_.heartbeat_ids && r.follows() && !r.held_) {
-        sign = id_frame(r, r.next_);
-        r.last_id_ = r.next_;
+        sign = id_frame(r, reached(r));
+        r.last_id_ = reached(r);
         r.has_id_ = true;
     }
     put(r, std::move(sign));
@@ -8379,14 +8382,14 @@ inline bool feed::heartbeat(receiver& r) {
 
 /// Whether half of the history has passed without a message for it.
 inline bool feed::needs_id(const receiver& r) const {
-    if (!settings_.heartbeat_ids || !r.follows() || r.busy_ || r.held_) return false;
+    if (!settings_.heartbeat_ids || !r.follows() || r.is_busy() || r.held_) return false;
     if (r.last_id_ >= fanned_) return false;
     const auto& most = log_.bounds();
     return fanned_ - r.last_id_ > most.messages / 2 || log_.bytes_from(r.last_id_) > most.bytes / 2;
 }
 
 inline sse::lag feed::lag_of(const receiver& r) const {
-    if (!r.follows() || (!r.busy_ && !r.held_) || r.next_ >= log_.end()) return {};
+    if (!r.follows() || (!r.is_busy() && !r.held_) || r.next_ >= log_.end()) return {};
     return {log_.end() - r.next_, log_.bytes_from(r.next_),
             std::chrono::milliseconds(now - log_.time_of(r.next_))};
 }
@@ -8394,7 +8397,7 @@ inline sse::lag feed::lag_of(const receiver& r) const {
 /// Disconnects a client that cannot continue, without waiting until it is writable. Returns whether
 /// it did.
 inline bool feed::end_if_lagged(receiver& r, std::uint32_t longest_hold) {
-    if (!r.follows() || (!r.busy_ && !r.held_)) return false;
+    if (!r.follows() || (!r.is_busy() && !r.held_)) return false;
     const bool held_too_long =
         r.cold_ && r.cold_->holds_back && now - r.cold_->behind_since >= longest_hold;
     const loss lost = r.held_ || r.starts_in_past_ ? loss() : missing(r);
@@ -8427,7 +8430,7 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
         where.is_private = is_private;
         where.gone = log_.horizon_of(topic);
     }
-    const std::uint64_t reached = r.busy_ || r.held_ ? r.next_ : std::max(r.next_, fanned_);
+    const std::uint64_t had = reached(r);
     subscription made;
     bool waits = false; // for the bus
     try {
@@ -8463,8 +8466,8 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
         r.index_in_feed_ = static_cast<std::uint32_t>(receivers_.size() - 1);
         r.next_ = r.last_id_ = made.since;
         r.starts_in_past_ = made.since < published;
-    } else if (made.since < reached) { // the others have received what lies between
-        r.for_each_subscription([&](subscription& one) { one.had = std::max(one.had, reached); });
+    } else if (made.since < had) { // the others have received what lies between
+        r.for_each_subscription([&](subscription& one) { one.had = std::max(one.had, had); });
         r.next_ = made.since;
         r.starts_in_past_ = true;
     }
@@ -8476,7 +8479,7 @@ inline void feed::subscribe(receiver& r, const std::string& topic, const start& 
     // What the passes so far do not deliver, it gets on its own: what lies before them, a gap, its
     // first id.
     const bool has_more = r.next_ < planned_ || !r.has_id_ || is_gap_due(r);
-    if (has_more && !std::exchange(r.busy_, true)) r.yield();
+    if (has_more && r.become_busy()) r.yield();
 }
 
 /// The position where a subscription starts, unless only the bus can tell.
@@ -8514,7 +8517,7 @@ inline void feed::place_waiting() {
     std::erase_if(waiting_, [this](receiver* r) {
         if (!place_all(*r)) return false;
         r->held_ = static_cast<std::uint8_t>(r->held_ & ~receiver::by_bus);
-        if (r->held_ == 0 && !std::exchange(r->busy_, true)) r->yield();
+        if (r->held_ == 0 && r->become_busy()) r->yield();
         return true;
     });
 }
@@ -8532,17 +8535,17 @@ inline bool feed::place_all(receiver& r) {
         }
         positions.push_back(*position);
     }
-    const std::uint64_t reached = r.next_;
+    const std::uint64_t had = r.next_;
     std::uint64_t least = ~std::uint64_t{0};
     r.for_each_subscription([&](subscription& one) {
         const auto found = std::find_if(starts.begin(), starts.end(),
                                         [&](const auto& each) { return each.where == one.where; });
         if (found == starts.end()) {
-            one.had = std::max(one.had, reached);
+            one.had = std::max(one.had, had);
         } else {
             one.since = positions[static_cast<std::size_t>(found - starts.begin())];
         }
-        least = std::min(least, found == starts.end() ? reached : one.since);
+        least = std::min(least, found == starts.end() ? had : one.since);
     });
     r.next_ = r.last_id_ = least;
     r.starts_in_past_ = least < log_.end();
@@ -8705,7 +8708,7 @@ inline void feed::bring(receiver& r, std::string_view epoch, bool whole,
         for (receiver::unplaced& one : rare.starts) one.from.id_ = reached;
     }
     place_waiting();
-    if (!std::exchange(r.busy_, true)) r.yield(); // sends them, then asks for more
+    if (r.become_busy()) r.yield(); // sends them, then asks for more
 }
 
 inline std::uint64_t feed::position_after(const id_book::found& what) const {
@@ -8768,7 +8771,7 @@ inline void feed::remove_from(node& where, std::uint32_t index) {
 
 /// The client is gone.
 inline void feed::remove(receiver& r) {
-    if (r.queued_) { // its own frames continue without the log
+    if (r.activity_ == activity::queued) { // its own frames continue without the log
         leave_queue(r);
         r.yield();
     }
@@ -8801,13 +8804,6 @@ inline void feed::name(receiver& r, std::uint64_t number) {
 
 // --- what streams ask for
 
-/// There is something for the client: it gets that now, or continues on its own if it is busy.
-inline void feed::continue_sending(receiver& r) {
-    if (std::exchange(r.busy_, true)) return;
-    settle(r);
-    flush(r);
-}
-
 /// The feed's own words come next. No frame may have begun.
 inline void feed::say(receiver& r, frame_ref f) noexcept {
     assert(!r.cut_);
@@ -8817,27 +8813,25 @@ inline void feed::say(receiver& r, frame_ref f) noexcept {
 }
 
 inline void feed::put(receiver& r, frame_ref f) {
-    r.busy_ = true;
+    r.become_busy(fanned_);
     say(r, std::move(f));
     flush(r);
 }
 
 inline void feed::enqueue(receiver& r, frame_ref f) {
     r.own_->push(std::move(f));
-    continue_sending(r);
+    if (r.become_busy(fanned_)) flush(r);
 }
 
 inline void feed::enqueue(receiver& r, std::vector<frame_ref> several) {
     for (frame_ref& each : several) r.own_->push(std::move(each));
-    continue_sending(r);
+    if (r.become_busy(fanned_)) flush(r);
 }
 
 /// As enqueue(), but others get a turn first, so that what follows goes out in the same write.
 inline void feed::enqueue_later(receiver& r, frame_ref f) {
     r.own_->push(std::move(f));
-    if (std::exchange(r.busy_, true)) return;
-    settle(r);
-    r.yield();
+    if (r.become_busy(fanned_)) r.yield();
 }
 
 inline void feed::release(receiver& r, std::uint8_t by) {
@@ -8845,14 +8839,14 @@ inline void feed::release(receiver& r, std::uint8_t by) {
     if (r.is_finishing()) return; // it reconnects for what was held
     r.held_ = static_cast<std::uint8_t>(r.held_ & ~by);
     if (r.held_ != 0 && (is_held_back(r) || !is_replaying(r))) return;
-    if (!std::exchange(r.busy_, true)) flush(r); // its position is unchanged
+    if (r.become_busy()) flush(r); // its position is unchanged
 }
 
 inline void feed::finish(receiver& r, frame_ref last) {
     if (r.is_finishing()) return;
     if (last) r.cold().last = std::move(last);
     r.ending_ = ending::asked; // what is held is not sent: the client reconnects for it
-    continue_sending(r);
+    if (r.become_busy(fanned_)) flush(r);
 }
 
 inline std::vector<std::string> feed::topics_of(const receiver& r) const {
@@ -12538,7 +12532,7 @@ SSE_DECL void worker::close(connection& s, end_reason why) {
     try {
         report_end(s, why);
     } catch (...) { report(std::current_exception()); } // out of memory: it ends anyway
-    const bool whole = !streamed && !s.busy_;
+    const bool whole = !streamed && !s.is_busy();
     feed_.remove(s);
     if (streamed) count_end(why);
     try {
@@ -12899,7 +12893,7 @@ SSE_DECL std::size_t worker::check_deadlines(connection& s) {
     const stream_ref held = hold(s);
     const auto stall = static_cast<std::uint32_t>(hub_.options.timeouts.stall.count());
     if (end_if_expired(s) || end_if_stalled(s) || feed_.end_if_lagged(s, stall)) return 1;
-    if (s.busy_) return 0; // it is sent something: neither idle nor silent
+    if (s.is_busy()) return 0; // it is sent something: neither idle nor silent
     switch (s.phase_) {
     case phase::head:
     case phase::body: end_input_if_late(s); return 0;
@@ -12937,7 +12931,7 @@ SSE_DECL bool worker::end_if_expired(connection& s) {
 /// The client takes nothing of what it is sent.
 SSE_DECL bool worker::end_if_stalled(connection& s) {
     const auto is_stalled = [&] {
-        return s.busy_ && age(s) >= hub_.options.timeouts.stall.count();
+        return s.is_busy() && age(s) >= hub_.options.timeouts.stall.count();
     };
     if (!s.awaits_write_ || !is_stalled()) return false;
     // The system reports room only once a third of its buffer is free; a client that reads slowly
@@ -13447,13 +13441,13 @@ SSE_DECL worker::unfinished worker::after_handler(connection& s, exchange& state
 /// Ends a stream whose handler has completed it: the connection may serve another request.
 SSE_DECL task<void> worker::end_chunks(connection& s, exchange& state) {
     // Until nothing at all is pending: the last chunk would cut even a heartbeat in two.
-    while (s.is_connected() && !s.is_finishing() && s.busy_) co_await state.change();
+    while (s.is_connected() && !s.is_finishing() && s.is_busy()) co_await state.change();
     if (!s.is_connected() || s.is_finishing()) co_return; // something else has ended it meanwhile
     report_end(s, end_reason::ended);
     feed_.remove(s);
     enter(s, phase::handling); // no stream data follows
     feed_.put(s, s.last_chunk());
-    while (s.is_connected() && s.busy_) co_await state.change();
+    while (s.is_connected() && s.is_busy()) co_await state.change();
     if (s.is_connected() && farewell_) hub_.drained.fetch_add(1, std::memory_order_relaxed);
     state.chunks.reset();
     s.adds_framing_ = s.socket_.is_secure();

@@ -1945,6 +1945,21 @@ TEST_CASE("one that leaves, ends or is broken while it waits takes no turn from 
     for (const std::size_t n : {1u, 3u, 5u, 6u, 7u}) CHECK(c.behind[n]->got() == c.all);
 }
 
+TEST_CASE("one that is written to before its turn waits for none once it has everything") {
+    crowd c(2);
+    c.wake_all();
+    c.f->flush_now(*c.behind[0], unlimited);
+    CHECK(c.behind[0]->got() == c.all);
+    REQUIRE(c.f->is_anyone_behind());
+    c.f->flush_now(*c.behind[1], unlimited);
+    CHECK(c.behind[1]->got() == c.all);
+    CHECK(!c.f->is_anyone_behind());
+    c.f->flush_now(*c.behind[1]);
+    c.f.say("/a");
+    c.f.run();
+    for (auto& one : c.behind) CHECK(one->got() == "101");
+}
+
 TEST_CASE("what is published while others are behind is owed to each of them") {
     crowd c(10);
     c.wake_all();
