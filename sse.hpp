@@ -7402,7 +7402,7 @@ private:
     void assemble(const share& s);
     void deliver(receiver& r);
 #if defined(SSE_ENABLE_ZLIB)
-    void deliver_compressed(receiver& r);
+    bool can_share(receiver& r);
     bool begin_group() noexcept;
     void end_group() noexcept;
 #endif
@@ -7721,11 +7721,13 @@ inline void feed::deliver(receiver& r) {
     }
     deliver_block(); // nothing else may happen while clients are collected, not recorded
     if (alone) return deliver_alone(r);
-#if defined(SSE_ENABLE_ZLIB)
-    if (r.gzip_.is_on()) return deliver_compressed(r);
-#endif
     const asio::const_buffer whole = asio::buffer(block_bytes_);
+#if defined(SSE_ENABLE_ZLIB)
+    const bool shares = r.gzip_.is_on() && can_share(r);
+    const auto n = shares ? r.write_shared(shared_) : r.write_some({&whole, 1});
+#else
     const auto n = r.write_some({&whole, 1});
+#endif
     if (!n || commit(r, block_, 0, *n)) return;
     r.become_busy(fanned_);
     r.await_writable();
@@ -7735,15 +7737,11 @@ inline void feed::deliver(receiver& r) {
 
 /// The block is compressed for the first client that wants that, and written to each that can read
 /// it. The others get it stored, until the next fresh block.
-inline void feed::deliver_compressed(receiver& r) {
+inline bool feed::can_share(receiver& r) {
     if (!std::exchange(block_compressed_, true) && !begin_group()) group_ = nullptr;
-    const bool shares = group_ && r.gzip_.can_take(shared_);
-    ++(shares ? group_takers_ : group_others_);
-    const asio::const_buffer whole = asio::buffer(block_bytes_);
-    const auto n = shares ? r.write_shared(shared_) : r.write_some({&whole, 1});
-    if (!n || commit(r, block_, 0, *n)) return;
-    r.become_busy(fanned_);
-    r.await_writable();
+    const bool can = group_ && r.gzip_.can_take(shared_);
+    ++(can ? group_takers_ : group_others_);
+    return can;
 }
 
 /// Compresses the block for the clients of its topic. Returns false if that is not possible: it
