@@ -39,12 +39,8 @@ public:
     /// Takes the next bytes of the stream. There is no finish(): what no blank line ended is never
     /// dispatched, as the standard demands.
     void feed(std::string_view bytes) {
-        for (const char byte : bytes) {
-            if (at_start_)
-                check_for_mark(byte);
-            else
-                take(byte);
-        }
+        for (; at_start_ && !bytes.empty(); bytes.remove_prefix(1)) check_for_mark(bytes.front());
+        take(bytes);
     }
 
     /// Events dispatched since the last call.
@@ -70,20 +66,26 @@ private:
             at_start_ = false;
         } else if (!mark.starts_with(held_back_)) {
             at_start_ = false;
-            for (const char held : held_back_) take(held);
+            take(held_back_);
         }
     }
 
     // end-of-line = CR LF / CR / LF. A CR ends the line at once: whether a LF follows cannot be
     // known yet, and a browser does not wait for it. So it is the LF that gets swallowed.
-    void take(char byte) {
-        const bool second_half = after_cr_ && byte == '\n';
-        after_cr_ = byte == '\r';
-        if (second_half) return;
-        if (byte == '\r' || byte == '\n')
+    void take(std::string_view bytes) {
+        while (!bytes.empty()) {
+            if (std::exchange(after_cr_, false) && bytes.front() == '\n') {
+                bytes.remove_prefix(1);
+                continue;
+            }
+            const std::size_t lf = bytes.find('\n');
+            const std::size_t end = std::min(bytes.substr(0, lf).find('\r'), lf);
+            line_.append(bytes.substr(0, end));
+            if (end == std::string_view::npos) return;
+            after_cr_ = bytes[end] == '\r';
+            bytes.remove_prefix(end + 1);
             end_line(std::exchange(line_, {}));
-        else
-            line_ += byte;
+        }
     }
 
     void end_line(std::string_view line) {
