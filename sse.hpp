@@ -1302,7 +1302,8 @@ enum class tls_version : std::uint8_t { tls_1_2, tls_1_3 };
 /// http://. Every file is PEM, and is read by the server's constructor, and again by
 /// server::reload_tls(). Not with proxy.protocol.
 struct tls_options {
-    /// The server's certificate, followed by those that lead to its CA. Empty: no TLS.
+    /// The server's certificate, followed by those that lead to its CA. Empty: no TLS. If it has
+    /// expired, or is not valid yet, the log has a warning.
     std::string certificate = {};
     /// Its private key, without a password.
     std::string key = {};
@@ -9094,6 +9095,8 @@ public:
     }
     /// Null: with the files of the last time. Throws bad_option, and stays as it was.
     void reload(const tls_options* changed);
+    /// Why clients refuse the certificate at this time, or nothing.
+    std::string out_of_date() const;
 
 private:
     static tls_context make_context(const tls_options& o);
@@ -9113,6 +9116,7 @@ SSE_DECL tls_context make_client_context(const client_tls_options& o);
 struct tls_acceptor {
     explicit tls_acceptor(const options&) noexcept {}
     static constexpr bool is_on() noexcept { return false; }
+    static std::string out_of_date() { return {}; }
 };
 
 #endif
@@ -9498,6 +9502,19 @@ SSE_DECL void tls_acceptor::reload(const tls_options* changed) {
     }
     options_ = std::move(next);
     context_.swap(made);
+}
+
+SSE_DECL std::string tls_acceptor::out_of_date() const {
+    const std::lock_guard lock(mutex_);
+    if (!is_on_) return {};
+    if (has_expired(*context_)) {
+        return "'" + options_.certificate +
+               "' has expired, and clients refuse it; renew it, then call server::reload_tls()";
+    }
+    const X509* const certificate = SSL_CTX_get0_certificate(context_.get());
+    if (X509_cmp_current_time(X509_get0_notBefore(certificate)) < 0) return {};
+    return "'" + options_.certificate +
+           "' is not valid yet, and clients refuse it; set the clock of this machine, or wait";
 }
 
 SSE_DECL tls_context make_client_context(const client_tls_options& o) {
@@ -10143,6 +10160,11 @@ struct hub : site {
 
     void log(const log_entry& entry) const {
         if (options.hooks.log) options.hooks.log(entry);
+    }
+    /// Clients refuse a certificate because of its dates.
+    void log_certificate() const {
+        const std::string why = tls.out_of_date();
+        if (!why.empty()) log({.level = log_level::warning, .what = "certificate", .detail = why});
     }
     /// A request whose response is decided.
     void log_request(const request& r, int status) const {
@@ -15748,6 +15770,7 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
 // share a port resets the connections in its queue
 
 SSE_DECL void lifecycle::accept() {
+    hub_.log_certificate();
     for (const auto& one : listeners_) {
         if (one->acceptor.is_open()) accept(*one);
     }
@@ -16959,8 +16982,14 @@ SSE_DECL asio::awaitable<stream_list> server::wait_for(std::shared_ptr<detail::h
 SSE_DECL sse::counters server::counters() const { return hub_->count(); }
 
 #if defined(SSE_ENABLE_TLS)
-SSE_DECL void server::reload_tls() { hub_->tls.reload(nullptr); }
-SSE_DECL void server::reload_tls(tls_options o) { hub_->tls.reload(&o); }
+SSE_DECL void server::reload_tls() {
+    hub_->tls.reload(nullptr);
+    hub_->log_certificate();
+}
+SSE_DECL void server::reload_tls(tls_options o) {
+    hub_->tls.reload(&o);
+    hub_->log_certificate();
+}
 #endif
 
 SSE_DECL asio::awaitable<measurements> server::async_measure() const {

@@ -503,6 +503,28 @@ TEST_CASE("a certificate that has expired takes the place of none that has not")
     CHECK(connection(late.port(), secure()).request("GET", "/health").status == 200);
 }
 
+TEST_CASE("the log has a warning of a certificate that has expired, or is not valid yet") {
+    const identity old = test_authority().issue({.begins = -48h, .ends = -24h});
+    const identity early = test_authority().issue({.begins = 24h, .ends = 48h});
+    journal log;
+    sse::options o = with_threads(1);
+    o.tls = tls_of(old);
+    log.attach(o);
+    running_server server(o);
+    REQUIRE(log.comes("certificate"));
+    server.reload_tls(tls_of(early));
+    server.reload_tls(tls_of(test_server()));
+    std::vector<std::string> warnings;
+    for (const auto& line : log.taken()) {
+        if (line.what != "certificate") continue;
+        CHECK(line.level == sse::log_level::warning);
+        warnings.push_back(line.detail);
+    }
+    REQUIRE(warnings.size() == 2);
+    CHECK(warnings[0].starts_with("'" + old.certificate + "' has expired"));
+    CHECK(warnings[1].starts_with("'" + early.certificate + "' is not valid yet"));
+}
+
 TEST_CASE("certificates change under thousands of streams, and none of them ends") {
     const std::size_t count = memory_is_meaningful ? 5'000 : 300;
     REQUIRE(raise_descriptor_limit() > 2 * count + 100);
