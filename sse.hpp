@@ -7736,8 +7736,8 @@ inline void feed::deliver(receiver& r) {
 
 #if defined(SSE_ENABLE_ZLIB)
 
-/// The block is compressed for the first client that wants that, and written to each that can read
-/// it. The others get it stored, until the next fresh block.
+/// Whether the client can read the block as it is compressed once for all: for the first that wants
+/// that. The others get it stored, until the next fresh block.
 inline bool feed::can_share(receiver& r) {
     if (!std::exchange(block_compressed_, true) && !begin_group()) group_ = nullptr;
     const bool can = group_ && r.gzip_.can_take(shared_);
