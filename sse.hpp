@@ -8895,6 +8895,15 @@ public:
             before->after = &one;
             before = &one;
         }
+        /// All that another ring holds, in its order.
+        void append_all_of(link& other) noexcept {
+            if (other.is_alone()) return;
+            other.after->before = before;
+            before->after = other.after;
+            before = other.before;
+            before->after = this;
+            other.before = other.after = &other;
+        }
 
         link* before = this;
         link* after = this;
@@ -8967,8 +8976,9 @@ private:
     void take(unsigned level, link& due) noexcept {
         const std::size_t slot = slot_of(level, now_);
         used_[level] &= ~(std::uint64_t{1} << slot);
+        if (level == 0) return due.append_all_of(slots_[level][slot]); // a slot holds one tick
         link moved; // places some of them in the same slot again, if they are beyond the span
-        while (!slots_[level][slot].is_alone()) moved.append(*slots_[level][slot].after);
+        moved.append_all_of(slots_[level][slot]);
         while (!moved.is_alone()) {
             auto& e = static_cast<entry&>(*moved.after);
             if (e.due <= now_) {
