@@ -6,6 +6,7 @@
 // and prints it, FEED_SCHEDULES=n sets how many are run.
 #include "sse.hpp"
 
+#include "support/dice.hpp"
 #include "support/event_stream.hpp"
 #if defined(SSE_ENABLE_ZLIB)
 #include "support/gzip_reader.hpp"
@@ -3184,7 +3185,8 @@ TEST_CASE("random schedules: everybody gets what is due, once and in order, or i
         CHECK_MESSAGE(w.play() == "", "FEED_SEED=", seed, ": ", w.fault());
         return;
     }
-    const std::uint64_t schedules = number_in_environment("FEED_SCHEDULES", 3'000);
+    const std::uint64_t schedules =
+        number_in_environment("FEED_SCHEDULES", support::rounds(std::uint64_t{3'000}));
     std::size_t failures = 0;
     for (std::uint64_t seed = 1; seed <= schedules && failures < 10; ++seed) {
         world w{luck(seed)};

@@ -1257,7 +1257,7 @@ TEST_CASE("a log agrees with a slow one over random messages, bounds and times")
         if (dice.one_in(2)) f->stamp("w3xk5ab0", number + 1);
         return f;
     };
-    for (int round = 0; round < 1'000; ++round) {
+    for (int round = 0; round < support::rounds(1'000); ++round) {
         CAPTURE(round);
         histories bounds{any_bounds("")};
         for (const char* const topic : {"/a/b/c", "/a", "/c", "/a/b"}) {

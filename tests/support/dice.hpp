@@ -13,6 +13,25 @@
 
 namespace support {
 
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool with_thread_sanitizer = true;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+inline constexpr bool with_thread_sanitizer = true;
+#else
+inline constexpr bool with_thread_sanitizer = false;
+#endif
+#else
+inline constexpr bool with_thread_sanitizer = false;
+#endif
+
+/// How often a test of one thread does what is random: a tenth under ThreadSanitizer, which has
+/// nothing to find there.
+template <class Count>
+constexpr Count rounds(Count all) {
+    return with_thread_sanitizer ? all / 10 : all;
+}
+
 /// The same throws on every machine, since the distributions of the standard library are not used.
 /// SSE_TEST_SEED=n in the environment takes the place of the seed, for longer searches.
 class dice {
