@@ -4,7 +4,7 @@
 set -euo pipefail
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 objects=()
-for object in tests_testing tests_io_uring tests_redis tests_nats tests_tls tests_faults fuzz; do
+for object in tests_testing tests_io_uring tests_hub tests_over tests_faults fuzz; do
     objects+=(-object "$1/tests/$object")
 done
 llvm-profdata-19 merge -sparse "$1"/*.profraw -o "$1/all.profdata"

@@ -1,6 +1,6 @@
 // io_uring.cpp - covers >>worker: What many clients get goes out by io_uring, as far as the kernel
-// allows it: the same promises. Built with SSE_ENABLE_IO_URING, together with tests/fanout.cpp and
-// tests/storm.cpp.
+// allows it: the same promises. Built with SSE_ENABLE_IO_URING and run with SUPPORT_OVER=io_uring,
+// as tests/fanout.cpp and tests/storm.cpp are once more.
 #include "support/server.hpp"
 
 #include <doctest/doctest.h>
@@ -99,7 +99,7 @@ void check_refused(long call) {
 
 } // namespace
 
-TEST_SUITE("io_uring") {
+TEST_SUITE("io_uring" * doctest::skip(!io_uring_by_default)) {
     TEST_CASE("a ring says of each socket how much it took") {
         if (!kernel_allows()) return;
         sse::detail::send_ring ring(true);

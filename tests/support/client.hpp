@@ -24,10 +24,12 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <fstream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -303,21 +305,32 @@ inline response parse_response_head(std::string_view head) {
 // ---- connection ---------------------------------------------------------------------------------
 
 /// With SUPPORT_OVER=tls the servers and clients of the tests speak TLS, with SUPPORT_OVER=gzip
-/// their streams are compressed: see tests/README.md.
+/// their streams are compressed, with SUPPORT_OVER=io_uring the servers use it: see
+/// tests/README.md. Of these, what the program was not built for ends it.
 inline bool is_over(std::string_view what) {
-    const char* const over = std::getenv("SUPPORT_OVER");
-    return over && over == what;
-}
+    constexpr std::string_view known[] = {
+        "",
 #if defined(SSE_ENABLE_TLS)
-inline const bool tls_by_default = is_over("tls");
-#else
-inline constexpr bool tls_by_default = false;
+        "tls",
 #endif
 #if defined(SSE_ENABLE_ZLIB)
-inline const bool gzip_by_default = is_over("gzip");
-#else
-inline constexpr bool gzip_by_default = false;
+        "gzip",
 #endif
+#if defined(SSE_ENABLE_IO_URING)
+        "io_uring",
+#endif
+    };
+    const char* const over = std::getenv("SUPPORT_OVER");
+    if (!over) return false;
+    if (std::find(std::begin(known), std::end(known), over) == std::end(known)) {
+        std::fprintf(stderr, "SUPPORT_OVER=%s: this program was not built for it\n", over);
+        std::exit(2);
+    }
+    return over == what;
+}
+inline const bool tls_by_default = is_over("tls");
+inline const bool gzip_by_default = is_over("gzip");
+inline const bool io_uring_by_default = is_over("io_uring");
 
 struct connect_options {
     std::string host = "127.0.0.1"; ///< Or "::1".

@@ -19,6 +19,7 @@ namespace support {
 
 /// As the tests are to have it: see support::is_over().
 inline sse::options with_tls_by_default(sse::options o) {
+    if (!io_uring_by_default) o.io_uring = false;
 #if defined(SSE_ENABLE_TLS)
     if (tls_by_default && o.tls.certificate.empty()) {
         o.tls.certificate = test_server().certificate;
