@@ -244,6 +244,9 @@ private:
                          static_cast<int>(e.detail.size()), e.detail.data());
         };
         o.bus = bus_for(asked());
+#if defined(SSE_ENABLE_ZLIB)
+        o.compress = gzip_by_default;
+#endif
         return o;
     }
 
@@ -815,6 +818,7 @@ private:
         row("deliveries", with_commas(sum.deliveries));
         row("connections", with_commas(sum.connections) + ", and " + with_commas(sum.refused) +
                                " that found no node");
+        row("of these by gzip", with_commas(sum.by_gzip));
         row("acknowledged, refused",
             with_commas(acknowledged) + ", " + with_commas(receipts_.size() - acknowledged));
         row("bus harmed", with_commas(bus_harmed_));

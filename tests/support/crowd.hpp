@@ -4,7 +4,7 @@
 // So what is lost, doubled or out of order is found twice: by ids, from what the others got between
 // two ids, and without them, from counts that are missing although they were acknowledged. Of other
 // servers the ids are not read, and the counts alone decide.
-// Linux (epoll). Shares no code with sse.hpp.
+// With SUPPORT_OVER=gzip every other client takes gzip. Linux (epoll). Shares no code with sse.hpp.
 #pragma once
 
 #include "client.hpp"
@@ -66,8 +66,9 @@ public:
 
     struct totals {
         std::uint64_t deliveries = 0, connections = 0, refused = 0, told_missing = 0;
-        std::uint64_t copies = 0; ///< publish() returned the number of a copy.
-        std::uint64_t again = 0;  ///< Received again after a gap `rewound`: the bus lost the first.
+        std::uint64_t by_gzip = 0; ///< Of the connections.
+        std::uint64_t copies = 0;  ///< publish() returned the number of a copy.
+        std::uint64_t again = 0; ///< Received again after a gap `rewound`: the bus lost the first.
         std::uint64_t messages_lost = 0;           ///< To one client or more, though acknowledged.
         std::map<std::string, std::uint64_t> gaps; // by reason
         std::array<std::uint64_t, static_cast<std::size_t>(wrong::count)> faults{};
@@ -198,6 +199,9 @@ private:
         descriptor socket;
         std::string head;
         event_stream_decoder decoder;
+#if defined(SSE_ENABLE_ZLIB)
+        std::unique_ptr<gzip_reader> gzip;
+#endif
         std::string id; // of the last event
         std::optional<place> at;
         std::set<std::size_t> left; // eras
@@ -598,6 +602,7 @@ private:
         if (c.topic) request += "/" + std::to_string(*c.topic);
         request += " HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n";
         if (!c.id.empty()) request += "Last-Event-ID: " + c.id + "\r\n";
+        if (takes_gzip(c)) request += "Accept-Encoding: gzip\r\n";
         request += "\r\n";
         const ssize_t sent = ::send(c.socket.get(), request.data(), request.size(), MSG_NOSIGNAL);
         if (sent != static_cast<ssize_t>(request.size())) {
@@ -630,13 +635,29 @@ private:
             c.now = state::open;
             c.until = clock::now() + (last_ == 0 ? about(asked_.stay) : 1h);
             ++sum_.connections;
+            expect_coding(c, c.head.find("\r\nContent-Encoding: gzip\r\n") != c.head.npos);
             take_bytes(c, body);
             return;
         }
         take_bytes(c, rest);
     }
+    static bool takes_gzip(const client& c) { return gzip_by_default && c.number % 2 == 0; }
+#if defined(SSE_ENABLE_ZLIB)
+    void expect_coding(client& c, bool is_gzip) {
+        c.gzip = is_gzip ? std::make_unique<gzip_reader>() : nullptr;
+        sum_.by_gzip += is_gzip;
+        if (asked_.reads_ids && is_gzip != takes_gzip(c))
+            wrong_at(c, wrong::other, is_gzip ? "gets gzip unasked" : "gets no gzip");
+    }
+    static std::string decoded_bytes(client& c, std::string_view bytes) {
+        return c.gzip ? c.gzip->read(bytes) : std::string(bytes);
+    }
+#else
+    void expect_coding(client&, bool) {}
+    static std::string_view decoded_bytes(client&, std::string_view bytes) { return bytes; }
+#endif
     void take_bytes(client& c, std::string_view bytes) {
-        c.decoder.feed(bytes);
+        c.decoder.feed(decoded_bytes(c, bytes));
         for (const decoded& e : c.decoder.take_events()) {
             note(c, (e.type == "message" ? "" : e.type + " ") + e.data + ", id " + e.id);
             if (e.type == "gap")
