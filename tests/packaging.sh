@@ -124,15 +124,23 @@ configure() { # SOURCE OPTION...: in ./out
     CXX=$compiler cmake -S "$1" -B out ${ASIO_DIR:+-DSSE_ASIO_INCLUDE_DIR="$ASIO_DIR"} "${@:2}"
 }
 by_find_package() { # PREFIX COMPONENTS
-    rm -rf "$work/find_package"
     mkdir "$work/find_package"
     cd "$work/find_package"
-    configure "$project" -DCMAKE_PREFIX_PATH="$1" -DCOMPONENTS="$2" "${@:3}"
+    configure "$project" -DCMAKE_PREFIX_PATH="$1" -DCOMPONENTS="$2"
     cmake --build out
     says_how_it_was_built out/app ${2//;/ }
 }
 expect "find_package finds what Meson installed, with all features" by_find_package "$work/moved" "$joined"
-expect "without pkg-config too" by_find_package "$work/moved" "$joined" -DPKG_CONFIG_EXECUTABLE=/nonexistent
+without_pkg_config() { # it compiles, and is linked with the same
+    local made=out/CMakeFiles/app.dir
+    mkdir "$work/without"
+    cd "$work/without"
+    configure "$project" -DCMAKE_PREFIX_PATH="$work/moved" -DCOMPONENTS="$joined" \
+        -DPKG_CONFIG_EXECUTABLE=/nonexistent
+    make -C out app.cpp.o CXX_FLAGS="$(sed -n 's/^CXX_FLAGS = //p' $made/flags.make) -fsyntax-only"
+    diff "$work/find_package/$made/link.txt" $made/link.txt
+}
+expect "without pkg-config too" without_pkg_config
 
 installs_by_cmake() {
     cd "$work"
