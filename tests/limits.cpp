@@ -282,16 +282,18 @@ TEST_SUITE("limits") {
 TEST_SUITE("under attack") {
     TEST_CASE("5,000 slow heads do not keep a new client from being served") {
         if (raise_descriptor_limit() < 12'000) return;
+        // Handshakes take minutes under a sanitizer: then 1,000.
+        const int attackers = tls_by_default && !memory_is_meaningful ? 1'000 : 5'000;
         sse::options o = with_threads(1);
         o.timeouts.header = 300s; // over TLS and under a sanitizer the first wait for long
         running_server server(o);
         std::vector<connection> slow;
-        for (int i = 0; i < 5000; ++i) {
+        for (int i = 0; i < attackers; ++i) {
             slow.emplace_back(server.port(),
                               connect_options{.source = "127.0.0." + std::to_string(2 + i % 4)});
             slow.back().send("GET /subs");
         }
-        CHECK(eventually([&] { return server.counters().connections >= 5000; }));
+        CHECK(eventually([&] { return server.counters().connections == slow.size(); }));
         CHECK(eventually([&] { // in less than a second, but where the machine is busy
             const deadline soon = 1s;
             CHECK(http_get(server.port(), "/health").status == 200);
@@ -341,7 +343,7 @@ TEST_SUITE("under attack") {
         };
         storm(2'000); // warms up
         const std::size_t memory = resident_bytes();
-        storm(18'000);
+        storm(memory_is_meaningful ? 18'000 : 4'000); // memory is what so many are for
         CHECK(server.counters().streams == 0);
         // The last of them may still wait to be accepted.
         CHECK(eventually([&] { return open_descriptors() == descriptors; }));
