@@ -12,6 +12,7 @@
 #if defined(SSE_ENABLE_ZLIB)
 #include "gzip_reader.hpp"
 #endif
+#include "sanitizers.hpp"
 #if defined(SSE_ENABLE_TLS)
 #include "tls_end.hpp"
 #endif
@@ -992,17 +993,7 @@ inline std::size_t open_descriptors(pid_t pid = ::getpid()) {
 
 // Sanitizers keep freed memory aside, to see who still uses it: then what a process holds says
 // nothing of leaks, and AddressSanitizer looks for these itself.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool memory_is_meaningful = false;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr bool memory_is_meaningful = false;
-#else
-inline constexpr bool memory_is_meaningful = true;
-#endif
-#else
-inline constexpr bool memory_is_meaningful = true;
-#endif
+inline constexpr bool memory_is_meaningful = !with_address_sanitizer && !with_thread_sanitizer;
 
 /// Resident memory of a process in bytes.
 inline std::size_t resident_bytes(pid_t pid = ::getpid()) {

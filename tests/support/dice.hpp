@@ -1,6 +1,8 @@
 // dice.hpp - random numbers for tests. The seed is fixed, and printed: a failure can be repeated.
 #pragma once
 
+#include "sanitizers.hpp"
+
 #include <doctest/doctest.h>
 
 #include <cstddef>
@@ -12,18 +14,6 @@
 #include <string_view>
 
 namespace support {
-
-#if defined(__SANITIZE_THREAD__)
-inline constexpr bool with_thread_sanitizer = true;
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-inline constexpr bool with_thread_sanitizer = true;
-#else
-inline constexpr bool with_thread_sanitizer = false;
-#endif
-#else
-inline constexpr bool with_thread_sanitizer = false;
-#endif
 
 /// How often a test of one thread does what is random: a tenth under ThreadSanitizer, which has
 /// nothing to find there.
