@@ -369,6 +369,7 @@
 #else
 #include <poll.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -15434,10 +15435,12 @@ public:
 private:
     static constexpr std::size_t max_refusing = 256; // further ones get no response
     static constexpr int max_accepts = 16; // in a row; each may bring a request to be served now
+    static constexpr std::size_t most_reserved = 65'536; // descriptors: 512 KiB of the kernel's
 
     void check_unused() const;
     void launch();
     void name_hosts();
+    void reserve_descriptors() const noexcept;
     void close_listeners() noexcept {
         for (const auto& one : listeners_) one->close();
     }
@@ -15653,9 +15656,27 @@ SSE_DECL void lifecycle::launch() {
         if (!endpoint_ && !one->is_local()) endpoint_ = one->endpoint();
     }
     name_hosts();
+    reserve_descriptors();
     if (hub_.options.handle_signals) take_signals();
     if (!hub_.relay) accept();
     enter(stage::running);
+}
+
+/// Makes the process's table of descriptors as large as the limits allow. Linux doubles it when it
+/// is full, and with more than one thread waits for an RCU grace period then: an accept(), and with
+/// it all clients of that worker, would stop for 10 to 20 ms, at 1,024 connections, at 2,048 and so
+/// on.
+SSE_DECL void lifecycle::reserve_descriptors() const noexcept {
+#if defined(__linux__)
+    rlimit allowed{};
+    if (listeners_.empty() || ::getrlimit(RLIMIT_NOFILE, &allowed) != 0) return;
+    const std::size_t limit = hub_.options.limits.connections;
+    const auto wanted = std::min<rlim_t>(limit == 0 ? most_reserved : limit, most_reserved);
+    const auto last = static_cast<int>(std::min(wanted, allowed.rlim_cur)) - 1;
+    // A duplicate there makes the table reach there, and it never shrinks.
+    const int there = ::fcntl(listeners_.front()->acceptor.native_handle(), F_DUPFD_CLOEXEC, last);
+    if (there >= 0) ::close(there);
+#endif
 }
 
 /// The hosts of start() are served too.

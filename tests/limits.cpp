@@ -3,6 +3,7 @@
 
 #include <doctest/doctest.h>
 
+#include <fstream>
 #include <list>
 #include <map>
 #include <memory>
@@ -246,6 +247,37 @@ TEST_SUITE("limits") {
         CHECK(cut);
         CHECK(eventually([&] { return server.counters().connections == 0; }));
     }
+
+#if defined(__linux__)
+    // A table that grows later stops a worker for an RCU grace period. That of a forked process is
+    // as small as what is open.
+    TEST_CASE("the table of descriptors has room for all connections from the start") {
+        constexpr std::size_t connections = 5'000;
+        if (raise_descriptor_limit() < connections) return;
+        const auto slots = [] {
+            std::ifstream status("/proc/self/status");
+            const std::string key = "FDSize:";
+            std::size_t size = 0;
+            for (std::string line; std::getline(status, line);) {
+                if (line.starts_with(key)) size = std::stoul(line.substr(key.size()));
+            }
+            return size;
+        };
+        const pid_t child = ::fork();
+        REQUIRE(child >= 0);
+        if (child == 0) {
+            const std::size_t before = slots();
+            sse::options o = with_threads(1);
+            o.limits.connections = connections;
+            running_server server(o);
+            ::_exit(before == 0 || before >= connections ? 1 : slots() < connections ? 2 : 0);
+        }
+        int status = 0;
+        REQUIRE(::waitpid(child, &status, 0) == child);
+        REQUIRE(WIFEXITED(status));
+        CHECK(WEXITSTATUS(status) == 0);
+    }
+#endif
 
     // A client that speaks TLS would need more descriptors here, to read whom it trusts.
     TEST_CASE("the accept loop outlives a lack of descriptors" * doctest::skip(tls_by_default)) {
