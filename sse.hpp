@@ -7180,6 +7180,7 @@ public:
     static constexpr std::size_t max_at_once = send_ring::max_sends; // clients of write_block()
     static constexpr std::size_t batch_frames = 4096;                // of one pass
     static constexpr std::size_t batch_bytes = 256 * 1024; // of one pass, and of one write
+    static constexpr std::size_t looks_per_write = 64;     // to pass over so many costs one write
 
     struct totals {
         tally delivered, lagged, gaps, conflated;
@@ -7359,9 +7360,9 @@ private:
         shared_window window;
     };
 #endif
-    struct share {   ///< A block and its receivers, from the last to the first.
-        node* where; ///< Null: every receiver.
-        std::size_t next = 0;
+    struct share {            ///< A block and its receivers, from the first to the last.
+        node* where;          ///< Null: every receiver.
+        std::size_t next = 0; ///< Those before it are served.
         bool started = false;
     };
     struct loss {                                 ///< What can no longer be sent to a client.
@@ -7402,6 +7403,10 @@ private:
     void plan_shares();
     void finish_share(share& s);
     void assemble(const share& s);
+    /// Otherwise it has the frames of the pass, or flush() goes on with it.
+    bool takes_part(const receiver& r) const noexcept {
+        return !r.is_busy() && !r.held_ && r.next_ < planned_;
+    }
     void deliver(receiver& r);
 #if defined(SSE_ENABLE_ZLIB)
     bool can_share(receiver& r);
@@ -7448,6 +7453,8 @@ private:
     std::uint64_t position_after(const id_book::found& what) const;
     std::uint64_t enter(receiver& r, const std::string& id, const id_book::found& found) const;
     void remove_from(node& where, std::uint32_t index);
+    template <class Tell>
+    void take_out(node* where, std::size_t index, const Tell& tell_index);
     output next_output(const receiver& r) const;
     bool find_more(receiver& r);
     const batch* run_for(receiver& r, std::size_t& from);
@@ -7644,6 +7651,7 @@ inline void feed::plan_shares() {
 }
 
 inline bool feed::work(std::size_t& budget) {
+    std::size_t passed_over = 0;
     while (budget > 0) {
         if (!direct_.empty()) { // first, since a block would move them past their message
             receiver& r = *direct_.back();
@@ -7657,20 +7665,21 @@ inline bool feed::work(std::size_t& budget) {
         auto& concerned = s.where ? s.where->subscribers : receivers_;
         if (!s.started) {
             assemble(s);
-            s.next = concerned.size();
             s.started = true;
         }
-        // From the last to the first: one that leaves is replaced by the last, which was served
-        // already or is met again at its new index. Clients that come meanwhile start after the
-        // pass.
-        s.next = std::min(s.next, concerned.size());
-        while (s.next > 0 && budget > 0) {
+        // Those who are here longest first, so that a crowd that comes makes nothing later for
+        // them. Clients that come meanwhile start after the pass.
+        while (s.next < concerned.size() && budget > 0) {
+            receiver& r = *concerned[s.next++];
+            if (!takes_part(r)) { // after a crowd came back, thousands
+                if (++passed_over % looks_per_write == 0) --budget;
+                continue;
+            }
             --budget;
-            deliver(*concerned[--s.next]);
-            s.next = std::min(s.next, concerned.size());
+            deliver(r);
         }
         deliver_block();
-        if (s.next == 0) finish_share(s);
+        if (s.next >= concerned.size()) finish_share(s);
     }
     return true;
 }
@@ -7713,7 +7722,6 @@ inline void feed::assemble(const share& s) {
 
 /// One client's share of a pass: usually the block that others get too.
 inline void feed::deliver(receiver& r) {
-    if (r.is_busy() || r.held_ || r.next_ >= planned_) return;      // left to flush(), or has it
     const bool came_back = r.cold_ && fanned_ < r.cold_->live_from; // not all of a block is for it
     const bool alone = !r.wants_plain_ || r.next_ > fanned_ || came_back || passes_loss_;
     if (!alone && !r.adds_framing_) {
@@ -7809,7 +7817,7 @@ inline void feed::deliver_block() {
 
 /// For a client that has several topics or a filter, began within the pass or gets a message alone.
 inline void feed::deliver_alone(receiver& r) {
-    if (r.is_busy() || r.held_ || r.next_ >= planned_) return;
+    if (!takes_part(r)) return;
     r.become_busy(fanned_);
     find_due(r);
     struct guard { // also if the flush throws, out of memory: another pass has other frames
@@ -8760,13 +8768,28 @@ inline bool feed::unsubscribe(receiver& r, std::string_view topic, bool is_priva
 }
 
 inline void feed::remove_from(node& where, std::uint32_t index) {
-    receiver* const last = where.subscribers.back();
-    last->for_each_subscription([&](subscription& one) {
-        if (one.where == &where) one.index = index;
+    take_out(&where, index, [&where](receiver& moved, std::uint32_t to) {
+        moved.for_each_subscription([&](subscription& one) {
+            if (one.where == &where) one.index = to;
+        });
     });
-    where.subscribers[index] = last;
-    where.subscribers.pop_back();
     tree(where.is_private).prune(&where);
+}
+
+/// Takes a client out of those of a node, or of all for null. Where a pass has served a part of
+/// them, it goes on to serve each of the others once.
+template <class Tell>
+void feed::take_out(node* where, std::size_t index, const Tell& tell_index) {
+    auto& all = where ? where->subscribers : receivers_;
+    const auto fill = [&](std::size_t from) {
+        all[index] = all[from];
+        tell_index(*all[index], static_cast<std::uint32_t>(index));
+        index = from;
+    };
+    share* const current = shares_.empty() || !shares_.back().started ? nullptr : &shares_.back();
+    if (current && current->where == where && index < current->next) fill(--current->next);
+    fill(all.size() - 1);
+    all.pop_back();
 }
 
 /// The client is gone.
@@ -8781,10 +8804,8 @@ inline void feed::remove(receiver& r) {
     }
     if (!r.follows()) return;
     stop_waiting(r);
-    receiver* const last = receivers_.back();
-    last->index_in_feed_ = r.index_in_feed_;
-    receivers_[r.index_in_feed_] = last;
-    receivers_.pop_back();
+    take_out(nullptr, r.index_in_feed_,
+             [](receiver& moved, std::uint32_t to) { moved.index_in_feed_ = to; });
     r.index_in_feed_ = receiver::nowhere;
     r.for_each_subscription(
         [this](const subscription& one) { remove_from(*one.where, one.index); });

@@ -24,6 +24,7 @@
 #include <functional>
 #include <iostream>
 #include <iterator>
+#include <list>
 #include <memory>
 #include <optional>
 #include <random>
@@ -635,6 +636,76 @@ TEST_CASE("nothing comes of a topic after unsubscribe") {
     f.run();
     CHECK(c.got() == "4 5");
     CHECK(other.got() == "1 3 5");
+}
+
+TEST_CASE("clients that are busy take no turn of a pass from the others") {
+    one_feed f;
+    std::list<listener> busy;
+    for (int n = 0; n < 200; ++n) {
+        busy.emplace_back(f).room = 0;
+        busy.back().subscribe("/a");
+    }
+    listener steady(f); // after them, so a pass meets it last
+    steady.subscribe("/a");
+    f.run();
+    f.say("/a");
+    f.run();
+    CHECK(steady.got() == "1");
+    f.say("/a");
+    f.fan_out(5); // to plan it, to pass over 200, to write once
+    CHECK(steady.got() == "2");
+}
+
+TEST_CASE("a pass serves those first who are here longest") {
+    for (const bool to_all : {false, true}) {
+        CAPTURE(to_all);
+        one_feed f;
+        std::list<listener> all;
+        for (int n = 0; n < 4; ++n) {
+            all.emplace_back(f);
+            all.back().subscribe("/a");
+            all.back().add_framing(); // or all of them are written to at once
+        }
+        f.run();
+        to_all ? f.say_to_all() : f.say("/a");
+        f.fan_out(3); // one to plan it, then two writes
+        std::string who;
+        for (listener& one : all) who += one.got();
+        CHECK(who == "11");
+        CHECK(all.back().got().empty());
+        CHECK(std::next(all.begin(), 2)->got().empty());
+    }
+}
+
+TEST_CASE("who leaves within a pass makes nobody miss or repeat it") {
+    for (const bool to_all : {false, true}) {
+        for (std::size_t budget = 2; budget <= 7; ++budget) {
+            for (std::size_t first = 0; first < 6; ++first) {
+                for (std::size_t second = 0; second < 6; ++second) {
+                    CAPTURE(to_all);
+                    CAPTURE(budget);
+                    CAPTURE(first);
+                    CAPTURE(second);
+                    one_feed f;
+                    std::list<listener> all;
+                    std::vector<listener*> at;
+                    for (int n = 0; n < 6; ++n) {
+                        at.push_back(&all.emplace_back(f));
+                        all.back().subscribe("/a");
+                    }
+                    f.run();
+                    to_all ? f.say_to_all() : f.say("/a");
+                    f.fan_out(budget);
+                    at[first]->leave();
+                    at[second]->leave();
+                    f.run();
+                    for (std::size_t n = 0; n < 6; ++n) {
+                        if (n != first && n != second) CHECK(at[n]->got() == "1");
+                    }
+                }
+            }
+        }
+    }
 }
 
 TEST_CASE("unsubscribe within a pass takes nothing from others") {
