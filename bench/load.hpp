@@ -211,6 +211,7 @@ public:
         for (std::uint64_t at = 0; at < clients; ++at) {
             connections_.emplace_back();
             connect_one(connections_.size() - 1);
+            if (returned_) read_ready(0); // or the steady ones wait for this process
             if (!pump(limit, [&] { return connections_.size() - answered_ < at_once; })) break;
         }
         if (!pump(limit, [&] { return connections_.size() == answered_; }) || closed_ != 0)
@@ -223,12 +224,12 @@ public:
         for (const connection& each : connections_)
             if (each.fd >= 0) close(each.fd);
         connections_.clear();
-        answered_ = closed_ = 0;
+        answered_ = closed_ = caught_up_ = left_with_ = 0;
         returned_ = false;
     }
 
-    /// Those that are behind come, and read until all have so many messages. Returns when the last
-    /// one had them, or nothing.
+    /// Those that are behind come, read until they have so many messages, and leave. Returns when
+    /// the last one had them, or nothing.
     std::optional<std::uint64_t> let_return(std::uint64_t messages) {
         returned_ = true;
         wanted_ = messages;
@@ -264,9 +265,10 @@ public:
         return std::nullopt;
     }
 
-    /// How many messages those that stay receive of so many.
+    /// How many messages clients receive of so many.
     std::uint64_t expected(std::uint64_t published) const {
-        return published * (what_.reach() + (returned_ ? what_.behind : 0));
+        const std::uint64_t behind = returned_ ? what_.behind - caught_up_ : 0;
+        return published * (what_.reach() + behind) + left_with_;
     }
     std::uint64_t received() const {
         return tally_->received + (returned_ ? others_->received : 0);
@@ -433,18 +435,21 @@ private:
 
     template <class Done>
     bool pump(std::uint64_t limit, Done done) {
-        std::array<epoll_event, 512> events;
         while (!done()) {
             const std::uint64_t now = now_ns();
             if (now >= limit) return false;
             if (churn_period_ != 0 && now >= next_churn_) come_and_leave();
-            const int patience = spin_ || returned_ ? 0 : churn_period_ != 0 ? 1 : 10;
-            const int count =
-                epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), patience);
-            for (int at = 0; at < count; ++at) handle(events[static_cast<std::size_t>(at)]);
-            if (returned_) read_behind();
+            read_ready(spin_ || returned_ ? 0 : churn_period_ != 0 ? 1 : 10);
         }
         return true;
+    }
+
+    void read_ready(int patience) {
+        std::array<epoll_event, 512> events;
+        const int count =
+            epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), patience);
+        for (int at = 0; at < count; ++at) handle(events[static_cast<std::size_t>(at)]);
+        if (returned_) read_behind();
     }
 
     // A few of them, so that the steady ones do not wait for this process.
@@ -513,13 +518,21 @@ private:
         else
 #endif
             from.reader.read(bytes, now_ns(), counts_of(number));
-        if (was_behind(number) && had < wanted_ && from.reader.last() >= wanted_) ++caught_up_;
+        if (was_behind(number) && had < wanted_ && from.reader.last() >= wanted_) catch_up(from);
         if (!in_head || from.reader.at() == response_reader::state::head) return;
         if (from.reader.at() == response_reader::state::refused)
             throw std::runtime_error("the server answered a client with another status than 200");
         if (churns(number)) return leave(from);
         ++answered_;
         if (!reads(number)) watch(epoll_, from.fd, number, 0, EPOLL_CTL_DEL);
+    }
+
+    /// It leaves: ten times as many live clients would be another load, and more than one core can
+    /// write to one by one.
+    void catch_up(connection& one) {
+        ++caught_up_;
+        left_with_ += one.reader.last();
+        leave(one);
     }
 
     void leave(connection& one) {
@@ -559,6 +572,7 @@ private:
     bool returned_ = false;                                     // those that were behind
     std::uint64_t wanted_ = 0;                                  // messages, by each of them
     std::uint64_t caught_up_ = 0;                               // of them have those
+    std::uint64_t left_with_ = 0;                               // messages, those
     int epoll_ = -1;
     int epoll_of_behind_ = -1;
 };
