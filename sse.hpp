@@ -12789,7 +12789,8 @@ SSE_DECL void worker::send_away(std::shared_ptr<const farewell> how) noexcept {
         wake_always();
         refresh();
         farewell_ = how;
-        cut_at_ = now_ + static_cast<std::uint32_t>(how->window.count());
+        const auto window = static_cast<std::uint32_t>(how->window.count());
+        cut_at_ = now_ + window + (window > 0 ? 1 : 0); // now_ is rounded down: none has less
         for (connection* const s : connections_) schedule_farewell(*s);
         arm_sweep();
     });
