@@ -8781,7 +8781,9 @@ inline void feed::remove_from(node& where, std::uint32_t index) {
 template <class Tell>
 void feed::take_out(node* where, std::size_t index, const Tell& tell_index) {
     auto& all = where ? where->subscribers : receivers_;
+    assert(index < all.size());
     const auto fill = [&](std::size_t from) {
+        if (from == index) return; // who is there leaves, or has been moved
         all[index] = all[from];
         tell_index(*all[index], static_cast<std::uint32_t>(index));
         index = from;
