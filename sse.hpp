@@ -7452,9 +7452,9 @@ private:
     static bool wants_replayed(const receiver& r, const frame& f);
     std::uint64_t position_after(const id_book::found& what) const;
     std::uint64_t enter(receiver& r, const std::string& id, const id_book::found& found) const;
-    void remove_from(node& where, std::uint32_t index);
+    void remove_from(const receiver& r, node& where, std::uint32_t index);
     template <class Tell>
-    void take_out(node* where, std::size_t index, const Tell& tell_index);
+    void take_out(const receiver& r, node* where, std::size_t index, const Tell& tell_index);
     output next_output(const receiver& r) const;
     bool find_more(receiver& r);
     const batch* run_for(receiver& r, std::size_t& from);
@@ -8763,12 +8763,12 @@ inline bool feed::unsubscribe(receiver& r, std::string_view topic, bool is_priva
         }
         check_hold();
     }
-    remove_from(*ended.where, ended.index);
+    remove_from(r, *ended.where, ended.index);
     return true;
 }
 
-inline void feed::remove_from(node& where, std::uint32_t index) {
-    take_out(&where, index, [&where](receiver& moved, std::uint32_t to) {
+inline void feed::remove_from(const receiver& r, node& where, std::uint32_t index) {
+    take_out(r, &where, index, [&where](receiver& moved, std::uint32_t to) {
         moved.for_each_subscription([&](subscription& one) {
             if (one.where == &where) one.index = to;
         });
@@ -8779,9 +8779,9 @@ inline void feed::remove_from(node& where, std::uint32_t index) {
 /// Takes a client out of those of a node, or of all for null. Where a pass has served a part of
 /// them, it goes on to serve each of the others once.
 template <class Tell>
-void feed::take_out(node* where, std::size_t index, const Tell& tell_index) {
+void feed::take_out(const receiver& r, node* where, std::size_t index, const Tell& tell_index) {
     auto& all = where ? where->subscribers : receivers_;
-    assert(index < all.size());
+    assert(index < all.size() && all[index] == &r);
     const auto fill = [&](std::size_t from) {
         if (from == index) return; // who is there leaves, or has been moved
         all[index] = all[from];
@@ -8806,11 +8806,11 @@ inline void feed::remove(receiver& r) {
     }
     if (!r.follows()) return;
     stop_waiting(r);
-    take_out(nullptr, r.index_in_feed_,
+    take_out(r, nullptr, r.index_in_feed_,
              [](receiver& moved, std::uint32_t to) { moved.index_in_feed_ = to; });
     r.index_in_feed_ = receiver::nowhere;
     r.for_each_subscription(
-        [this](const subscription& one) { remove_from(*one.where, one.index); });
+        [&](const subscription& one) { remove_from(r, *one.where, one.index); });
     r.first_ = subscription();
     if (r.cold_) {
         r.cold_->more.clear();

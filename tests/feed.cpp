@@ -3164,8 +3164,9 @@ void world::step() {
     } else if (chance < 97) {
         connect(*dice.one_of(visitors));
     } else if (chance < 99) {
-        visitor& v = *dice.one_of(visitors);
-        if (v.now && v.now->open) {
+        for (std::size_t n = dice.one_in(2) ? dice.between(2, 5) : 1; n > 0; --n) {
+            visitor& v = *dice.one_of(visitors);
+            if (!v.now || !v.now->open) continue;
             say("visitor " + std::to_string(v.name) + " is cut off");
             lose(*v.now);
         }
@@ -3238,7 +3239,7 @@ void world::come_to_rest() {
 }
 
 const std::string& world::play() {
-    for (std::size_t n = dice.between(1, 5); n > 0; --n) invite();
+    for (std::size_t n = dice.between(1, dice.one_in(4) ? 9 : 5); n > 0; --n) invite();
     for (std::size_t n = dice.between(20, 250); n > 0 && !failed(); --n) step();
     if (!failed()) come_to_rest();
     return fault_;
