@@ -3,6 +3,7 @@
 // of three of them. Built with SSE_ENABLE_NATS.
 #include "support/nats_server.hpp"
 #include "support/recording_sink.hpp"
+#include "support/sanitizers.hpp"
 
 #include "sse.hpp"
 
@@ -798,6 +799,9 @@ TEST_CASE("an address with tls:// connects over TLS or not at all") {
     node in_the_open(over_tls(plain, "nats"));
     CHECK(in_the_open.is_ready());
 
+    // nats.c 3.4 uses one SSL object in two threads: what its own thread did to it was seen as a
+    // race with an earlier write, which was made under a lock.
+    if (support::with_thread_sanitizer) return;
     const temporary_folder folder("nats_tls");
     const std::string key = folder / "key.pem", certificate = folder / "certificate.pem";
     const std::string make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
