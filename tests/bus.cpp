@@ -1039,6 +1039,7 @@ TEST_CASE("whether it was the last stream of a user anywhere is known when it ha
             const std::lock_guard lock(mutex);
             return looks == after;
         }));
+        const std::lock_guard lock(mutex);
         CHECK(left == names);
     };
     REQUIRE(eventually([&] { return names_of(*a) == "anna@a anna@b otto@a"; }));
