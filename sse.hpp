@@ -8779,7 +8779,8 @@ inline void feed::remove_from(const receiver& r, node& where, std::uint32_t inde
 /// Takes a client out of those of a node, or of all for null. Where a pass has served a part of
 /// them, it goes on to serve each of the others once.
 template <class Tell>
-void feed::take_out(const receiver& r, node* where, std::size_t index, const Tell& tell_index) {
+void feed::take_out([[maybe_unused]] const receiver& r, node* where, std::size_t index,
+                    const Tell& tell_index) {
     auto& all = where ? where->subscribers : receivers_;
     assert(index < all.size() && all[index] == &r);
     const auto fill = [&](std::size_t from) {
