@@ -7403,7 +7403,7 @@ private:
     void plan_shares();
     void finish_share(share& s);
     void assemble(const share& s);
-    /// Otherwise it has the frames of the pass, or flush() goes on with it.
+    /// False if it already has the frames of the pass, or flush() will write them.
     bool takes_part(const receiver& r) const noexcept {
         return !r.is_busy() && !r.held_ && r.next_ < planned_;
     }
@@ -7667,8 +7667,8 @@ inline bool feed::work(std::size_t& budget) {
             assemble(s);
             s.started = true;
         }
-        // Those who are here longest first, so that a crowd that comes makes nothing later for
-        // them. Clients that come meanwhile start after the pass.
+        // Clients connected longest come first, so that a crowd of newcomers does not delay them.
+        // Who connects meanwhile starts after the pass.
         while (s.next < concerned.size() && budget > 0) {
             receiver& r = *concerned[s.next++];
             if (!takes_part(r)) { // after a crowd came back, thousands
@@ -8776,15 +8776,15 @@ inline void feed::remove_from(const receiver& r, node& where, std::uint32_t inde
     tree(where.is_private).prune(&where);
 }
 
-/// Takes a client out of those of a node, or of all for null. Where a pass has served a part of
-/// them, it goes on to serve each of the others once.
+/// Removes a client from a node's list, or from that of all receivers for null. A pass that is half
+/// way through the list still serves everybody else exactly once.
 template <class Tell>
 void feed::take_out([[maybe_unused]] const receiver& r, node* where, std::size_t index,
                     const Tell& tell_index) {
     auto& all = where ? where->subscribers : receivers_;
     assert(index < all.size() && all[index] == &r);
     const auto fill = [&](std::size_t from) {
-        if (from == index) return; // who is there leaves, or has been moved
+        if (from == index) return; // that client leaves, or was moved already
         all[index] = all[from];
         tell_index(*all[index], static_cast<std::uint32_t>(index));
         index = from;
