@@ -814,7 +814,7 @@ TEST_SUITE("chunks") {
                 const std::size_t most = ++taken < 3'000  ? 1
                                          : dice.one_in(4) ? dice.between(1, 9)
                                                           : 8192;
-                REQUIRE(peer.receive_some(patience, most));
+                REQUIRE(peer.receive_piece(patience, most));
             }
             const std::string bytes = peer.read_until(whole);
             chunk_reader reader;

@@ -463,15 +463,15 @@ public:
     /// Set once the peer has ended the connection and we have seen it.
     std::optional<ending> ended() const { return ended_; }
 
-    /// Waits for more bytes or the end, and takes `most` at a time from the system. False: it
-    /// ended. Throws `timed_out`.
-    bool receive_some(deadline until = patience, std::size_t most = 16 * 1024) {
+    /// Waits for bytes from the system, and takes at most so many. False: it ended. What is a part
+    /// of a TLS record is not in received() yet. Throws `timed_out`.
+    bool receive_piece(deadline until = patience, std::size_t most = 16 * 1024) {
         char bytes[16 * 1024];
         while (!ended_) {
             const ssize_t count = ::recv(socket_.get(), bytes, std::min(most, sizeof bytes), 0);
             if (count > 0) {
-                if (keep(std::string_view(bytes, static_cast<std::size_t>(count)))) return true;
-                continue;
+                keep(std::string_view(bytes, static_cast<std::size_t>(count)));
+                return true;
             }
             if (count == 0)
                 ended_ = ending::fin;
@@ -481,6 +481,15 @@ public:
                 throw timed_out("nothing more arrived; unread: " + show(received_));
             else if (errno != EAGAIN && errno != EINTR)
                 throw_errno("recv");
+        }
+        return false;
+    }
+
+    /// Waits for more bytes or the end. False: it ended. Throws `timed_out`.
+    bool receive_some(deadline until = patience) {
+        const std::size_t before = received_.size();
+        while (receive_piece(until)) {
+            if (received_.size() > before) return true;
         }
         return false;
     }
@@ -571,18 +580,15 @@ public:
     }
 
 private:
-    /// Returns whether something came for the caller.
-    bool keep(std::string_view bytes) {
+    void keep(std::string_view bytes) {
 #if defined(SSE_ENABLE_TLS)
         if (tls_) {
-            const std::string plain = tls_->open(bytes);
-            received_ += plain;
+            received_ += tls_->open(bytes);
             static_cast<void>(try_send_raw(tls_->take_output())); // such as an answer to new keys
-            return !plain.empty();
+            return;
         }
 #endif
         received_ += bytes;
-        return true;
     }
 
     void set(int level, int option, int value) {
