@@ -93,8 +93,15 @@ configure() {
     printf '%s\n' "$wanted" >"$directory/settings"
 }
 
-# Sources of a program are compiled a few at a time, since each costs the whole header again.
-unity=(--unity=on -Dunity_size=7)
+# Sources of a program are compiled some at a time, since each time costs the whole header again. No
+# processor is to be without, and each source takes up to a quarter of a gigabyte.
+some_at_a_time() {
+    local quarters
+    quarters=$(awk '/^MemTotal:/ { print int($2 / 262144) }' /proc/meminfo 2>/dev/null) || quarters=0
+    local most=$(((quarters < 34 ? quarters : 34) / $(nproc 2>/dev/null || echo 4)))
+    echo $((most > 7 ? most : 7))
+}
+unity=(--unity=on "-Dunity_size=$(some_at_a_time)")
 
 # What the examples, the benchmarks and the tests of the optimized build share.
 configure_release() { configure build "${unity[@]}" --buildtype=release; }
