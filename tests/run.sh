@@ -171,7 +171,7 @@ run_variant() {
 }
 
 # What mostly waits comes early, while the others are still compiled ahead.
-known=(scripts release interop browser proxies asan tsan model matrix fuzz soak judge)
+known=(scripts release interop browser proxies soak judge asan tsan model matrix fuzz)
 variants=("${@:-quick}")
 [ "${variants[0]}" != all ] || variants=("${known[@]}")
 for variant in "${variants[@]}"; do
