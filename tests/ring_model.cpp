@@ -26,6 +26,8 @@
 // and the library's own with each of its memory orders made weaker.
 #include "sse.hpp"
 
+#include "support/sanitizers.hpp"
+
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -53,31 +55,10 @@
 #include <ucontext.h>
 
 // Sanitizers follow the stack, so they want to be told when it changes.
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define RING_MODEL_ASAN 1
-#endif
-#if __has_feature(thread_sanitizer)
-#define RING_MODEL_TSAN 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#define RING_MODEL_ASAN 1
-#endif
-#if defined(__SANITIZE_THREAD__)
-#define RING_MODEL_TSAN 1
-#endif
-#if defined(RING_MODEL_ASAN) || defined(RING_MODEL_TSAN)
-#define RING_MODEL_SLOW 1
-#elif !defined(__OPTIMIZE__)
-#define RING_MODEL_SLOW 1
-#else
-#define RING_MODEL_SLOW 0
-#endif
-#if defined(RING_MODEL_ASAN)
+#if defined(SUPPORT_ASAN)
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(RING_MODEL_TSAN)
+#if defined(SUPPORT_TSAN)
 #include <sanitizer/tsan_interface.h>
 #endif
 
@@ -85,7 +66,11 @@ namespace ring_model_test {
 
 namespace {
 
-constexpr bool slow_build = RING_MODEL_SLOW != 0;
+#if defined(__OPTIMIZE__)
+constexpr bool slow_build = support::with_address_sanitizer || support::with_thread_sanitizer;
+#else
+constexpr bool slow_build = true;
+#endif
 
 // ---- fibers -------------------------------------------------------------------------------------
 
@@ -94,12 +79,12 @@ class fibers {
 public:
     fibers(std::size_t count, std::function<void(std::size_t)> body)
         : body_(std::move(body)), all_(count + 1) {
-#if defined(RING_MODEL_TSAN)
+#if defined(SUPPORT_TSAN)
         all_[0].tsan = __tsan_get_current_fiber();
 #endif
         for (std::size_t i = 1; i <= count; ++i) {
             prepare(all_[i]);
-#if defined(RING_MODEL_TSAN)
+#if defined(SUPPORT_TSAN)
             all_[i].tsan = __tsan_create_fiber(0);
 #endif
         }
@@ -109,7 +94,7 @@ public:
     fibers& operator=(const fibers&) = delete;
 
     ~fibers() {
-#if defined(RING_MODEL_TSAN)
+#if defined(SUPPORT_TSAN)
         for (std::size_t i = 1; i < all_.size(); ++i) __tsan_destroy_fiber(all_[i].tsan);
 #endif
     }
@@ -118,16 +103,16 @@ public:
         one& from = all_[std::exchange(running_, target)];
         one& to = all_[target];
         entering_ = this;
-#if defined(RING_MODEL_ASAN)
+#if defined(SUPPORT_ASAN)
         const void* const bottom = target == 0 ? main_bottom_ : to.stack.get();
         __sanitizer_start_switch_fiber(&from.fake_stack, bottom,
                                        target == 0 ? main_size_ : stack_size);
 #endif
-#if defined(RING_MODEL_TSAN)
+#if defined(SUPPORT_TSAN)
         __tsan_switch_to_fiber(to.tsan, 0);
 #endif
         ::swapcontext(&from.context, &to.context);
-#if defined(RING_MODEL_ASAN)
+#if defined(SUPPORT_ASAN)
         __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 #endif
     }
@@ -136,10 +121,10 @@ private:
     struct one {
         ucontext_t context{};
         std::unique_ptr<char[]> stack;
-#if defined(RING_MODEL_ASAN)
+#if defined(SUPPORT_ASAN)
         void* fake_stack = nullptr;
 #endif
-#if defined(RING_MODEL_TSAN)
+#if defined(SUPPORT_TSAN)
         void* tsan = nullptr;
 #endif
     };
@@ -158,7 +143,7 @@ private:
 
     static void enter() {
         fibers& self = *entering_;
-#if defined(RING_MODEL_ASAN)
+#if defined(SUPPORT_ASAN)
         const void* bottom = nullptr;
         std::size_t size = 0;
         __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
@@ -175,7 +160,7 @@ private:
     std::function<void(std::size_t)> body_;
     std::vector<one> all_;
     std::size_t running_ = 0;
-#if defined(RING_MODEL_ASAN)
+#if defined(SUPPORT_ASAN)
     const void* main_bottom_ = nullptr;
     std::size_t main_size_ = 0;
 #endif

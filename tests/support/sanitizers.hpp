@@ -1,5 +1,5 @@
-// sanitizers.hpp - whether this program is compiled with one. g++ has macros for it, clang has
-// features.
+// sanitizers.hpp - whether this program is compiled with one, as macros and as constants. g++ has
+// macros for it, clang has features.
 #pragma once
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -31,6 +31,3 @@ inline constexpr bool with_thread_sanitizer = false;
 #endif
 
 } // namespace support
-
-#undef SUPPORT_ASAN
-#undef SUPPORT_TSAN
