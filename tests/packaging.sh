@@ -123,14 +123,14 @@ expect "a program is built by pkg-config, with all features" by_pkg_config
 configure() { # SOURCE OPTION...: in ./out
     CXX=$compiler cmake -S "$1" -B out ${ASIO_DIR:+-DSSE_ASIO_INCLUDE_DIR="$ASIO_DIR"} "${@:2}"
 }
-by_find_package() { # PREFIX COMPONENTS
+by_find_package() {
     mkdir "$work/find_package"
     cd "$work/find_package"
-    configure "$project" -DCMAKE_PREFIX_PATH="$1" -DCOMPONENTS="$2"
+    configure "$project" -DCMAKE_PREFIX_PATH="$work/moved" -DCOMPONENTS="$joined"
     cmake --build out
-    says_how_it_was_built out/app ${2//;/ }
+    says_how_it_was_built out/app "${features[@]}"
 }
-expect "find_package finds what Meson installed, with all features" by_find_package "$work/moved" "$joined"
+expect "find_package finds what Meson installed, with all features" by_find_package
 without_pkg_config() { # it compiles, and is linked with the same
     local made=out/CMakeFiles/app.dir
     mkdir "$work/without"
