@@ -27,19 +27,17 @@ for macro in SSE_INTERNALS SSE_SOURCE; do
 done
 
 # Files that differ in what changes the header's classes.
+folder=$(mktemp -d)
+trap 'rm -r "$folder"' EXIT
+compile() { "${CXX:-g++}" -std=c++20 -I. -DSSE_SEPARATE_COMPILATION -x c++ -c -o "$folder/$1" "${@:2}" -; }
+compile one.o <<<'#include "sse.hpp"
+    void run(sse::server&);
+    int main() { run(*static_cast<sse::server*>(nullptr)); }'
 for macro in SSE_ENABLE_IO_URING:liburing.h SSE_ENABLE_TLS:openssl/provider.h SSE_ENABLE_ZLIB:zlib.h \
     SSE_TESTING:errno.h; do
     [ -e "/usr/include/${macro#*:}" ] || continue
-    folder=$(mktemp -d)
-    trap 'rm -r "$folder"' EXIT
-    compile() { "${CXX:-g++}" -std=c++20 -I. -DSSE_SEPARATE_COMPILATION -x c++ -c -o "$folder/$1" "${@:2}" -; }
-    compile one.o <<<'#include "sse.hpp"
-        void run(sse::server&);
-        int main() { run(*static_cast<sse::server*>(nullptr)); }'
     compile other.o "-D${macro%:*}" <<<'#include "sse.hpp"
         void run(sse::server&) {}'
     said=$("${CXX:-g++}" "$folder"/*.o -o "$folder/all" 2>&1) && { echo 'a mix of macros links'; exit 1; }
     grep -q 'undefined reference to .run(sse::server&)' <<<"$said" || { echo "$said"; exit 1; }
-    rm -r "$folder"
-    trap - EXIT
 done
