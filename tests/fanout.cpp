@@ -33,7 +33,7 @@ void publish_numbers(sse::server& server, std::uint64_t count, double per_second
 }
 
 void check_thousand_clients(std::size_t threads) {
-    constexpr std::uint64_t messages = memory_is_meaningful ? 2'000 : 600; // fewer by a sanitizer
+    constexpr std::uint64_t messages = memory_is_meaningful ? 2'000 : 200; // fewer by a sanitizer
     running_server server(with_threads(threads));
     swarm clients(server.port(), {.clients = 1000});
     REQUIRE(clients.connect());
