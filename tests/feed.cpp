@@ -3257,8 +3257,7 @@ TEST_CASE("random schedules: everybody gets what is due, once and in order, or i
         CHECK_MESSAGE(w.play() == "", "FEED_SEED=", seed, ": ", w.fault());
         return;
     }
-    const std::uint64_t schedules =
-        number_in_environment("FEED_SCHEDULES", support::rounds(std::uint64_t{3'000}));
+    const std::uint64_t schedules = number_in_environment("FEED_SCHEDULES", std::uint64_t{3'000});
     std::size_t failures = 0;
     for (std::uint64_t seed = 1; seed <= schedules && failures < 10; ++seed) {
         world w{luck(seed)};

@@ -361,7 +361,7 @@ void check_received(support::event_stream_decoder& client, const expectation& ex
 
 TEST_CASE("a client gets back what was encoded, however the bytes are cut") {
     support::dice dice(20250119);
-    for (int round = 0; round < support::rounds(1'000); ++round) {
+    for (int round = 0; round < 1'000; ++round) {
         CAPTURE(round);
         std::string stream;
         expectation expected;
@@ -388,7 +388,7 @@ TEST_CASE("a client gets back what was encoded, however the bytes are cut") {
 
 TEST_CASE("whatever stands in event and id, check() accepts exactly what survives the wire") {
     support::dice dice(20250120);
-    for (int round = 0; round < support::rounds(5'000); ++round) {
+    for (int round = 0; round < 5'000; ++round) {
         const std::string event = "e" + dice.bytes(8, "\r\n\0ab"sv);
         const std::string id = dice.bytes(8, "\r\n\0ab \x01\t\x7f\xc3\xa4"sv);
         const sse::message m{.event = event, .data = "x", .id = id};

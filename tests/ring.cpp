@@ -1,6 +1,7 @@
 // ring.cpp - covers >>ring: what one thread sees of broadcast_ring, what a publisher sees that is
-// overtaken in the middle, and a long run of many threads in which every value is accounted for.
-// Every interleaving of tiny rings is explored in ring_model.cpp.
+// overtaken in the middle, and a long run of many threads in which every value is accounted for;
+// and what it is for, one frame in the hands of several threads. Every interleaving of tiny rings
+// is explored in ring_model.cpp.
 #include "sse.hpp"
 
 #include <doctest/doctest.h>
@@ -399,6 +400,23 @@ TEST_CASE("threads: a ring of eight places loses, repeats and reorders nothing")
 
 TEST_CASE("threads: a roomy ring loses, repeats and reorders nothing") {
     check_nothing_lost_or_reordered(1024, 20'000);
+}
+
+TEST_CASE("threads: workers may copy and drop references to one frame at the same time") {
+    for (int round = 0; round < 200; ++round) {
+        sse::detail::frame_ref first = sse::detail::make_raw_frame("shared by threads");
+        std::vector<std::thread> workers;
+        for (int w = 0; w < 3; ++w) {
+            workers.emplace_back([mine = first] {
+                for (int i = 0; i < 100; ++i) {
+                    const sse::detail::frame_ref copy = mine;
+                    if (copy->bytes().size() != 17) FAIL_CHECK("changed");
+                }
+            });
+        }
+        first = {};
+        for (std::thread& w : workers) w.join();
+    }
 }
 
 } // namespace ring_test

@@ -8,7 +8,7 @@
 # scripts   these scripts themselves: stale and half build folders, missing programs and packages
 # release   the test programs optimized, by io_uring too, the README's programs, the benchmarks, packages
 # asan      the test programs and the examples by clang, with its warnings, under its sanitizers
-# tsan      the test programs under g++'s ThreadSanitizer
+# tsan      those of the tests that have threads, under g++'s ThreadSanitizer
 # model     the protocol as a model, by spin
 # interop   clients and servers of other people     (npm)
 # browser   the pages in a real browser             (npm, chromium)

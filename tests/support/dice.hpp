@@ -1,8 +1,6 @@
 // dice.hpp - random numbers for tests. The seed is fixed, and printed: a failure can be repeated.
 #pragma once
 
-#include "sanitizers.hpp"
-
 #include <doctest/doctest.h>
 
 #include <cstddef>
@@ -14,13 +12,6 @@
 #include <string_view>
 
 namespace support {
-
-/// How often a test of one thread does what is random: a tenth under ThreadSanitizer, which has
-/// nothing to find there.
-template <class Count>
-constexpr Count rounds(Count all) {
-    return with_thread_sanitizer ? all / 10 : all;
-}
 
 /// The same throws on every machine, since the distributions of the standard library are not used.
 /// SSE_TEST_SEED=n in the environment takes the place of the seed, for longer searches.
