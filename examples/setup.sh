@@ -93,8 +93,8 @@ configure() {
     printf '%s\n' "$wanted" >"$directory/settings"
 }
 
-# Sources of a program are compiled some at a time, since each time costs the whole header again. No
-# processor is to be without, and each source takes up to a quarter of a gigabyte.
+# Sources of a program are compiled some at a time, since each time costs the whole header again: so many
+# that each processor has its share, and that there is a quarter of a gigabyte for each source.
 some_at_a_time() {
     local quarters
     quarters=$(awk '/^MemTotal:/ { print int($2 / 262144) }' /proc/meminfo 2>/dev/null) || quarters=0
