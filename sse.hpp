@@ -15697,8 +15697,8 @@ SSE_DECL void lifecycle::reserve_descriptors() const noexcept {
     if (listeners_.empty() || ::getrlimit(RLIMIT_NOFILE, &allowed) != 0) return;
     constexpr std::size_t others = 256; // what else the program has open, such as three a worker
     const std::size_t limit = hub_.options.limits.connections;
-    const auto wanted =
-        std::min<rlim_t>(limit == 0 ? most_reserved : limit, most_reserved) + others;
+    const rlim_t wanted =
+        limit == 0 || limit > most_reserved - others ? most_reserved : limit + others;
     const auto last = static_cast<int>(std::min(wanted, allowed.rlim_cur)) - 1;
     // A duplicate there makes the table reach there, and it never shrinks.
     const int there = ::fcntl(listeners_.front()->acceptor.native_handle(), F_DUPFD_CLOEXEC, last);
