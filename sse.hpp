@@ -479,7 +479,7 @@ inline const std::error_category& error_category() noexcept {
             case errc::bad_response:
                 return "the response is not valid HTTP/1.1, or it was cut short";
             case errc::bad_status:
-                return "the server answered with a status that does not open an event stream";
+                return "the server responded with a status that does not open an event stream";
             case errc::bad_content_type:
                 return "the response is not an event stream: its Content-Type is not "
                        "text/event-stream";
@@ -1013,7 +1013,7 @@ struct gap {
 
 /// How far a stream is behind what was published.
 struct lag {
-    std::uint64_t messages = 0;       ///< Still to be examined, also of other topics.
+    std::uint64_t messages = 0;       ///< Still to be examined, those of other topics included.
     std::uint64_t bytes = 0;          ///< Of these messages.
     std::chrono::milliseconds age{0}; ///< Since the first of them arrived.
 };
@@ -1075,7 +1075,7 @@ public:
         /// that no record that comes has a number up to `after`.
         virtual void epoch(std::string_view name, std::uint64_t after, gap_reason why) = 0;
 
-        /// A stored record: first the history, oldest first, then what is new.
+        /// A stored record: first the history, oldest first, then each new one.
         virtual void message(const record& what) = 0;
 
         /// A record that is not stored: it reaches only servers that are attached now. Not before
@@ -1130,10 +1130,10 @@ public:
 
     virtual ~bus() = default;
 
-    /// Begins to tell this sink, which outlives the time until detach(). Returns at once, also if
-    /// the bus cannot be reached: then it is tried again and again. Throws if it can never work: no
-    /// such folder, another process has it, a wrong password, a setting that loses messages. Called
-    /// once.
+    /// Begins to deliver to this sink, which must live until detach() has returned. Returns at
+    /// once, even if the bus cannot be reached: then it keeps trying. Throws if it can never work:
+    /// no such folder, another process has it, a wrong password, a setting that loses messages.
+    /// Called once.
     virtual void attach(sink& to, const history& kept) = 0;
 
     /// Stores these bytes, or only passes them on. `done` is called when that is certain, on any
@@ -1149,8 +1149,8 @@ public:
     virtual void read(std::string_view epoch, std::uint64_t after, std::size_t messages,
                       std::function<void(page)> done) = 0;
 
-    /// Ends it. After its return the sink is not called any more; every `done` was called, with
-    /// errc::stopped if it had to be. Any number of times.
+    /// Ends it. After it returns, the sink is not called any more; every `done` has been called,
+    /// with errc::stopped if need be. May be called any number of times.
     virtual void detach() noexcept = 0;
 };
 
@@ -1251,9 +1251,9 @@ std::shared_ptr<bus> file_log(std::string folder, file_log_options options = {})
 /// Where the servers are, and the stream that keeps the messages. All servers that share topics
 /// give the same `stream` and `prefix`.
 struct nats_options {
-    /// At least one, as `nats://host:port` or `tls://host:port`. Others of a cluster are learnt. If
-    /// one is tls://, all of them must offer TLS, with a certificate that the system trusts;
-    /// SSL_CERT_FILE in the environment names another CA.
+    /// At least one, as `nats://host:port` or `tls://host:port`. Other members of their cluster are
+    /// discovered. If one is tls://, all of them must offer TLS, with a certificate that
+    /// the system trusts; SSL_CERT_FILE in the environment names another CA.
     std::vector<std::string> servers = {"nats://127.0.0.1:4222"};
     std::string user = {};        ///< With `password`; or
     std::string password = {};    ///< of `user`.
@@ -1265,7 +1265,7 @@ struct nats_options {
     /// `<prefix>.passing`, and `<prefix>.epoch` says which epochs there were. Up to 200 letters,
     /// digits, `-`, `_`, and single dots between them.
     std::string prefix = "sse";
-    /// Whether to make the stream, as the next members say, if there is none. One that is there is
+    /// Whether to create the stream, as the next members say, if there is none. An existing one is
     /// left as it is: change its bounds with the tools of NATS.
     bool create = true;
     int replicas = 1;                       ///< 1, 3 or 5. One loses what its server loses.
@@ -1285,13 +1285,13 @@ struct nats_options {
 
 /// A bus for one server. Throws std::invalid_argument if a member is out of its range. attach()
 /// throws std::runtime_error if a server can be reached, but refuses the user, has no JetStream, or
-/// has a stream of that name which is another.
+/// has a stream of that name with settings that do not fit.
 std::shared_ptr<bus> nats_bus(nats_options options);
 
 #endif // SSE_ENABLE_NATS
 
 // >>tls ///////////////////////////////////////////////////////////////////////////////////////////
-// TLS: whom each end is to be, and whom it trusts. Where SSE_ENABLE_TLS is defined; link with -lssl
+// TLS: who each end is, and whom it trusts. Where SSE_ENABLE_TLS is defined; link with -lssl
 // -lcrypto. Needs >>error.
 // Tests: tests/tls.cpp
 
@@ -1308,7 +1308,7 @@ struct tls_options {
     std::string certificate = {};
     /// Its private key, without a password.
     std::string key = {};
-    /// Clients that speak no such version are refused.
+    /// Clients that speak only older versions are refused.
     tls_version oldest = tls_version::tls_1_2;
     /// The CAs of the clients that may connect; request::client_subject says who it is. Empty:
     /// clients are not asked for a certificate.
@@ -1316,8 +1316,8 @@ struct tls_options {
     /// With client_ca: a client without a certificate is served too.
     bool client_may_be_unknown = false;
     /// With client_ca: the revocation lists of the CAs between a client's certificate and its root,
-    /// a list of each, the root's too. Clients of which one is missing or out of date are refused,
-    /// as are those that are revoked. Empty: nobody asks.
+    /// one of each, the root's too. A client is refused if its certificate is revoked, and also if
+    /// one of these lists is missing or out of date. Empty: revocation is not checked.
     std::string client_crl = {};
     /// From accept to the end of the handshake; more than 0. It is part of timeouts.header.
     std::chrono::milliseconds handshake{10'000};
@@ -1325,7 +1325,7 @@ struct tls_options {
 
 /// Whom a client trusts, for https URLs. Files are PEM.
 struct client_tls_options {
-    /// The CAs that are trusted instead of the system's, such as that of the company.
+    /// The CAs that are trusted instead of the system's, such as your company's.
     std::string ca = {};
     /// Revocation lists, as tls_options::client_crl, of the CAs of the server. Read once.
     std::string crl = {};
@@ -1333,7 +1333,7 @@ struct client_tls_options {
     std::string certificate = {};
     std::string key = {};
     tls_version oldest = tls_version::tls_1_2;
-    /// Talks to whoever answers, who may be anybody: for experiments alone.
+    /// Trusts whoever responds, who may be anybody: for experiments alone.
     bool insecure_trust_anybody = false;
 };
 
@@ -1361,8 +1361,8 @@ class access {
 public:
     struct terms {
         std::vector<std::string> topics = {}; ///< To follow instead of those requested.
-        std::string user =
-            {}; ///< Also gets messages to this user. Must not come from client input.
+        /// Also gets messages to this user. Must not come from client input.
+        std::string user = {};
         std::chrono::milliseconds valid_for{0}; ///< After this the stream ends. 0: never.
         std::vector<std::pair<std::string, std::string>> headers = {}; ///< Of the response.
     };
@@ -1931,9 +1931,9 @@ public:
     /// that begins with http://, such as "http://127.0.0.1:8081".
     ///
     /// "unix:/run/app.sock" is a unix-domain socket, without TLS; options::unix_socket says who may
-    /// connect. A file that a dead server has left is replaced; the socket of a server that lives,
-    /// and a file that is no socket, are not. The file goes when the server stops. "unix:@app" is
-    /// one without a file, in Linux: everybody on the machine may connect.
+    /// connect. A file that a dead server has left is replaced; the socket of a running server, and
+    /// a file that is not a socket, are not. The file is removed when the server stops. "unix:@app"
+    /// is one without a file, on Linux: everybody on the machine may connect.
     ///
     /// "systemd:" stands for the sockets that systemd has opened for this process, of TCP or not,
     /// and "systemd:name" for those of that FileDescriptorName. They stay open when the server
@@ -1988,8 +1988,8 @@ public:
     asio::awaitable<drain_result> async_drain(const drain_options& how = {});
 
     /// Starts the program anew, and hands it the sockets on which this server listens: a start()
-    /// there with the same addresses has them, also with port 0, and nobody is refused in between.
-    /// Returns its process ID once that start() has got so far; from then on call drain(), or
+    /// there with the same addresses takes them, also with port 0, and nobody is refused in
+    /// between. Returns its process ID once that start() has taken them; then call drain(), or
     /// stop() and join(). With a bus the new server waits in start() until drain() has let go of
     /// it, which it does first; a history that lasts, such as file_log(), is the same there, and
     /// clients go on with their ids. If it throws, or the new process ends before, nothing has
@@ -2095,10 +2095,10 @@ public:
     asio::awaitable<measurements> async_measure() const;
 
 #if defined(SSE_ENABLE_TLS)
-    /// Reads the files of options::tls again, or of other ones: who connects from now on gets the
-    /// new certificate, open streams go on. Throws bad_option if something is wrong with them, or
-    /// the certificate has expired and the present one has not, and std::logic_error if the server
-    /// speaks no TLS; then nothing changes. The time for the handshake stays.
+    /// Reads the files of options::tls again, or those of `o`: clients that connect from now on get
+    /// the new certificate, open streams go on. Throws bad_option if something is wrong with them,
+    /// or if the new certificate has expired and the present one has not, and std::logic_error if
+    /// the server does not speak TLS; then nothing changes. The time for the handshake stays.
     void reload_tls();
     void reload_tls(tls_options o);
 #endif
@@ -2148,9 +2148,9 @@ private:
     std::vector<std::thread> threads_;
 };
 
-/// Tells systemd how the service is (sd_notify(3)), without a library of its: "READY=1",
+/// Tells systemd the state of the service (sd_notify(3)), without its library: "READY=1",
 /// "STOPPING=1", "WATCHDOG=1", "STATUS=...", several with line breaks in between. Returns false if
-/// nobody wants to know, as outside of systemd, or could be told. Any thread.
+/// NOTIFY_SOCKET is not set, as outside of systemd, or if it cannot be sent. Any thread.
 SSE_DECL bool notify_systemd(std::string_view state) noexcept;
 
 /// A handler that responds with a file of the program's own, such as its page. The file is read for
@@ -2175,12 +2175,12 @@ struct admin_options {
     std::function<void(std::chrono::milliseconds window)> drain = {};
 };
 
-/// Adds routes that tell who is there and end streams, for whom the guard admits; it is called for
-/// each request, as group_options::authorize is. Pages of other origins are refused, so that none
-/// can use a visitor's cookie; same origin means same host and port. Responses are JSON, errors
-/// {"error":"..."}. Returns the group, for routes of the program's own behind the same guard. Only
-/// before the start; refers to the server. Throws std::invalid_argument for a guard that is empty
-/// and a prefix that is none.
+/// Adds routes that list the streams and end them, for those whom the guard admits; it is called
+/// for each request, as group_options::authorize is. Pages of other origins are refused, so that
+/// none can use a visitor's cookie; same origin means same host and port. Responses are JSON; an
+/// error is {"error":"..."}. Returns the group, for routes of the program's own behind the same
+/// guard. Only before the start; refers to the server. Throws std::invalid_argument for an empty
+/// guard, and for a prefix that is not a path.
 ///
 ///     sse::admin(server, [](const sse::request& r) -> asio::awaitable<sse::access> {
 ///         if (is_staff(r)) co_return sse::access::grant();
@@ -2237,13 +2237,13 @@ struct publish_options {
     std::chrono::milliseconds key_age = std::chrono::hours(24);
 };
 
-/// A handler that publishes what is posted, for whom `authorize` lets in.
+/// A handler that publishes what is posted, for those whom `authorize` lets in.
 ///
 ///     server.route("POST", "/publish/*", sse::publish_endpoint(server, authorize));
 ///
 /// The topic is what `*` matched, unless a message names another one. `authorize` is asked before
 /// the body is read, with this topic in request::topics if there is one, and again if messages name
-/// others, with all of them: whom it lets in may publish to each. Of what it grants, `user` and
+/// others, with all of them: whoever is let in may publish to each. Of what it grants, `user` and
 /// `headers` count.
 ///
 /// The body is UTF-8, uncompressed, of one of these types:
@@ -2286,7 +2286,7 @@ SSE_DECL std::vector<std::string> form_values(std::string_view form, std::string
 #if defined(SSE_ENABLE_TLS)
 
 enum class jwt_algorithm : std::uint8_t {
-    hs256, ///< A secret that who signs and who checks both have.
+    hs256, ///< A secret that both the signer and the checker have.
     rs256, ///< RSA, PKCS #1 1.5, with SHA-256.
     es256, ///< ECDSA on P-256 with SHA-256.
     eddsa  ///< Ed25519.
@@ -2301,26 +2301,27 @@ struct jwt_key {
     std::string id = {};
 };
 
-/// Which tokens are believed.
+/// Which tokens are accepted.
 struct jwt_options {
     /// A token is checked with the keys of its algorithm alone. At least one, at most 16.
     std::vector<jwt_key> keys = {};
-    /// How far the clock of who signs may be off. From 0 to five minutes.
+    /// How far the signer's clock may be off. From 0 to five minutes.
     std::chrono::seconds skew{30};
     /// Tokens without an expiry are refused.
     bool must_expire = true;
     std::string issuer = {};   ///< If set, what `iss` must be.
-    std::string audience = {}; ///< If set, what `aud` must be or have.
+    std::string audience = {}; ///< If set, what `aud` must be or contain.
     /// The claim that has the lists `publish` and `subscribe`.
     std::string claim = "mercure";
-    /// A cookie that may have the token, for pages; without Authorization. Empty: none.
+    /// A cookie that may carry the token, for pages; it is read if there is no Authorization field.
+    /// Empty: none.
     std::string cookie = {};
-    /// A parameter of the query that may have it, such as "authorization". It ends up in the logs
+    /// A parameter of the query that may carry it, such as "authorization". It ends up in the logs
     /// of proxies. Empty: none.
     std::string parameter = {};
 };
 
-/// What a token says, once it is believed.
+/// What a token says, once it is accepted.
 struct jwt_claims {
     std::string subject = {}; ///< `sub`; empty if there is none.
     std::optional<std::chrono::system_clock::time_point> expires = {};
@@ -2331,7 +2332,7 @@ struct jwt_claims {
     std::string payload = {}; ///< All of it, JSON.
 };
 
-/// A token is not believed; what() says why, for the log. Its holder is told no more than that.
+/// A token is not accepted; what() says why, for the log. Its holder is told no more than that.
 class jwt_error : public std::runtime_error {
 public:
     using std::runtime_error::runtime_error;
@@ -2343,13 +2344,13 @@ public:
 ///     options.hooks.authorize = tokens.followers();
 ///     server.route("POST", "/publish/*", sse::publish_endpoint(server, tokens.publishers()));
 ///
-/// A token is of one of the algorithms above, for which there is a key; `none`, a key of another
-/// kind, and extensions that must be understood (`crit`) are refused. `exp`, `nbf` and `iat` are
-/// whole or decimal seconds, and hold with the skew.
+/// A token must be of one of the algorithms above, for which there is a key; `none`, a key of
+/// another kind, and extensions that must be understood (`crit`) are refused. `exp`, `nbf` and
+/// `iat` are whole or decimal seconds, and are compared with the skew allowed.
 class jwt {
 public:
-    /// Throws std::invalid_argument for a key that is none of its algorithm, and for other options
-    /// that cannot work.
+    /// Throws std::invalid_argument for a key that does not fit its algorithm, and for other
+    /// options that cannot work.
     explicit jwt(jwt_options o);
 
     /// What a token says. Throws jwt_error.
@@ -2367,7 +2368,7 @@ public:
     /// The same for publish_endpoint(), with `publish`.
     authorizer publishers() const;
 
-    // Without a token a request gets 401; with one that is not believed, 401 and `invalid_token`;
+    // Without a token a request gets 401; with one that is not accepted, 401 and `invalid_token`;
     // with one that does not have the topics, 403 and `insufficient_scope` (RFC 6750 3). Why is in
     // the server's log.
 
@@ -2421,8 +2422,8 @@ public:
     /// How many streams view it now. None is no reason to end: a viewer that left may come back.
     std::size_t viewers() const noexcept;
 
-    /// Whether jobs::stop() was called: whoever wanted the job does not any more. The producer ends
-    /// it as it sees fit, such as by finish({.event = "stopped"}).
+    /// Whether jobs::stop() was called: whoever wanted the job no longer does. The producer ends it
+    /// as it sees fit, such as by finish({.event = "stopped"}).
     bool stop_requested() const noexcept;
 
     /// Waits for that. The job may be destroyed meanwhile; then it waits until it is cancelled.
@@ -2521,10 +2522,11 @@ struct client_options {
     /// Whether it connects again after a stream has ended or failed. If not set, GET does; other
     /// methods do not, since what they do would be done twice.
     std::optional<bool> reconnect = {};
-    /// Resumes a stream after its last event ID by this method, without a body: "GET", where a POST
-    /// makes a call whose stream can be resumed, as in MCP until 2025-11-25. What it calls is
-    /// called once: it reconnects, unless `reconnect` is false, as soon as it has an id, and never
-    /// before. With a last_event_id it begins by it. Empty: it resumes by the same request.
+    /// Resumes a stream after its last event ID with this method, without a body: "GET", where a
+    /// POST makes a call whose stream can be resumed, as in MCP until 2025-11-25. The call is made
+    /// once: unless `reconnect` is false, the client reconnects as soon as it has an id, and never
+    /// before. With a last_event_id its first request has this method. Empty: it resumes with the
+    /// same request.
     std::string resume_method = {};
     std::chrono::milliseconds retry{3'000};      ///< Wait before reconnecting; a server may set it.
     std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait, up to this.
@@ -2677,19 +2679,19 @@ struct client_request {
     std::vector<std::pair<std::string, std::string>> headers = {};
     std::string body = {};
     std::string last_event_id = {}; ///< Unless empty: the header Last-Event-ID.
-    asio::ip::address address = asio::ip::address_v4::loopback(); ///< Whence it comes.
+    asio::ip::address address = asio::ip::address_v4::loopback(); ///< Of the client.
 };
 
 /// What has become of a response.
 enum class outcome : std::uint8_t {
     open,     ///< It has not begun, or goes on.
     complete, ///< The client can tell that it has all of it.
-    closed,   ///< The connection ended first. So end streams that are subscribed to a topic.
+    closed,   ///< The connection ended first, as for each stream that follows a topic.
 };
 
 /// A client of a simulation, with its one request. Each member that tells something first lets the
-/// simulation settle. Of an event stream it reads 1 MiB each time; what sends more than that waits,
-/// as for any client. Movable; its destructor leaves.
+/// simulation settle. Of an event stream it reads 1 MiB each time; whoever sends more than that
+/// waits, as for any client. Movable; its destructor leaves.
 ///
 /// Thread safety: the simulation's thread, outside handlers. Not used after the simulation, but for
 /// its destructor.
@@ -2712,7 +2714,7 @@ public:
     /// That of the last event that has come: what reconnect() resumes after.
     std::string last_event_id();
 
-    /// Of the response; 0 before it has begun.
+    /// That of the response; 0 before it has begun.
     int status();
     /// The first field of this name, ignoring case.
     std::optional<std::string> header(std::string_view name);
@@ -2754,16 +2756,16 @@ private:
 ///     world.advance(100ms);
 ///     CHECK(ann.next()->data == "2");
 ///
-/// The clock stands still but for advance() and await(). By it go stream::sleep_for(),
-/// stream::end_after(), access::grant(), heartbeats, every timeout, ages of the history and of
-/// jobs, and start::since(). Not by it: timers that the program makes, sse::client, a bus,
-/// options::timeouts.publish, the field Date.
+/// The clock stands still except in advance(), run_until() and await(). It drives
+/// stream::sleep_for(), stream::end_after(), access::grant(), heartbeats, every timeout, ages of
+/// the history and of jobs, and start::since(). It does not drive timers that the program makes,
+/// sse::client, a bus, options::timeouts.publish, and the field Date.
 ///
 /// Handlers that still run end in its destructor: make what they use before it.
 ///
-/// Of the options these do not apply: threads, io_uring, handle_signals, proxy.protocol, tls. A
-/// limit on hosts does, see client_request. Calls of the server that block would wait for the test
-/// itself: await() the others.
+/// These options do not apply: threads, io_uring, handle_signals, proxy.protocol, tls. A limit on
+/// hosts does, see client_request. Calls of the server that block would wait for the test itself:
+/// await() those that do not.
 ///
 /// Thread safety: the thread that made it, outside handlers; what handlers call is as always. A
 /// thread has one simulation at a time, others have theirs; servers with threads of their own are
@@ -2805,8 +2807,8 @@ public:
     std::chrono::nanoseconds elapsed() const noexcept;
 
     /// Settles, and then moves the clock, up to `within`, until the condition is true. If it is not
-    /// by then, waits for it in real time, up to `real`: for what other threads do. Returns what it
-    /// is in the end.
+    /// by then, waits for it in real time, up to `real`: for what other threads do. Returns whether
+    /// it is true in the end.
     bool run_until(const std::function<bool()>& condition, std::chrono::nanoseconds within = {},
                    std::chrono::milliseconds real = {});
 
@@ -3040,7 +3042,7 @@ void open_socket(Socket& socket, const asio::ip::tcp& protocol, asio::error_code
 #endif
 }
 
-/// Unspecified if it is none of IP.
+/// Unspecified if it is not one of IP.
 inline asio::ip::address address_in(const sockaddr_storage& from) noexcept {
     if (from.ss_family == AF_INET) {
         sockaddr_in v4;
@@ -3127,7 +3129,7 @@ public:
         };
         const bool is_name = path.starts_with('@');
         check(is_name || path.starts_with('/'),
-              "is no unix-domain socket; write the whole path, such as unix:/run/app.sock");
+              "is not a unix-domain socket; write the whole path, such as unix:/run/app.sock");
         check(path.size() > 1 && path.find('\0') == path.npos && path.find('\n') == path.npos,
               "has no path that a file can have; write one such as unix:/run/app.sock");
         constexpr std::size_t most = sizeof(sockaddr_un::sun_path) - 1;
@@ -6037,7 +6039,7 @@ inline bool fits_topic(frame::kind what, std::string_view topic) {
            topic.find('/') == topic.npos;
 }
 
-/// Returns nullopt for bytes that are no record. The result views them.
+/// Returns nullopt for bytes that are not a record. The result views them.
 inline std::optional<record> decode_record(std::string_view bytes) {
     record_reader in(bytes);
     record r;
@@ -6110,7 +6112,8 @@ inline std::string encode_notice(const notice& n) {
     return out;
 }
 
-/// Returns nullopt for bytes that are no notice. The result views them; its streams are not read.
+/// Returns nullopt for bytes that are not a notice. The result views them; its streams are not
+/// read.
 inline std::optional<notice> decode_notice(std::string_view bytes) {
     record_reader in(bytes);
     notice n;
@@ -6182,7 +6185,7 @@ inline std::optional<stream_info> take_stream(record_reader& in) {
     return valid ? std::optional(std::move(s)) : std::nullopt;
 }
 
-/// Of a notice. Returns nullopt for bytes that are no streams.
+/// Of a notice. Returns nullopt for bytes that are not streams.
 inline std::optional<std::vector<stream_info>> decode_streams(std::string_view bytes,
                                                               std::string_view node) {
     record_reader in(bytes);
@@ -9225,7 +9228,7 @@ SSE_DECL int tls_session::on_write(BIO* from, const char* bytes, int size) noexc
         self.broken_ = failed;
         return -1;
     }
-    if (self.rest_.size() > max_rest) { // of what is read, and answered: the peer takes no answers
+    if (self.rest_.size() > max_rest) { // of responses to what is read: the peer takes none
         BIO_set_retry_write(from);
         return -1;
     }
@@ -9320,7 +9323,7 @@ SSE_DECL bool tls_session::shake_hands(asio::error_code& failed) {
 SSE_DECL std::size_t tls_session::read_some(asio::mutable_buffer to, asio::error_code& failed) {
     holds_end_ = false;
     if (!shake_hands(failed)) return 0;
-    asio::error_code later; // what an answer meets, reading meets too
+    asio::error_code later; // what a response meets, reading meets too
     if (!writer_waits_) flush(later);
     ERR_clear_error();
     reads_left_ = reads_at_once;
@@ -14353,7 +14356,7 @@ public:
     static asio::awaitable<std::uint64_t> async_wait(std::shared_ptr<hub> kept,
                                                      std::shared_ptr<confirmation> told);
 
-    /// Of a page; nullopt if it is no record.
+    /// Of a page; nullopt if it is not a record.
     static std::optional<std::pair<token, frame_ref>> decoded(const bus::page::entry& one,
                                                               std::string_view epoch);
 
@@ -14939,14 +14942,16 @@ SSE_DECL void give_away(const std::string& path, const std::string& owner) {
                                      "'; only root gives files away, others to a group of theirs");
 }
 
-/// Whether nobody listens at this file any more. Throws if somebody does, or if it is no socket.
+/// Whether nobody listens at this file any more. Throws if somebody does, or if it is not a
+/// socket.
 SSE_DECL bool is_stale(const std::string& path, const unix_address& at) {
     struct stat found {};
     if (::lstat(path.c_str(), &found) != 0) return false; // gone meanwhile
     if (!S_ISSOCK(found.st_mode)) {
-        throw std::system_error(std::make_error_code(std::errc::file_exists),
-                                "there is a file that is no socket, which is left as it is; move "
-                                "it away, or choose another path");
+        throw std::system_error(
+            std::make_error_code(std::errc::file_exists),
+            "there is a file that is not a socket, which is left as it is; move "
+            "it away, or choose another path");
     }
     asio::error_code failed;
     const descriptor probe = open_unix_socket(SOCK_STREAM, failed);
@@ -15007,7 +15012,7 @@ SSE_DECL void take_listening(listener& to, int file) {
         socklen_t size = sizeof value;
         if (::getsockopt(file, SOL_SOCKET, option, &value, &size) != 0) {
             throw std::system_error(last_socket_error(),
-                                    "descriptor " + std::to_string(file) + " is no socket");
+                                    "descriptor " + std::to_string(file) + " is not a socket");
         }
         return value;
     };
@@ -15403,7 +15408,7 @@ SSE_DECL bool notify_systemd([[maybe_unused]] std::string_view state) noexcept {
             pollfd room{from.get(), POLLOUT, 0};
             if (errno != EAGAIN || ::poll(&room, 1, 1'000) <= 0) return false;
         }
-    } catch (const std::exception&) {} // it is no address, or out of memory
+    } catch (const std::exception&) {} // it is not an address, or out of memory
     return false;
 #endif
 }
@@ -17896,12 +17901,12 @@ SSE_DECL std::uint32_t json_reader::four_hex() {
 } // namespace detail
 
 // >>endpoint //////////////////////////////////////////////////////////////////////////////////////
-// What is behind publish_endpoint(): bodies as messages, what was answered to requests that come
-// again, and the handler. Needs >>publishing, >>json, >>head, >>topic, >>ids, >>facade.
+// What is behind publish_endpoint(): bodies as messages, responses to requests that come again, and
+// the handler. Needs >>publishing, >>json, >>head, >>topic, >>ids, >>facade.
 // Tests: tests/publish.cpp
 namespace detail {
 
-/// Why a request is not published, as it is answered.
+/// Why a request is not published, as its response says.
 struct refused_post : std::runtime_error {
     refused_post(int answered, const std::string& why)
         : std::runtime_error(why), status(answered) {}
@@ -17933,8 +17938,8 @@ body_type body_type_of(std::string_view content_type);
 std::vector<posted> read_posts(body_type type, std::string body, std::string_view topic,
                                std::size_t most);
 
-/// What was answered to requests with an Idempotency-Key: a line for each message, empty while it
-/// is not published. Bounded; the oldest are forgotten first, but not those that still run. Any
+/// The responses to requests with an Idempotency-Key: a line for each message, empty while it is
+/// not published. Bounded; the oldest are forgotten first, but not those that still run. Any
 /// thread.
 class post_memory {
 public:
@@ -18615,7 +18620,7 @@ SSE_DECL jwt_parts parse_jwt(std::string_view token) {
     if (find_member(members, "b64")) refuse_jwt("has b64");
     parts.algorithm = algorithm->text;
     if (const json_item* const id = find_member(members, "kid")) {
-        if (id->is != json_item::type::string) refuse_jwt("has a kid that is no text");
+        if (id->is != json_item::type::string) refuse_jwt("has a kid that is not a string");
         parts.id = id->text;
     }
     return parts;
@@ -18632,7 +18637,7 @@ jwt_time(const std::vector<json_item>& claims, std::string_view name) {
     constexpr std::uint64_t year_2255 = 9'000'000'000; // clocks cannot tell much more
     if (found->is != json_item::type::number || !seconds ||
         (!fraction.empty() && !is_digits(fraction))) {
-        refuse_jwt("has " + std::string(name) + " that is no time");
+        refuse_jwt("has " + std::string(name) + " that is not a time");
     }
     return std::chrono::system_clock::time_point(
         std::chrono::seconds(static_cast<std::int64_t>(std::min(*seconds, year_2255))));
@@ -18642,7 +18647,7 @@ SSE_DECL std::string jwt_text(const std::vector<json_item>& claims, std::string_
     const json_item* const found = find_member(claims, name);
     if (!found) return {};
     if (found->is != json_item::type::string) {
-        refuse_jwt("has " + std::string(name) + " that is no text");
+        refuse_jwt("has " + std::string(name) + " that is not a string");
     }
     return found->text;
 }
@@ -18654,7 +18659,7 @@ SSE_DECL std::vector<std::string> jwt_list(const std::vector<json_item>& claims,
     const json_item* const found = find_member(claims, name);
     if (!found) return list;
     const auto refuse = [&] {
-        refuse_jwt("has " + std::string(name) + " that is no list of texts");
+        refuse_jwt("has " + std::string(name) + " that is not a list of strings");
     };
     if (found->is != json_item::type::array) refuse();
     for (json_item& each : json_reader(found->raw).array()) {
@@ -18728,7 +18733,7 @@ SSE_DECL std::unique_ptr<EVP_PKEY, openssl_key_free> jwt_checker::make_key(const
     };
     if (of.algorithm == jwt_algorithm::hs256) {
         // Whoever has a public key could sign with it, if it were taken for a secret.
-        if (of.key.find("-----BEGIN") != of.key.npos) refuse("a PEM key is no secret");
+        if (of.key.find("-----BEGIN") != of.key.npos) refuse("a PEM key is not a secret");
         if (of.key.size() < 32) refuse("a secret has at least 32 bytes (RFC 7518 3.2)");
         return nullptr;
     }
@@ -18851,7 +18856,7 @@ SSE_DECL jwt_claims jwt_checker::claims_of(const jwt_parts& parts,
     }
     out.subject = jwt_text(claims, "sub");
     if (const json_item* const rights = find_member(claims, options_.claim)) {
-        if (rights->is != json_item::type::object) refuse_jwt("has a claim that is no object");
+        if (rights->is != json_item::type::object) refuse_jwt("has a claim that is not an object");
         const auto lists = json_reader(rights->raw).object();
         out.publish = jwt_list(lists, "publish");
         out.subscribe = jwt_list(lists, "subscribe");
@@ -21570,7 +21575,7 @@ inline constexpr std::array redis_advices{
                  "another program uses this key: choose another redis_options::prefix"},
     redis_advice{"DB index", true, "correct redis_options::database"},
     redis_advice{"invalid DB", true, "correct redis_options::database"},
-    redis_advice{"unknown command", true, "this is no Redis, or the command was renamed"},
+    redis_advice{"unknown command", true, "this is not Redis, or the command was renamed"},
     redis_advice{"MOVED", true, "a Redis Cluster is not supported: use a primary with replicas"},
     redis_advice{"CROSSSLOT", true,
                  "a Redis Cluster is not supported: use a primary with replicas"},

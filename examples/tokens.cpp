@@ -15,7 +15,8 @@
 using namespace std::chrono_literals;
 
 constexpr std::string_view known_text =
-    "Server-Sent Events are a plain answer that does not end: the server writes a line, the client "
+    "Server-Sent Events are a plain response that does not end: the server writes a line, the "
+    "client "
     "reads a line, and nobody has to ask twice. A model speaks that way too, one token after the "
     "other, long before it knows how its sentence is going to end.";
 

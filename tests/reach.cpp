@@ -259,7 +259,8 @@ TEST_SUITE("reach") {
         CHECK(http_get(second.port(), "/health").status == 200);
     }
 
-    TEST_CASE("what is no address, and no address at all, are refused before anything is opened") {
+    TEST_CASE(
+        "what is not an address, and no address at all, are refused before anything is opened") {
         sse::server server(with_threads(1));
         CHECK_THROWS_AS(server.start({"127.0.0.1:0", "nothing"}), std::invalid_argument);
         CHECK_THROWS_AS(server.start("http://127.0.0.1:0/path"), std::invalid_argument);
@@ -372,14 +373,15 @@ TEST_SUITE("reach") {
 
         const std::string text = folder / "notes.txt";
         std::ofstream(text) << "precious";
-        CHECK(has(reason([&] { second.start("unix:" + text); }), "is no socket"));
+        CHECK(has(reason([&] { second.start("unix:" + text); }), "is not a socket"));
         std::string kept;
         std::getline(std::ifstream(text) >> std::ws, kept);
         CHECK(kept == "precious");
         const std::string link = folder / "link";
         REQUIRE(::symlink("nowhere", link.c_str()) == 0);
-        CHECK(has(reason([&] { second.start("unix:" + link); }), "is no socket"));
-        CHECK(has(reason([&] { second.start("unix:" + folder.path().string()); }), "is no socket"));
+        CHECK(has(reason([&] { second.start("unix:" + link); }), "is not a socket"));
+        CHECK(has(reason([&] { second.start("unix:" + folder.path().string()); }),
+                  "is not a socket"));
     }
 
     TEST_CASE("a server removes its own file and not that of another") {
@@ -502,7 +504,7 @@ TEST_SUITE("reach") {
                   .body == "203.0.113.11 " + myself());
     }
 
-    TEST_CASE("a client of TCP that is gone when its request is read is no proxy at a socket") {
+    TEST_CASE("a client of TCP that is gone when its request is read is not a proxy at a socket") {
         std::mutex mutex;
         std::vector<std::string> clients;
         sse::options o = with_threads(1);
