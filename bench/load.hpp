@@ -460,7 +460,7 @@ private:
     }
 
     // One in each call. When the server does not follow, the places are taken and who waited
-    // longest leaves without an answer.
+    // longest leaves without a response.
     void come_and_leave() {
         next_churn_ += churn_period_;
         const std::uint64_t number = what_.clients + churned_++ % churners;

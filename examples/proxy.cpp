@@ -27,7 +27,7 @@ sse::client_options question(std::string body, const std::string& key) {
     return how;
 }
 
-// The model's own response, if it made one that is no stream: a refusal, or a whole answer.
+// The model's own response, if it made one that is not a stream: a refusal, or a whole response.
 asio::awaitable<void> pass_on(sse::stream& client, const sse::client& upstream,
                               std::error_code failed) {
     const std::string type(upstream.header("Content-Type").value_or("text/plain"));

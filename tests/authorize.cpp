@@ -262,7 +262,7 @@ TEST_SUITE("who may come in") {
             "\x12\x34\x00\x50",
             28);
         for (const char byte : v2_head.substr(0, 20)) v2.send(std::string(1, byte));
-        v1.send(get); // one thread: by the answer, the server has read these
+        v1.send(get); // one thread: by the response, the server has read these
         CHECK(v1.read_response().body == "5.6.7.8");
         v2.send(v2_head.substr(20) + get);
         CHECK(v2.read_response().body == "5.6.7.9");

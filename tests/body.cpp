@@ -189,9 +189,9 @@ TEST_CASE("a chunk size is hexadecimal digits of any case and nothing else") {
         {"9112 7.1 no fraction", sized("5.0"), {.status = 400}},
         {"9112 7.1 no space before", sized(" 5"), {.status = 400}},
         {"9112 7.1 no space before", sized("\t5"), {.status = 400}},
-        {"9112 7.1 no space behind", sized("5 "), {.status = 400}},
-        {"9112 7.1 no space behind", sized("5\t"), {.status = 400}},
-        {"9112 7.1 no space behind", "0 \r\n\r\n", {.status = 400}},
+        {"9112 7.1 no space after", sized("5 "), {.status = 400}},
+        {"9112 7.1 no space after", sized("5\t"), {.status = 400}},
+        {"9112 7.1 no space after", "0 \r\n\r\n", {.status = 400}},
         {"9112 7.1 no space between", sized("0 5"), {.status = 400}},
         {"9112 7.1 no VT", sized("\v5"), {.status = 400}},
         {"9112 7.1 no FF", sized("5\f"), {.status = 400}},
@@ -281,7 +281,7 @@ TEST_CASE("data that is longer or shorter than its size is refused") {
     });
 }
 
-TEST_CASE("the two bytes behind the data are CR LF, not any two") {
+TEST_CASE("the two bytes after the data are CR LF, not any two") {
     check_table({
         {"9112 7.1", "3\r\nabcXX0\r\n\r\n", {.status = 400}},
         {"9112 7.1", "3\r\nabcXX\r\n0\r\n\r\n", {.status = 400}},
@@ -342,7 +342,7 @@ TEST_CASE("a body that has not ended wants more") {
     });
 }
 
-TEST_CASE("bytes behind the end are left for the next request") {
+TEST_CASE("bytes after the end are left for the next request") {
     check_table({
         {"9112 9.3.2", "0\r\n\r\nGET / HTTP/1.1\r\n\r\n", {.rest = "GET / HTTP/1.1\r\n\r\n"}},
         {"9112 9.3.2",
@@ -373,7 +373,7 @@ TEST_CASE("trailers are thrown away") { // RFC 9110 6.5.1: never merged into the
     });
 }
 
-TEST_CASE("a trailer that is no header line is refused") {
+TEST_CASE("a trailer that is not a header line is refused") {
     // RFC 9112 2.2: what does not match the grammar gets 400 and the end of the connection. Were it
     // taken, a lost empty line would swallow the next request as a trailer of this one.
     check_table({
@@ -441,7 +441,7 @@ TEST_CASE("a body of exactly the limit is accepted, one byte more gets 413") {
     check_status(decode_in_every_way("5\r\nabcde\r\n1\r\nf\r\n0\r\n\r\n", 5), 413);
     check_status(decode_in_every_way("0\r\n\r\n", 0), 0);
     check_status(decode_in_every_way("1\r\na\r\n0\r\n\r\n", 0), 413);
-    // The sum must not wrap around behind a body that has begun.
+    // The sum must not wrap around after a body that has begun.
     check_status(decode_in_every_way("5\r\nabcde\r\nfffffffffffffff\r\n", 5), 413);
 }
 
@@ -521,7 +521,7 @@ TEST_CASE("a thousand chunks of one byte are accepted") {
     check_status(decode(bytes + "0\r\n\r\n"), 0);
 }
 
-TEST_CASE("a refused body stays refused, a complete one complete, whatever comes behind it") {
+TEST_CASE("a refused body stays refused, a complete one complete, whatever comes after it") {
     auto refused = body_decoder::of_chunks(default_limit);
     std::string input = "x\r\n";
     CHECK(refused.feed(input) == progress::refused);
@@ -782,7 +782,7 @@ TEST_CASE("a query is taken apart as the URL standard takes forms apart") {
              {"a=b=c", "a", {"b=c"}},
              {"a==", "a", {"="}},
              {"&&a=1&&&b=2&", "a", {"1"}},
-             {"&&a=1&&&b=2&", "", {}}, // nothing between two marks is no pair
+             {"&&a=1&&&b=2&", "", {}}, // nothing between two marks is not a pair
              {"&", "", {}},
              {"a=1;b=2", "a", {"1;b=2"}}, // a semicolon has parted pairs in HTML 4 only
              {"a=1?b=2", "a", {"1?b=2"}},
@@ -888,7 +888,7 @@ std::string written(std::string_view head, std::string_view body, std::size_t ro
 
 } // namespace
 
-TEST_CASE("what a writer takes whole is one chunk, behind what was passed") {
+TEST_CASE("what a writer takes whole is one chunk, after what was passed") {
     const std::string body = "hello, chunks of 26 bytes!";
     for (const std::size_t piece : {1u, 2u, 3u, 4u, 5u, 26u, 100u}) {
         CAPTURE(piece);

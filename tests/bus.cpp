@@ -216,7 +216,7 @@ TEST_CASE("an id whose place the history has forgotten is not replaced by an old
     CHECK(next(client, 1) == "21");
 }
 
-TEST_CASE("numbers that no message has are no gap") {
+TEST_CASE("numbers that no message has are not a gap") {
     const auto store = std::make_shared<memory_store>();
     store->with([](auto& s) { s.newest = 5; });
     running_server server(on(store));

@@ -504,7 +504,8 @@ TEST_SUITE("client: answers") {
         CHECK(source(none.url()).error() == sse::errc::bad_content_type);
     }
 
-    TEST_CASE("of an answer that is no stream 64 KiB are kept, and a slow one is not waited for") {
+    TEST_CASE(
+        "of a response that is not a stream 64 KiB are kept, and a slow one is not waited for") {
         script_server server({{status_answer(500, "", std::string(200'000, 'x')), then::hold}});
         source s(server.url());
         CHECK(s.error() == sse::errc::bad_status);
@@ -538,7 +539,7 @@ TEST_SUITE("client: answers") {
         CHECK(source(fine.url()).data() == "a");
     }
 
-    TEST_CASE("interim answers are skipped, also many, but not without end") {
+    TEST_CASE("interim responses are skipped, also many, but not without end") {
         const std::string early = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
         script_server server(
             {{"HTTP/1.1 100 Continue\r\n\r\n" + early + early + answer("data: a\n\n"), then::hold,
@@ -555,7 +556,7 @@ TEST_SUITE("client: answers") {
         CHECK(source(other.url(), once()).error() == sse::errc::bad_response);
     }
 
-    TEST_CASE("a head that is no HTTP/1, or could be read in two ways, is a bad answer") {
+    TEST_CASE("a head that is not HTTP/1, or could be read in two ways, is a bad response") {
         const std::string type = "Content-Type: text/event-stream\r\n";
         for (const std::string& head : std::vector<std::string>{
                  "",
@@ -666,7 +667,7 @@ TEST_SUITE("client: answers") {
         CHECK(after(phase::closed) == "c");
     }
 
-    TEST_CASE("a head over max_head_bytes is a bad answer") {
+    TEST_CASE("a head over max_head_bytes is a bad response") {
         const auto server_with = [](std::size_t size) {
             return answer("data: a\n\n", "X: " + std::string(size, 'x') + "\r\n");
         };
@@ -684,7 +685,7 @@ TEST_SUITE("client: answers") {
         script_server server({{.bytes = status_answer(413, "", "too large"), .read_body = false}});
         source s(server.url(), post(std::string(20'000'000, 'x')));
         const auto error = s.error();
-        // The system may drop the answer when the connection is reset on unread bytes.
+        // The system may drop the response when the connection is reset on unread bytes.
         if (error == sse::errc::bad_status) CHECK(s.client.error_body() == "too large");
         CHECK(error);
     }
@@ -772,7 +773,7 @@ TEST_SUITE("client: bodies") {
         CHECK(source(none.url(), once()).data() == "(over)");
     }
 
-    TEST_CASE("a body that is cut short or broken throws, behind the events before it") {
+    TEST_CASE("a body that is cut short or broken throws, after the events before it") {
         const std::string one = "9\r\ndata: a\n\n\r\n";
         for (const std::string& bytes :
              {answer("data: a\n\nda", "Content-Length: 20\r\n"), answer(one, is_chunked),
@@ -814,7 +815,7 @@ TEST_SUITE("client: bodies") {
 }
 
 TEST_SUITE("client: redirects") {
-    TEST_CASE("all five are followed; a reconnection begins behind the permanent ones alone") {
+    TEST_CASE("all five are followed; a reconnection begins after the permanent ones alone") {
         for (const int status : {301, 302, 303, 307, 308}) {
             CAPTURE(status);
             const bool permanent = status == 301 || status == 308;
@@ -834,7 +835,7 @@ TEST_SUITE("client: redirects") {
         }
     }
 
-    TEST_CASE("a permanent redirect behind another one is not permanent for the first place") {
+    TEST_CASE("a permanent redirect after another one is not permanent for the first place") {
         script_server server({{moved(301, "/b")},
                               {moved(302, "/c")},
                               {moved(308, "/d")},
@@ -1066,7 +1067,7 @@ TEST_SUITE("client: redirects") {
 }
 
 TEST_SUITE("client: reconnecting") {
-    TEST_CASE("it comes back behind the last event, by the server's time, and goes on") {
+    TEST_CASE("it comes back after the last event, by the server's time, and goes on") {
         script_server server({{answer("retry: 2\nid: 1\ndata: a\n\nid: 2\n\nid: 3\ndata: cut\n")},
                               {answer("data: b\n\n"), then::reset},
                               {answer("id\ndata: c\n\n", is_chunked)},
@@ -1094,7 +1095,7 @@ TEST_SUITE("client: reconnecting") {
         }
     }
 
-    TEST_CASE("broken answers, and none, are tried again; max_attempts in a row are enough") {
+    TEST_CASE("broken responses, and none, are tried again; max_attempts in a row are enough") {
         script_server server({{""},
                               {"HTTP/1.1 200 OK\r\nConte"},
                               {answer("data: a\n\n")},
@@ -1148,7 +1149,7 @@ TEST_SUITE("client: reconnecting") {
         CHECK(server.connections() == 6);
     }
 
-    TEST_CASE("a stream that was open for longer than the wait before it is no failure") {
+    TEST_CASE("a stream that was open for longer than the wait before it is not a failure") {
         const scene quiet{answer(": hello\n\n"), then::hold};
         script_server server({quiet, quiet, quiet, {no_more}});
         sse::client_options o = quick();
@@ -1298,7 +1299,7 @@ TEST_SUITE("client: reconnecting") {
         CHECK(std::chrono::steady_clock::now() - start >= 30ms);
     }
 
-    TEST_CASE("a retry time of 0 is followed, but failures in a row are no busy loop") {
+    TEST_CASE("a retry time of 0 is followed, but failures in a row are not a busy loop") {
         sse::client_options o = quick();
         o.retry = 0ms;
         o.max_retry = 16ms;
@@ -1426,7 +1427,7 @@ TEST_SUITE("client: time") {
         CHECK(std::chrono::steady_clock::now() - asked >= 40ms);
     }
 
-    TEST_CASE("an answer that does not come is given up, also in the middle of its head") {
+    TEST_CASE("a response that does not come is given up, also in the middle of its head") {
         for (const std::string bytes : {"", "HTTP/1.1 200 OK\r\nX: ", "HTTP/1.1 100 Go\r\n\r\n"}) {
             script_server server({{bytes, then::hold}});
             sse::client_options o = once();
@@ -1694,7 +1695,7 @@ TEST_SUITE("client: waits that are given up, and headers that change") {
         }
     }
 
-    TEST_CASE("what fresh_headers throws is thrown, and so is what is no header") {
+    TEST_CASE("what fresh_headers throws is thrown, and so is what is not a header") {
         script_server server({});
         sse::client_options o = quick();
         o.fresh_headers =
@@ -2068,7 +2069,7 @@ TEST_SUITE("client: with the server of this library") {
         CHECK(source(url, o).data() == "missed");
     }
 
-    TEST_CASE("a handler that streams an answer to a POST is read to its end") {
+    TEST_CASE("a handler that streams a response to a POST is read to its end") {
         running_server server(with_threads(1), [](sse::server& s) {
             s.route("POST", "/complete", [](sse::stream& client) -> asio::awaitable<void> {
                 const std::string text = co_await client.body();

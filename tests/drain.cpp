@@ -837,7 +837,7 @@ TEST_SUITE("drain and connections") {
         }
     }
 
-    TEST_CASE("the server may be destroyed right behind it, and its port taken again") {
+    TEST_CASE("the server may be destroyed right after it, and its port taken again") {
         std::uint16_t port = 0;
         for (int round = 0; round < 5; ++round) {
             std::optional<sse::server> server(std::in_place, with_tls_by_default(with_threads(2)));

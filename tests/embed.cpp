@@ -105,7 +105,7 @@ std::string get(const std::string& target, const std::string& headers = "") {
 } // namespace
 
 TEST_SUITE("a context of the program's own") {
-    TEST_CASE("plain answers, streams and subscriptions are served there") {
+    TEST_CASE("plain responses, streams and subscriptions are served there") {
         embedded e;
         connection peer(e.port());
         CHECK(peer.request("POST", "/plain", {}, "abc").body == "3");
@@ -660,7 +660,7 @@ TEST_SUITE("adopted connections" * doctest::skip(tls_by_default)) {
         }
     }
 
-    TEST_CASE("what stands behind the request is not answered, but takes nothing from its answer") {
+    TEST_CASE("what follows the request is not answered, but takes nothing from its response") {
         front_door door;
         back_room room;
         for (const char* const target : {"/health", "/count", "/none"}) {
@@ -732,7 +732,7 @@ TEST_SUITE("adopted connections" * doctest::skip(tls_by_default)) {
         CHECK(room.streams().at(0).client.to_string() == "::1");
     }
 
-    TEST_CASE("what is no request is refused as ever, also when it comes late or never") {
+    TEST_CASE("what is not a request is refused as ever, also when it comes late or never") {
         front_door door;
         sse::options o = with_threads(1);
         back_room patient(o);
@@ -840,7 +840,7 @@ TEST_SUITE("adopted connections" * doctest::skip(tls_by_default)) {
         CHECK_NOTHROW(ended.get());
     }
 
-    TEST_CASE("adopt before the start or behind the end is refused, and leaks nothing") {
+    TEST_CASE("adopt before the start or after the end is refused, and leaks nothing") {
         front_door door;
         const std::size_t descriptors = open_descriptors();
         {

@@ -867,7 +867,7 @@ TEST_SUITE("examples") {
             check_refused(form, "data=x&id=" + id, "the id has a control character");
     }
 
-    TEST_CASE("the hub publishes a retry time, and an id comes back in its answer as JSON") {
+    TEST_CASE("the hub publishes a retry time, and an id comes back in its response as JSON") {
         running_hub hub({"--publish-token", "secret"});
         event_client client(hub.port, "/subscribe/room");
         CHECK(hub.publish("room", form, "data=one&retry=1500").status == 202);

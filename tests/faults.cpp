@@ -390,7 +390,7 @@ void add_routes(sse::server& server) {
     });
 }
 
-/// A finite stream, and another request behind it on the same connection.
+/// A finite stream, and another request after it on the same connection.
 void count_and_go_on(std::uint16_t port) {
     connection peer(port);
     peer.send_request("GET", "/count");

@@ -247,7 +247,7 @@ public:
         bool held = false;
     };
 
-    /// As stream::subscribe() does: the head of the answer is the first that it is sent.
+    /// As stream::subscribe() does: the head of the response is the first that it is sent.
     void subscribe(std::string_view topic, const start& from = start::now()) {
         subscribe(topic, from, how());
     }
@@ -486,7 +486,7 @@ TEST_CASE("what was published since a time, but has not come from the ring yet, 
     CHECK(c.got() == "2");
 }
 
-TEST_CASE("a subscription starts behind an id") {
+TEST_CASE("a subscription starts after an id") {
     one_feed f;
     listener keeper(f);
     keeper.subscribe("/other");
@@ -505,7 +505,7 @@ TEST_CASE("a subscription starts behind an id") {
     }
 }
 
-TEST_CASE("a subscription starts behind an id of the program's own") {
+TEST_CASE("a subscription starts after an id of the program's own") {
     one_feed f;
     listener keeper(f);
     keeper.subscribe("/other");
@@ -1718,7 +1718,7 @@ TEST_CASE("a stream that is ended with a gap is told of it, whoever else would f
     }
 }
 
-TEST_CASE("a stream that is ended while a gap is mended gets nothing from behind the gap") {
+TEST_CASE("a stream that is ended while a gap is mended gets nothing from after the gap") {
     one_feed f(2);
     listener keeper(f);
     keeper.subscribe("/");

@@ -34,7 +34,7 @@ struct routes_server : running_server {
           }) {}
 };
 
-/// A route that answers with its body's size, for the requests between streams.
+/// A route that responds with its body's size, for the requests between streams.
 std::tuple<std::string, std::string, sse::handler> plain_route() {
     return {"POST", "/plain", [](sse::stream& client) -> handler_result {
                 const std::string body = co_await client.body();
@@ -88,7 +88,7 @@ std::size_t read_chunk_size(connection& peer, deadline until = patience) {
 std::string read_chunk(connection& peer, deadline until = patience) {
     const std::size_t size = read_chunk_size(peer, until);
     std::string bytes = peer.read_exactly(size + 2, until);
-    if (!bytes.ends_with("\r\n")) throw bad_response("behind a chunk: " + show(bytes));
+    if (!bytes.ends_with("\r\n")) throw bad_response("after a chunk: " + show(bytes));
     bytes.resize(size);
     return bytes;
 }
@@ -227,7 +227,7 @@ TEST_SUITE("finite streams") {
         CHECK(read_data(peer) == "late,");
     }
 
-    TEST_CASE("behind a stream no more waits than a head may have, and the connection ends") {
+    TEST_CASE("after a stream no more waits than a head may have, and the connection ends") {
         std::atomic<bool> go{false};
         sse::options o = with_threads(1);
         o.limits.head_bytes = 512;
@@ -246,7 +246,7 @@ TEST_SUITE("finite streams") {
         peer.send_request("GET", "/later");
         peer.read_head();
         for (int n = 0; n < 20; ++n) peer.send_request("GET", "/plain");
-        connection other(server.port()); // one thread: by its answer, all that is read
+        connection other(server.port()); // one thread: by its response, all that is read
         other.send_request("GET", "/plain");
         CHECK(other.read_response().status == 200);
         go = true;
@@ -254,7 +254,8 @@ TEST_SUITE("finite streams") {
         CHECK(peer.read_to_end().empty());
     }
 
-    TEST_CASE("after begin there is no plain answer and no header, and after an answer no stream") {
+    TEST_CASE(
+        "after begin there is no plain response and no header, and after a response no stream") {
         error_log errors;
         sse::options o = with_threads(1);
         errors.attach(o);
@@ -326,7 +327,7 @@ TEST_SUITE("finite streams") {
         CHECK(client.next().data == "welcome");
     }
 
-    TEST_CASE("requests that came while a stream was open are served behind it, in order") {
+    TEST_CASE("requests that came while a stream was open are served after it, in order") {
         std::atomic<bool> go{false};
         routes_server server({{"GET", "/wait",
                                [&](sse::stream& client) -> handler_result {
@@ -474,7 +475,7 @@ TEST_SUITE("finite streams") {
         CHECK(held.front().find("thread pool") != std::string::npos);
     }
 
-    TEST_CASE("resume_or goes on behind the client's id, else as it says") {
+    TEST_CASE("resume_or goes on after the client's id, else as it says") {
         routes_server server(
             {{"GET", "/live", [](sse::stream& client) -> handler_result {
                   client.subscribe("/news", {.from = sse::start::resume_or(sse::start::last(2))});
@@ -666,7 +667,7 @@ TEST_SUITE("finite streams") {
         CHECK(peer.request("GET", "/health").status == 200);
     }
 
-    TEST_CASE("a client that talks too much into its stream is closed behind it, not served") {
+    TEST_CASE("a client that talks too much into its stream is closed after it, not served") {
         std::atomic<bool> go{false};
         routes_server server({{"GET", "/wait", [&](sse::stream& client) -> handler_result {
                                    co_await client.send({.data = "begun"});
@@ -682,12 +683,11 @@ TEST_SUITE("finite streams") {
         go = true;
         CHECK(events.next().data == "done");
         CHECK(read_chunk(peer).empty());
-        const std::string rest =
-            peer.read_to_end(); // a refusal, if it was read only behind the end
+        const std::string rest = peer.read_to_end(); // a refusal, if it was read only after the end
         CHECK((rest.empty() || rest.starts_with("HTTP/1.1 4")));
     }
 
-    TEST_CASE("a client is seen to leave, however much it had sent behind its request") {
+    TEST_CASE("a client is seen to leave, however much it had sent after its request") {
         std::atomic<int> ended{0}, begun{0};
         routes_server server({{"GET", "/wait", [&](sse::stream& client) -> handler_result {
                                    const count_end guard{ended};
@@ -881,7 +881,7 @@ TEST_SUITE("chunks") {
         CHECK_FALSE(peer.read_to_end().ends_with("0\r\n\r\n")); // cut, not ended
     }
 
-    TEST_CASE("a chunked stream that subscribes resumes behind an id, with the gap told") {
+    TEST_CASE("a chunked stream that subscribes resumes after an id, with the gap told") {
         sse::options o = with_threads(1);
         o.history.messages = 4;
         o.heartbeat = 20ms;
@@ -1077,7 +1077,7 @@ TEST_SUITE("chunks") {
     TEST_CASE("a heartbeat that finds no room does not mix with the last chunk") {
         // What the system takes for a client that does not read is a certain number of bytes, when
         // its buffers have a fixed size. Of streams that end just below it some leave no room, or
-        // only a part of it, for the heartbeat that comes behind them.
+        // only a part of it, for the heartbeat that comes after them.
         sse::options o = with_threads(1);
         o.heartbeat = 20ms;
         std::atomic<int> taken{0}, waiting{0};
@@ -1448,7 +1448,7 @@ TEST_SUITE("bodies") {
         CHECK(peer.read_to_end().empty()); // whether the body comes cannot be known
     }
 
-    TEST_CASE("a stream answers a body that was read in pieces, and the connection goes on") {
+    TEST_CASE("a stream responds to a body that was read in pieces, and the connection goes on") {
         routes_server server({{"POST", "/echo", [](sse::stream& client) -> handler_result {
                                    std::string all;
                                    for (;;) {
@@ -1874,7 +1874,7 @@ TEST_SUITE("what a handler learns") {
         CHECK(eventually([&] { return server.counters().connections == 0; }));
     }
 
-    TEST_CASE("a connection that is idle behind a stream is closed in time, not sooner") {
+    TEST_CASE("a connection that is idle after a stream is closed in time, not sooner") {
         sse::options o = with_threads(1);
         o.timeouts.idle = 500ms;
         o.timeouts.header = with_handshake(500ms);
@@ -1918,7 +1918,7 @@ TEST_SUITE("what a handler learns") {
         CHECK(peer.request("GET", "/health").status == 200);
     }
 
-    TEST_CASE("a client that leaves before it has its answer cancels the handler") {
+    TEST_CASE("a client that leaves before it has its response cancels the handler") {
         std::atomic<int> begun{0}, ended{0};
         error_count errors;
         sse::options o = with_threads(1);
@@ -2127,8 +2127,7 @@ TEST_SUITE("what a handler learns") {
         CHECK(ended == 1);
     }
 
-    TEST_CASE(
-        "calls that belong to a running handler are refused behind its end, without a crash") {
+    TEST_CASE("calls that belong to a running handler are refused after its end, without a crash") {
         std::atomic<int> refused{0};
         routes_server server({{"GET", "/live", [&](sse::stream& client) -> handler_result {
                                    client.subscribe("/x");
@@ -2165,7 +2164,7 @@ TEST_SUITE("what a handler learns") {
         CHECK(client.next().data == "goes on");
     }
 
-    TEST_CASE("what no answer can have is refused, and the request can still be answered") {
+    TEST_CASE("what no response can have is refused, and the request can still be answered") {
         std::vector<std::string> refusals;
         const auto note = [&](auto&& call) {
             try {
@@ -2200,7 +2199,7 @@ TEST_SUITE("what a handler learns") {
         }
     }
 
-    TEST_CASE("an answer carries the phrase of its status") {
+    TEST_CASE("a response carries the phrase of its status") {
         routes_server server({{"GET", "/{status}", [](sse::stream& client) -> handler_result {
                                    const int status = std::stoi(
                                        std::string(client.request().path_value("status")));

@@ -142,7 +142,7 @@ struct expected {
     std::uint64_t length = 0;
     bool chunked = false;
     bool keep_alive = true;
-    std::size_t left = 0; ///< Bytes behind the head.
+    std::size_t left = 0; ///< Bytes after the head.
 };
 
 struct head_case {
@@ -561,7 +561,7 @@ TEST_CASE("Content-Length is one number, however often it is said") {
         {"9112 6.3 exponent", field("Content-Length: 1e3"), {.status = 400}},
         {"9112 6.3 separator", field("Content-Length: 1_000"), {.status = 400}},
         {"9112 6.3 space inside", field("Content-Length: 1 0"), {.status = 400}},
-        {"9112 6.3 junk behind", field("Content-Length: 5;"), {.status = 400}},
+        {"9112 6.3 junk after", field("Content-Length: 5;"), {.status = 400}},
         {"9112 6.3 quoted", field("Content-Length: \"5\""), {.status = 400}},
         {"9112 6.3 other digits", field("Content-Length: \xEF\xBC\x95"), {.status = 400}},
         {"ours: 18 digits", field("Content-Length: 1000000000000000000"), {.status = 400}},
@@ -738,7 +738,7 @@ TEST_CASE("a host is checked and cut from its port as it stands, without what is
     CHECK(d::split_port("[::1]:80") == std::pair("[::1]"sv, ":80"sv));
 }
 
-TEST_CASE("a text is percent-decoded to its end, and nothing behind it") {
+TEST_CASE("a text is percent-decoded to its end, and nothing after it") {
     namespace d = sse::detail;
     const std::string text = "%41";
     CHECK(d::percent_decode(text) == "A");
@@ -899,7 +899,7 @@ TEST_CASE("empty lines before a request count, so they cannot go on for ever") {
     CHECK((endless.status == 414 || endless.status == 431));
 }
 
-TEST_CASE("what stands behind a head does not count") {
+TEST_CASE("what stands after a head does not count") {
     const std::string bytes = line("GET / HTTP/1.1") + std::string(400, 'x');
     check_status(read_in_every_way(bytes, 100), 0);
 }
@@ -925,7 +925,7 @@ TEST_CASE("a hundred header lines are accepted, one more gets 431") {
     check_status(read(head_with_fields(1000)), 431);
 }
 
-TEST_CASE("a refused head stays refused, whatever comes behind it") {
+TEST_CASE("a refused head stays refused, whatever comes after it") {
     sse::detail::head_parser parser(default_limit);
     std::string bytes = "GET / HTTP/1.1\n";
     CHECK(parser.feed(bytes) == sse::detail::head_parser::progress::refused);

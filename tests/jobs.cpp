@@ -110,7 +110,7 @@ TEST_SUITE("viewers") {
         CHECK(all_of(too_late) == "0,log;2,done;");
     }
 
-    TEST_CASE("the connection of a viewer goes on behind the end of a job") {
+    TEST_CASE("the connection of a viewer goes on after the end of a job") {
         jobs_server s;
         sse::job job = s.jobs.start("a");
         job.finish({.data = "all"});
@@ -277,7 +277,7 @@ TEST_SUITE("producers") {
         CHECK(all_of(viewer) == "0,end;");
     }
 
-    TEST_CASE("a job that is destroyed before its end is abandoned, one behind it is not") {
+    TEST_CASE("a job that is destroyed before its end is abandoned, one after it is not") {
         jobs_server s;
         std::optional<event_client> viewer;
         {
@@ -857,7 +857,7 @@ TEST_SUITE("any thread, any order") {
         CHECK(jobs.known("a"));
     }
 
-    TEST_CASE("messages that come while the server stops are no harm") {
+    TEST_CASE("messages that come while the server stops do no harm") {
         sse::jobs jobs;
         for (int round = 0; round < 20; ++round) {
             CAPTURE(round);

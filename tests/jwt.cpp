@@ -256,7 +256,7 @@ TEST_SUITE("tokens") {
         }
     }
 
-    TEST_CASE("what is no token is refused") {
+    TEST_CASE("what is not a token is refused") {
         const sse::jwt tokens(with_secret());
         const issuer& by = of(algorithm::hs256);
         const std::string good = by.sign(claims());

@@ -406,7 +406,7 @@ TEST_SUITE("leave") {
         CHECK(cookie("", "sid") == "none");
     }
 
-    TEST_CASE("two lines of what is no list are refused") {
+    TEST_CASE("two lines of what is not a list are refused") {
         for (const char* const name : {"Origin", "authorization", "Content-Type", "Last-Event-ID",
                                        "Access-Control-Request-Method"}) {
             CAPTURE(name);

@@ -15,7 +15,7 @@ using namespace std::chrono_literals;
 using namespace support;
 
 TEST_SUITE("limits") {
-    TEST_CASE("at a limit streams are refused, and what is no stream is served") {
+    TEST_CASE("at a limit streams are refused, and what is not a stream is served") {
         for (const bool by_address : {false, true}) {
             CAPTURE(by_address);
             sse::options o = with_threads(1);

@@ -609,7 +609,7 @@ TEST_CASE("of two messages with one id the first is found, as long as it is kept
     frame_log log(histories{{.messages = 2}});
     push(log, on("/a", {.id = "x"}));
     push(log, on("/a", {.id = "x"}));
-    CHECK(log.find_id("x") == 0u); // who resumes behind it misses nothing
+    CHECK(log.find_id("x") == 0u); // who resumes after it misses nothing
     push(log, on("/a"));
     trim(log);
     CHECK(!log.find_id("x"));

@@ -122,7 +122,7 @@ TEST_SUITE("log") {
         CHECK(seen["connected"] == 2); // not the one that says nothing: it might be anybody's
     }
 
-    TEST_CASE("who is refused without an answer, for there are too many, is in the log") {
+    TEST_CASE("who is refused without a response, for there are too many, is in the log") {
         sse::options o = with_threads(1);
         o.limits.connections_per_ip = 1;
         journal log;

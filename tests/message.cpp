@@ -252,7 +252,7 @@ TEST_CASE("a message without any field is refused") {
     check_refused({.event = "", .comment = ""}, sse::errc::empty_message);
 }
 
-TEST_CASE("an ephemeral message with an id is refused: nobody can resume behind it") {
+TEST_CASE("an ephemeral message with an id is refused: nobody can resume after it") {
     CHECK(sse::check({.data = "x", .id = "1", .ephemeral = true}) == sse::errc::ephemeral_id);
     CHECK(!sse::check({.data = "x", .ephemeral = true}));
 }

@@ -89,7 +89,7 @@ void check_readable(const decision& d, std::string_view origin) {
     CHECK(header(d, "Vary") == "Origin");
 }
 
-/// The stream does not start, and nothing in the answer says otherwise.
+/// The stream does not start, and nothing in the response says otherwise.
 void check_refused(const decision& d) {
     CAPTURE(d.headers);
     CHECK(!d.allowed);
@@ -261,7 +261,7 @@ TEST_CASE("a copy of a matcher decides alike, and lives on alone") {
     CHECK(!copy.test("https://example.com", request));
 }
 
-TEST_CASE("what is no matcher does not compile") {
+TEST_CASE("what is not a matcher does not compile") {
     static_assert(std::is_constructible_v<sse::origin_matcher, bool (*)(std::string_view)>);
     static_assert(std::is_convertible_v<bool (*)(std::string_view), sse::origin_matcher>);
     static_assert(!std::is_constructible_v<sse::origin_matcher, bool>);
@@ -284,7 +284,7 @@ TEST_CASE("without a matcher every origin may read") {
 }
 
 TEST_CASE(
-    "without a matcher the answer is the same with and without an origin, so it may be cached") {
+    "without a matcher the response is the same with and without an origin, so it may be cached") {
     CHECK(decide({}, std::nullopt).headers == decide({}, "https://app.example").headers);
     CHECK(decide({}, std::nullopt).allowed);
     CHECK(sse::cors_options().refuse); // a page that may not read gets no stream
@@ -309,7 +309,7 @@ TEST_CASE("an origin that is not listed is refused, and caches are told that it 
     }
 }
 
-TEST_CASE("a request without an origin is served, but its answer still varies by origin") {
+TEST_CASE("a request without an origin is served, but its response still varies by origin") {
     const auto d = decide_by_list({"https://app.example"}, std::nullopt);
     CHECK(d.allowed);
     CHECK(d.headers == "Vary: Origin\r\n");
@@ -363,7 +363,7 @@ TEST_CASE("origins takes every kind of origin that browsers send") {
     }
 }
 
-TEST_CASE("what is no origin is refused when it is configured, with a hint") {
+TEST_CASE("what is not an origin is refused when it is configured, with a hint") {
     check_not_an_origin("");
     check_not_an_origin("app.example");
     check_not_an_origin("//app.example");
@@ -757,7 +757,7 @@ TEST_CASE("a negative age is refused") {
 
 // ---- header lines -------------------------------------------------------------------------------
 
-TEST_CASE("the lines of an answer, to the byte") {
+TEST_CASE("the lines of a response, to the byte") {
     const auto list = sse::origins({"https://app.example"});
     constexpr auto app = "https://app.example"sv;
     const sse::cors_options any;
@@ -766,7 +766,7 @@ TEST_CASE("the lines of an answer, to the byte") {
     const sse::cors_options credentials{.origin = list, .credentials = true};
     const sse::cors_options full{.origin = list, .exposed = {"X-A"}, .credentials = true};
 
-    // Every origin: the answer is the same for all, so it does not vary.
+    // Every origin: the response is the same for all, so it does not vary.
     for (const bool granted : {true, false}) {
         for (const auto origin : {std::optional(app), std::optional<std::string_view>()}) {
             CHECK(cors_headers(any, origin, granted) == "Access-Control-Allow-Origin: *\r\n");
@@ -790,7 +790,7 @@ TEST_CASE("the lines of an answer, to the byte") {
                                                 "Access-Control-Allow-Origin: null\r\n");
 }
 
-TEST_CASE("an answer that grants nothing says so to caches alone") {
+TEST_CASE("a response that grants nothing says so to caches alone") {
     const auto list = sse::origins({"https://app.example"});
     const sse::cors_options full{.origin = list, .exposed = {"X-A"}, .credentials = true};
     for (const sse::cors_options& cors : {sse::cors_options{.origin = list}, full}) {
@@ -800,7 +800,7 @@ TEST_CASE("an answer that grants nothing says so to caches alone") {
     }
 }
 
-TEST_CASE("an answer varies by origin exactly when the grant depends on it") {
+TEST_CASE("a response varies by origin exactly when the grant depends on it") {
     const std::vector<sse::origin_matcher> depends = {
         sse::origins({}),
         sse::origins({"https://app.example"}),
@@ -827,7 +827,7 @@ TEST_CASE("an answer varies by origin exactly when the grant depends on it") {
     }
 }
 
-TEST_CASE("no answer lets browsers send credentials unless it is asked for") {
+TEST_CASE("no response lets browsers send credentials unless it is asked for") {
     for (const sse::cors_options& cors :
          {sse::cors_options(), sse::cors_options{.origin = sse::origins({"*"})},
           sse::cors_options{.origin = sse::origins({"https://app.example"})}}) {
@@ -835,7 +835,7 @@ TEST_CASE("no answer lets browsers send credentials unless it is asked for") {
     }
 }
 
-TEST_CASE("the lines of a preflight's answer, to the byte") {
+TEST_CASE("the lines of a preflight's response, to the byte") {
     CHECK(preflight_headers({}, "GET, HEAD, OPTIONS") ==
           "Access-Control-Allow-Methods: GET, HEAD, OPTIONS\r\n"
           "Access-Control-Allow-Headers: Authorization, Cache-Control, Content-Type, "
@@ -855,7 +855,8 @@ TEST_CASE("the lines of a preflight's answer, to the byte") {
           "Access-Control-Allow-Methods: OPTIONS\r\n");
     CHECK(preflight_headers({.headers = {}, .max_age = std::chrono::seconds(1)}, "GET") ==
           "Access-Control-Allow-Methods: GET\r\nAccess-Control-Max-Age: 1\r\n");
-    // What pages may read is said of the answer that they read (Fetch 3.2.3), not of a preflight's.
+    // What pages may read is said of the response that they read (Fetch 3.2.3), not of a
+    // preflight's.
     CHECK(preflight_headers({.exposed = {"X-A"}}, "GET").find("Expose") == std::string::npos);
 }
 

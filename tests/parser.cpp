@@ -176,7 +176,7 @@ TEST_SUITE("event parser: lines") {
         CHECK(events_of("data: x\n\n\r\r\r\n\n\n") == messages_of({"x"}));
     }
 
-    TEST_CASE("a CR fires the event at once; the LF behind it, whenever it comes, adds no line") {
+    TEST_CASE("a CR fires the event at once; the LF after it, whenever it comes, adds no line") {
         sse::event_parser parser;
         parser.feed("data: now\r\r");
         REQUIRE(parser.next());
@@ -210,7 +210,7 @@ TEST_SUITE("event parser: lines") {
         CHECK(o.comments == 5);
     }
 
-    TEST_CASE("what no blank line ends is no event") {
+    TEST_CASE("what no blank line ends is not an event") {
         CHECK(events_of("data: a\n\ndata: b").size() == 1);
         CHECK(events_of("data: a\n\ndata: b\n").size() == 1);
         CHECK(events_of("").empty());
@@ -224,7 +224,7 @@ TEST_SUITE("event parser: fields") {
         CHECK(events_of("event: a\n\nid: 1\n\n: c\n\nfoo: b\n\n\n\n").empty());
     }
 
-    TEST_CASE("exactly one space behind the colon is dropped, and nothing else") {
+    TEST_CASE("exactly one space after the colon is dropped, and nothing else") {
         CHECK(events_of("data:\ta\ndata:  b\ndata: \ndata:c \n\n") ==
               messages_of({"\ta\n b\n\nc "}));
         CHECK(events_of("event:  a\ndata: b: c\n\n") == std::vector<decoded>{{" a", "b: c", ""}});
@@ -257,7 +257,7 @@ TEST_SUITE("event parser: fields") {
 }
 
 TEST_SUITE("event parser: ids and times") {
-    TEST_CASE("an id stays for the events behind it until another one, or an empty one") {
+    TEST_CASE("an id stays for the events after it until another one, or an empty one") {
         CHECK(events_of("id: 1\ndata: a\n\ndata: b\n\nid: \xe2\x80\xa6\ndata: c\n\nid\ndata: d\n\n"
                         "data: e\n\n") == std::vector<decoded>{message_of("a", "1"),
                                                                message_of("b", "1"),
@@ -278,7 +278,7 @@ TEST_SUITE("event parser: ids and times") {
             std::vector<decoded>{message_of("a", "1"), message_of("b", "1"), message_of("c", "1")});
     }
 
-    TEST_CASE("a stream resumed behind an id gives it to events without one") {
+    TEST_CASE("a stream resumed after an id gives it to events without one") {
         sse::event_parser parser({}, "41");
         CHECK(parser.last_event_id() == "41");
         parser.feed("data: a\n\nid: 42\ndata: b\n\n");

@@ -148,12 +148,12 @@ TEST_CASE("a block of no bits contains its whole family, and not the other") {
     check_block({"::/0", {"::", "::1", "ffff::"}, {"0.0.0.0", "127.0.0.1"}});
 }
 
-TEST_CASE("bits behind the length of a block do not matter") {
+TEST_CASE("bits after the length of a block do not matter") {
     check_block({"10.1.2.3/8", {"10.0.0.0", "10.255.0.1"}, {"11.1.2.3"}});
     check_block({"2001:db8::1/32", {"2001:db8:ffff::"}, {"2001:db9::1"}});
 }
 
-TEST_CASE("what is no block is refused when it is configured, with a hint") {
+TEST_CASE("what is not a block is refused when it is configured, with a hint") {
     for (const std::string text : {"",
                                    "/",
                                    "/8",
@@ -271,7 +271,7 @@ TEST_CASE("an address is read with a port or without, IPv6 with brackets or with
     }
 }
 
-TEST_CASE("what is no address is none") {
+TEST_CASE("what is not an address gives none") {
     for (const auto text : {""sv,
                             " "sv,
                             "unknown"sv,
@@ -669,7 +669,7 @@ bool same(const proxy_head& a, const proxy_head& b) {
 }
 
 /// The head whole. However it arrives, no piece of it gets another verdict than to wait, and
-/// nothing behind it changes it.
+/// nothing after it changes it.
 proxy_head read_in_every_way(const std::string& bytes) {
     const proxy_head whole = read_proxy_head(bytes);
     for (std::size_t size = 0; size < bytes.size(); ++size) {
@@ -970,7 +970,7 @@ TEST_CASE("what is no PROXY protocol header is refused at its first wrong byte")
     }
 }
 
-TEST_CASE("what stands behind a head of the PROXY protocol is left") {
+TEST_CASE("what stands after a head of the PROXY protocol is left") {
     for (const std::string& head : {words("TCP4 203.0.113.9 10.0.0.1 4711 80"),
                                     binary(proxied, tcp4, addresses_v4), binary(local, 0, "")}) {
         // A second head is not the first's affair: as a request it is refused.

@@ -129,7 +129,8 @@ TEST_SUITE("streams by name") {
         CHECK(chosen == 1);
     }
 
-    TEST_CASE("a message to one stream has no id and is not replayed; to nobody it is no error") {
+    TEST_CASE(
+        "a message to one stream has no id and is not replayed; to nobody it is not an error") {
         running_server server;
         connection peer(server.port());
         peer.send_request("GET", "/subscribe/t");
@@ -174,7 +175,8 @@ TEST_SUITE("streams by name") {
         CHECK(client.wait_for_close() == ending::last_chunk);
     }
 
-    TEST_CASE("a message to a stream that has not begun, or gives a plain answer, spoils nothing") {
+    TEST_CASE(
+        "a message to a stream that has not begun, or gives a plain response, spoils nothing") {
         std::atomic<std::uint64_t> id{0};
         std::atomic<bool> done{false};
         running_server server(with_threads(1), [&](sse::server& s) {
@@ -725,7 +727,7 @@ TEST_SUITE("connect and disconnect") {
         CHECK(eventually([&] { return server.counters().connections == 0; }));
     }
 
-    TEST_CASE("HEAD, plain answers and refusals are no streams") {
+    TEST_CASE("HEAD, plain responses and refusals are not streams") {
         register_of_streams seen;
         sse::options o = with_threads(1);
         seen.attach(o);

@@ -169,7 +169,7 @@ TEST_CASE("the bytes are those of version 1, which other versions of this librar
                               "7\x01x"sv);
 }
 
-TEST_CASE("what a program could not publish is no record") {
+TEST_CASE("what a program could not publish is not a record") {
     const auto is_read = [](frame::kind what, std::string_view topic, const message& m) {
         return decode_record(encode_record({what, topic, m, {}})).has_value();
     };
@@ -260,7 +260,7 @@ TEST_CASE("topics that would fill a notice are cut, the stream remains") {
     CHECK(all->at(0).user == s.user);
 }
 
-TEST_CASE("what no server could tell is no notice") {
+TEST_CASE("what no server could tell is not a notice") {
     using kind = notice::kind;
     const auto is_read = [](const notice& n) {
         return decode_notice(encode_notice(n)).has_value();

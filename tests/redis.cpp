@@ -1279,7 +1279,7 @@ TEST_CASE("replies that end at any byte") {
     CHECK(a.events("hole") == 0);
 }
 
-TEST_CASE("what is no Redis is said, and tried again") {
+TEST_CASE("what is not Redis is said, and tried again") {
     if (!has_redis()) return;
     redis_server redis;
     proxy between(redis.port());

@@ -62,7 +62,7 @@ std::string numbers(std::uint64_t first, std::uint64_t last) {
     return all;
 }
 
-/// A flat JSON object, as strict as RFC 8259; what is no string is kept as it stands.
+/// A flat JSON object, as strict as RFC 8259; what is not a string is kept as it stands.
 std::map<std::string, std::string> parse_json(const std::string& json) {
     std::size_t at = 0;
     const auto fail = [&] { throw std::runtime_error("bad JSON: " + show(json)); };
@@ -739,7 +739,7 @@ TEST_SUITE("on_gap") {
         REQUIRE(eventually([&] { return program.called == 1; }));
         server.post_to(only_stream(server), [](sse::stream& s) { s.close(); });
         CHECK_FALSE(client.next_or_end().has_value());
-        // With the id of something behind the gap it would never hear of it.
+        // With the id of something after the gap it would never hear of it.
         CHECK(client.decoder().last_event_id().empty());
     }
 

@@ -304,7 +304,7 @@ public:
         finishing_ = true;
     }
 
-    /// After a failed try: that another thread goes on now is no preemption.
+    /// After a failed try: that another thread goes on now is not a preemption.
     void yield() { yielding_ = true; }
 
     /// Between two calls the results of past operations no longer matter, only what `state` tells
@@ -482,7 +482,7 @@ private:
         return pick(count);
     }
 
-    // Follows the path; behind its end takes the first way, and remembers that there are others.
+    // Follows the path; after its end takes the first way, and remembers that there are others.
     std::size_t pick(std::size_t count) {
         if (depth_ < path_.size()) {
             if (path_[depth_].count == count) return path_[depth_++].taken;

@@ -36,7 +36,7 @@ handler_result tell_values(sse::stream& client) {
     co_await client.respond(200, "text/plain", text);
 }
 
-/// The answer to a GET: its body, or the status when that is not 200.
+/// The response to a GET: its body, or the status when that is not 200.
 std::string got(std::uint16_t port, std::string_view target) {
     const response answer = http_get(port, target);
     return answer.status == 200 ? answer.body : std::to_string(answer.status);
@@ -112,7 +112,7 @@ TEST_SUITE("patterns") {
         }
     }
 
-    TEST_CASE("a path has several names, and a star behind them takes the rest") {
+    TEST_CASE("a path has several names, and a star after them takes the rest") {
         running_server server(with_threads(1), [](sse::server& s) {
             s.route("GET", "/{a}/x/{b}", tell_values);
             s.route("GET", "/files/{user}/*", tell_values);
@@ -458,11 +458,11 @@ TEST_SUITE("file") {
         const auto bytes = http_get(server.port(), "/data/x");
         CHECK(bytes.body == std::string("\0\r\n\xff", 4));
         CHECK(bytes.header("Content-Type") == "application/octet-stream");
-        // The path of the request is no path of the file system.
+        // The path of the request is not a path of the file system.
         CHECK(http_get(server.port(), "/data/../../etc/passwd").body == bytes.body);
     }
 
-    TEST_CASE("what is no file that can be read is answered with 404, and nobody's error") {
+    TEST_CASE("what is not a file that can be read gets 404, and is nobody's error") {
         error_count errors;
         sse::options o = with_threads(1);
         errors.attach(o);
@@ -556,7 +556,7 @@ TEST_SUITE("groups") {
         CHECK(asked.empty());
     }
 
-    TEST_CASE("who is refused gets that answer, and nothing behind it is asked or run") {
+    TEST_CASE("who is refused gets that response, and nothing after it is asked or run") {
         std::atomic<int> inner{0}, run{0};
         running_server server(with_threads(1), [&](sse::server& s) {
             sse::group_options outer;
@@ -678,7 +678,8 @@ TEST_SUITE("groups") {
         }));
         server.publish("/instead", {.data = "she stays"});
         CHECK(ann.next().data == "she stays");
-        // A plain answer is no stream: it takes the time that it takes, and so does what follows.
+        // A plain response is not a stream: it takes the time that it takes, and so does what
+        // follows.
         connection peer(server.port());
         CHECK(peer.request("GET", "/a/slow", {{"X-Short", "1"}}).body == "slow");
         CHECK(peer.request("GET", "/a/slow", {{"X-Short", "1"}}).body == "slow");
@@ -992,7 +993,7 @@ TEST_SUITE("requests at once") {
         server.check_nothing_is_counted(1);
     }
 
-    TEST_CASE("a handler that throws is counted out, before its head and behind it") {
+    TEST_CASE("a handler that throws is counted out, before its head and after it") {
         counted_server server(1);
         CHECK(http_get(server.port(), "/g/throws").status == 500);
         CHECK(comes_in(server.port(), "/g/plain"));

@@ -149,7 +149,7 @@ TEST_SUITE("start and stop") {
         CHECK(http_get(all.port(), "/health").status == 200);
     }
 
-    TEST_CASE("what is no address is refused with the way to write one") {
+    TEST_CASE("what is not an address is refused with the way to write one") {
         for (const char* wrong : {"", "8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", ":99999"}) {
             CAPTURE(wrong);
             sse::server server(with_threads(1));
@@ -354,7 +354,7 @@ TEST_SUITE("start and stop") {
         CHECK(said.find("called on a thread of the server itself") != std::string::npos);
     }
 
-    TEST_CASE("a handler may throw what is no exception class") {
+    TEST_CASE("a handler may throw what is not an exception class") {
         error_count failures;
         sse::options o = with_threads(1);
         failures.attach(o);
@@ -512,7 +512,7 @@ TEST_SUITE("endpoints") {
         CHECK(client.head().header_lines("Access-Control-Allow-Origin") == 1);
     }
 
-    TEST_CASE("every answer is dated, as RFC 9110 5.6.7 writes dates") {
+    TEST_CASE("every response is dated, as RFC 9110 5.6.7 writes dates") {
         running_server server;
         for (const char* path : {"/health", "/none"}) {
             const std::string date = http_get(server.port(), path).header("Date").value_or("");
@@ -637,7 +637,7 @@ TEST_SUITE("endpoints") {
         CHECK(eventually([&] { return server.counters().streams == 0; }));
     }
 
-    TEST_CASE("a topic of the path is decoded once; what is no topic is 400") {
+    TEST_CASE("a topic of the path is decoded once; what is not a topic is 400") {
         running_server server;
         event_client client(server.port(), "/subscribe/caf%C3%A9/a%20b");
         server.publish("/caf\xC3\xA9/a b", {.data = "hot"});
@@ -660,7 +660,7 @@ TEST_SUITE("endpoints") {
         CHECK(server.counters().accepted == 1);
     }
 
-    TEST_CASE("a broken request gets one answer that says why, then the end") {
+    TEST_CASE("a broken request gets one response that says why, then the end") {
         running_server server;
         connection peer(server.port());
         peer.send("GET /health HTTP/1.1\r\nHost : a\r\n\r\nGET /health HTTP/1.1\r\nHost: "
@@ -723,7 +723,7 @@ TEST_SUITE("publishing") {
               "data: 1\n\ndata: 2\n\ndata: 4\n\ndata: end\n\n");
     }
 
-    TEST_CASE("a client that comes back with any id that is taken goes on behind it") {
+    TEST_CASE("a client that comes back with any id that is taken goes on after it") {
         running_server server;
         dice dice(20251128);
         const std::string letters = "ab -%\"\\\xc2\x85\xe2\x82\xac\xf0\x9f\x98\x80\x01\x7f";

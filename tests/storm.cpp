@@ -229,7 +229,7 @@ void weather_the_storm(sse::lag_policy policy, std::uint64_t chosen_seed) {
                              << " bare ids; gaps: " << sum.gaps["epoch"] << " epoch, "
                              << sum.gaps["too_old"] << " too old, " << sum.gaps["lapped"]
                              << " lapped, with " << sum.missing << " missing");
-    // Otherwise it was no storm. How much of each there is depends on how fast the machine is.
+    // Otherwise it was not a storm. How much of each there is depends on how fast the machine is.
     CHECK(clients.times(mischief::early_reset) >= 1);
     CHECK(clients.times(mischief::reset) >= 1);
     CHECK(clients.times(mischief::fin) >= 1);

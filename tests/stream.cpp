@@ -71,7 +71,7 @@ struct error_log {
 } // namespace
 
 TEST_SUITE("routes") {
-    TEST_CASE("a handler answers with a status, a type and a body, and sees the request") {
+    TEST_CASE("a handler responds with a status, a type and a body, and sees the request") {
         route_server server([](sse::stream& client) -> handler_result {
             const auto& r = client.request();
             std::string seen(r.method);
@@ -174,7 +174,7 @@ TEST_SUITE("routes") {
         }
     }
 
-    TEST_CASE("an answer before the body is read ends the connection, as it says") {
+    TEST_CASE("a response before the body is read ends the connection, as it says") {
         sse::options o = with_threads(1);
         o.timeouts.idle = 1h;
         route_server server(
@@ -218,7 +218,7 @@ TEST_SUITE("routes") {
         CHECK(peer.read_to_end().empty());
     }
 
-    TEST_CASE("a handler that says nothing is answered with 204, which ends an EventSource") {
+    TEST_CASE("a handler that says nothing responds with 204, which ends an EventSource") {
         route_server server([](sse::stream&) -> handler_result { co_return; });
         CHECK(http_get(server.port(), "/route").status == 204);
     }

@@ -89,7 +89,7 @@ TEST_CASE("data lines are joined by a line feed, and a data line alone makes an 
     check_data("data:\n\ndata\ndata\n\ndata:x\n\n", {"", "\n", "x"});
 }
 
-TEST_CASE("a block without data is no event") {
+TEST_CASE("a block without data is not an event") {
     check_data("\n\n\r\n\r\r", {});
     check_data(":\n\nunknown:x\n\nData:x\n\nevent:x\n\nid:x\n\n", {});
     check_data("data:a\n\n\n\n\ndata:b\n\n", {"a", "b"});
@@ -120,7 +120,7 @@ TEST_CASE("other characters that look like line ends are data") {
                 "e"});
 }
 
-TEST_CASE("one space behind the colon is taken away, nothing else") {
+TEST_CASE("one space after the colon is taken away, nothing else") {
     check_data("data:\ta\rdata: \ndata:  b\n\n", {"\ta\n\n b"});
     check_data("data:a \n\n", {"a "});
     check_data("data: a: b\n\n", {"a: b"});
@@ -154,7 +154,7 @@ TEST_CASE("bytes beyond ASCII pass as they are") {
     check_data("data:\xFF\xC0\n\n", {"\xFF\xC0"});
 }
 
-TEST_CASE("comments are no data, of any length, and are kept apart") {
+TEST_CASE("comments are not data, of any length, and are kept apart") {
     const std::string length(2000, 'x');
     const std::string stream = "data:1\r:\0\n:\r\ndata:2\n:"s + length +
                                "\rdata:3\n:data:fail\r: " + length + "\ndata:4\n\n";
@@ -345,7 +345,7 @@ std::string message_of(Function&& function) {
     return "nothing was thrown";
 }
 
-TEST_CASE("an answer ends with its Content-Length, and the connection is used again") {
+TEST_CASE("a response ends with its Content-Length, and the connection is used again") {
     scripted_server server({[](support::connection& peer) {
         CHECK(peer.read_through("\r\n\r\n") == "GET /a HTTP/1.1\r\nHost: localhost\r\n\r\n");
         peer.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none");
@@ -366,7 +366,7 @@ TEST_CASE("an answer ends with its Content-Length, and the connection is used ag
     server.finish();
 }
 
-TEST_CASE("an answer without a length ends with the connection") {
+TEST_CASE("a response without a length ends with the connection") {
     scripted_server server({answer({"HTTP/1.1 200 OK\r\n\r\n", "to the ", "end"})});
     CHECK(support::http_get(server.port(), "/").body == "to the end");
     server.finish();
@@ -481,7 +481,7 @@ TEST_CASE("an event client yields events and comments, and then the end") {
     server.finish();
 }
 
-TEST_CASE("an event client refuses what is no event stream, and says what it was") {
+TEST_CASE("an event client refuses what is not an event stream, and says what it was") {
     scripted_server server(
         {answer({"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/event-stream\r\n\r\n"}),
          answer({"HTTP/1.1 200 OK\r\nContent-Type: text/event-streams\r\n\r\n"}),

@@ -69,7 +69,7 @@ TEST_CASE("the empty topic is the root") {
     check_canonical("/", "");
 }
 
-TEST_CASE("a topic may hold any text that is no control character") {
+TEST_CASE("a topic may hold any text that is not a control character") {
     check_canonical("/a b", "/a b");
     check_canonical("/Katzen/M\xC3\xBCsli", "/Katzen/M\xC3\xBCsli");
     check_canonical("/...", "/...");
@@ -263,7 +263,7 @@ std::string random_topic(support::dice& dice) {
     return topic;
 }
 
-/// Whether `published` is `subscribed` with nothing or more segments behind it.
+/// Whether `published` is `subscribed` with nothing or more segments after it.
 bool sees(std::string subscribed, std::string published) {
     return (published + "/").find(subscribed + "/") == 0;
 }

@@ -44,7 +44,7 @@ nginx.on("exit", code => {
     process.exit(code ?? 0);
 });
 const publisher = await connected(port);
-publisher.resume(); // the answers, which only say that it was published
+publisher.resume(); // the responses, which only say that it was published
 
 conduct({
     port,

@@ -562,7 +562,7 @@ async function hubObeysItsFlags(browser) {
     const [allowed, other] = [await emptyOrigin(), await emptyOrigin()];
     const hub = await start(hubProgram, "--port=0", "--prefix", "/live/a b", "--demo",
                             "--allow-origin", allowed.origin);
-    await check("hub: the page follows another prefix and is no foreign origin", async () => {
+    await check("hub: the page follows another prefix and is not a foreign origin", async () => {
         const page = await open(browser, hub.url, desktop);
         await state(page, "open");
         await page.locator("#feed .name", { hasText: "price" }).first().waitFor();

@@ -28,7 +28,7 @@ const { check, expect, equal, within } = new Proxy({}, {
     get: (unused, name) => (...given) => tools[name](...given),
 });
 
-// Asks again and again until the answer is true.
+// Asks again and again until the response is true.
 async function eventually(condition, what) {
     for (const end = Date.now() + patience; Date.now() < end; await pause(30)) {
         const answer = await condition();
@@ -578,7 +578,7 @@ async function testAnswers(browser, played) {
         await page.close();
     });
 
-    // A page that waits for an answer in the middle of its script is as good as stopped.
+    // A page that waits for a response in the middle of its script is as good as stopped.
     const stop = async page => {
         const asked = page.evaluate(() => {
             const request = new XMLHttpRequest();
@@ -620,7 +620,7 @@ async function testAnswers(browser, played) {
 
     await check("script: tabs that ask at once get few answers", () =>
         whileStopped(async (other, goOn) => {
-            const last = Date.now() + 3600e3;   // a later term, which shows in the answer to it
+            const last = Date.now() + 3600e3;   // a later term, which shows in the response to it
             await other.evaluate(term => say({ ask: term }), last);
             await other.until(term => told.at(-1).ask === term, last);
             await goOn();

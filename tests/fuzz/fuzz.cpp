@@ -142,7 +142,7 @@ std::pair<std::string, std::string> read_body(body_decoder decoder, std::string_
     return {body, rest};
 }
 
-/// The answer of a server, as the client reads it: head and body.
+/// The response of a server, as the client reads it: head and body.
 void answer(std::string_view bytes) {
     sse::detail::head_parser delimiter(16 * 1024);
     if (delimiter.feed(bytes) != sse::detail::head_parser::progress::complete) return;
@@ -253,7 +253,7 @@ void events(std::string_view bytes) {
     }
 }
 
-/// What comes of messages: of the two decoders, one is no part of the library.
+/// What comes of messages: of the two decoders, one is not part of the library.
 struct expectation {
     std::vector<support::decoded> events;
     std::string id;

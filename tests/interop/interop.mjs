@@ -365,7 +365,7 @@ async function testParser(label, { EventSourceParserStream }) {
         wire.close();
         await endsWell(tokens);
     });
-    await check(`${label}: a job from its beginning, and behind an id`, async () => {
+    await check(`${label}: a job from its beginning, and after an id`, async () => {
         const job = await start("job", "127.0.0.1:0");
         const started = await fetch(`${job.url}/jobs`, { method: "POST" });
         const path = (await started.text()).trim();
@@ -548,7 +548,7 @@ async function testMcp(label, Client, Transport, logging, beforeOptions) {
             } }), "the result");
         equal(result.content[0].text, "Lift-off after 40", "result");
         equal(progress, Array.from({ length: 40 }, (unused, n) => n + 1), "progress");
-        const later = heads.slice(before); // each behind the body of the one before
+        const later = heads.slice(before); // each after the body of the one before
         expect(later.some(head => /GET \/mcp HTTP/.test(head) && /^last-event-id: \S/im.test(head)),
                `no GET with an id: ${later}`);
         expect(!later.some(head => /POST \/mcp HTTP/.test(head)), `it called again: ${later}`);
@@ -731,7 +731,7 @@ async function testCurl() {
     });
     await check("curl: what the program adds beside the server is in its stream", async () => {
         const embed = await start("embed", "127.0.0.1:0");
-        expect(Number(await curl("-d", "", `${embed.url}/add`)) >= 1000, "the answer");
+        expect(Number(await curl("-d", "", `${embed.url}/add`)) >= 1000, "the response");
         const reader = launch("curl", ["-sSN", `${embed.url}/subscribe/counter`]);
         await reader.lineWith("data: 10");
         await reader.end("SIGTERM");
@@ -893,7 +893,7 @@ async function testClient() {
               "the request");
         server.close();
     });
-    await check("client: what is no event stream is said, with the answer", async () => {
+    await check("client: what is not an event stream is said, with the response", async () => {
         const server = await serve((request, answer) => {
             if (request.url === "/page") answer.writeHead(200, { "Content-Type": "text/html" });
             else answer.writeHead(403);

@@ -259,7 +259,7 @@ struct response {
 };
 
 /// Parses a whole head, up to and including its blank line. As strict as a server has to be, and
-/// so a test of each answer: CR LF everywhere, a status of three digits with the space behind it,
+/// so a test of each response: CR LF everywhere, a status of three digits with the space after it,
 /// no space before a colon, no control characters, no folded lines.
 inline response parse_response_head(std::string_view head) {
     const auto fail = [&](const std::string& why) {
@@ -584,7 +584,7 @@ private:
 #if defined(SSE_ENABLE_TLS)
         if (tls_) {
             received_ += tls_->open(bytes);
-            static_cast<void>(try_send_raw(tls_->take_output())); // such as an answer to new keys
+            static_cast<void>(try_send_raw(tls_->take_output())); // such as a response to new keys
             return;
         }
 #endif
@@ -663,8 +663,8 @@ template <class Attempt>
 
 // ---- event client -------------------------------------------------------------------------------
 
-/// Takes chunks apart, as they come. Strict: throws `bad_response` for what is no chunk as a server
-/// must write it: a size in hexadecimal digits alone, CR LF, the bytes, CR LF.
+/// Takes chunks apart, as they come. Strict: throws `bad_response` for what is not a chunk as a
+/// server must write it: a size in hexadecimal digits alone, CR LF, the bytes, CR LF.
 class chunk_reader {
 public:
     std::string feed(std::string_view bytes) {
@@ -707,7 +707,7 @@ private:
 };
 
 /// Subscribes on construction: when it returns, the head has come and it is 200, text/event-stream.
-/// Any other answer throws `bad_response`; to look at a refusal use http_get().
+/// Any other response throws `bad_response`; to look at a refusal use http_get().
 class event_client {
 public:
     explicit event_client(std::uint16_t port, std::string_view target = "/subscribe",

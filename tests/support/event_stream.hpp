@@ -45,7 +45,7 @@ public:
 
     /// Events dispatched since the last call.
     std::vector<decoded> take_events() { return std::exchange(events_, {}); }
-    /// Comments since the last call, each without its leading colon; a space behind it is kept.
+    /// Comments since the last call, each without its leading colon; a space after it is kept.
     std::vector<std::string> take_comments() { return std::exchange(comments_, {}); }
 
     /// What a client would send as Last-Event-ID. Taken over at each blank line, with data or not.

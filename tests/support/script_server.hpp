@@ -40,7 +40,7 @@ struct scene {
 
 class script_server {
 public:
-    /// Connections that no scene is left for are held, without an answer.
+    /// Connections that no scene is left for are held, without a response.
     explicit script_server(std::vector<scene> scenes, const std::string& host = "127.0.0.1",
                            std::uint16_t port = 0)
         : host_(host), scenes_(std::move(scenes)) {

@@ -533,7 +533,7 @@ private:
                          const event_id& to) {
         if (from.epoch != to.epoch) return fault(name + "crosses epochs");
         if (from.place >= to.place) fault(name + "is empty");
-        advance(from, false); // it may begin behind the client's id, if nothing for it lies between
+        advance(from, false); // it may begin after the client's id, if nothing for it lies between
         const std::uint64_t lost = wanted(to.epoch, from.place, to.place);
         result_.missing[gap.reason] += wanted(to.epoch, excused_through(from), to.place);
         if (gap.missed && *gap.missed != lost)

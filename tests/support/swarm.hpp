@@ -5,7 +5,7 @@
 //   std::thread publisher([&] { ... broadcast({.data = "0"}), "1", "2", ... "1999" ... });
 //   REQUIRE_MESSAGE(swarm.run_until_all_saw(1999), swarm.describe());
 //
-// Events are `data: <number>`, perhaps with a space and more text behind it; other lines are passed
+// Events are `data: <number>`, perhaps with a space and more text after it; other lines are passed
 // over. Linux (epoll). Shares no code with sse.hpp and, since 10,000 full decoders would be slower
 // than the server, none with event_stream.hpp: a client here is a few words of state and no memory.
 #pragma once

@@ -69,7 +69,7 @@ public:
         if (n < static_cast<int>(plain.size())) settle(n);
         return take_output();
     }
-    /// With an answer, or without.
+    /// With a response, or without.
     std::string change_keys(bool both = false) {
         SSL_key_update(ssl_.get(), both ? SSL_KEY_UPDATE_REQUESTED : SSL_KEY_UPDATE_NOT_REQUESTED);
         SSL_do_handshake(ssl_.get());
