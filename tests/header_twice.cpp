@@ -1,4 +1,4 @@
-// header_twice.cpp - a second file for the README's first program: two files with the whole header link.
+// header_twice.cpp - a second file for the first program of the README: whole in both, it links.
 #include "sse.hpp"
 
 asio::awaitable<void> handler_of_another_file(sse::stream& client) {
