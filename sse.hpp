@@ -14817,6 +14817,7 @@ struct listener {
     std::string host;      ///< As the program gave it; empty: it gave none.
     std::string path = {}; ///< Of a unix-domain socket; empty: it is one of TCP.
     bool plain = false;    ///< No TLS is spoken here.
+    bool is_alone = false; ///< No other process is to listen with it.
 #if !defined(_WIN32)
     socket_file file; ///< Goes with it.
 #endif
@@ -14828,6 +14829,9 @@ struct listener {
     void close() noexcept {
 #if !defined(_WIN32)
         file.remove(); // first, so that nobody comes whom the end would reset
+        // A child process that another thread has just started has it too, until its program begins
+        // (FD_CLOEXEC), and would keep the port for a moment. In Linux this ends it for all.
+        if (is_alone) ::shutdown(acceptor.native_handle(), SHUT_RD);
 #endif
         asio::error_code ignored; // it is not used again
         acceptor.close(ignored);
@@ -15154,6 +15158,7 @@ SSE_DECL void listen_on_tcp(listener& to, const std::string& text, asio::io_cont
 #endif
     acceptor.bind(where);
     acceptor.listen(4096); // for a crowd that reconnects; the kernel lowers it to its own limit
+    to.is_alone = true;
 }
 
 #if !defined(_WIN32)
@@ -15474,6 +15479,10 @@ private:
     void close_listeners() noexcept {
         for (const auto& one : listeners_) one->close();
     }
+    void locked_close_listeners() noexcept {
+        const std::lock_guard lock(state); // hand_over() may be under way
+        close_listeners();
+    }
     void take_signals();
     static int hangup() noexcept;
     void accept();
@@ -15786,7 +15795,7 @@ SSE_DECL void lifecycle::stop() noexcept {
     enter(stage::stopping);
     // The workers after the acceptor, so that none gets a connection after its end.
     hub_.workers.front()->post_stop([this] {
-        close_listeners();
+        locked_close_listeners();
         asio::error_code ignored;
         if (signals_) {
             signals_->cancel(ignored);
@@ -15823,7 +15832,7 @@ SSE_DECL bool lifecycle::drain(std::shared_ptr<const farewell> how) {
     drained_by_ = std::chrono::steady_clock::now() + how->window;
     hub_.when_drained = [this] { stop(); };
     hub_.workers.front()->post_drain([this, how = std::move(how)] {
-        close_listeners();
+        locked_close_listeners();
         for (auto& w : hub_.workers) w->send_away(how);
     });
     return true;
@@ -15904,6 +15913,7 @@ SSE_DECL void lifecycle::let_go() noexcept {}
 SSE_DECL std::int64_t lifecycle::hand_over(const std::vector<std::string>& command,
                                            std::chrono::milliseconds patience) {
     std::vector<predecessor::handed> sockets;
+    std::vector<descriptor> held; // stop() may close them meanwhile
     {
         const std::lock_guard lock(state);
         if (!has_started()) {
@@ -15913,7 +15923,12 @@ SSE_DECL std::int64_t lifecycle::hand_over(const std::vector<std::string>& comma
             throw std::system_error(errc::stopped, "sse::server::hand_over");
         }
         for (const auto& one : listeners_) {
-            sockets.push_back({one->acceptor.native_handle(), one->file.is_own(), one->given});
+            held.emplace_back(::fcntl(one->acceptor.native_handle(), F_DUPFD_CLOEXEC, 0));
+            if (!held.back()) {
+                throw std::system_error(last_socket_error(), "sse::server::hand_over");
+            }
+            one->is_alone = false;
+            sockets.push_back({held.back().get(), one->file.is_own(), one->given});
         }
     }
     successor found = start_successor(command, sockets, patience);

@@ -273,6 +273,34 @@ TEST_SUITE("reach") {
         CHECK(http_get(server.port(), "/health").status == 200);
     }
 
+#if defined(__linux__)
+    TEST_CASE(
+        "a port is free as soon as its server has ended, whatever a child process still has") {
+        for (const bool drains : {false, true}) {
+            CAPTURE(drains);
+            sse::server server(with_threads(1));
+            server.start("127.0.0.1:0");
+            const auto address = server.addresses().front();
+            // As one that posix_spawn() starts: it has all that we have until its program begins.
+            const pid_t child = ::fork();
+            REQUIRE(child >= 0);
+            if (child == 0) {
+                for (;;) ::pause();
+            }
+            if (drains) {
+                server.drain({.window = 0ms});
+            } else {
+                server.stop();
+                server.join();
+            }
+            sse::server next(with_threads(1));
+            CHECK_NOTHROW(next.start(address));
+            ::kill(child, SIGKILL);
+            CHECK(::waitpid(child, nullptr, 0) == child);
+        }
+    }
+#endif
+
     TEST_CASE("hosts are checked on loopback addresses alone, unless the program names them") {
         const auto status = [](const sse::server& of, const std::string& host) {
             return http_get(of.port(), "/health", {{"Host", host}}).status;

@@ -38,7 +38,11 @@ namespace support {
 /// A program that lives on with what it has inherited, until this ends.
 class straggler {
 public:
-    straggler() : program_({"/bin/sleep", "86400"}) { program_.close_output(); }
+    /// Returns once the program runs: until then it has also what it is not to inherit.
+    straggler() : program_({"/bin/sh", "-c", "echo runs; exec sleep 86400"}) {
+        program_.read_line();
+        program_.close_output();
+    }
 
 private:
     process program_;
