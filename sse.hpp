@@ -2530,13 +2530,18 @@ struct client_options {
     std::string resume_method = {};
     std::chrono::milliseconds retry{3'000};      ///< Wait before reconnecting; a server may set it.
     std::chrono::milliseconds max_retry{60'000}; ///< Failures in a row double the wait, up to this.
-    double jitter = 0.25; ///< Up to this fraction of the wait is added to it, at random.
+    double jitter = 0.25; ///< Up to this many waits are added to one, at random. From 0 to 10.
     /// Failed connections in a row after which the last error is thrown. 0: it never gives up. A
     /// stream counts as failed too if it ends before its first event, unless it was open for longer
     /// than the wait before it. With the waits above, 5 attempts last 45 s, 10 last 5.5 minutes,
     /// and each further minute takes one more. Jitter adds up to a quarter, and the attempts
     /// themselves take time, up to the timeouts below.
     std::size_t max_attempts = 0;
+    /// Called before each wait for a further attempt, with what next() would throw if there were
+    /// none (asio::error::eof: the server ended the stream in order) and with the time it waits.
+    /// May call close(). What it throws, next() throws, and the client is over. Unset: it tries in
+    /// silence.
+    std::function<void(const std::system_error& why, std::chrono::milliseconds wait)> on_retry = {};
     /// Statuses that count as a failed connection, so that the client survives a deployment or a
     /// full server. Each from 400 to 599. All others, except 200, 204 and redirects, are thrown at
     /// once and end the client; a browser's EventSource ends at these too, as the client does with
@@ -5349,7 +5354,8 @@ inline void check_cors(const cors_options& cors) {
         if (!valid) throw bad_option("cors." + what);
     };
     require(!cors.credentials || !cors.origin.matches_any(),
-            "credentials cannot go to every origin: name the origins that may have them");
+            "credentials cannot go to every origin: name those that may have them in cors.origin, "
+            "as by sse::origins()");
     for (const auto& [list, name] :
          {std::pair(&cors.methods, "methods"), std::pair(&cors.headers, "headers"),
           std::pair(&cors.exposed, "exposed")}) {
@@ -9837,9 +9843,9 @@ private:
 inline path_pattern::path_pattern(std::string text) : text_(std::move(text)) {
     const auto require = [&](bool valid) {
         if (valid) return;
-        throw std::invalid_argument("sse: the pattern of a route must be a path such as /news, "
-                                    "/news/{id} with each name once, or end in /*, not '" +
-                                    text_ + "'");
+        throw std::invalid_argument("sse: '" + text_ +
+                                    "' is not the pattern of a route; write a path such as /news, "
+                                    "/news/{id} with each name once, or /news/*");
     };
     require(text_.starts_with('/'));
     std::vector<std::string_view> names;
@@ -15126,7 +15132,8 @@ SSE_DECL std::uint16_t read_tcp_address(listener& to, const std::string& text) {
     if (!port || to.host.find('/') != to.host.npos) {
         throw std::invalid_argument("sse::server: '" + text +
                                     "' is not an address to listen on; write host:port, such as "
-                                    "127.0.0.1:8080, [::1]:8080 or :8080");
+                                    "127.0.0.1:8080, [::1]:8080 or :8080, with a port up to 65535; "
+                                    "for https set options::tls");
     }
     return *port;
 }
@@ -15664,7 +15671,8 @@ SSE_DECL void lifecycle::start() {
 }
 
 SSE_DECL void lifecycle::check_unused() const {
-    if (has_started()) throw std::logic_error("sse::server::start: a server runs once");
+    if (has_started())
+        throw std::logic_error("sse::server::start: a server runs once; make another");
     if (hub_.stopped) throw std::system_error(errc::stopped, "sse::server::start");
 }
 
@@ -19879,7 +19887,10 @@ private:
     bool may_reconnect() const;
     void prepare_to_resume();
     std::chrono::milliseconds next_pause();
-    [[noreturn]] void fail(std::error_code why, const std::string& detail = {}) const;
+    std::system_error failure(std::error_code why, const std::string& detail) const;
+    [[noreturn]] void fail(std::error_code why, const std::string& detail = {}) const {
+        throw failure(why, detail);
+    }
 
     client_options options_;
 #if defined(SSE_ENABLE_TLS)
@@ -20800,7 +20811,11 @@ SSE_DECL void client_core::finish() {
     if (may && !enough) {
         prepare_to_resume();
         pause_ = next_pause();
-        enter(phase::pausing);
+        if (options_.on_retry) {
+            options_.on_retry(end_ ? failure(end_, detail_) : failure(asio::error::eof, {}),
+                              pause_);
+        }
+        if (!is_over()) enter(phase::pausing);
         return;
     }
     enter(phase::over);
@@ -20840,11 +20855,12 @@ SSE_DECL std::chrono::milliseconds client_core::next_pause() {
     return std::chrono::milliseconds(static_cast<std::int64_t>(std::min(wait, longest)));
 }
 
-SSE_DECL void client_core::fail(std::error_code why, const std::string& detail) const {
+SSE_DECL std::system_error client_core::failure(std::error_code why,
+                                                const std::string& detail) const {
     std::string what = "sse::client: " + target_.url.without_query();
     if (asked_ != target_.url.without_query()) what += ", redirected to " + asked_;
     if (!detail.empty()) what += ": " + detail;
-    throw std::system_error(why, what);
+    return {why, what};
 }
 
 } // namespace detail

@@ -1115,6 +1115,54 @@ TEST_SUITE("client: reconnecting") {
         CHECK(s.data() == "(over)");
     }
 
+    TEST_CASE("on_retry learns why the client connects again, and when") {
+        script_server server({{answer("data: a\n\n")},
+                              {"", then::reset},
+                              {"HTTP/1.1 503 Full\r\nContent-Length: 0\r\n\r\n"},
+                              {answer("data: b\n\n")}});
+        sse::client_options o = quick();
+        o.retry = 3ms;
+        o.max_retry = 3ms;
+        o.jitter = 0;
+        std::vector<std::error_code> codes;
+        std::vector<std::string> texts;
+        o.on_retry = [&](const std::system_error& why, std::chrono::milliseconds wait) {
+            CHECK(wait == 3ms);
+            codes.push_back(why.code());
+            texts.push_back(why.what());
+        };
+        source s(server.url(), o);
+        CHECK(s.data() == "a");
+        CHECK(codes.empty());
+        CHECK(s.data() == "b");
+        REQUIRE(codes.size() == 3);
+        CHECK(codes[0] == asio::error::eof);
+        CHECK(codes[1] == asio::error::connection_reset);
+        CHECK(codes[2] == sse::errc::bad_status);
+        for (const std::string& text : texts) CHECK(text.find(server.url()) != text.npos);
+        CHECK(texts[2].find("503") != texts[2].npos);
+    }
+
+    TEST_CASE("on_retry may close the client, and what it throws is thrown") {
+        sse::client_options o = quick();
+        int calls = 0;
+        sse::client* client = nullptr;
+        o.on_retry = [&](const std::system_error& why, std::chrono::milliseconds) {
+            CHECK(why.code() == asio::error::connection_refused);
+            if (++calls == 3) client->close();
+        };
+        source s(url_of(closed_port()), o);
+        client = &s.client;
+        CHECK(s.data() == "(over)");
+        CHECK(calls == 3);
+        o.on_retry = [](const std::system_error&, std::chrono::milliseconds) {
+            throw std::system_error(sse::errc::stopped);
+        };
+        source t(url_of(closed_port()), o);
+        CHECK(t.error() == sse::errc::stopped);
+        CHECK(t.data() == "(over)");
+    }
+
     TEST_CASE("a stream that is cut before its first event is a failure") {
         for (const auto& cut :
              {scene{answer("")}, scene{answer(": hello\nretry: 20\nid: 1\n\n")},
