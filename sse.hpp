@@ -9860,7 +9860,8 @@ inline path_pattern::path_pattern(std::string text) : text_(std::move(text)) {
                     std::count(names.begin(), names.end(), name) == 0);
             names.push_back(name);
         } else {
-            require(segment.find_first_of("{}*") == segment.npos);
+            // ":id" is how others write "{id}": such a route would match nothing that was meant.
+            require(segment.find_first_of("{}*") == segment.npos && !segment.starts_with(':'));
         }
     }
 }
