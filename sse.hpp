@@ -2757,9 +2757,9 @@ private:
 ///     sse::testing::simulation world;
 ///     world.server().route("GET", "/count", count);
 ///     sse::testing::client ann = world.get("/count");
-///     CHECK(ann.next()->data == "1");
+///     CHECK(ann.next().value().data == "1");
 ///     world.advance(100ms);
-///     CHECK(ann.next()->data == "2");
+///     CHECK(ann.next().value().data == "2");
 ///
 /// The clock stands still except in advance(), run_until() and await(). It drives
 /// stream::sleep_for(), stream::end_after(), access::grant(), heartbeats, every timeout, ages of

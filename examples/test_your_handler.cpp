@@ -56,7 +56,7 @@ TEST_CASE("count sends ten numbers in a second, then says that it is done") {
     sse::testing::simulation world;
     world.server().route("GET", "/count", count);
     auto client = world.get("/count");
-    CHECK(client.next()->data == "1");
+    CHECK(client.next().value().data == "1");
     CHECK(!client.next()); // the next one needs time
     world.advance(1s);
     const auto events = client.events();
@@ -82,14 +82,14 @@ TEST_CASE("what one says all in the room hear, and those who come back") {
             .status();
     };
     CHECK(say("hello") == 202);
-    CHECK(ann.next()->data == "ann: hello");
-    CHECK(bob.next()->data == "ann: hello");
+    CHECK(ann.next().value().data == "ann: hello");
+    CHECK(bob.next().value().data == "ann: hello");
 
     bob.leave();
     CHECK(say("where is bob?") == 202);
     CHECK(chat.visitors == 1);
     bob.reconnect();
-    CHECK(bob.next()->data == "ann: where is bob?");
+    CHECK(bob.next().value().data == "ann: where is bob?");
     CHECK(chat.visitors == 2);
 }
 
@@ -116,6 +116,6 @@ TEST_CASE("a slow visitor loses what the history no longer has, and is told") {
     world.advance(1s);
     CHECK(bob.state() == sse::testing::outcome::closed);
     bob.reconnect();
-    CHECK(bob.next()->type == "gap");
+    CHECK(bob.next().value().type == "gap");
     CHECK(bob.events().back().data == "100");
 }
