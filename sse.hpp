@@ -10206,11 +10206,8 @@ struct hub : site {
     void log(const log_entry& entry) const {
         if (options.hooks.log) options.hooks.log(entry);
     }
-    /// Clients refuse a certificate because of its dates.
-    void log_certificate() const {
-        const std::string why = tls.out_of_date();
-        if (!why.empty()) log({.level = log_level::warning, .what = "certificate", .detail = why});
-    }
+    /// Clients refuse a certificate because of its dates. Any thread; it calls the hook on another.
+    void log_certificate();
     /// A request whose response is decided.
     void log_request(const request& r, int status) const {
         log({.level = log_level::info,
@@ -15538,6 +15535,14 @@ SSE_DECL hub::~hub() {
 }
 
 SSE_DECL void hub::open() { life->open(); }
+
+SSE_DECL void hub::log_certificate() {
+    std::string why = tls.out_of_date();
+    if (why.empty()) return;
+    asio::post(workers.front()->context(), [this, why = std::move(why)] {
+        log({.level = log_level::warning, .what = "certificate", .detail = why});
+    });
+}
 
 SSE_DECL std::optional<std::uint64_t> hub::put(frame_ref& f) noexcept {
     f->set_references(static_cast<std::uint32_t>(workers.size()));

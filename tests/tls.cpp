@@ -514,6 +514,8 @@ TEST_CASE("the log has a warning of a certificate that has expired, or is not va
     REQUIRE(log.comes("certificate"));
     server.reload_tls(tls_of(early));
     server.reload_tls(tls_of(test_server()));
+    server.stop();
+    server.join();
     std::vector<std::string> warnings;
     for (const auto& line : log.taken()) {
         if (line.what != "certificate") continue;
@@ -523,6 +525,32 @@ TEST_CASE("the log has a warning of a certificate that has expired, or is not va
     REQUIRE(warnings.size() == 2);
     CHECK(warnings[0].starts_with("'" + old.certificate + "' has expired"));
     CHECK(warnings[1].starts_with("'" + early.certificate + "' is not valid yet"));
+}
+
+TEST_CASE("the warning of a certificate comes on a thread of the server, which it may ask") {
+    const identity old = test_authority().issue({.begins = -48h, .ends = -24h});
+    const std::thread::id caller = std::this_thread::get_id();
+    std::atomic<int> here{0}, there{0};
+    sse::options o = with_threads(1);
+    o.tls = tls_of(old);
+    sse::server* asked = nullptr;
+    o.hooks.log = [&](const sse::log_entry& e) {
+        if (e.what != "certificate") return;
+        if (std::this_thread::get_id() == caller) {
+            ++here;
+        } else if (asked->endpoint().port() != 0) {
+            ++there;
+        }
+    };
+    sse::server server(o);
+    asked = &server;
+    server.start("127.0.0.1:0");
+    CHECK(eventually([&] { return here + there == 1; }));
+    server.reload_tls();
+    CHECK(eventually([&] { return here + there == 2; }));
+    CHECK(here == 0);
+    server.stop();
+    server.join();
 }
 
 TEST_CASE("certificates change under thousands of streams, and none of them ends") {
