@@ -15972,11 +15972,14 @@ SSE_DECL void lifecycle::take_in(worker& w, arrival one) {
 #if defined(SSE_TESTING)
         if (one.wire) one.wire->close();
 #endif
-        return hub_.log({.level = log_level::warning,
-                         .what = "refused",
-                         .client = one.peer,
-                         .detail = "over a connection limit, and too many others are being "
-                                   "refused for it to get a response"});
+        // Not here: adopt() holds the lock of the state, which the hook may need.
+        return asio::post(w.context(), [this, peer = one.peer] {
+            hub_.log({.level = log_level::warning,
+                      .what = "refused",
+                      .client = peer,
+                      .detail = "over a connection limit, and too many others are being "
+                                "refused for it to get a response"});
+        });
     }
     w.reserve();
     // Not at once: a client could get its response and reconnect before its old connection is

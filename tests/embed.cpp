@@ -876,6 +876,33 @@ TEST_SUITE("adopted connections" * doctest::skip(tls_by_default)) {
         CHECK_THROWS_AS(static_cast<void>(room.port()), std::logic_error);
     }
 
+    TEST_CASE("the log is told on a thread of the server of a socket that there is no room for") {
+        front_door door;
+        sse::options o = with_threads(1);
+        o.limits.connections = 1;
+        const std::thread::id caller = std::this_thread::get_id();
+        std::atomic<int> here{0}, there{0};
+        sse::server* asked = nullptr;
+        o.hooks.log = [&](const sse::log_entry& e) {
+            if (e.what != "refused") return;
+            if (std::this_thread::get_id() == caller) {
+                ++here;
+            } else if (asked->addresses().empty()) { // needs what adopt() holds
+                ++there;
+            }
+        };
+        back_room room(o);
+        asked = &room;
+        std::vector<std::unique_ptr<connection>> peers;
+        while (room.counters().refused == 0 && peers.size() < 300) {
+            peers.push_back(std::make_unique<connection>(door.port()));
+            room.adopt(door.accept(), "GET");
+        }
+        CHECK(room.counters().refused == 1);
+        CHECK(eventually([&] { return here + there == 1; }));
+        CHECK(here == 0);
+    }
+
     TEST_CASE("stop and adopt at once lose no socket") {
         front_door door;
         const std::size_t descriptors = open_descriptors();
