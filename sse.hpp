@@ -983,7 +983,8 @@ private:
 };
 
 /// Whether a client gets a message. Called on a worker thread, possibly several times per message;
-/// must not block. An exception ends the stream.
+/// must not block. It may close streams, but not change what they are subscribed to. An exception
+/// ends the stream.
 using filter_function = std::function<bool(const published&)>;
 
 struct subscribe_options {
@@ -7458,7 +7459,7 @@ private:
     static bool is_held_back(const receiver& r) noexcept {
         return (r.held_ & ~receiver::by_bus) != 0;
     }
-    static bool wants_replayed(const receiver& r, const frame& f);
+    bool wants_replayed(const receiver& r, const frame& f);
     std::uint64_t position_after(const id_book::found& what) const;
     std::uint64_t enter(receiver& r, const std::string& id, const id_book::found& found) const;
     void remove_from(const receiver& r, node& where, std::uint32_t index);
@@ -7469,7 +7470,8 @@ private:
     const batch* run_for(receiver& r, std::size_t& from);
     void extend(run& one, std::size_t size) const;
     bool gather(receiver& r, output what);
-    bool wants(const receiver& r, std::uint64_t sequence, bool& left_out) const;
+    bool wants(const receiver& r, std::uint64_t sequence, bool& left_out);
+    bool passes_filter(const subscription& one, const frame& f);
     static bool concerns(std::string_view topic, bool is_private, const frame& f) noexcept;
     loss missing(const receiver& r) const;
     bool is_gap_due(const receiver& r) const;
@@ -7485,6 +7487,7 @@ private:
     id_book ids_;
     bool is_ready_;                  // clients can be placed
     bool passes_loss_ = false;       // the current pass is a mark alone
+    bool asks_filter_ = false;       // which may close streams
     std::vector<receiver*> waiting_; // until they can be placed
     topic_tree<receiver> topics_;
     topic_tree<receiver> users_;
@@ -7536,6 +7539,7 @@ private:
 
 template <class Take>
 std::size_t feed::pull(Take&& take, std::size_t max_frames, std::size_t max_bytes) {
+    if (asks_filter_) return 0; // what comes in could push out what it is asked about
     std::size_t frames = 0;
     for (std::size_t bytes = 0; frames < max_frames && bytes < max_bytes; ++frames) {
         const auto size = log_.push_from(take, now);
@@ -7993,6 +7997,7 @@ inline feed::output feed::next_output(const receiver& r) const {
 
 inline void feed::flush(receiver& r) {
     if (r.activity_ != activity::pending) return; // it continued before this turn, or will
+    if (asks_filter_) return r.yield();           // of another, whose write is being put together
     if (is_behind(r)) return wait_for_turn(r);
     flush_now(r);
 }
@@ -8248,7 +8253,7 @@ inline void feed::meet_loss(receiver& r, std::uint64_t place) {
     r.next_ = place + 1;
 }
 
-inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_out) const {
+inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_out) {
     const frame& f = log_[sequence];
     if (f.ephemeral() && r.cold_ && sequence < r.cold_->live_from) return false;
     if (f.type() == frame::kind::stream) {
@@ -8264,13 +8269,23 @@ inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_ou
         if (!concerns(one.where->path, one.where->is_private, f)) return;
         if (one.lag == lag_policy::conflate && log_.superseded(sequence)) {
             left_out = true;
-        } else if (!one.filter || (*one.filter)(published(f))) {
+        } else if (passes_filter(one, f)) {
             wanted = true;
             known = known || sequence < one.had;
         }
     });
     left_out = left_out && !wanted;
     return wanted && !known;
+}
+
+inline bool feed::passes_filter(const subscription& one, const frame& f) {
+    if (!one.filter) return true;
+    struct guard { // also if it throws
+        explicit guard(bool& b) : asks(b) { asks = true; }
+        ~guard() { asks = false; }
+        bool& asks;
+    } const until_it_returns(asks_filter_);
+    return (*one.filter)(published(f));
 }
 
 inline bool feed::concerns(std::string_view topic, bool is_private, const frame& f) noexcept {
@@ -8689,7 +8704,7 @@ inline bool feed::wants_replayed(const receiver& r, const frame& f) {
         const bool waits = std::any_of(starts.begin(), starts.end(),
                                        [&](const auto& each) { return each.where == one.where; });
         wanted = wanted || (waits && concerns(one.where->path, one.where->is_private, f) &&
-                            (!one.filter || (*one.filter)(published(f))));
+                            passes_filter(one, f));
     });
     return wanted;
 }

@@ -814,6 +814,29 @@ TEST_CASE("a filter that throws ends its own stream only") {
     CHECK(other.got() == "2");
 }
 
+TEST_CASE("a filter that ends streams takes nothing from its own, nor puts theirs into it") {
+    one_feed f({.history = 4});
+    listener other(f), c(f);
+    other.subscribe("/b");
+    f.say_times(4, "/a");
+    f.run();
+    const auto end_both = [&](const published& p) {
+        if (p.data() == "3") {
+            f.say_times(6, "/a"); // with these in the log, what it gets would be too old
+            f.drain();
+            f->finish(other, make_raw_frame("data: bye\n\n"));
+            f->finish(c, make_raw_frame("data: bye\n\n"));
+        }
+        return true;
+    };
+    c.subscribe("/a", start::oldest(), {.filter = end_both});
+    f.run();
+    CHECK(other.got() == "bye");
+    CHECK(other.is_finished);
+    CHECK(c.got() == "1 2 3 4 bye");
+    CHECK(c.is_finished);
+}
+
 // ---- for one user, for one stream ---------------------------------------------------------------
 
 TEST_CASE("a message for a user reaches that user's streams only") {
