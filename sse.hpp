@@ -7742,7 +7742,12 @@ inline void feed::deliver(receiver& r) {
         if (ready_count_ == ready_.size()) deliver_block();
         return;
     }
-    deliver_block(); // nothing else may happen while clients are collected, not recorded
+    // Nothing else may happen while clients are collected, not recorded. One that ends there may
+    // set off something for this one, or its end: the pass comes to it again.
+    if (ready_count_ > 0) {
+        --shares_.back().next;
+        return deliver_block();
+    }
     if (alone) return deliver_alone(r);
     const asio::const_buffer whole = asio::buffer(block_bytes_);
 #if defined(SSE_ENABLE_ZLIB)

@@ -286,6 +286,7 @@ public:
     std::size_t room = unlimited;
     bool broken = false;
     bool no_memory = false;            ///< To wait with, once.
+    bool ends_waiting = false;         ///< The same, and its connection ends.
     std::function<void()> on_end = {}; ///< What the program does then.
     bool mends = false;
     std::vector<sse::gap> to_mend = {};
@@ -354,6 +355,7 @@ private:
         return taken - 1;
     }
     void await_writable() override {
+        if (ends_waiting) return end(end_reason::failed);
         if (std::exchange(no_memory, false)) throw std::bad_alloc();
         awaits = true;
     }
@@ -1902,6 +1904,31 @@ TEST_CASE("what the end of a client sets off for others of its pass comes once, 
             if (got == "1 2 gone") ++before;
         }
         CHECK(before == 4);
+    }
+}
+
+TEST_CASE("the end of a client that cannot wait meets the next of its pass between two frames") {
+    for (const bool destroys : {false, true}) {
+        CAPTURE(destroys);
+        one_feed f;
+        listener ends(f);
+        auto next = std::make_unique<listener>(f);
+        next->add_framing();
+        ends.subscribe("/a");
+        next->subscribe("/a");
+        f.run();
+        ends.room = 0;
+        ends.ends_waiting = true;
+        ends.on_end = [&] {
+            if (destroys) return next.reset();
+            next->room = 5;
+            next->send("gone");
+            next->room = unlimited;
+        };
+        f.say("/a");
+        f.run();
+        CHECK(ends.ended == end_reason::failed);
+        if (next) CHECK(next->got() == "gone 1");
     }
 }
 
