@@ -15697,8 +15697,9 @@ SSE_DECL void lifecycle::start() {
 }
 
 SSE_DECL void lifecycle::check_unused() const {
-    if (has_started())
+    if (has_started()) {
         throw std::logic_error("sse::server::start: a server runs once; make another");
+    }
     if (hub_.stopped) throw std::system_error(errc::stopped, "sse::server::start");
 }
 
