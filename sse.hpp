@@ -7513,6 +7513,7 @@ private:
     bool joins_ = false;                       // whether it was used since give_back_memory()
     std::array<receiver*, max_at_once> ready_; // for the block; empty while anything else happens
     std::size_t ready_count_ = 0;
+    std::size_t late_count_ = 0; // of these wait next; null: it has left
 #if defined(SSE_ENABLE_ZLIB)
     std::vector<std::unique_ptr<gzip_group>> groups_;
     std::string_view block_topic_;  // of the block; see all_topics
@@ -7823,14 +7824,16 @@ inline void feed::deliver_block() {
     if (count == 0) return;
     std::array<std::size_t, max_at_once> taken;
     settings_.write_block({ready_.data(), count}, block_bytes_, {taken.data(), count});
-    std::size_t late = 0;
+    late_count_ = 0;
     for (std::size_t i = 0; i < count; ++i) {
         receiver& r = *ready_[i];
         if (commit(r, block_, 0, taken[i])) continue;
         r.become_busy(fanned_); // from here on flush() continues from the log
-        ready_[late++] = &r;
+        ready_[late_count_++] = &r;
     }
-    while (late > 0) ready_[--late]->await_writable(); // may end it: all are recorded by now
+    while (late_count_ > 0) { // may end it, and that others: all are recorded by now
+        if (receiver* const r = ready_[--late_count_]) r->await_writable();
+    }
 }
 
 /// For a client that has several topics or a filter, began within the pass or gets a message alone.
@@ -8826,6 +8829,9 @@ void feed::take_out([[maybe_unused]] const receiver& r, node* where, std::size_t
 
 /// The client is gone.
 inline void feed::remove(receiver& r) {
+    for (std::size_t i = 0; i < late_count_; ++i) {
+        if (ready_[i] == &r) ready_[i] = nullptr;
+    }
     if (r.activity_ == activity::queued) { // its own frames continue without the log
         leave_queue(r);
         r.yield();

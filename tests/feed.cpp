@@ -1932,6 +1932,22 @@ TEST_CASE("the end of a client that cannot wait meets the next of its pass betwe
     }
 }
 
+TEST_CASE("the end of a client that cannot wait may end another that is to wait next") {
+    one_feed f;
+    auto next = std::make_unique<listener>(f);
+    listener ends(f);
+    next->subscribe("/a");
+    ends.subscribe("/a");
+    f.run();
+    next->room = ends.room = 0;
+    ends.ends_waiting = true;
+    ends.on_end = [&] { next.reset(); };
+    f.say("/a");
+    f.run();
+    CHECK(ends.ended == end_reason::failed);
+    CHECK_FALSE(next);
+}
+
 /// Clients that come back a hundred messages behind, beside one that has all.
 class crowd {
 public:
