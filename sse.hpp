@@ -2540,8 +2540,8 @@ struct client_options {
     std::size_t max_attempts = 0;
     /// Called before each wait for a further attempt, with what next() would throw if there were
     /// none (asio::error::eof: the server ended the stream in order) and with the time it waits.
-    /// May call close(). What it throws, next() throws, and the client is over. Unset: it tries in
-    /// silence.
+    /// On the client's executor; must not block; may call close(). What it throws, next() throws,
+    /// and the client is over. Unset: it tries in silence.
     std::function<void(const std::system_error& why, std::chrono::milliseconds wait)> on_retry = {};
     /// Statuses that count as a failed connection, so that the client survives a deployment or a
     /// full server. Each from 400 to 599. All others, except 200, 204 and redirects, are thrown at
