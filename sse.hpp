@@ -2897,6 +2897,18 @@ inline void fetch_to_write(const void*) noexcept {}
 inline void pause() noexcept {}
 #endif
 
+/// Sets a flag for as long as it lives, also if what runs meanwhile throws.
+class flag_while {
+public:
+    explicit flag_while(bool& flag) noexcept : flag_(flag) { flag_ = true; }
+    ~flag_while() { flag_ = false; }
+    flag_while(const flag_while&) = delete;
+    flag_while& operator=(const flag_while&) = delete;
+
+private:
+    bool& flag_;
+};
+
 #if defined(SSE_ENABLE_IO_URING)
 
 /// Sends the same bytes to many sockets in one system call, which saves a trip into the kernel and
@@ -8288,11 +8300,7 @@ inline bool feed::wants(const receiver& r, std::uint64_t sequence, bool& left_ou
 
 inline bool feed::passes_filter(const subscription& one, const frame& f) {
     if (!one.filter) return true;
-    struct guard { // also if it throws
-        explicit guard(bool& b) : asks(b) { asks = true; }
-        ~guard() { asks = false; }
-        bool& asks;
-    } const until_it_returns(asks_filter_);
+    const flag_while asking(asks_filter_);
     return (*one.filter)(published(f));
 }
 
@@ -12727,13 +12735,8 @@ SSE_DECL void worker::set_alarm() {
 
 /// Resumes those whose time has come, in slices.
 SSE_DECL void worker::resume_sleepers() {
-    struct guard { // what resumes may throw, out of memory
-        explicit guard(bool& b) : resuming(b) { resuming = true; }
-        ~guard() { resuming = false; }
-        bool& resuming;
-    };
     {
-        const guard until_all_have_run(resuming_sleepers_);
+        const flag_while resuming(resuming_sleepers_); // what resumes may throw, out of memory
         for (std::size_t n = 0; n < slice_writes && !rested_.is_alone(); ++n) {
             auto& one = static_cast<sleeping&>(static_cast<deadline_wheel::entry&>(*rested_.after));
             one.of.take(one).release()->complete();
@@ -14982,10 +14985,9 @@ SSE_DECL bool is_stale(const std::string& path, const unix_address& at) {
     struct stat found {};
     if (::lstat(path.c_str(), &found) != 0) return false; // gone meanwhile
     if (!S_ISSOCK(found.st_mode)) {
-        throw std::system_error(
-            std::make_error_code(std::errc::file_exists),
-            "there is a file that is not a socket, which is left as it is; move "
-            "it away, or choose another path");
+        throw std::system_error(std::make_error_code(std::errc::file_exists),
+                                "there is a file that is not a socket, which is left as it is; "
+                                "move it away, or choose another path");
     }
     asio::error_code failed;
     const descriptor probe = open_unix_socket(SOCK_STREAM, failed);
