@@ -5,7 +5,7 @@
 set -euo pipefail
 command -v curl >/dev/null || { echo "no curl"; exit 77; }
 here=$(cd "$(dirname "$0")" && pwd)
-folder=$(mktemp -d "${TMPDIR:-/tmp}/sse-metrics-XXXXXX")
+folder=$(mktemp -d)
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null; wait; rm -rf "$folder"' EXIT
 cd "$folder"
