@@ -1067,7 +1067,7 @@ TEST_SUITE("client: redirects") {
 }
 
 TEST_SUITE("client: reconnecting") {
-    TEST_CASE("it comes back after the last event, by the server's time, and goes on") {
+    TEST_CASE("it reconnects after the last event, when the server asked for it, and continues") {
         script_server server({{answer("retry: 2\nid: 1\ndata: a\n\nid: 2\n\nid: 3\ndata: cut\n")},
                               {answer("data: b\n\n"), then::reset},
                               {answer("id\ndata: c\n\n", is_chunked)},

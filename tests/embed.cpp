@@ -876,7 +876,7 @@ TEST_SUITE("adopted connections" * doctest::skip(tls_by_default)) {
         CHECK_THROWS_AS(static_cast<void>(room.port()), std::logic_error);
     }
 
-    TEST_CASE("the log is told on a thread of the server of a socket that there is no room for") {
+    TEST_CASE("a socket that there is no room for is logged on a thread of the server") {
         front_door door;
         sse::options o = with_threads(1);
         o.limits.connections = 1;

@@ -254,8 +254,7 @@ TEST_SUITE("finite streams") {
         CHECK(peer.read_to_end().empty());
     }
 
-    TEST_CASE(
-        "after begin there is no plain response and no header, and after a response no stream") {
+    TEST_CASE("begin rules out a plain response and headers, and a response rules out a stream") {
         error_log errors;
         sse::options o = with_threads(1);
         errors.attach(o);
@@ -475,7 +474,7 @@ TEST_SUITE("finite streams") {
         CHECK(held.front().find("thread pool") != std::string::npos);
     }
 
-    TEST_CASE("resume_or goes on after the client's id, else as it says") {
+    TEST_CASE("resume_or continues after the client's id, or starts as it says without one") {
         routes_server server(
             {{"GET", "/live", [](sse::stream& client) -> handler_result {
                   client.subscribe("/news", {.from = sse::start::resume_or(sse::start::last(2))});
@@ -1448,7 +1447,8 @@ TEST_SUITE("bodies") {
         CHECK(peer.read_to_end().empty()); // whether the body comes cannot be known
     }
 
-    TEST_CASE("a stream responds to a body that was read in pieces, and the connection goes on") {
+    TEST_CASE(
+        "a stream may follow a body that was read in pieces, and the connection is used again") {
         routes_server server({{"POST", "/echo", [](sse::stream& client) -> handler_result {
                                    std::string all;
                                    for (;;) {

@@ -110,7 +110,7 @@ TEST_SUITE("viewers") {
         CHECK(all_of(too_late) == "0,log;2,done;");
     }
 
-    TEST_CASE("the connection of a viewer goes on after the end of a job") {
+    TEST_CASE("a viewer's connection serves the next request after the end of a job") {
         jobs_server s;
         sse::job job = s.jobs.start("a");
         job.finish({.data = "all"});

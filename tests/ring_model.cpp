@@ -304,7 +304,7 @@ public:
         finishing_ = true;
     }
 
-    /// After a failed try: that another thread goes on now is not a preemption.
+    /// After a failed try: to continue with another thread is then not a preemption.
     void yield() { yielding_ = true; }
 
     /// Between two calls the results of past operations no longer matter, only what `state` tells

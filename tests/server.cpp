@@ -723,7 +723,7 @@ TEST_SUITE("publishing") {
               "data: 1\n\ndata: 2\n\ndata: 4\n\ndata: end\n\n");
     }
 
-    TEST_CASE("a client that comes back with any id that is taken goes on after it") {
+    TEST_CASE("a client that reconnects with any accepted id continues after it") {
         running_server server;
         dice dice(20251128);
         const std::string letters = "ab -%\"\\\xc2\x85\xe2\x82\xac\xf0\x9f\x98\x80\x01\x7f";
